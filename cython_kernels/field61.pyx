@@ -1,0 +1,778 @@
+"""Arithmetic modulo the Mersenne prime 2**61 - 1.
+
+An element is one ``uint64`` in ``[0, p)``. Every function expects canonical
+inputs unless it says otherwise and leaves canonical outputs. Shapes are checked
+here, because a mismatch would overrun memory; value ranges are the caller's
+business. All loops run without the GIL.
+
+The loops are C, compiled once per instruction set and chosen when the module is
+imported, so that one wheel serves old and new processors.
+"""
+
+import numpy as np
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+cdef extern from *:
+    """
+    #include <math.h>
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <string.h>
+
+    #ifndef __SIZEOF_INT128__
+    #error "the field kernels need a compiler with 128-bit integers (GCC or Clang)"
+    #endif
+
+    typedef unsigned __int128 u128;
+    typedef __int128 i128;
+    #define ALWAYS static inline __attribute__((always_inline))
+    #define P61 ((((uint64_t)1) << 61) - 1)
+
+    /* One source, several instruction sets: `name_body` is always inlined, so each
+       wrapper recompiles it for its own target. Chosen by hand and not with
+       target_clones, which needs ifunc (absent from musl and macOS) and would not
+       let the tests reach the slower paths. */
+    #if defined(__x86_64__) && defined(__GNUC__)
+    #define HAVE_TARGETS 1
+    #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi,bmi2")))
+    #define TARGET_1 __attribute__((target("avx2,fma,bmi,bmi2")))
+    #else
+    #define HAVE_TARGETS 0
+    #define TARGET_2
+    #define TARGET_1
+    #endif
+
+    static int cpu_level = 0;
+
+    static int best_level(void) {
+    #if HAVE_TARGETS
+        __builtin_cpu_init();
+        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+              && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
+            return 0;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
+            && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+            return 2;
+        return 1;
+    #else
+        return 0;
+    #endif
+    }
+
+    #define DISPATCH(name, PARAMS, ARGS)                                         \\
+        TARGET_2 static int64_t name##_2 PARAMS { return name##_body ARGS; }     \\
+        TARGET_1 static int64_t name##_1 PARAMS { return name##_body ARGS; }     \\
+        static int64_t name##_0 PARAMS { return name##_body ARGS; }              \\
+        static int64_t name PARAMS {                                             \\
+            if (cpu_level == 2) return name##_2 ARGS;                            \\
+            if (cpu_level == 1) return name##_1 ARGS;                            \\
+            return name##_0 ARGS;                                                \\
+        }
+
+    /* ---- scalars ---------------------------------------------------------- */
+
+    /* [0, 2p) -> [0, p) */
+    ALWAYS uint64_t once(uint64_t x) { return x >= P61 ? x - P61 : x; }
+
+    /* any uint64 -> [0, p) */
+    ALWAYS uint64_t fold64(uint64_t x) { return once((x & P61) + (x >> 61)); }
+
+    /* any u128 -> [0, p): 128 bits are three digits of base 2^61 */
+    ALWAYS uint64_t fold128(u128 x) {
+        uint64_t s = ((uint64_t)x & P61) + ((uint64_t)(x >> 61) & P61) + (uint64_t)(x >> 122);
+        return fold64(s);
+    }
+
+    /* |x| <= 2^125 -> [0, p) */
+    ALWAYS uint64_t fold_signed(i128 x) {
+        return fold128((u128)(x + (i128)((u128)P61 << 65)));
+    }
+
+    /* x < 2^122 */
+    ALWAYS uint64_t fold_product(u128 x) {
+        return once(((uint64_t)x & P61) + (uint64_t)(x >> 61));
+    }
+
+    ALWAYS uint64_t mul1(uint64_t a, uint64_t b) { return fold_product((u128)a * b); }
+    ALWAYS uint64_t sub1(uint64_t a, uint64_t b) {
+        uint64_t d = a - b;
+        return d + (P61 & (uint64_t)((int64_t)d >> 63));
+    }
+    ALWAYS uint64_t neg1(uint64_t a) { return once(P61 - a); }
+
+    /* Halving is a rotation of the 61 bits, doubling the rotation back. */
+    ALWAYS uint64_t half1(uint64_t a) { return (a >> 1) | ((a & 1) << 60); }
+    ALWAYS uint64_t twice1(uint64_t a) { return ((a << 1) & P61) | (a >> 60); }
+
+    /* any int64 -> [0, p) */
+    ALWAYS uint64_t from_signed(int64_t v) {
+        uint64_t m = fold64(v < 0 ? (uint64_t)0 - (uint64_t)v : (uint64_t)v);
+        return v < 0 ? neg1(m) : m;
+    }
+
+    /* ---- elementwise ------------------------------------------------------ */
+
+    ALWAYS int64_t c_reduce_random_body(uint64_t *a, int64_t n) {
+        uint64_t rejected = 0;
+        for (int64_t i = 0; i < n; i++) {
+            a[i] &= P61;
+            rejected += a[i] == P61;
+        }
+        return (int64_t)rejected;
+    }
+    DISPATCH(c_reduce_random, (uint64_t *a, int64_t n), (a, n))
+
+    static int64_t c_replace_rejected(uint64_t *a, int64_t n, const uint64_t *spare, int64_t m) {
+        int64_t used = 0;
+        for (int64_t i = 0; i < n; i++) {
+            if (a[i] != P61) continue;
+            uint64_t v = P61;
+            while (v == P61) {
+                if (used == m) return -1;
+                v = spare[used++] & P61;
+            }
+            a[i] = v;
+        }
+        return used;
+    }
+
+    ALWAYS int64_t c_is_canonical_body(const uint64_t *a, int64_t n) {
+        uint64_t bad = 0;
+        for (int64_t i = 0; i < n; i++) bad |= (uint64_t)(a[i] >= P61);
+        return bad == 0;
+    }
+    DISPATCH(c_is_canonical, (const uint64_t *a, int64_t n), (a, n))
+
+    #define BINARY(name, EXPR)                                                              \\
+        ALWAYS int64_t name##_body(const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n) { \\
+            for (int64_t i = 0; i < n; i++) { uint64_t x = a[i], y = b[i]; out[i] = EXPR; } \\
+            return 0;                                                                       \\
+        }                                                                                   \\
+        DISPATCH(name, (const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n), (a, b, out, n))
+
+    BINARY(c_add, once(x + y))
+    BINARY(c_sub, sub1(x, y))
+    BINARY(c_mul, mul1(x, y))
+    /* f(3) = r + (r - x)/2 and f(3) = r + 2 (r - x) */
+    BINARY(c_share_upper, once(x + half1(sub1(x, y))))
+    BINARY(c_share_third, once(x + twice1(sub1(x, y))))
+
+    ALWAYS int64_t c_neg_body(const uint64_t *a, uint64_t *out, int64_t n) {
+        for (int64_t i = 0; i < n; i++) out[i] = neg1(a[i]);
+        return 0;
+    }
+    DISPATCH(c_neg, (const uint64_t *a, uint64_t *out, int64_t n), (a, out, n))
+
+    ALWAYS int64_t c_scale_body(const uint64_t *a, uint64_t c, uint64_t *out, int64_t n) {
+        for (int64_t i = 0; i < n; i++) out[i] = mul1(a[i], c);
+        return 0;
+    }
+    DISPATCH(c_scale, (const uint64_t *a, uint64_t c, uint64_t *out, int64_t n), (a, c, out, n))
+
+    ALWAYS int64_t c_axpby_body(uint64_t alpha, const uint64_t *a, uint64_t beta,
+                                const uint64_t *b, uint64_t *out, int64_t n) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = fold128((u128)alpha * a[i] + (u128)beta * b[i]);
+        return 0;
+    }
+    DISPATCH(c_axpby, (uint64_t alpha, const uint64_t *a, uint64_t beta,
+                       const uint64_t *b, uint64_t *out, int64_t n), (alpha, a, beta, b, out, n))
+
+    /* ---- reals and integers ----------------------------------------------- */
+
+    static int64_t c_encode(const double *x, double scale, double bound, uint64_t *out, int64_t n) {
+        /* the largest double below 2^60, so that the sign survives decoding */
+        const double limit = 1152921504606846848.0;
+        if (!(bound <= limit)) bound = limit;
+        for (int64_t i = 0; i < n; i++) {
+            double v = rint(x[i] * scale);
+            if (!(fabs(v) <= bound)) return i;      /* also catches NaN and infinities */
+            int64_t k = (int64_t)v;
+            out[i] = (uint64_t)k + (P61 & (uint64_t)(k >> 63));
+        }
+        return -1;
+    }
+
+    static void c_decode(const uint64_t *a, double scale, double *out, int64_t n) {
+        for (int64_t i = 0; i < n; i++) {
+            int64_t v = (int64_t)a[i] - (a[i] > (P61 >> 1) ? (int64_t)P61 : 0);
+            out[i] = (double)v / scale;
+        }
+    }
+
+    static void c_encode_int(const int64_t *x, uint64_t *out, int64_t n) {
+        for (int64_t i = 0; i < n; i++) out[i] = from_signed(x[i]);
+    }
+
+    /* ---- sums of products -------------------------------------------------- */
+
+    /* 32 products of canonical elements stay below 2^127 */
+    #define LAZY 32
+
+    ALWAYS uint64_t dot(const uint64_t *a, const uint64_t *b, int64_t k) {
+        u128 s = 0;
+        int64_t t = 0;
+        for (; t + LAZY <= k; t += LAZY) {
+            for (int u = 0; u < LAZY; u++) s += (u128)a[t + u] * b[t + u];
+            s = (s & P61) + (s >> 61);
+        }
+        for (; t < k; t++) s += (u128)a[t] * b[t];
+        return fold128(s);
+    }
+
+    ALWAYS int64_t c_dot_rows_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                                   int64_t n, int64_t k) {
+        for (int64_t i = 0; i < n; i++) out[i] = dot(a + i * k, b + i * k, k);
+        return 0;
+    }
+    DISPATCH(c_dot_rows, (const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n, int64_t k),
+             (a, b, out, n, k))
+
+    ALWAYS int64_t c_matmul_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                                 int64_t n, int64_t k, int64_t m) {
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < m; j++) {
+                u128 s = 0;
+                for (int64_t t0 = 0; t0 < k; t0 += LAZY) {
+                    int64_t t1 = t0 + LAZY < k ? t0 + LAZY : k;
+                    for (int64_t t = t0; t < t1; t++) s += (u128)a[i * k + t] * b[t * m + j];
+                    s = (s & P61) + (s >> 61);
+                }
+                out[i * m + j] = fold128(s);
+            }
+        return 0;
+    }
+    DISPATCH(c_matmul, (const uint64_t *a, const uint64_t *b, uint64_t *out,
+                        int64_t n, int64_t k, int64_t m), (a, b, out, n, k, m))
+
+    /* acc (p, q) += a^T b, the slow twin of c_gram */
+    static void c_gram_portable(const uint64_t *a, const uint64_t *b, uint64_t *acc,
+                                int64_t n, int64_t p, int64_t q) {
+        for (int64_t i0 = 0; i0 < n; i0 += LAZY) {
+            int64_t i1 = i0 + LAZY < n ? i0 + LAZY : n;
+            for (int64_t j = 0; j < p; j++)
+                for (int64_t k = 0; k < q; k++) {
+                    u128 s = acc[j * q + k];
+                    for (int64_t i = i0; i < i1; i++) s += (u128)a[i * p + j] * b[i * q + k];
+                    acc[j * q + k] = fold128(s);
+                }
+        }
+    }
+
+    static int64_t c_check_band(const int64_t *start, int64_t n, int64_t width, int64_t ncols) {
+        int64_t bad = 0;
+        for (int64_t i = 0; i < n; i++) bad |= (start[i] < 0) | (start[i] > ncols - width);
+        return !bad;
+    }
+
+    /* |values| < 2^48, elements < 2^61: 2^16 terms stay below 2^125 */
+    #define BAND_LAZY 65536
+
+    static void c_gram_banded_portable(const int64_t *values, const int64_t *start, const uint64_t *b,
+                                       uint64_t *acc, i128 *work, int64_t n, int64_t w,
+                                       int64_t ncols, int64_t q) {
+        for (int64_t i0 = 0; i0 < n; i0 += BAND_LAZY) {
+            int64_t i1 = i0 + BAND_LAZY < n ? i0 + BAND_LAZY : n;
+            memset(work, 0, (size_t)(ncols * q) * sizeof(i128));
+            for (int64_t i = i0; i < i1; i++)
+                for (int64_t j = 0; j < w; j++) {
+                    i128 *row = work + (start[i] + j) * q;
+                    int64_t v = values[i * w + j];
+                    for (int64_t k = 0; k < q; k++) row[k] += (i128)v * (int64_t)b[i * q + k];
+                }
+            for (int64_t k = 0; k < ncols * q; k++) acc[k] = once(acc[k] + fold_signed(work[k]));
+        }
+    }
+
+    ALWAYS int64_t c_share_upper_banded_body(const uint64_t *r, const int64_t *values,
+                                             const int64_t *start, uint64_t *out,
+                                             int64_t n, int64_t w, int64_t ncols) {
+        for (int64_t i = 0; i < n; i++) {
+            const uint64_t *ri = r + i * ncols;
+            const int64_t *vi = values + i * w;
+            uint64_t *oi = out + i * ncols;
+            int64_t s = start[i];
+            for (int64_t c = 0; c < s; c++) oi[c] = once(ri[c] + half1(ri[c]));
+            for (int64_t j = 0; j < w; j++) {
+                uint64_t x = (uint64_t)vi[j] + (P61 & (uint64_t)(vi[j] >> 63));
+                oi[s + j] = once(ri[s + j] + half1(sub1(ri[s + j], x)));
+            }
+            for (int64_t c = s + w; c < ncols; c++) oi[c] = once(ri[c] + half1(ri[c]));
+        }
+        return 0;
+    }
+    DISPATCH(c_share_upper_banded, (const uint64_t *r, const int64_t *values, const int64_t *start,
+                                    uint64_t *out, int64_t n, int64_t w, int64_t ncols),
+             (r, values, start, out, n, w, ncols))
+
+    ALWAYS int64_t c_weighted_sums_body(const uint64_t *z, const uint64_t *g, uint64_t *acc,
+                                        u128 *work, int64_t n, int64_t d) {
+        for (int64_t j = 0; j < d; j++) work[j] = acc[j];
+        for (int64_t i0 = 0; i0 < n; i0 += LAZY) {
+            int64_t i1 = i0 + LAZY < n ? i0 + LAZY : n;
+            for (int64_t i = i0; i < i1; i++)
+                for (int64_t j = 0; j < d; j++) work[j] += (u128)z[i] * g[i * d + j];
+            for (int64_t j = 0; j < d; j++) work[j] = (work[j] & P61) + (work[j] >> 61);
+        }
+        for (int64_t j = 0; j < d; j++) acc[j] = fold128(work[j]);
+        return 0;
+    }
+    DISPATCH(c_weighted_sums, (const uint64_t *z, const uint64_t *g, uint64_t *acc,
+                               u128 *work, int64_t n, int64_t d), (z, g, acc, work, n, d))
+
+    /* products below 2^85: 2^40 of them fit */
+    ALWAYS int64_t c_weighted_moments_body(const uint64_t *z, const uint64_t *g, const int32_t *w,
+                                           uint64_t *acc, i128 *work, int64_t n, int64_t d, int64_t e) {
+        for (int64_t j = 0; j < d * e; j++) work[j] = acc[j];
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < d; j++) {
+                int64_t t = (int64_t)mul1(z[i], g[i * d + j]);
+                for (int64_t k = 0; k < e; k++) work[j * e + k] += (i128)t * w[i * e + k];
+            }
+        for (int64_t j = 0; j < d * e; j++) acc[j] = fold_signed(work[j]);
+        return 0;
+    }
+    DISPATCH(c_weighted_moments, (const uint64_t *z, const uint64_t *g, const int32_t *w,
+                                  uint64_t *acc, i128 *work, int64_t n, int64_t d, int64_t e),
+             (z, g, w, acc, work, n, d, e))
+    """
+    ctypedef long long i128 "i128"
+    ctypedef unsigned long long u128 "u128"
+    int cpu_level
+    int best_level() noexcept nogil
+    int64_t c_reduce_random(uint64_t *, int64_t) noexcept nogil
+    int64_t c_replace_rejected(uint64_t *, int64_t, const uint64_t *, int64_t) noexcept nogil
+    int64_t c_is_canonical(const uint64_t *, int64_t) noexcept nogil
+    int64_t c_add(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_sub(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_mul(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_share_upper(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_share_third(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_neg(const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_scale(const uint64_t *, uint64_t, uint64_t *, int64_t) noexcept nogil
+    int64_t c_axpby(uint64_t, const uint64_t *, uint64_t, const uint64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_encode(const double *, double, double, uint64_t *, int64_t) noexcept nogil
+    void c_decode(const uint64_t *, double, double *, int64_t) noexcept nogil
+    void c_encode_int(const int64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t) noexcept nogil
+    int64_t c_matmul(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
+    void c_gram_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
+    int64_t c_check_band(const int64_t *, int64_t, int64_t, int64_t) noexcept nogil
+    void c_gram_banded_portable(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, i128 *,
+                                int64_t, int64_t, int64_t, int64_t) noexcept nogil
+    int64_t c_share_upper_banded(const uint64_t *, const int64_t *, const int64_t *, uint64_t *,
+                                 int64_t, int64_t, int64_t) noexcept nogil
+    int64_t c_weighted_sums(const uint64_t *, const uint64_t *, uint64_t *, u128 *, int64_t, int64_t) noexcept nogil
+    int64_t c_weighted_moments(const uint64_t *, const uint64_t *, const int32_t *, uint64_t *, i128 *,
+                               int64_t, int64_t, int64_t) noexcept nogil
+
+
+BITS = 61
+WORDS = 1
+cdef object P = (1 << 61) - 1
+
+cpu_level = best_level()
+
+
+def _use_level(int level):
+    """Choose the instruction set, for tests: 0 baseline, 1 AVX2, 2 AVX-512.
+
+    Returns the level now in force, never above what this processor has.
+    """
+    global cpu_level
+    cpu_level = max(0, min(level, best_level()))
+    return cpu_level
+
+
+cdef int same(Py_ssize_t m, Py_ssize_t n) except -1:
+    if m != n:
+        raise ValueError(f"arrays do not match: {m} and {n}")
+    return 0
+
+
+def reduce_random(uint64_t[::1] a):
+    """Keep the low 61 bits of uniformly random words, in place.
+
+    Parameters
+    ----------
+    a : uint64 array, shape (n,)
+        Any words.
+
+    Returns
+    -------
+    int
+        How many elements now equal p and must be replaced.
+    """
+    cdef int64_t n = a.shape[0], rejected
+    if n == 0:
+        return 0
+    with nogil:
+        rejected = c_reduce_random(&a[0], n)
+    return rejected
+
+
+def replace_rejected(uint64_t[::1] a, const uint64_t[::1] spare):
+    """Replace, in order and in place, the elements equal to p by spare random words.
+
+    Parameters
+    ----------
+    a : uint64 array, shape (n,)
+        Words already masked by `reduce_random`.
+    spare : uint64 array, shape (m,)
+        More random words, unmasked.
+
+    Returns
+    -------
+    int
+        Number of spare words consumed, -1 if they ran out.
+    """
+    cdef int64_t n = a.shape[0], m = spare.shape[0], used
+    if n == 0:
+        return 0
+    with nogil:
+        used = c_replace_rejected(&a[0], n, &spare[0] if m else NULL, m)
+    return used
+
+
+def is_canonical(const uint64_t[::1] a):
+    """Tell whether every element of `a`, shape (n,), is below p."""
+    cdef int64_t n = a.shape[0], good
+    if n == 0:
+        return True
+    with nogil:
+        good = c_is_canonical(&a[0], n)
+    return bool(good)
+
+
+def add(const uint64_t[::1] a, const uint64_t[::1] b, uint64_t[::1] out):
+    """Write a + b to `out`; all of shape (n,), `out` may be an input."""
+    cdef int64_t n = out.shape[0]
+    same(a.shape[0], n)
+    same(b.shape[0], n)
+    if n:
+        with nogil:
+            c_add(&a[0], &b[0], &out[0], n)
+
+
+def sub(const uint64_t[::1] a, const uint64_t[::1] b, uint64_t[::1] out):
+    """Write a - b to `out`; all of shape (n,), `out` may be an input."""
+    cdef int64_t n = out.shape[0]
+    same(a.shape[0], n)
+    same(b.shape[0], n)
+    if n:
+        with nogil:
+            c_sub(&a[0], &b[0], &out[0], n)
+
+
+def mul(const uint64_t[::1] a, const uint64_t[::1] b, uint64_t[::1] out):
+    """Write the elementwise product to `out`; all of shape (n,), `out` may be an input."""
+    cdef int64_t n = out.shape[0]
+    same(a.shape[0], n)
+    same(b.shape[0], n)
+    if n:
+        with nogil:
+            c_mul(&a[0], &b[0], &out[0], n)
+
+
+def neg(const uint64_t[::1] a, uint64_t[::1] out):
+    """Write -a to `out`; both of shape (n,), possibly the same array."""
+    cdef int64_t n = out.shape[0]
+    same(a.shape[0], n)
+    if n:
+        with nogil:
+            c_neg(&a[0], &out[0], n)
+
+
+def scale(const uint64_t[::1] a, c, uint64_t[::1] out):
+    """Write c * a to `out` for the public integer `c`; arrays of shape (n,)."""
+    cdef int64_t n = out.shape[0]
+    cdef uint64_t factor = c % P
+    same(a.shape[0], n)
+    if n:
+        with nogil:
+            c_scale(&a[0], factor, &out[0], n)
+
+
+def axpby(alpha, const uint64_t[::1] a, beta, const uint64_t[::1] b, uint64_t[::1] out):
+    """Write alpha * a + beta * b to `out`.
+
+    Parameters
+    ----------
+    alpha, beta : int
+        Public constants, reduced modulo p here.
+    a, b, out : uint64 array, shape (n,)
+        `out` may be an input.
+    """
+    cdef int64_t n = out.shape[0]
+    cdef uint64_t ca = alpha % P, cb = beta % P
+    same(a.shape[0], n)
+    same(b.shape[0], n)
+    if n:
+        with nogil:
+            c_axpby(ca, &a[0], cb, &b[0], &out[0], n)
+
+
+def share_upper(const uint64_t[::1] r, const uint64_t[::1] x, uint64_t[::1] out):
+    """Write (3 r - x) / 2 to `out`: f(3) of the line with f(0) = x, f(2) = r.
+
+    Parameters
+    ----------
+    r, x, out : uint64 array, shape (n,)
+        `out` may be an input.
+    """
+    cdef int64_t n = out.shape[0]
+    same(r.shape[0], n)
+    same(x.shape[0], n)
+    if n:
+        with nogil:
+            c_share_upper(&r[0], &x[0], &out[0], n)
+
+
+def share_third(const uint64_t[::1] r, const uint64_t[::1] x, uint64_t[::1] out):
+    """Write 3 r - 2 x to `out`: f(3) of the line with f(0) = x, f(1) = r.
+
+    Parameters
+    ----------
+    r, x, out : uint64 array, shape (n,)
+        `out` may be an input.
+    """
+    cdef int64_t n = out.shape[0]
+    same(r.shape[0], n)
+    same(x.shape[0], n)
+    if n:
+        with nogil:
+            c_share_third(&r[0], &x[0], &out[0], n)
+
+
+def encode(const double[::1] x, double scale, double bound, uint64_t[::1] out):
+    """Encode reals as fixed-point field elements, rounding half to even.
+
+    Parameters
+    ----------
+    x : float64 array, shape (n,)
+    scale : float
+        Power of two that multiplies `x`.
+    bound : float
+        Largest magnitude allowed after rounding; held below 2**60 in any case.
+    out : uint64 array, shape (n,)
+        Filled up to the first offender.
+
+    Returns
+    -------
+    int
+        -1, or the index of the first element that is not finite or too large.
+    """
+    cdef int64_t n = out.shape[0], where = -1
+    same(x.shape[0], n)
+    if n:
+        with nogil:
+            where = c_encode(&x[0], scale, bound, &out[0], n)
+    return where
+
+
+def decode(const uint64_t[::1] a, double scale, double[::1] out):
+    """Write a / scale to `out` as reals, elements above p/2 being negative.
+
+    Parameters
+    ----------
+    a : uint64 array, shape (n,)
+    scale : float
+    out : float64 array, shape (n,)
+        Rounded to nearest when 53 bits do not suffice.
+    """
+    cdef int64_t n = out.shape[0]
+    same(a.shape[0], n)
+    if n:
+        with nogil:
+            c_decode(&a[0], scale, &out[0], n)
+
+
+def encode_int(const int64_t[::1] x, uint64_t[::1] out):
+    """Write signed integers, any int64, to `out` modulo p; both of shape (n,)."""
+    cdef int64_t n = out.shape[0]
+    same(x.shape[0], n)
+    if n:
+        with nogil:
+            c_encode_int(&x[0], &out[0], n)
+
+
+def dot_rows(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[::1] out):
+    """Write the inner product of each pair of rows to `out`.
+
+    Parameters
+    ----------
+    a, b : uint64 array, shape (n, k)
+    out : uint64 array, shape (n,)
+    """
+    cdef int64_t n = out.shape[0], k = a.shape[1]
+    same(a.shape[0], n)
+    same(b.shape[0], n)
+    same(b.shape[1], k)
+    if k == 0:
+        out[:] = 0
+    elif n:
+        with nogil:
+            c_dot_rows(&a[0, 0], &b[0, 0], &out[0], n, k)
+
+
+def matmul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
+    """Write the matrix product to `out`, which may not be an input.
+
+    Parameters
+    ----------
+    a : uint64 array, shape (n, k)
+    b : uint64 array, shape (k, m)
+    out : uint64 array, shape (n, m)
+    """
+    cdef int64_t n = a.shape[0], k = a.shape[1], m = b.shape[1]
+    same(b.shape[0], k)
+    same(out.shape[0], n)
+    same(out.shape[1], m)
+    if n == 0 or m == 0:
+        return
+    if k == 0:
+        out[:, :] = 0
+        return
+    with nogil:
+        c_matmul(&a[0, 0], &b[0, 0], &out[0, 0], n, k, m)
+
+
+def gram(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):
+    """Add a^T b to `acc`.
+
+    Parameters
+    ----------
+    a : uint64 array, shape (n, p)
+    b : uint64 array, shape (n, q)
+    acc : uint64 array, shape (p, q)
+    """
+    _gram_portable(a, b, acc)
+
+
+def _gram_portable(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):
+    """Do what `gram` does with 128-bit integers: its slow twin, for tests."""
+    cdef int64_t n = a.shape[0], p = a.shape[1], q = b.shape[1]
+    same(b.shape[0], n)
+    same(acc.shape[0], p)
+    same(acc.shape[1], q)
+    if n and p and q:
+        with nogil:
+            c_gram_portable(&a[0, 0], &b[0, 0], &acc[0, 0], n, p, q)
+
+
+cdef const int64_t[::1] band_starts(start, int64_t n, int64_t width, int64_t ncols):
+    """Widen the band starts to int64 and check that every band lies inside the matrix."""
+    cdef const int64_t[::1] s = np.ascontiguousarray(
+        np.asarray(start).astype(np.int64, casting="safe", copy=False))
+    same(s.shape[0], n)
+    if n and not c_check_band(&s[0], n, width, ncols):
+        raise ValueError("a band leaves the matrix")
+    return s
+
+
+def gram_banded(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):
+    """Add a^T b to `acc` for a banded matrix a of small public-sized integers.
+
+    Row i of a holds ``values[i, j]`` at column ``start[i] + j``.
+
+    Parameters
+    ----------
+    values : int64 array, shape (n, w)
+        Magnitudes below 2**48.
+    start : int32 or int64 array, shape (n,)
+        Between 0 and ncols - w.
+    b : uint64 array, shape (n, q)
+    acc : uint64 array, shape (ncols, q)
+    """
+    _gram_banded_portable(values, start, b, acc)
+
+
+def _gram_banded_portable(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b,
+                          uint64_t[:, ::1] acc):
+    """Do what `gram_banded` does with 128-bit integers: its slow twin, for tests."""
+    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = acc.shape[0], q = b.shape[1]
+    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
+    cdef i128 *work
+    same(b.shape[0], n)
+    same(acc.shape[1], q)
+    if n == 0 or w == 0 or q == 0:
+        return
+    work = <i128 *>calloc(ncols * q, 16)
+    if work == NULL:
+        raise MemoryError
+    with nogil:
+        c_gram_banded_portable(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], work, n, w, ncols, q)
+        free(work)
+
+
+def share_upper_banded(const uint64_t[:, ::1] r, const int64_t[:, ::1] values, start,
+                       uint64_t[:, ::1] out):
+    """Write (3 r - a) / 2 to `out` for the banded matrix a of `gram_banded`.
+
+    Parameters
+    ----------
+    r : uint64 array, shape (n, ncols)
+    values : int64 array, shape (n, w)
+        Magnitudes below 2**60.
+    start : int32 or int64 array, shape (n,)
+        Between 0 and ncols - w.
+    out : uint64 array, shape (n, ncols)
+        May be `r`.
+    """
+    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = r.shape[1]
+    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
+    same(r.shape[0], n)
+    same(out.shape[0], n)
+    same(out.shape[1], ncols)
+    if n and ncols:
+        with nogil:
+            c_share_upper_banded(&r[0, 0], &values[0, 0] if w else NULL, &s[0], &out[0, 0], n, w, ncols)
+
+
+def weighted_sums(const uint64_t[::1] z, const uint64_t[:, ::1] g, w, acc):
+    """Add weighted column sums to `acc`.
+
+    Parameters
+    ----------
+    z : uint64 array, shape (n,)
+    g : uint64 array, shape (n, d)
+    w : int32 array, shape (n, e), or None
+        Public weights of magnitude below 2**24.
+    acc : uint64 array
+        Without `w`, shape (d,): receives ``sum_i z_i g_id``. With it, shape
+        (d, e): receives ``sum_i z_i g_id w_ie``.
+    """
+    cdef int64_t n = z.shape[0], d = g.shape[1], e
+    cdef const int32_t[:, ::1] weights
+    cdef uint64_t[::1] sums
+    cdef uint64_t[:, ::1] moments
+    cdef void *work
+    same(g.shape[0], n)
+    if w is None:
+        sums = acc
+        same(sums.shape[0], d)
+        if n == 0 or d == 0:
+            return
+        work = calloc(d, 16)
+        if work == NULL:
+            raise MemoryError
+        with nogil:
+            c_weighted_sums(&z[0], &g[0, 0], &sums[0], <u128 *>work, n, d)
+            free(work)
+        return
+    weights = w
+    moments = acc
+    e = weights.shape[1]
+    same(weights.shape[0], n)
+    same(moments.shape[0], d)
+    same(moments.shape[1], e)
+    if n == 0 or d == 0 or e == 0:
+        return
+    work = calloc(d * e, 16)
+    if work == NULL:
+        raise MemoryError
+    with nogil:
+        c_weighted_moments(&z[0], &g[0, 0], &weights[0, 0], &moments[0, 0], <i128 *>work, n, d, e)
+        free(work)

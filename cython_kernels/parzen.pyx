@@ -1,0 +1,271 @@
+"""Parzen-window kernels of the mutual information metric, for one owner's image.
+
+Everything here is local to an owner and in clear double precision; nothing is
+secret-shared yet. Formulas: Mattes et al. 2003, as in
+``dipy.align.parzenhist``, whose conventions (padding of two bins, clamped bin
+index, five offsets) are kept to the letter.
+"""
+
+from libc.math cimport rint
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+
+cdef inline double _normalize(double x, double minimum, double delta) noexcept nogil:
+    # dipy.align.parzenhist._bin_normalize
+    if delta == 0:
+        return 0
+    return x / delta - minimum
+
+
+cdef inline int _index(double normalized, int nbins, int padding) noexcept nogil:
+    # dipy.align.parzenhist._bin_index
+    cdef int i
+    if normalized < padding:
+        return padding
+    if normalized >= nbins - padding:
+        return nbins - 1 - padding
+    i = <int>normalized
+    return i
+
+
+cdef inline double _spline(double x) noexcept nogil:
+    cdef double a = -x if x < 0.0 else x
+    cdef double s = x * x
+    if a < 1.0:
+        return (4.0 - 6.0 * s + 3.0 * s * a) / 6.0
+    if a < 2.0:
+        return (8.0 - 12 * a + 6.0 * s - s * a) / 6.0
+    return 0.0
+
+
+cdef inline double _spline_derivative(double x) noexcept nogil:
+    cdef double a = -x if x < 0.0 else x
+    if a < 1.0:
+        return -2.0 * x + 1.5 * x * a
+    if a < 2.0:
+        if x >= 0:
+            return -2.0 + 2.0 * x - 0.5 * x * x
+        return 2.0 + 2.0 * x + 0.5 * x * x
+    return 0.0
+
+
+def static_bins(const double[::1] values, double minimum, double delta, int nbins,
+                int padding, int32_t[::1] out):
+    """Histogram bin of each static intensity, counted from the first used bin.
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        intensities.
+    minimum, delta : double
+        `smin` and `sdelta` of ``ParzenJointHistogram.setup``.
+    nbins, padding : int
+        number of bins and of padding bins at each end.
+    out : array of int32, shape (n,)
+        index in [0, nbins - 2 * padding).
+    """
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(values.shape[0]):
+            out[i] = _index(_normalize(values[i], minimum, delta), nbins,
+                            padding) - padding
+
+
+def moving_weights(const double[::1] values, const int32_t[::1] mask, double minimum,
+                   double delta, int nbins, int padding, double scale,
+                   int64_t[:, ::1] weights, int32_t[::1] first, uint8_t[::1] keep):
+    """Fixed-point Parzen weights of each moving intensity: five per sample.
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        intensities.
+    mask : array of int32, shape (n,), or None
+        samples that are 0 here get zero weights and ``keep = 0``.
+    minimum, delta : double
+        `mmin` and `mdelta` of ``ParzenJointHistogram.setup``.
+    nbins, padding : int
+    scale : double
+        a weight of 1 becomes this integer.
+    weights : array of int64, shape (n, 5)
+        rounded weights of the bins ``first[i] ... first[i] + 4``.
+    first : array of int32, shape (n,)
+    keep : array of uint8, shape (n,)
+    """
+    cdef:
+        Py_ssize_t i
+        int c, j
+        double cn, arg
+    with nogil:
+        for i in range(values.shape[0]):
+            cn = _normalize(values[i], minimum, delta)
+            c = _index(cn, nbins, padding)
+            first[i] = c - 2
+            keep[i] = mask is None or mask[i] != 0
+            arg = (c - 2) - cn
+            for j in range(5):
+                weights[i, j] = <int64_t>rint(_spline(arg) * scale) if keep[i] else 0
+                arg += 1.0
+
+
+def derivative_rows(const double[::1] values, const int32_t[::1] mask, double minimum,
+                    double delta, int nbins, int padding, const double[:, ::1] table,
+                    double[:, ::1] out):
+    """Rows of K: spline derivatives of each sample, weighed by a table.
+
+    ``out[i, t] = sum_r spline'(r - c_i) table[r, t]`` over the five bins r
+    around the normalised intensity c_i.
+
+    Parameters
+    ----------
+    values, mask, minimum, delta, nbins, padding
+        as for `moving_weights`.
+    table : array, shape (nbins, q)
+        the weight of each moving bin (rows) for each static bin (columns).
+    out : array, shape (n, q)
+    """
+    cdef:
+        Py_ssize_t i, t, q = table.shape[1]
+        int c, j
+        double cn, arg, d
+    with nogil:
+        for i in range(values.shape[0]):
+            for t in range(q):
+                out[i, t] = 0
+            if mask is not None and mask[i] == 0:
+                continue
+            cn = _normalize(values[i], minimum, delta)
+            c = _index(cn, nbins, padding)
+            arg = (c - 2) - cn
+            for j in range(5):
+                d = _spline_derivative(arg)
+                if d != 0:
+                    for t in range(q):
+                        out[i, t] += d * table[c - 2 + j, t]
+                arg += 1.0
+
+
+def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
+                     const double[:, :, ::1] jacobian, double[:, ::1] out):
+    """Image gradient times transform Jacobian, for Jacobians linear in position.
+
+    ``out[i, k] = sum_d gradient[i, d] (jacobian[k, d, :dim] . points[i] +
+    jacobian[k, d, dim])``.
+
+    Parameters
+    ----------
+    gradient : array, shape (n, dim)
+        gradient of the moving image at each sample, per mm.
+    points : array, shape (n, dim)
+        where the Jacobian is evaluated, mm.
+    jacobian : array, shape (p, dim, dim + 1)
+        the Jacobian of each of p parameters as a function of position.
+    out : array, shape (n, p)
+    """
+    cdef:
+        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[0]
+        double m[12]
+        double s
+    with nogil:
+        for i in range(gradient.shape[0]):
+            for d in range(dim):
+                for e in range(dim):
+                    m[d * (dim + 1) + e] = gradient[i, d] * points[i, e]
+                m[d * (dim + 1) + dim] = gradient[i, d]
+            for k in range(p):
+                s = 0
+                for d in range(dim * (dim + 1)):
+                    s += m[d] * (&jacobian[k, 0, 0])[d]
+                out[i, k] = s
+
+
+cdef inline void _next(Py_ssize_t* index, const int32_t[::1] shape,
+                       Py_ssize_t dim) noexcept nogil:
+    cdef Py_ssize_t d = dim - 1
+    index[d] += 1
+    while d > 0 and index[d] == shape[d]:
+        index[d] = 0
+        d -= 1
+        index[d] += 1
+
+
+cdef inline void _unravel(Py_ssize_t flat, const int32_t[::1] shape, Py_ssize_t dim,
+                          Py_ssize_t* index) noexcept nogil:
+    cdef Py_ssize_t d
+    for d in range(dim - 1, -1, -1):
+        index[d] = flat % shape[d]
+        flat //= shape[d]
+
+
+def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
+                          const int32_t[::1] shape, const double[:, :, ::1] jacobian,
+                          double[:, ::1] out):
+    """`gradient_columns` at consecutive voxels of a grid.
+
+    Parameters
+    ----------
+    gradient : array, shape (n, dim)
+        image gradient at the voxels ``start ... start + n - 1`` in C order.
+    start : int
+    shape : array of int32, shape (dim,)
+        shape of the grid.
+    jacobian : array, shape (p, dim, dim + 1)
+        the Jacobian as a function of the voxel index.
+    out : array, shape (n, p)
+    """
+    cdef:
+        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[0]
+        Py_ssize_t index[3]
+        double m[12]
+        double s
+    with nogil:
+        _unravel(start, shape, dim, index)
+        for i in range(gradient.shape[0]):
+            for d in range(dim):
+                for e in range(dim):
+                    m[d * (dim + 1) + e] = gradient[i, d] * index[e]
+                m[d * (dim + 1) + dim] = gradient[i, d]
+            for k in range(p):
+                s = 0
+                for d in range(dim * (dim + 1)):
+                    s += m[d] * (&jacobian[k, 0, 0])[d]
+                out[i, k] = s
+            _next(index, shape, dim)
+
+
+def absolute_moments(const double[:, ::1] gradient, const double[:, ::1] points,
+                     double[:, ::1] out):
+    """``out[d, e] += sum_i |gradient[i, d]| |points[i, e]|``, last column without points.
+
+    Parameters
+    ----------
+    gradient, points : array, shape (n, dim)
+    out : array, shape (dim, dim + 1)
+    """
+    cdef Py_ssize_t i, d, e, dim = gradient.shape[1]
+    cdef double g
+    with nogil:
+        for i in range(gradient.shape[0]):
+            for d in range(dim):
+                g = gradient[i, d] if gradient[i, d] >= 0 else -gradient[i, d]
+                for e in range(dim):
+                    out[d, e] += g * (points[i, e] if points[i, e] >= 0
+                                      else -points[i, e])
+                out[d, dim] += g
+
+
+def absolute_moments_grid(const double[:, ::1] gradient, const int32_t[::1] shape,
+                          double[:, ::1] out):
+    """`absolute_moments` over all voxels of a grid, positions as voxel indices."""
+    cdef Py_ssize_t i, d, e, dim = gradient.shape[1]
+    cdef Py_ssize_t index[3]
+    cdef double g
+    with nogil:
+        _unravel(0, shape, dim, index)
+        for i in range(gradient.shape[0]):
+            for d in range(dim):
+                g = gradient[i, d] if gradient[i, d] >= 0 else -gradient[i, d]
+                for e in range(dim):
+                    out[d, e] += g * index[e]
+                out[d, dim] += g
+            _next(index, shape, dim)

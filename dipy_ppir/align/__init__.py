@@ -1,0 +1,33 @@
+"""Secure counterparts of ``dipy.align``: same names of modules, same arguments.
+
+::
+
+    affine_registration ─> SecureAffineRegistration ─> SecureMutualInformationMetric
+                                                        └> SecureParzenJointHistogram
+                                                            └> dipy_ppir.mpc
+
+Nothing in this package touches a socket or a field element; what has to be
+computed on both images goes through the protocols of `dipy_ppir.mpc`.
+"""
+
+from dipy_ppir.align.remote import RemoteImage, is_remote  # noqa: F401, I001
+from dipy_ppir.align._public import (
+    affine,
+    affine_registration,
+    center_of_mass,
+    rigid,
+    rigid_isoscaling,
+    rigid_scaling,
+    translation,
+)
+
+__all__ = [
+    "RemoteImage",
+    "affine",
+    "affine_registration",
+    "center_of_mass",
+    "rigid",
+    "rigid_isoscaling",
+    "rigid_scaling",
+    "translation",
+]

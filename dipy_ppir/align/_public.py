@@ -1,0 +1,295 @@
+"""Registration API: mirrors ``dipy.align.affine_registration`` and its partials."""
+
+from functools import partial
+from warnings import warn
+
+from dipy.align.imaffine import AffineMap
+from dipy.align.transforms import regtransforms
+from dipy.io.utils import read_img_arr_or_path
+import numpy as np
+
+from dipy_ppir.align.imaffine import (
+    SecureAffineRegistration,
+    SecureMutualInformationMetric,
+    check_levels,
+    masked,
+    registration_from,
+    split,
+    transform_centers_of_mass,
+    unite,
+    usable_mask,
+)
+from dipy_ppir.align.remote import is_remote
+from dipy_ppir.align.validation import check_image, check_mask, check_overlap
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.ledger import MOVING
+
+__all__ = [
+    "affine",
+    "affine_registration",
+    "center_of_mass",
+    "rigid",
+    "rigid_isoscaling",
+    "rigid_scaling",
+    "translation",
+]
+
+#: Steps of a pipeline to the type of their transform.
+PIPELINE_STEPS = {
+    "center_of_mass": None,
+    "translation": "TRANSLATION",
+    "rigid": "RIGID",
+    "rigid_isoscaling": "RIGIDISOSCALING",
+    "rigid_scaling": "RIGIDSCALING",
+    "affine": "AFFINE",
+}
+
+
+def affine_registration(
+    moving,
+    static,
+    *,
+    moving_affine=None,
+    static_affine=None,
+    pipeline=None,
+    starting_affine=None,
+    metric="MI",
+    level_iters=None,
+    sigmas=None,
+    factors=None,
+    ret_metric=False,
+    moving_mask=None,
+    static_mask=None,
+    optimizer_options=None,
+    session=None,
+    callback=None,
+    result_to="both",
+    ret_receipt=False,
+    **metric_kwargs,
+):
+    """Find the affine transformation between two images that two parties hold.
+
+    Takes the arguments of ``dipy.align.affine_registration`` and returns what
+    that returns; neither party sees the other's image.
+
+    Parameters
+    ----------
+    moving, static : array, nifti image, str or RemoteImage
+        the image that another party holds is a `RemoteImage`; at the helper both
+        are.
+    moving_affine, static_affine : array, shape (dim + 1, dim + 1), optional
+        voxel-to-space transformations, mm; required for arrays.
+    pipeline : list of str, optional
+        steps out of center_of_mass, translation, rigid, rigid_isoscaling,
+        rigid_scaling and affine. By default ``["center_of_mass", "translation",
+        "rigid", "affine"]``.
+    starting_affine : array, shape (dim + 1, dim + 1), optional
+        initial guess, at the moving owner.
+    metric : str, optional
+        only "MI".
+    level_iters, sigmas, factors : sequence, optional
+        as in DIPY: [1000, 500, 100], [3, 1, 0.0] and [4, 2, 1].
+    ret_metric : bool, optional
+        also return the optimal parameters and the metric value.
+    moving_mask, static_mask : array, optional
+        each at its image's owner.
+    optimizer_options : dict, optional
+        see ``scipy.optimize.minimize``; used at the moving owner.
+    session : Session, optional
+        this party's session. With both images here and no session, the other
+        two parties are started as processes on this machine.
+    callback : callable, optional
+        see `SecureAffineRegistration`.
+    result_to : {"both", "moving"}, optional
+        which image owners get the transform.
+    ret_receipt : bool, optional
+        also return, last, what each party learned and what it cost.
+    nbins, sampling_proportion, reveal : optional
+        see `SecureMutualInformationMetric`.
+
+    Returns
+    -------
+    resampled : array or None
+        the moving image resampled to the static image's grid, at its owner.
+    final_affine : array or None
+        the transformation, at the owners that get it.
+    xopt, fopt
+        with `ret_metric`, at the moving owner.
+    receipt : dict
+        with `ret_receipt`.
+
+    Raises
+    ------
+    ValueError
+        if an image or a parameter cannot be used, before any connection is
+        opened.
+    """
+    if metric != "MI":
+        raise ValueError(f"metric must be 'MI', got {metric!r}")
+    steps = _check_pipeline(pipeline, ret_metric)
+    static, static_affine = _read(static, static_affine, "static")
+    moving, moving_affine = _read(moving, moving_affine, "moving")
+    check_image(static, static_affine, "static")
+    check_image(moving, moving_affine, "moving")
+    if len(static.shape) != len(moving.shape):
+        raise ValueError("static and moving images must have the same dimension")
+    check_mask(static_mask, static, "static")
+    check_mask(moving_mask, moving, "moving")
+    if starting_affine is None and "center_of_mass" not in steps:
+        check_overlap(static.shape, static_affine, moving.shape, moving_affine)
+    if starting_affine is not None and "center_of_mass" in steps:
+        warn(
+            "starting_affine overwritten by center_of_mass transform",
+            UserWarning,
+            stacklevel=2,
+        )
+    registration = SecureAffineRegistration(
+        metric=SecureMutualInformationMetric(**metric_kwargs),
+        level_iters=level_iters or [1000, 500, 100],
+        sigmas=sigmas or [3, 1, 0.0],
+        factors=factors or [4, 2, 1],
+        options=optimizer_options,
+        callback=callback,
+        result_to=result_to,
+    )
+    images = {
+        "static": static,
+        "moving": moving,
+        "static_grid2world": static_affine,
+        "moving_grid2world": moving_affine,
+        "static_mask": static_mask,
+        "moving_mask": moving_mask,
+    }
+    if session is not None:
+        registration.join(session)
+        results = run_pipeline(registration, steps, starting_affine, images)
+    elif is_remote(static) or is_remote(moving):
+        raise ValueError(
+            "a RemoteImage needs a session with the party that holds the image"
+        )
+    else:
+        here, there, helper = split(images)
+        common = {"config": registration.config(), "steps": steps}
+
+        def run_here(own_session):
+            registration.join(own_session)
+            return run_pipeline(registration, steps, starting_affine, here)
+
+        results = local.run_locally(
+            run_here,
+            "dipy_ppir.align._public:_pipeline_party",
+            moving={},
+            static={**common, **there},
+            helper={**common, **helper},
+        )[MOVING]
+    matrix, xopt, fopt, receipt = results
+    resampled = None
+    if matrix is not None and not is_remote(moving):
+        resampled = AffineMap(
+            matrix,
+            domain_grid_shape=static.shape,
+            domain_grid2world=static_affine,
+            codomain_grid_shape=moving.shape,
+            codomain_grid2world=moving_affine,
+        ).transform(moving)
+    out = (resampled, matrix)
+    if ret_metric:
+        out += (xopt, fopt)
+    return out + (receipt,) if ret_receipt else out
+
+
+def _read(image, grid2world, name):
+    if is_remote(image):
+        return image, image.grid2world
+    image, grid2world = read_img_arr_or_path(image, affine=grid2world)
+    return np.asarray(image), np.asarray(grid2world, dtype=np.float64)
+
+
+def _check_pipeline(pipeline, ret_metric):
+    steps = list(pipeline or ["center_of_mass", "translation", "rigid", "affine"])
+    by_function = {
+        "center_of_mass": center_of_mass,
+        "translation": translation,
+        "rigid": rigid,
+        "rigid_isoscaling": rigid_isoscaling,
+        "rigid_scaling": rigid_scaling,
+        "affine": affine,
+    }
+    for i, step in enumerate(steps):
+        for name, function in by_function.items():
+            if step is function:
+                steps[i] = step = name
+        if not isinstance(step, str) or step not in PIPELINE_STEPS:
+            raise ValueError(
+                f"pipeline[{i}] must be one of {list(PIPELINE_STEPS)}, got {step!r}"
+            )
+    if steps == ["center_of_mass"] and ret_metric:
+        raise ValueError(
+            "center of mass registration cannot return any quality metric."
+        )
+    return steps
+
+
+def run_pipeline(registration, steps, starting_affine, images):
+    """Run the steps of a pipeline at every party of a session.
+
+    Returns
+    -------
+    affine : array or None
+        the transformation, at the owners that get it.
+    xopt, fopt
+        of the last step, at the moving owner.
+    receipt : dict
+    """
+    session = registration.session
+    dim = len(images["static"].shape)
+    registration.dim = dim
+    registration.agree(None, None, **images)
+    with session.phase("agreement"):
+        session.agree("registration", {"pipeline": steps})
+    affine_map = AffineMap(np.eye(dim + 1))
+    if starting_affine is not None:
+        affine_map.set_affine(starting_affine)
+    xopt = fopt = None
+    for step in steps:
+        registration.step = step
+        if step == "center_of_mass":
+            affine_map = transform_centers_of_mass(
+                masked(images["static"], usable_mask(images["static_mask"], "static")),
+                images["static_grid2world"],
+                masked(images["moving"], usable_mask(images["moving_mask"], "moving")),
+                images["moving_grid2world"],
+                session=session,
+            )
+            continue
+        affine_map, xopt, fopt = registration.run(
+            regtransforms[PIPELINE_STEPS[step], dim],
+            None,
+            starting_affine=affine_map.affine,
+            **images,
+        )
+    registration.share_result(affine_map)
+    receipt = session.receipt(parameters={**registration.config(), "pipeline": steps})
+    registration.receipt = receipt
+    knows = session.pid == MOVING or (
+        registration.result_to == "both" and not is_remote(images["static"])
+    )
+    return affine_map.affine if knows else None, xopt, fopt, receipt
+
+
+def _pipeline_party(session, config, steps, **images):
+    run_pipeline(registration_from(session, config), steps, None, unite(**images))
+
+
+def _partial(step, what):
+    function = partial(affine_registration, pipeline=[step])
+    function.__doc__ = f"Implements {what} transform. Based on `affine_registration`."
+    return function
+
+
+center_of_mass = _partial("center_of_mass", "a center of mass")
+translation = _partial("translation", "a translation")
+rigid = _partial("rigid", "a rigid")
+rigid_isoscaling = _partial("rigid_isoscaling", "a rigid isoscaling")
+rigid_scaling = _partial("rigid_scaling", "a rigid scaling")
+affine = _partial("affine", "an affine")

@@ -1,0 +1,503 @@
+r"""Joint intensity histogram of two images that two parties hold.
+
+`SecureParzenJointHistogram` takes the place of
+``dipy.align.parzenhist.ParzenJointHistogram``. The static owner knows the bin
+:math:`t(x)` of every sample, the moving owner the cubic B-spline weights
+:math:`A(x, r)`; the joint histogram
+
+.. math:: P(t, r) = \frac{1}{N_x} \sum_x B(x, t) A(x, r)
+
+(eq. 8 of Taiello et al. 2024, B one-hot) and the gradient of the mutual
+information, which with :math:`w(t, r) = \log(P(t, r) / P(r))` is
+
+.. math:: G_k = \sum_{t, r} w(t, r) \frac{\partial P(t, r)}{\partial \theta_k}
+              = \sum_x g_k(x) \sum_t B(x, t) \sum_r A'(x, r) w(t, r),
+
+are computed on secret shares. The right-hand side needs neither the gradient
+of the joint histogram (eq. 9) nor its table of nbins**2 numbers per parameter.
+"""
+
+from contextlib import nullcontext
+
+from dipy.align.parzenhist import ParzenJointHistogram
+import numpy as np
+
+from dipy_ppir._kernels import parzen
+from dipy_ppir.align.remote import RemoteImage, is_remote
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.contingency import Contingency, choose_scales
+from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.logarithm import mutual_information
+
+REVEAL = ("histogram", "gradient")
+_EPSILON = 2.2204460492503131e-016  # as in dipy.align.parzenhist.compute_parzen_mi
+
+declare(
+    "joint_histogram",
+    receivers=(MOVING,),
+    shape="(nbins - 3) x (nbins - 4) each evaluation",
+    meaning="how often each pair of intensity bins occurs at one voxel in the two "
+    "images, which includes the intensity histogram of the static image",
+)
+declare(
+    "metric_gradient",
+    receivers=(MOVING,),
+    shape="number of parameters of the transform, each evaluation",
+    meaning="in which direction each transform parameter improves the match",
+)
+declare(
+    "metric_value",
+    receivers=(MOVING,),
+    shape="1 each evaluation",
+    meaning="how well the two images match (mutual information)",
+)
+
+# Command words of the moving owner, which conducts.
+END, TABLE, CONTRACT = 0, 1, 2
+
+
+def check_reveal(reveal):
+    """Raise ValueError if `reveal` is not one of `REVEAL`."""
+    if reveal not in REVEAL:
+        raise ValueError(f"reveal must be one of {REVEAL}, got {reveal!r}")
+
+
+def linear_jacobian(transform, theta):
+    """Jacobian of a transform as a linear function of position.
+
+    Every transform in ``dipy.align.transforms`` moves a point by a matrix whose
+    entries are functions of the parameters, so its Jacobian is linear in the
+    point, and its values at the origin and the unit points determine it.
+
+    Parameters
+    ----------
+    transform : Transform
+    theta : array, shape (p,)
+
+    Returns
+    -------
+    jacobian : array, shape (p, dim, dim + 1)
+        ``jacobian[k, d] @ (x, y, z, 1)`` is the derivative of coordinate d with
+        respect to parameter k.
+    """
+    dim = transform.get_dim()
+    theta = np.asarray(theta, dtype=np.float64)
+    origin = np.asarray(transform.jacobian(theta, np.zeros(dim)))
+    out = np.empty((len(theta), dim, dim + 1))
+    out[..., dim] = origin.T
+    for e in range(dim):
+        unit = np.zeros(dim)
+        unit[e] = 1.0
+        out[..., e] = (np.asarray(transform.jacobian(theta, unit)) - origin).T
+    return out
+
+
+class SecureParzenJointHistogram(ParzenJointHistogram):
+    """Joint histogram of two parties' images, computed on secret shares.
+
+    Parameters
+    ----------
+    nbins : int
+        number of bins of the joint histogram, padding included; at least 6.
+    reveal : {"histogram", "gradient"}, optional
+        what the moving owner learns. ``"histogram"``: the joint histogram and
+        the gradient of the metric. ``"gradient"``: the value of the metric and
+        its gradient only; the logarithms are taken on shares, which costs about
+        twice the traffic.
+    session : Session, optional
+        this party's session. By default the other parties are started as
+        processes on this machine.
+
+    Attributes
+    ----------
+    joint, smarginal, mmarginal : array
+        as in DIPY, at the moving owner with ``reveal="histogram"``; zeros
+        elsewhere.
+    joint_grad : None
+        never computed; see `metric_gradient`.
+    metric_value : float or None
+        mutual information, at the moving owner.
+    metric_gradient : array, shape (p,)
+        gradient of the mutual information, at the moving owner.
+
+    Notes
+    -----
+    With 32 bins and p parameters, an evaluation with gradient sends
+    ``33 + 28 + 2 + p`` elements of 8 bytes per sample over all links with
+    ``reveal="histogram"``, at most 75, in 5 rounds.
+    """
+
+    def __init__(self, nbins, *, reveal="histogram", session=None):
+        check_reveal(reveal)
+        if nbins != int(nbins) or nbins < 6:
+            raise ValueError(
+                f"nbins must be an integer of at least 6, got {nbins}: four bins are "
+                "padding for the Parzen windows"
+            )
+        super().__init__(int(nbins))
+        self.reveal = reveal
+        self.session = session
+        self.joint_grad = None
+        self.metric_value = None
+        self.metric_gradient = None
+        self._conversation = local.Conversation() if session is None else None
+        self._sums = None
+        self._announced = False
+
+    @property
+    def categories(self):
+        """Number of bins that a static intensity can fall into."""
+        return self.nbins - 2 * self.padding
+
+    def setup(self, static, moving, smask=None, mmask=None):
+        """Compute histogram settings of the images that are here.
+
+        Parameters
+        ----------
+        static, moving : array or RemoteImage
+        smask, mmask : array, optional
+            as in DIPY.
+        """
+        here = [
+            (im, mask)
+            for im, mask in ((static, smask), (moving, mmask))
+            if not is_remote(im)
+        ]
+        if here:
+            first, last = here[0], here[-1]
+            super().setup(
+                np.asarray(first[0]), np.asarray(last[0]), smask=first[1], mmask=last[1]
+            )
+        else:
+            blank = np.zeros(1)
+            super().setup(blank, blank)
+
+    # -- sharing the static image ----------------------------------------
+
+    def share_static(self, samples, values=None, mask=None):
+        """Share the bins of the static image, once per resolution level.
+
+        Rounds: 1. Elements: ``nbins - 4`` per sample, in all.
+
+        Parameters
+        ----------
+        samples : int
+            number of samples.
+        values, mask : array, at the static owner only
+            intensity of each sample, and which samples count.
+        """
+        self._sums = Contingency(self.session, samples, self.categories, self.nbins)
+        index = None
+        if values is not None:
+            values = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
+            index = np.empty(samples, dtype=np.int32)
+            parzen.static_bins(
+                values, self.smin, self.sdelta, self.nbins, self.padding, index
+            )
+            mask = None if mask is None else np.asarray(mask).reshape(-1) != 0
+        with self.session.phase("static image"):
+            self._sums.share_categories(index, mask)
+
+    def serve(self):
+        """Take part in the moving owner's evaluations until it says end."""
+        while True:
+            command = self.session.hear()
+            if command == END:
+                return
+            if command == TABLE:
+                self._table()
+            else:
+                self._contract(command >> 8)
+
+    def end(self):
+        """Tell the other parties that the evaluations are over."""
+        if self._conversation is None:
+            self.session.tell(END)
+        else:
+            self._conversation.end()
+
+    def receipt(self, **facts):
+        """Receipt of all evaluations so far, for a histogram without a session."""
+        return self._conversation.receipt(**facts)
+
+    def talk_locally(self, samples, static_values, static_mask=None):
+        """Start the other parties' part of an evaluation on this machine.
+
+        Does nothing if they are already at it.
+        """
+        if self._conversation is None or self._conversation.active:
+            return
+        self.session = self._conversation.start(
+            "dipy_ppir.align.parzenhist:_serve_locally",
+            common={"nbins": self.nbins, "reveal": self.reveal, "samples": samples},
+            static={
+                "settings": [float(self.smin), float(self.sdelta)],
+                "values": np.asarray(static_values, dtype=np.float64),
+                "mask": static_mask,
+            },
+        )
+        self.share_static(samples)
+
+    # -- the joint histogram ---------------------------------------------
+
+    def update_pdfs_dense(self, static, moving, smask=None, mmask=None):
+        """Compute the joint and marginal densities of two images.
+
+        Parameters
+        ----------
+        static : array or RemoteImage, shape (S, R, C) or (R, C)
+        moving : array, shape (S, R, C) or (R, C)
+            moving image, sampled on the static image's grid.
+        smask, mmask : array, optional
+            samples that count.
+
+        Raises
+        ------
+        ValueError
+            if the shapes do not agree.
+        """
+        if tuple(static.shape) != tuple(moving.shape):
+            raise ValueError("Images must have the same shape")
+        dim = len(static.shape)
+        if dim not in (2, 3):
+            raise ValueError(
+                f"Only dimensions 2 and 3 are supported. {dim} received"
+            )
+        self._update_pdfs(static, moving, smask, mmask, by_count=dim == 2)
+
+    def update_pdfs_sparse(self, sval, mval):
+        """Compute the joint and marginal densities of paired samples.
+
+        Parameters
+        ----------
+        sval : array or RemoteImage, shape (n,)
+        mval : array, shape (n,)
+        """
+        self._update_pdfs(sval, mval, None, None, by_count=False)
+
+    def _update_pdfs(self, static, moving, smask, mmask, *, by_count):
+        if not self.setup_called:
+            self.setup(static, moving)
+        values = np.ascontiguousarray(moving, dtype=np.float64).reshape(-1)
+        if not is_remote(static):
+            if self._conversation is None:
+                raise ValueError(
+                    "in a session the static image belongs to another party: pass a "
+                    "RemoteImage in its place"
+                )
+            self._conversation.end()
+            self.talk_locally(values.size, np.asarray(static).reshape(-1), smask)
+        if mmask is not None:
+            mmask = np.ascontiguousarray(mmask, dtype=np.int32).reshape(-1)
+        self._moving = (
+            values, mmask, float(self.mmin), float(self.mdelta), self.nbins, self.padding
+        )
+        self._by_count = by_count
+        self.announce()
+        self._announced = False
+        with self._guard():
+            self._table()
+
+    def announce(self):
+        """Let the other parties begin the next evaluation."""
+        if not self._announced:
+            with self._guard():
+                self.session.tell(TABLE)
+            self._announced = True
+
+    def _guard(self):
+        return self._conversation or nullcontext()
+
+    def _band(self, start, stop, scale):
+        values, mask, *settings = self._moving
+        n = stop - start
+        weights = np.empty((n, 5), dtype=np.int64)
+        first = np.empty(n, dtype=np.int32)
+        keep = np.empty(n, dtype=np.uint8)
+        parzen.moving_weights(
+            values[start:stop],
+            None if mask is None else mask[start:stop],
+            *settings,
+            scale,
+            weights,
+            first,
+            keep,
+        )
+        return weights, first, keep
+
+    def _table(self):
+        with self.session.phase("histogram"):
+            moving = self.session.pid == MOVING
+            table = self._sums.table(self._band if moving else None)
+            if self.reveal == "histogram":
+                table = self.session.open(table, "joint_histogram", (MOVING,))
+                if moving:
+                    self._normalize(table)
+            else:
+                opened = mutual_information(
+                    self.session, table, self._sums.samples, "metric_value", (MOVING,)
+                )
+                self._log_ratio = opened.log_ratio
+                if moving:
+                    self.metric_value = opened.value
+
+    def _normalize(self, table):
+        # Same divisors as DIPY: the 2D dense histogram by the number of samples,
+        # the others by their own sum.
+        inner = slice(self.padding, self.nbins - self.padding)
+        self.joint[...] = 0
+        self.joint[inner] = table[:-1].T
+        self.smarginal[...] = 0
+        self.smarginal[inner] = table[-1]
+        self._valid = self.smarginal.sum()
+        total = self.joint.sum()
+        if total > 0:
+            self.joint /= self._valid if self._by_count else total
+            self.smarginal /= self._valid
+        self.mmarginal = self.joint.sum(axis=0)
+        known = (self.joint >= _EPSILON) & (self.mmarginal >= _EPSILON)
+        ratio = np.divide(
+            self.joint, self.mmarginal, out=np.ones_like(self.joint), where=known
+        )
+        self._log_ratio = np.log(ratio)
+        counted = self.smarginal > _EPSILON
+        log_static = np.log(self.smarginal, where=counted, out=np.zeros(self.nbins))
+        terms = self.joint * (self._log_ratio - log_static[:, None])
+        self.metric_value = float(terms[known & counted[:, None]].sum())
+
+    # -- the gradient of the metric --------------------------------------
+
+    def update_gradient_dense(
+        self, theta, transform, static, moving, grid2world, mgradient,
+        smask=None, mmask=None,
+    ):
+        """Compute the gradient of the mutual information over a grid.
+
+        `update_pdfs_dense` must have been called with the same images. The
+        result is in `metric_gradient`; `joint_grad` is never made.
+
+        Parameters
+        ----------
+        theta, transform, static, moving, grid2world, mgradient, smask, mmask
+            as in DIPY; `static` may be a `RemoteImage`.
+
+        Raises
+        ------
+        ValueError
+            if shapes or types do not agree.
+        """
+        if tuple(static.shape) != tuple(moving.shape):
+            raise ValueError("Images must have the same shape")
+        dim = len(static.shape)
+        if dim not in (2, 3):
+            raise ValueError(f"Only dimensions 2 and 3 are supported. {dim} received")
+        if mgradient.shape != tuple(moving.shape) + (dim,):
+            raise ValueError("Invalid gradient field dimensions.")
+        if mgradient.dtype not in (np.float32, np.float64):
+            raise ValueError("Grad. field dtype must be floating point")
+        gradient = np.ascontiguousarray(mgradient, dtype=np.float64).reshape(-1, dim)
+        # The Jacobian as a function of the voxel index instead of the position.
+        jacobian = np.ascontiguousarray(
+            linear_jacobian(transform, theta) @ np.asarray(grid2world, dtype=np.float64)
+        )
+        shape = np.array(static.shape, dtype=np.int32)
+        moments = np.zeros((dim, dim + 1))
+        parzen.absolute_moments_grid(gradient, shape, moments)
+
+        def columns(start, stop, out):
+            parzen.gradient_columns_grid(
+                gradient[start:stop], start, shape, jacobian, out
+            )
+
+        self._update_gradient(jacobian, moments, columns)
+
+    def update_gradient_sparse(
+        self, theta, transform, sval, mval, sample_points, mgradient
+    ):
+        """Compute the gradient of the mutual information over sample points.
+
+        Parameters
+        ----------
+        theta, transform, sval, mval, sample_points, mgradient
+            as in DIPY; `sval` may be a `RemoteImage`.
+
+        Raises
+        ------
+        ValueError
+            if shapes or types do not agree.
+        """
+        dim = sample_points.shape[1]
+        if mgradient.shape[1] != dim:
+            raise ValueError("Dimensions of gradients and points are different")
+        counts = {len(mgradient), len(mval), len(sample_points), sval.shape[0]}
+        if len(counts) != 1:
+            raise ValueError("Number of points and gradients are different.")
+        if mgradient.dtype not in (np.float32, np.float64):
+            raise ValueError("Gradients dtype must be floating point")
+        if dim not in (2, 3):
+            raise ValueError(f"Only dimensions 2 and 3 are supported. {dim} received")
+        gradient = np.ascontiguousarray(mgradient, dtype=np.float64)
+        points = np.ascontiguousarray(sample_points, dtype=np.float64)
+        jacobian = linear_jacobian(transform, theta)
+        moments = np.zeros((dim, dim + 1))
+        parzen.absolute_moments(gradient, points, moments)
+
+        def columns(start, stop, out):
+            parzen.gradient_columns(
+                gradient[start:stop], points[start:stop], jacobian, out
+            )
+
+        self._update_gradient(jacobian, moments, columns)
+
+    def _update_gradient(self, jacobian, moments, columns):
+        p = len(jacobian)
+        self._column_sums = np.einsum("kde,de->k", np.abs(jacobian), moments)
+
+        def blocks(start, stop):
+            out = np.empty((stop - start, p))
+            columns(start, stop, out)
+            return out
+
+        self._columns = blocks
+        with self._guard():
+            self.session.tell(CONTRACT | p << 8)
+            self._contract(p)
+
+    def _rows(self, start, stop):
+        values, mask, *settings = self._moving
+        out = np.empty((stop - start, self.categories))
+        parzen.derivative_rows(
+            values[start:stop],
+            None if mask is None else mask[start:stop],
+            *settings,
+            self._table_rows,
+            out,
+        )
+        return out
+
+    def _contract(self, p):
+        with self.session.phase("gradient"):
+            if self.session.pid != MOVING:
+                sums = self._sums.contract(p)
+                self.session.open(sums, "metric_gradient", (MOVING,))
+                return
+            inner = slice(self.padding, self.nbins - self.padding)
+            self._table_rows = np.ascontiguousarray(self._log_ratio[inner].T)
+            # The magnitudes of the spline derivatives of a sample sum below 2.
+            bound = 2.0 * np.abs(self._table_rows).max(initial=0.0)
+            scales = choose_scales(bound, self._column_sums, self._sums.samples)
+            sums = self._sums.contract(p, self._rows, self._columns, scales)
+            opened = self.session.open(sums, "metric_gradient", (MOVING,))
+            norm = self._valid * self.mdelta
+            self.metric_gradient = scales.undo(opened) * (-1.0 / norm if norm > 0 else 0)
+
+
+def _serve_locally(session, nbins, reveal, samples, settings=None, values=None, mask=None):
+    histogram = SecureParzenJointHistogram(nbins, reveal=reveal, session=session)
+    if session.pid == STATIC:
+        histogram.smin, histogram.sdelta = settings
+    histogram.share_static(samples, values, mask)
+    histogram.serve()
+
+
+__all__ = ["REVEAL", "RemoteImage", "SecureParzenJointHistogram", "linear_jacobian"]

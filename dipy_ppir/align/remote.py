@@ -1,0 +1,55 @@
+"""Stands where the other site's image would be."""
+
+import numpy as np
+
+
+class RemoteImage:
+    """An image that another party holds: its grid is public, its voxels are not.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        shape of the image, (S, R, C) or (R, C).
+    grid2world : array, shape (dim + 1, dim + 1), optional
+        the voxel-to-space transformation of the image, mm. Identity by default.
+
+    Raises
+    ------
+    ValueError
+        if shape and matrix do not belong together.
+
+    Examples
+    --------
+    >>> from dipy_ppir.align import RemoteImage
+    >>> RemoteImage((91, 109, 91)).dim
+    3
+    """
+
+    def __init__(self, shape, grid2world=None):
+        self.shape = tuple(int(n) for n in shape)
+        self.dim = self.ndim = len(self.shape)
+        if self.dim not in (2, 3) or min(self.shape) < 1:
+            raise ValueError(
+                f"a remote image has two or three positive dimensions, got {shape}"
+            )
+        if grid2world is None:
+            grid2world = np.eye(self.dim + 1)
+        self.grid2world = np.array(grid2world, dtype=np.float64)
+        if self.grid2world.shape != (self.dim + 1, self.dim + 1):
+            raise ValueError(
+                f"grid2world of a {self.dim}D image has shape "
+                f"({self.dim + 1}, {self.dim + 1}), got {self.grid2world.shape}"
+            )
+
+    def __repr__(self):
+        return f"RemoteImage(shape={self.shape})"
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "this image belongs to another party: its voxels are not available here"
+        )
+
+
+def is_remote(image):
+    """Whether `image` is held by another party."""
+    return isinstance(image, RemoteImage)

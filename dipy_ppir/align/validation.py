@@ -1,0 +1,108 @@
+"""Checks of images, masks and matrices, before any connection is opened.
+
+Messages name the argument, what is wrong with it and how to mend it. They are
+shown to the owner of the image only.
+"""
+
+import numpy as np
+
+from dipy_ppir.align.remote import is_remote
+
+
+def check_grid2world(matrix, dim, name):
+    """Raise ValueError unless `matrix` is an invertible voxel-to-space transform."""
+    if matrix is None:
+        return
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.shape != (dim + 1, dim + 1):
+        raise ValueError(
+            f"the {name} image's affine has shape {matrix.shape}, but a {dim}D image "
+            f"needs ({dim + 1}, {dim + 1})"
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"the {name} image's affine contains NaN or infinity")
+    if abs(np.linalg.det(matrix[:dim, :dim])) < 1e-12:
+        raise ValueError(
+            f"the {name} image's affine is singular: voxels have no volume; correct "
+            "the image's header (sform or qform)"
+        )
+
+
+def check_image(image, grid2world, name):
+    """Raise ValueError unless `image` can be registered.
+
+    Parameters
+    ----------
+    image : array or RemoteImage
+    grid2world : array or None
+    name : str
+        "static" or "moving", for the message.
+    """
+    if is_remote(image):
+        check_grid2world(image.grid2world, image.dim, name)
+        return
+    image = np.asarray(image)
+    if image.ndim not in (2, 3):
+        raise ValueError(
+            f"the {name} image has {image.ndim} dimensions; 2 or 3 are needed (of a "
+            "4D series choose one volume)"
+        )
+    if not np.issubdtype(image.dtype, np.number) or np.iscomplexobj(image):
+        raise ValueError(f"the {name} image must hold real numbers, not {image.dtype}")
+    if not np.isfinite(image).all():
+        raise ValueError(
+            f"the {name} image contains NaN or infinite voxels; replace them first, "
+            "for example with numpy.nan_to_num"
+        )
+    if image.size == 0 or image.min() == image.max():
+        raise ValueError(
+            f"the {name} image is constant: it has no structure to register"
+        )
+    check_grid2world(grid2world, image.ndim, name)
+
+
+def check_mask(mask, image, name):
+    """Raise ValueError unless `mask` fits `image`; masks of zeros only warn later."""
+    if mask is None:
+        return
+    if is_remote(image):
+        raise ValueError(
+            f"the {name} mask belongs to the owner of the {name} image; only that "
+            "party may pass it"
+        )
+    mask = np.asarray(mask)
+    if mask.shape != tuple(image.shape):
+        raise ValueError(
+            f"the {name} mask has shape {mask.shape}, its image {tuple(image.shape)}; "
+            "resample the mask to the image's grid"
+        )
+    inside = np.asarray(image)[mask != 0]
+    if inside.size and inside.min() == inside.max():
+        raise ValueError(
+            f"the {name} image is constant inside its mask; use a larger mask"
+        )
+
+
+def check_overlap(static_shape, static_grid2world, moving_shape, moving_grid2world):
+    """Raise ValueError if the two fields of view do not touch in world space.
+
+    Only public geometry is looked at: the boxes around the two grids.
+    """
+    boxes = []
+    for shape, matrix in (
+        (static_shape, static_grid2world),
+        (moving_shape, moving_grid2world),
+    ):
+        dim = len(shape)
+        corners = np.array(
+            np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij")
+        ).reshape(dim, -1)
+        world = matrix[:dim, :dim] @ corners + matrix[:dim, dim:]
+        boxes.append((world.min(axis=1), world.max(axis=1)))
+    (low_a, high_a), (low_b, high_b) = boxes
+    if (low_a > high_b).any() or (low_b > high_a).any():
+        raise ValueError(
+            "the two images do not overlap in world space; check their headers, or "
+            "start with their centres aligned (center_of_mass, or "
+            "starting_affine='centers')"
+        )

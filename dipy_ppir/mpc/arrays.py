@@ -1,0 +1,166 @@
+"""Secret-shared arrays: one party's share, with its scale and its bound."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipy_ppir.mpc.errors import FixedPointOverflowError
+from dipy_ppir.mpc.fields import Field
+
+#: Lagrange coefficients at 0 for the evaluation points 1, 2, 3 (degree 2).
+LAGRANGE = (3, -3, 1)
+
+
+@dataclass
+class SharedArray:
+    """One party's Shamir share of an array: party i holds f(i + 1), as in MPyC.
+
+    Parameters
+    ----------
+    field : Field
+        the field of the shares.
+    share : array of uint64, shape ``field.storage(shape)``
+        this party's share.
+    degree : int
+        degree of the sharing polynomials: 1, or 2 after a product.
+    frac_bits : int
+        the elements stand for multiples of ``2**-frac_bits``.
+    bound : int
+        largest magnitude, as an integer before scaling, of any element.
+
+    Raises
+    ------
+    FixedPointOverflowError
+        if the bound leaves no room in the field: raised where the array would
+        be made, at every party, before anything is sent.
+    """
+
+    field: Field
+    share: np.ndarray
+    degree: int
+    frac_bits: int
+    bound: int
+
+    def __post_init__(self):
+        self.bound = int(self.bound)
+        if 2 * self.bound >= self.field.modulus:
+            raise FixedPointOverflowError(
+                f"values of up to {self.bound.bit_length()} bits do not fit "
+                f"{self.field!r}; use fewer fraction bits or the larger field"
+            )
+
+    @property
+    def shape(self):
+        """Shape of the secret array."""
+        return self.share.shape if self.field.words == 1 else self.share.shape[:-1]
+
+    def _with(self, share, *, degree=None, frac_bits=None, bound=None):
+        return SharedArray(
+            self.field,
+            share,
+            self.degree if degree is None else degree,
+            self.frac_bits if frac_bits is None else frac_bits,
+            self.bound if bound is None else bound,
+        )
+
+    def _compatible(self, other, what):
+        if self.field is not other.field or self.shape != other.shape:
+            raise ValueError(f"cannot {what} arrays of different field or shape")
+
+    def _same_scale(self, other, what):
+        self._compatible(other, what)
+        if self.frac_bits != other.frac_bits:
+            raise ValueError(
+                f"cannot {what} arrays of {self.frac_bits} and {other.frac_bits} "
+                "fraction bits; bring them to one scale first"
+            )
+
+    def __add__(self, other):
+        self._same_scale(other, "add")
+        return self._with(
+            self.field.add(self.share, other.share),
+            degree=max(self.degree, other.degree),
+            bound=self.bound + other.bound,
+        )
+
+    def __sub__(self, other):
+        self._same_scale(other, "subtract")
+        return self._with(
+            self.field.sub(self.share, other.share),
+            degree=max(self.degree, other.degree),
+            bound=self.bound + other.bound,
+        )
+
+    def __neg__(self):
+        return self._with(self.field.neg(self.share))
+
+    def __getitem__(self, index):
+        return self._with(np.ascontiguousarray(self.share[index]))
+
+    def reshape(self, *shape):
+        """The same secrets in another shape."""
+        shape = shape[0] if len(shape) == 1 and np.iterable(shape[0]) else shape
+        return self._with(self.share.reshape(self.field.storage(shape)))
+
+    def times(self, integer):
+        """Product with one public integer; local."""
+        return self._with(
+            self.field.scale(self.share, integer), bound=self.bound * abs(integer)
+        )
+
+    def add_public(self, integer):
+        """Sum with one public integer (in units of the last place); local."""
+        constant = self.field.from_ints(integer % self.field.modulus)
+        share = np.broadcast_to(constant, self.share.shape)
+        return self._with(
+            self.field.add(self.share, np.ascontiguousarray(share)),
+            bound=self.bound + abs(integer),
+        )
+
+    def _local_product(self, other, share, terms=1):
+        if self.degree + other.degree > 2:
+            raise ValueError("reduce the degree of a product before multiplying again")
+        return SharedArray(
+            self.field,
+            share,
+            2,
+            self.frac_bits + other.frac_bits,
+            self.bound * other.bound * terms,
+        )
+
+    def __mul__(self, other):
+        """Elementwise product: local, of degree 2."""
+        self._compatible(other, "multiply")
+        return self._local_product(other, self.field.mul(self.share, other.share))
+
+    def __matmul__(self, other):
+        """Matrix product: local, of degree 2."""
+        if self.field is not other.field or self.shape[1] != other.shape[0]:
+            raise ValueError("matrix shapes do not match")
+        share = self.field.matmul(self.share, other.share)
+        return self._local_product(other, share, self.shape[1])
+
+    def gram(self, other):
+        """``self.T @ other``, the sum of outer products of rows; local."""
+        if self.field is not other.field or self.shape[0] != other.shape[0]:
+            raise ValueError("both arrays need the same number of rows")
+        acc = self.field.zeros((self.shape[1], other.shape[1]))
+        rows = 1 << 13
+        for i in range(0, self.shape[0], rows):
+            self.field.kernels.gram(self.share[i : i + rows], other.share[i : i + rows], acc)
+        return self._local_product(other, acc, self.shape[0])
+
+    def combine(self, matrix):
+        """Rows combined by a public integer matrix: ``matrix @ self``; local.
+
+        Parameters
+        ----------
+        matrix : array of int, shape (p, n)
+            public coefficients.
+        """
+        matrix = np.asarray(matrix)
+        coefficients = self.field.encode_int(matrix)
+        weight = int(np.abs(matrix).sum(axis=1).max())
+        return self._with(
+            self.field.matmul(coefficients, self.share), bound=self.bound * weight
+        )

@@ -1,0 +1,62 @@
+"""What can go wrong between parties, each failure under its own name.
+
+Every class refines the builtin a caller would already catch. Messages name the
+party at fault and the remedy, and never carry a value that depends on an image:
+they are shown to users and some cross the network.
+"""
+
+
+class MPCError(Exception):
+    """Base of all failures of a secure computation."""
+
+
+class InsecureSetupError(MPCError, ValueError):
+    """The set-up cannot keep a secret, for example a threshold of zero."""
+
+
+class PeerError(MPCError, ConnectionError):
+    """Something is wrong at, or with the connection to, one named party.
+
+    Parameters
+    ----------
+    message : str
+        what happened and what to do.
+    culprit : int or None
+        the party number of the party at fault.
+    """
+
+    def __init__(self, message, culprit=None):
+        super().__init__(message)
+        self.culprit = culprit
+
+
+class PeerLostError(PeerError):
+    """A party closed its connection, or its process died."""
+
+
+class PeerTimeoutError(PeerError, TimeoutError):
+    """A party said nothing for longer than the time-out."""
+
+
+class PeerAbortedError(PeerError):
+    """A party stopped the computation and said so."""
+
+
+class ProtocolError(PeerError):
+    """A party sent something that the protocol does not allow at this point."""
+
+
+class AuthenticationError(PeerError):
+    """A party did not prove that it belongs to this session."""
+
+
+class ParameterMismatchError(MPCError, ValueError):
+    """The parties do not agree on a public parameter."""
+
+
+class FixedPointOverflowError(MPCError, OverflowError):
+    """A value, or what may become of it, does not fit the field."""
+
+
+class UndeclaredOpeningError(MPCError, PermissionError):
+    """The program tried to open a value that no protocol declared."""

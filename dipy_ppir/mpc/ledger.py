@@ -1,0 +1,228 @@
+"""What was opened, to whom, and what it cost.
+
+A protocol *declares* beside its code every value it may open: a label, the
+receivers, the shape and the meaning. `Session.open` is the one function that
+opens values; it asks the ledger first, and the ledger refuses labels that were
+never declared and receivers that the declaration does not name. The receipt of
+a run is made from the ledger alone.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.metadata import version
+import math
+import platform
+
+from dipy_ppir.mpc.errors import UndeclaredOpeningError
+
+MOVING, STATIC, HELPER = 0, 1, 2
+#: Party number to the name of its role.
+ROLES = {MOVING: "moving owner", STATIC: "static owner", HELPER: "helper"}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One kind of value that a protocol may open.
+
+    Parameters
+    ----------
+    label : str
+        name of the value.
+    receivers : tuple of int
+        party numbers that may ever receive it.
+    shape : str
+        shape in terms of public parameters.
+    meaning : str
+        what the receiver learns, in words for people outside the field.
+    """
+
+    label: str
+    receivers: tuple
+    shape: str
+    meaning: str
+
+
+DECLARATIONS = {}
+
+
+def declare(label, receivers, shape, meaning):
+    """Declare a value that a protocol may open; see `Declaration`."""
+    declaration = Declaration(label, tuple(receivers), shape, meaning)
+    if DECLARATIONS.setdefault(label, declaration) != declaration:
+        raise ValueError(f"{label!r} is already declared differently")
+    return declaration
+
+
+@dataclass
+class _Opened:
+    openings: int = 0
+    values: int = 0
+    bits: int = 0
+
+
+@dataclass
+class Ledger:
+    """Openings and traffic of one run, as one party saw them.
+
+    Attributes
+    ----------
+    opened : dict
+        maps (receiver, label) to the count of openings, values and bits.
+    sent : Counter
+        payload bytes sent, by (phase, receiver).
+    rounds : Counter
+        messages waited for, by phase.
+    """
+
+    opened: dict = field(default_factory=dict)
+    sent: Counter = field(default_factory=Counter)
+    framing: int = 0
+    rounds: Counter = field(default_factory=Counter)
+    phase: str = "setup"
+
+    def record_opening(self, label, receivers, values, bits):
+        """Enter an opening of `values` numbers of `bits` bits, or refuse it."""
+        if label not in DECLARATIONS:
+            raise UndeclaredOpeningError(
+                f"{label!r} was never declared, so it is not opened; "
+                "declare it beside its protocol with dipy_ppir.mpc.ledger.declare"
+            )
+        strangers = set(receivers) - set(DECLARATIONS[label].receivers)
+        if strangers:
+            names = ", ".join(ROLES[p] for p in sorted(strangers))
+            raise UndeclaredOpeningError(f"{label!r} may not be opened to: {names}")
+        for receiver in receivers:
+            entry = self.opened.setdefault((receiver, label), _Opened())
+            entry.openings += 1
+            entry.values += values
+            entry.bits = max(entry.bits, bits)
+
+    def record_sent(self, peer, payload, framing):
+        """Enter bytes sent to `peer` in the current phase."""
+        self.sent[self.phase, peer] += payload
+        self.framing += framing
+
+    def record_round(self):
+        """Enter one wait for messages of other parties."""
+        self.rounds[self.phase] += 1
+
+    def sent_by_phase(self):
+        """Payload bytes sent, by phase."""
+        totals = Counter()
+        for (phase, _), n in self.sent.items():
+            totals[phase] += n
+        return dict(totals)
+
+    def learned(self):
+        """What each role learned, for the receipt.
+
+        Returns
+        -------
+        learned : dict
+            maps each role's name to a list of dicts with the keys ``label``,
+            ``meaning``, ``shape``, ``openings``, ``values`` and ``bits``.
+        """
+        learned = {name: [] for name in ROLES.values()}
+        for (receiver, label), entry in self.opened.items():
+            declaration = DECLARATIONS[label]
+            learned[ROLES[receiver]].append(
+                {
+                    "label": label,
+                    "meaning": declaration.meaning,
+                    "shape": declaration.shape,
+                    "openings": entry.openings,
+                    "values": entry.values,
+                    "bits": entry.bits,
+                }
+            )
+        return learned
+
+
+def run_facts(threshold):
+    """Facts about the run and its software that every receipt states."""
+    return {
+        "m": len(ROLES),
+        "t": threshold,
+        "insecure": threshold == 0,
+        "field": "GF(2^61 - 1)",
+        "versions": {
+            "dipy_ppir": version("dipy-ppir"),
+            **{name: version(name) for name in ("dipy", "mpyc", "numpy")},
+            "python": platform.python_version(),
+        },
+    }
+
+
+def make_receipt(ledger, sent_by_party, **facts):
+    """The receipt of a run: what each party learned and what it cost.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        ledger of the run.
+    sent_by_party : dict
+        maps each role's name to the payload bytes it sent, by phase.
+    **facts
+        whatever else belongs on the receipt: m, t, field, versions, parameters.
+
+    Returns
+    -------
+    receipt : dict
+        can be written as JSON.
+    """
+    return {
+        **facts,
+        "learned": ledger.learned(),
+        "bytes_sent": sent_by_party,
+        "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
+        "waits": dict(ledger.rounds),
+    }
+
+
+def _size(n):
+    if n < 1000:
+        return f"{n} B"
+    power = min(int(math.log10(n) // 3), 4)
+    return f"{n / 1000**power:.1f} {' kMGT'[power]}B"
+
+
+def receipt_text(receipt):
+    """The receipt in plain words, for people who answer for the data.
+
+    Parameters
+    ----------
+    receipt : dict
+        as made by `make_receipt`.
+
+    Returns
+    -------
+    text : str
+    """
+    lines = ["What each party learned", "-----------------------"]
+    for role, entries in receipt["learned"].items():
+        if not entries:
+            lines.append(
+                f"The {role} learned nothing about either image. It saw only public "
+                "facts: image shapes and positions, parameters, number of steps."
+            )
+        for e in entries:
+            lines.append(
+                f"The {role} learned {e['meaning']}: {e['values']:,} numbers of "
+                f"{e['bits']} bits in {e['openings']:,} openings ({e['label']})."
+            )
+    lines += ["", "What crossed the network", "------------------------"]
+    for role, phases in receipt["bytes_sent"].items():
+        detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)
+        lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
+    lines.append(f"In all {_size(receipt['bytes_total'])}, every byte of it masked.")
+    lines += [
+        "",
+        "What this rests on",
+        "------------------",
+        f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
+        "parties that pool what they hold can rebuild both images.",
+        "Every party follows the program (semi-honest). The code is not audited.",
+    ]
+    if receipt.get("insecure"):
+        lines.insert(0, "INSECURE RUN: the threshold was 0, nothing was kept secret.\n")
+    return "\n".join(lines)

@@ -1,0 +1,348 @@
+"""The other two parties as processes on this machine.
+
+When a caller holds both images, a secure class starts the static owner and the
+helper as processes of their own, joined by TCP on the loopback interface, and
+plays the moving owner itself. The protocol is the deployed one. The processes
+are kept for the next call and end with the caller, however it ends.
+"""
+
+import atexit
+from collections import Counter
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+
+from dipy_ppir.mpc import errors
+from dipy_ppir.mpc.errors import MPCError, PeerError
+from dipy_ppir.mpc.ledger import (
+    HELPER,
+    MOVING,
+    ROLES,
+    STATIC,
+    Ledger,
+    make_receipt,
+    run_facts,
+)
+from dipy_ppir.mpc.party import meet
+from dipy_ppir.mpc.pipes import read_message, write_message
+from dipy_ppir.mpc.session import THRESHOLD
+
+START_TIMEOUT = 60.0
+
+
+class LocalParties:
+    """Two child processes and this process's own session with them.
+
+    Parameters
+    ----------
+    timeout : float, optional
+        longest silence of a party during a run, in seconds.
+
+    Attributes
+    ----------
+    session : Session
+        this process's end: the moving owner.
+    """
+
+    def __init__(self, timeout=300.0):
+        self._children = {}
+        self._owner = os.getpid()
+        token = secrets.token_bytes(32)
+        listeners = {p: _listener() for p in (MOVING, STATIC)}
+        addresses = {p: list(s.getsockname()[:2]) for p, s in listeners.items()}
+        try:
+            for pid in (STATIC, HELPER):
+                listener = listeners[pid] if pid == STATIC else None
+                self._start(pid, token, addresses, listener)
+            listeners[STATIC].close()
+            self.session = meet(
+                MOVING, token, addresses, listeners[MOVING], START_TIMEOUT
+            )
+            for pid in self._children:
+                self._reply(pid)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for listener in listeners.values():
+                listener.close()
+        self.session.network.timeout = timeout
+
+    def _start(self, pid, token, addresses, listener):
+        fds = () if listener is None else (listener.fileno(),)
+        env = dict(os.environ)
+        # One core's worth of threads per party: they share this machine.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            env.setdefault(name, "1")
+        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "dipy_ppir.mpc.party"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=fds,
+            env=env,
+        )
+        self._children[pid] = child
+        write_message(
+            child.stdin,
+            {
+                "pid": pid,
+                "token": token.hex(),
+                "addresses": addresses,
+                "listen_fd": fds[0] if fds else None,
+                "timeout": START_TIMEOUT,
+            },
+        )
+
+    def _reply(self, pid):
+        try:
+            return read_message(self._children[pid].stdout)
+        except EOFError:
+            return None
+
+    @property
+    def usable(self):
+        """Whether all parties still run and belong to this process."""
+        return (
+            self._owner == os.getpid()
+            and not self.session.network.closed
+            and all(c.poll() is None for c in self._children.values())
+        )
+
+    def run(self, function, call, *, moving, static, helper):
+        """Run one task at all three parties.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(session, **moving)`` runs here, as the moving owner.
+        call : str
+            ``package.module:function`` that the other two parties run.
+        moving, static, helper : dict
+            keyword arguments of the task, by party.
+
+        Returns
+        -------
+        results : dict
+            result of each party, by number.
+
+        Raises
+        ------
+        MPCError
+            or whatever the party at fault raised. The processes are then gone
+            and the next call starts new ones.
+        """
+        try:
+            self.start(call, {STATIC: static, HELPER: helper})
+            self.session.new_run()
+            results = {MOVING: function(self.session, **moving)}
+            replies = self.finish()
+            return {**results, **{p: r["result"] for p, r in replies.items()}}
+        except BaseException as exc:
+            better = self.explain(exc)
+            if better is exc:
+                raise
+            raise better from exc
+
+    def start(self, call, tasks):
+        """Send a task to the other two parties; `finish` waits for its end.
+
+        Parameters
+        ----------
+        call : str
+            ``package.module:function``.
+        tasks : dict
+            maps party numbers to keyword arguments.
+        """
+        for pid, arguments in tasks.items():
+            task = {"call": call, "arguments": arguments}
+            write_message(self._children[pid].stdin, task)
+
+    def finish(self):
+        """Wait for the other parties' results.
+
+        Returns
+        -------
+        replies : dict
+            maps party numbers to ``{"result": ..., "sent": bytes by phase}``.
+        """
+        replies = {}
+        for pid in (STATIC, HELPER):
+            reply = self._reply(pid)
+            if reply is None or not reply["ok"]:
+                raise self._error(pid, reply)
+            replies[pid] = reply
+        return replies
+
+    def explain(self, exc):
+        """The best account of a failure: a child's own, if it has one."""
+        self.session.fail(exc)
+        if isinstance(exc, PeerError):
+            for pid in (STATIC, HELPER):
+                reply = self._reply(pid)
+                if reply and not reply["ok"]:
+                    error = self._error(pid, reply)
+                    if not isinstance(error, PeerError):
+                        exc = error
+                        break
+        self.close()
+        return exc
+
+    def _error(self, pid, reply):
+        if reply is None:
+            return errors.PeerLostError(
+                f"party {pid} ({ROLES[pid]}) died; see the messages it printed", pid
+            )
+        kind = getattr(errors, reply["error"], None)
+        if kind is None and reply["module"] == "builtins":
+            import builtins
+
+            kind = getattr(builtins, reply["error"], None)
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            kind = MPCError
+        try:
+            error = kind(reply["message"])
+        except TypeError:
+            error = MPCError(reply["message"])
+        error.add_note(f"raised at party {pid} ({ROLES[pid]}):\n{reply['traceback']}")
+        return error
+
+    def close(self):
+        """End the child processes."""
+        if self._owner != os.getpid():
+            return
+        if hasattr(self, "session"):
+            self.session.close()
+        for child in self._children.values():
+            for pipe in (child.stdin, child.stdout):
+                try:
+                    pipe.close()
+                except OSError:
+                    pass
+        for child in self._children.values():
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _listener():
+    sock = socket.create_server(("127.0.0.1", 0), backlog=4)
+    sock.set_inheritable(False)
+    return sock
+
+
+_shared = None
+_current = None
+_lock = threading.RLock()
+
+
+def _parties():
+    """The parties kept between calls, started if need be, and idle."""
+    global _shared
+    if _current is not None:
+        _current.end()
+    if _shared is None or not _shared.usable:
+        if _shared is not None:
+            _shared.close()
+        _shared = LocalParties()
+    return _shared
+
+
+def run_locally(function, call, *, moving, static, helper):
+    """`LocalParties.run` with parties that are kept between calls.
+
+    One task runs at a time; calls from several threads take turns.
+    """
+    with _lock:
+        return _parties().run(
+            function, call, moving=moving, static=static, helper=helper
+        )
+
+
+class Conversation:
+    """A task of the other parties that lasts over several calls made here.
+
+    The other parties wait for command words until they are told 0. Whatever
+    else needs them ends the conversation first; its owner then starts it anew.
+    As a context manager it guards one exchange: an error inside ends the
+    parties, so that nobody is left in the middle of a protocol.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        openings and traffic of all exchanges so far.
+    sent : dict
+        payload bytes that the other parties sent, by role and phase.
+    """
+
+    def __init__(self):
+        self.ledger = Ledger()
+        self.sent = {STATIC: Counter(), HELPER: Counter()}
+        self._parties = None
+
+    @property
+    def active(self):
+        """Whether the other parties are waiting for this conversation."""
+        return _current is self and self._parties.usable
+
+    def start(self, call, *, common, static):
+        """Start the task; returns this process's session."""
+        global _current
+        with _lock:
+            self._parties = _parties()
+            self._parties.start(call, {STATIC: {**common, **static}, HELPER: common})
+            self._parties.session.ledger = self.ledger
+            _current = self
+            return self._parties.session
+
+    def end(self):
+        """Let the other parties go."""
+        global _current
+        with _lock:
+            if _current is not self:
+                return
+            _current = None
+            if not self._parties.usable:
+                return
+            with self:
+                self._parties.session.tell(0)
+                for pid, reply in self._parties.finish().items():
+                    self.sent[pid].update(reply["sent"])
+
+    def receipt(self, **facts):
+        """Receipt of all exchanges so far; ends the conversation."""
+        self.end()
+        by_party = {ROLES[MOVING]: self.ledger.sent_by_phase()}
+        for pid, sent in self.sent.items():
+            by_party[ROLES[pid]] = dict(sent)
+        return make_receipt(self.ledger, by_party, **run_facts(THRESHOLD), **facts)
+
+    def __enter__(self):
+        _lock.acquire()
+        return self
+
+    def __exit__(self, kind, exc, trace):
+        global _current
+        try:
+            if exc is not None:
+                _current = None
+                better = self._parties.explain(exc)
+                if better is not exc:
+                    raise better from exc
+        finally:
+            _lock.release()
+
+
+@atexit.register
+def close_local_parties():
+    """End the parties kept by `run_locally`; done at exit by itself."""
+    global _shared, _current
+    _current = None
+    if _shared is not None:
+        _shared.close()
+        _shared = None

@@ -1,0 +1,1 @@
+def mutual_information(*a): raise NotImplementedError

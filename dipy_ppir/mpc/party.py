@@ -1,0 +1,158 @@
+"""The process of a party that a loopback session starts: ``python -m ...party``.
+
+It reads its number, the session's token and the addresses from standard input,
+meets the other parties over TCP on the loopback interface, then runs the tasks
+that its parent sends until the pipe closes. When the parent dies, however it
+dies, the pipe closes and this process ends.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+
+
+def meet(pid, token, addresses, listener, timeout):
+    """Connect this party to the others over loopback TCP and authenticate.
+
+    Lower numbers listen, higher numbers dial.
+
+    Parameters
+    ----------
+    pid : int
+    token : bytes
+        the session's secret.
+    addresses : dict
+        maps party numbers to (host, port).
+    listener : socket or None
+        listening socket of this party; None for the last party.
+    timeout : float
+
+    Returns
+    -------
+    session : Session
+    """
+    import socket
+
+    from dipy_ppir.mpc.errors import PeerError, PeerTimeoutError
+    from dipy_ppir.mpc.ledger import ROLES
+    from dipy_ppir.mpc.session import Session, authenticate
+    from dipy_ppir.mpc.transport import Link
+
+    links, seeds = {}, {}
+    try:
+        for peer in sorted(p for p in ROLES if p < pid):
+            sock = socket.create_connection(addresses[peer], timeout)
+            sock.sendall(bytes([pid]))
+            links[peer] = Link(sock, peer)
+            seeds[peer] = authenticate(links[peer], pid, token, timeout=timeout)
+        waiting = {p for p in ROLES if p > pid}
+        while waiting:
+            listener.settimeout(timeout)
+            sock, _ = listener.accept()
+            sock.settimeout(timeout)
+            claimed = sock.recv(1)
+            peer = claimed[0] if claimed else -1
+            if peer not in waiting:
+                sock.close()
+                continue
+            link = Link(sock, peer)
+            try:
+                seeds[peer] = authenticate(link, pid, token, timeout=timeout)
+            except PeerError:
+                # A stranger on this machine: turn it away and go on waiting.
+                sock.close()
+                continue
+            links[peer] = link
+            waiting.discard(peer)
+    except TimeoutError:
+        missing = sorted(set(ROLES) - {pid} - set(seeds))
+        names = ", ".join(f"party {p} ({ROLES[p]})" for p in missing)
+        raise PeerTimeoutError(
+            f"{names} did not connect within {timeout:g} s", missing[0]
+        ) from None
+    finally:
+        if listener is not None:
+            listener.close()
+    return Session(pid, links, seeds, timeout=timeout)
+
+
+def resolve(path):
+    """The function named ``package.module:function``."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def serve(commands, replies):
+    """Run this party until its parent closes the pipe."""
+    from dipy_ppir.mpc.pipes import read_message, write_message
+
+    def receive():
+        try:
+            return read_message(commands)
+        except EOFError:
+            os._exit(0)
+
+    setup = receive()
+    addresses = {int(p): tuple(a) for p, a in setup["addresses"].items()}
+    listener = None
+    if setup["listen_fd"] is not None:
+        import socket
+
+        listener = socket.socket(fileno=setup["listen_fd"])
+    session = meet(
+        setup["pid"],
+        bytes.fromhex(setup["token"]),
+        addresses,
+        listener,
+        setup["timeout"],
+    )
+    write_message(replies, {"ok": True})
+    while True:
+        task = receive()
+        session.new_run()
+        try:
+            result = resolve(task["call"])(session, **task["arguments"])
+            sent = session.ledger.sent_by_phase()
+            write_message(replies, {"ok": True, "result": result, "sent": sent})
+        except BaseException as exc:
+            session.fail(exc)
+            reply = {
+                "ok": False,
+                "error": type(exc).__name__,
+                "module": type(exc).__module__,
+                "message": str(exc),
+                "traceback": traceback.format_exc(),
+            }
+            write_message(replies, reply)
+            return
+
+
+def _watch(commands_fd):
+    """End this process as soon as the parent's end of the pipe is closed."""
+    import select
+
+    poller = select.poll()
+    poller.register(commands_fd, 0)
+    while True:
+        for _, event in poller.poll():
+            if event & (select.POLLHUP | select.POLLERR):
+                os._exit(0)
+
+
+def main():
+    """Entry point."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Replies go to a private copy of standard output, so that nothing a library
+    # prints can be taken for one.
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    watcher = threading.Thread(target=_watch, args=(0,), daemon=True)
+    watcher.start()
+    serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

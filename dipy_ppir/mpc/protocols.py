@@ -1,0 +1,285 @@
+"""The protocols: input, degree reduction, truncation. Opening is in `Session`.
+
+Three parties, threshold one. A secret x is shared by a line f with f(0) = x;
+party i holds f(i + 1). Products of shares are values of a parabola; any three
+points recombine it with the coefficients 3, -3, 1.
+
+==================  ======  =========================  =======================
+protocol            rounds  elements on all links      what a party sees
+==================  ======  =========================  =======================
+`share`             1       1 per value                one uniform element
+`reduce`            1       3 per value                uniform elements
+`truncate`          2       3 per value                uniform elements
+`Session.open`      1       2 (degree 2) or 1          the value, if receiver
+                            (degree 1) per receiver
+==================  ======  =========================  =======================
+
+Why this is safe against one curious party: whatever it receives before an
+opening is a point of a random line through a secret (uniform, because the line
+has a random slope) or a secret plus a sharing of zero it does not know; both
+can be produced by a simulator that has only the party's own input and outputs.
+"""
+
+import numpy as np
+
+from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
+from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
+from dipy_ppir.mpc.fields import P61
+
+# An owner's line is fixed by the point of one party, which that party derives
+# from the seed it shares with the owner; the other party is sent its point.
+SEED_PARTY = {0: 1, 1: 0, 2: 0}
+SENT_PARTY = {0: 2, 1: 2, 2: 1}
+
+
+def _point(field, owner, party, x, r):
+    """Value at `party` of the line through x at 0 and r at the seed party."""
+    s, j = SEED_PARTY[owner] + 1, party + 1
+    inverse = field.inverse(s)
+    return field.axpby((s - j) * inverse, x, j * inverse, r)
+
+
+def share_elements(session, owner, x, shape, field, name):
+    """Share field elements known to `owner`.
+
+    Parameters
+    ----------
+    session : Session
+        this party's session.
+    owner : int
+        party that knows the elements.
+    x : array of uint64 or None
+        packed elements, at the owner only.
+    shape : tuple of int
+        public shape.
+    field : Field
+        the field.
+    name : str
+        the protocol step, for the frames.
+
+    Returns
+    -------
+    share : array of uint64
+        this party's share. One element per value is sent, to one party.
+    """
+    if session.pid == owner:
+        r = session.random_elements(SEED_PARTY[owner], owner, field, shape)
+        session.network.send(
+            SENT_PARTY[owner], name, _point(field, owner, SENT_PARTY[owner], x, r)
+        )
+        return _point(field, owner, owner, x, r)
+    if session.pid == SEED_PARTY[owner]:
+        return session.random_elements(owner, owner, field, shape)
+    return session.receive_elements(owner, field, shape, name)
+
+
+def share(
+    session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="share"
+):
+    """Share real numbers known to one party as fixed-point numbers.
+
+    Rounds: 1. Elements: 1 per value, to one party.
+
+    Parameters
+    ----------
+    session : Session
+        this party's session.
+    owner : int
+        party that knows `x`.
+    x : array of float or None
+        the numbers, at the owner only.
+    shape : tuple of int
+        public shape of `x`.
+    frac_bits : int
+        fraction bits kept; the numbers are rounded to nearest.
+    bound : float
+        public bound on the magnitude of every number.
+    field : Field
+        field of the shares.
+    name : str
+        the protocol step.
+
+    Returns
+    -------
+    array : SharedArray
+    """
+    elements = None
+    if session.pid == owner:
+        x = np.asarray(x, dtype=np.float64)
+        if x.shape != tuple(shape):
+            raise ValueError(f"expected an array of shape {shape}, got {x.shape}")
+        elements = field.encode(x, frac_bits, bound)
+    integer_bound = int(np.ceil(bound * 2.0**frac_bits))
+    part = share_elements(session, owner, elements, shape, field, name)
+    return SharedArray(field, part, 1, frac_bits, integer_bound)
+
+
+def zero_share(session, field, shape):
+    """This party's share of a random degree-2 sharing of zero; no messages.
+
+    Each pair of parties draws one uniform element per value from its common
+    seed; one adds it, the other subtracts it (in additive form), so the three
+    additive parts sum to zero and any two of them are uniform.
+    """
+    after, before = (session.pid + 1) % 3, (session.pid + 2) % 3
+    part = field.sub(
+        session.zero_elements(after, field, shape),
+        session.zero_elements(before, field, shape),
+    )
+    return field.scale(part, field.inverse(LAGRANGE[session.pid]))
+
+
+def additive_part(session, array):
+    """This party's additive part of a degree-2 array (its Lagrange term)."""
+    return array.field.scale(array.share, LAGRANGE[session.pid])
+
+
+def reshare_parts(session, parts, shape, field, *, frac_bits, bound, name):
+    """Share of degree 1 of a sum whose terms are known to different parties.
+
+    Rounds: 1. Elements: 1 per value and party in `parts`.
+
+    Parameters
+    ----------
+    parts : dict
+        maps each party that knows a term to that term (packed elements) at that
+        party, to None elsewhere.
+    bound : int
+        bound on the magnitude of the sum.
+    """
+    total = None
+    # Send first, then wait: no party waits for one that has yet to compute.
+    order = sorted(parts, key=lambda owner: owner != session.pid)
+    for owner in order:
+        term = share_elements(
+            session, owner, parts[owner], shape, field, f"{name}-{owner}"
+        )
+        total = term if total is None else field.add(total, term)
+    return SharedArray(field, total, 1, frac_bits, bound)
+
+
+def reduce(session, array, name="reduce"):
+    """Bring a degree-2 array back to degree 1, exactly.
+
+    Every party shares its own additive part; the sum of the three sharings is
+    the result (Gennaro, Rabin and Rabin 1998).
+
+    Rounds: 1. Elements: 3 per value. Each party sees one fresh uniform point of
+    every other party's line.
+    """
+    part = additive_part(session, array)
+    parts = {p: part if p == session.pid else None for p in range(3)}
+    return reshare_parts(
+        session,
+        parts,
+        array.shape,
+        array.field,
+        frac_bits=array.frac_bits,
+        bound=array.bound,
+        name=name,
+    )
+
+
+#: A truncation goes wrong with probability below 2**-SECURITY per value.
+SECURITY = 40
+
+
+def truncate(session, array, bits, *, field=None, name="truncate"):
+    """Reduce the degree, drop low bits and change the field in one step.
+
+    The helper sends its additive part, hidden by a sharing of zero, to the
+    moving owner; the two owners then hold ``u - w = x + offset`` as integers
+    unless a wrap occurs, each shifts its own integer and shares it in the
+    target field. The result is ``floor(x / 2**bits)`` or that plus one.
+
+    Rounds: 2. Elements: 1 of the source and 2 of the target field per value.
+    The moving owner sees a uniform element; everyone sees fresh points.
+
+    Parameters
+    ----------
+    session : Session
+    array : SharedArray
+        of degree 1 or 2.
+    bits : int
+        low bits to drop; they come off `frac_bits`.
+    field : Field, optional
+        target field; the source field by default.
+
+    Raises
+    ------
+    FixedPointOverflowError
+        if the array's bound is above 2**(field bits - 41): a wrap, which would
+        change the result by p, must stay rarer than 2**-40 per value.
+    """
+    source, target = array.field, field or array.field
+    if 2 * array.bound > 1 << (source.bits - SECURITY):
+        raise FixedPointOverflowError(
+            f"truncating values of {array.bound.bit_length()} bits in {source!r} "
+            f"could go wrong more often than once in 2^{SECURITY}; use the larger "
+            "field or fewer fraction bits"
+        )
+    offset = 1 << max(array.bound.bit_length(), bits)
+    shape = array.shape
+    if array.degree == 1:
+        array = array._with(array.share, degree=2)
+    part = additive_part(session, array)
+    mask = source.scale(
+        zero_share(session, source, shape), LAGRANGE[session.pid]
+    )
+    part = source.add(part, mask)
+    parts = {0: None, 1: None}
+    if session.pid == 2:
+        session.network.send(0, name, part)
+    elif session.pid == 0:
+        u = source.add(part, session.receive_elements(2, source, shape, name))
+        u = source.add(u, np.ascontiguousarray(
+            np.broadcast_to(source.from_ints(offset), u.shape)
+        ))
+        parts[0] = shift_right(source, u, bits, target)
+    else:
+        w = shift_right(source, source.neg(part), bits, target)
+        parts[1] = target.neg(w)
+    result = reshare_parts(
+        session,
+        parts,
+        shape,
+        target,
+        frac_bits=array.frac_bits - bits,
+        bound=(array.bound >> bits) + 1,
+        name=name + "-share",
+    )
+    return result._with(result.add_public(-(offset >> bits)).share)
+
+
+def shift_right(source, a, bits, target):
+    """Elements as non-negative integers, shifted, as elements of `target`.
+
+    Raises
+    ------
+    ValueError
+        if a shifted element may not fit the target field.
+    """
+    if source.bits - bits > target.bits:
+        raise ValueError("the shifted value does not fit the target field")
+    word = np.uint64(64)
+    if source.words == 1:
+        low, high = a >> np.uint64(bits), None
+    else:
+        low, high = a[..., 0], a[..., 1]
+        if bits >= 64:
+            low, high = high >> np.uint64(bits - 64), np.zeros_like(high)
+        elif bits:
+            low = low >> np.uint64(bits) | high << word - np.uint64(bits)
+            high = high >> np.uint64(bits)
+    if target.words == 1:
+        low = low % np.uint64(target.modulus)
+        return np.ascontiguousarray(low)
+    if high is None:
+        high = np.zeros_like(low)
+    return np.ascontiguousarray(np.stack([low, high], axis=-1))
+
+
+def check_elements(field, elements, link_name, peer):
+    """Refuse anything from a peer that is not an element of the field."""
+    if not field.is_canonical(elements):
+        raise ProtocolError(f"{link_name} sent a number outside {field!r}", peer)

@@ -1,0 +1,456 @@
+"""A session: one party's identity, connections, randomness and ledger.
+
+The parties are two image owners and a helper (see `ROLES`). All three run the
+same program in step; what a party does depends on its number.
+"""
+
+from contextlib import contextmanager
+import hashlib
+import hmac
+import logging
+import secrets
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
+import numpy as np
+
+from dipy_ppir.mpc import protocols
+from dipy_ppir.mpc.errors import (
+    AuthenticationError,
+    InsecureSetupError,
+    MPCError,
+    ParameterMismatchError,
+    PeerError,
+)
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger, make_receipt, run_facts
+from dipy_ppir.mpc.prg import Pairwise, derive_key
+from dipy_ppir.mpc.transport import Link, Network
+
+logger = logging.getLogger("dipy_ppir")
+
+PARTIES, THRESHOLD = 3, 1
+INSECURE_WARNING = (
+    "INSECURE: this run has threshold 0, so every share is the secret itself and "
+    "every party can read both images. Use it on public data only."
+)
+DEFAULT_TIMEOUT = 300.0
+
+
+def check_setup(parties, threshold, insecure=False):
+    """Refuse set-ups that keep no secret or that are not supported.
+
+    Raises
+    ------
+    InsecureSetupError
+        with the reason.
+    """
+    if parties != PARTIES:
+        detail = (
+            "; with two parties the threshold is 0 and every share is the secret itself"
+            if parties == 2
+            else ""
+        )
+        raise InsecureSetupError(
+            f"{parties} parties are not supported{detail}: use two image owners and "
+            "one helper"
+        )
+    if threshold == 0 and not insecure:
+        raise InsecureSetupError(
+            "with threshold 0 every share is the secret itself: use threshold 1, or "
+            "pass insecure=True to run on public data without any protection"
+        )
+    if threshold not in (0, THRESHOLD):
+        raise InsecureSetupError(
+            f"threshold {threshold} needs more than {PARTIES} parties; use 1"
+        )
+
+
+class Session:
+    """One party's end of a secure computation.
+
+    Parameters
+    ----------
+    pid : int
+        this party: 0 moving owner, 1 static owner, 2 helper.
+    links : dict
+        maps the other parties' numbers to connected `Link` objects. Who is at
+        the other end must have been established before.
+    seeds : dict
+        maps the other parties' numbers to the 32-byte secret shared with each.
+    timeout : float, optional
+        longest silence of a peer, in seconds.
+    threshold : int, optional
+        number of curious parties tolerated; 1.
+    insecure : bool, optional
+        allow threshold 0, which protects nothing.
+
+    Raises
+    ------
+    InsecureSetupError
+        if the set-up is not supported.
+    """
+
+    def __init__(
+        self,
+        pid,
+        links,
+        seeds,
+        *,
+        timeout=DEFAULT_TIMEOUT,
+        threshold=THRESHOLD,
+        insecure=False,
+    ):
+        check_setup(len(links) + 1, threshold, insecure)
+        self.pid = pid
+        self.threshold = threshold
+        self.network = Network(links, timeout, lambda: self.ledger)
+        self._random = Pairwise(seeds)
+        self.ledger = Ledger()
+        #: Called with a dict after every evaluation, for progress displays.
+        self.on_progress = None
+        if threshold == 0:
+            logger.warning(INSECURE_WARNING)
+
+    @property
+    def role(self):
+        """Name of this party's role."""
+        return ROLES[self.pid]
+
+    @property
+    def peers(self):
+        """Numbers of the other parties."""
+        return sorted(self.network.links)
+
+    @contextmanager
+    def phase(self, name):
+        """Count traffic under `name` while inside."""
+        before, self.ledger.phase = self.ledger.phase, name
+        try:
+            yield self
+        finally:
+            self.ledger.phase = before
+
+    # -- randomness ------------------------------------------------------
+
+    def _elements(self, peer, purpose, field, shape):
+        if self.threshold == 0:
+            return field.zeros(shape)
+        return self._random.stream(peer, purpose).elements(field, shape)
+
+    def random_elements(self, peer, owner, field, shape):
+        """Uniform elements that `owner` and its seed party both draw."""
+        purpose = b"input-%d-%d" % (owner, field.bits)
+        return self._elements(peer, purpose, field, shape)
+
+    def zero_elements(self, peer, field, shape):
+        """Uniform elements shared with `peer`, for sharings of zero."""
+        return self._elements(peer, b"zero-%d" % field.bits, field, shape)
+
+    def stream(self, peer, purpose):
+        """The key stream shared with `peer` for `purpose`."""
+        return self._random.stream(peer, purpose)
+
+    def receive_elements(self, peer, field, shape, name, out=None):
+        """Receive field elements and refuse anything that is none."""
+        out = field.empty(shape) if out is None else out
+        self.network.receive(peer, name, out)
+        protocols.check_elements(field, out, self.network.links[peer].name, peer)
+        return out
+
+    # -- the one function that opens values ------------------------------
+
+    def open(self, array, label, receivers, *, raw=False):
+        """Open a shared array to the named receivers and to nobody else.
+
+        This is the one function that opens values. The ledger must know
+        `label`, and the declaration must name every receiver.
+
+        A degree-2 array is first hidden by a sharing of zero of degree 2, so
+        that only its value can be learned. Rounds: 1. Elements: per value and
+        receiver 2 for degree 2, 1 for degree 1.
+
+        Parameters
+        ----------
+        array : SharedArray
+            this party's share.
+        label : str
+            a label declared with `ledger.declare`.
+        receivers : sequence of int
+            party numbers.
+        raw : bool, optional
+            return packed field elements instead of real numbers.
+
+        Returns
+        -------
+        values : array of float (or packed uint64), or None
+            the values at a receiver, None elsewhere.
+
+        Raises
+        ------
+        UndeclaredOpeningError
+            before anything is sent.
+        """
+        field = array.field
+        self.ledger.record_opening(
+            label, receivers, int(np.prod(array.shape)), array.bound.bit_length() + 1
+        )
+        name = "open-" + label
+        share = array.share
+        if array.degree == 2:
+            share = field.add(share, protocols.zero_share(self, field, array.shape))
+            senders = {r: [p for p in range(3) if p != r] for r in receivers}
+        else:
+            senders = {r: [(r + 1) % 3] for r in receivers}
+        for receiver in receivers:
+            if self.pid in senders[receiver]:
+                self.network.send(receiver, name, share)
+        if self.pid not in receivers:
+            return None
+        sources = senders[self.pid]
+        shares = {p: field.empty(array.shape) for p in sources}
+        self.network.receive_all(shares, name)
+        for p, values in shares.items():
+            protocols.check_elements(field, values, self.network.links[p].name, p)
+        shares[self.pid] = share
+        value = _recombine(field, shares)
+        return value if raw else field.decode(value, array.frac_bits)
+
+    # -- public metadata -------------------------------------------------
+
+    def tell(self, code):
+        """Send a small public command word to every other party."""
+        word = np.array([code], dtype=np.uint64)
+        for peer in self.peers:
+            self.network.send(peer, "command", word)
+
+    def hear(self, conductor=MOVING):
+        """Wait for the command word of the party that conducts."""
+        word = np.empty(1, dtype=np.uint64)
+        self.network.receive(conductor, "command", word)
+        return int(word[0])
+
+    def exchange(self, name, obj):
+        """Exchange public metadata with all parties.
+
+        Returns
+        -------
+        objects : dict
+            maps each party number, this one included, to what it sent.
+        """
+        for peer in self.peers:
+            self.network.send_json(peer, name, obj)
+        received = {p: self.network.receive_json(p, name) for p in self.peers}
+        return {**received, self.pid: obj}
+
+    def agree(self, name, parameters):
+        """Make sure that all parties run with the same public parameters.
+
+        Parameters
+        ----------
+        name : str
+            what the parameters are for.
+        parameters : dict
+            public parameters, JSON-able. None as a value means "I do not know".
+
+        Raises
+        ------
+        ParameterMismatchError
+            naming the parameter, this party's value and the other's. It is
+            raised at every party, before any share is sent.
+        """
+        views = self.exchange("agree-" + name, parameters)
+        for key in sorted(set().union(*(v for v in views.values() if _is_dict(v)))):
+            seen = {}
+            for pid in sorted(views):
+                view = views[pid]
+                value = view.get(key) if _is_dict(view) else None
+                if value is not None:
+                    seen[pid] = value
+            values = list(seen.values())
+            if any(v != values[0] for v in values):
+                detail = ", ".join(f"{v!r} at the {ROLES[p]}" for p, v in seen.items())
+                raise ParameterMismatchError(
+                    f"the parties do not agree on {key!r} of the {name}: {detail}; "
+                    "give every party the same parameters"
+                )
+
+    # -- life cycle ------------------------------------------------------
+
+    def new_run(self):
+        """Start a new ledger; the next receipt counts from here."""
+        self.ledger = Ledger()
+
+    def receipt(self, **facts):
+        """Receipt of the run so far; all parties must call this together."""
+        sent = self.ledger.sent_by_phase()
+        views = self.exchange("receipt", sent)
+        by_party = {}
+        for pid in sorted(views):
+            phases = views[pid] if _is_dict(views[pid]) else {}
+            by_party[ROLES[pid]] = {
+                str(k)[:40]: int(v) for k, v in phases.items() if isinstance(v, int)
+            }
+        return make_receipt(
+            self.ledger, by_party, **run_facts(self.threshold), **facts
+        )
+
+    def fail(self, exc):
+        """Tell the other parties that this one stops because of `exc`."""
+        lost = isinstance(exc, PeerError) and exc.culprit is not None
+        reason = 2 if lost else 1 if isinstance(exc, Exception) else 3
+        self.network.abort(reason, exc.culprit if lost else None)
+
+    def close(self):
+        """Close all connections."""
+        self.network.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, exc, trace):
+        if exc is None:
+            self.close()
+        else:
+            self.fail(exc)
+
+
+def _is_dict(obj):
+    return isinstance(obj, dict)
+
+
+def _recombine(field, shares):
+    points = {p + 1: s for p, s in shares.items()}
+    total = None
+    for x, s in points.items():
+        weight = 1
+        for other in points:
+            if other != x:
+                weight = weight * other * field.inverse(other - x) % field.modulus
+        term = field.scale(s, weight)
+        total = term if total is None else field.add(total, term)
+    return total
+
+
+# -- meeting the peers ---------------------------------------------------
+
+
+def authenticate(link, pid, token, *, timeout):
+    """Agree on a fresh secret with the party at the other end of `link`.
+
+    Both ends send an ephemeral X25519 key; the pair's secret is derived from
+    the key agreement, the session's `token` and the party numbers, and each
+    end proves that it has it. An eavesdropper learns nothing; a stranger
+    without the token is refused.
+
+    Parameters
+    ----------
+    link : Link
+        fresh connection.
+    pid : int
+        this party.
+    token : bytes
+        32-byte secret known to the parties of this session only.
+    timeout : float
+        seconds to wait for the peer.
+
+    Returns
+    -------
+    seed : bytes
+        32 bytes, known to the two ends only.
+
+    Raises
+    ------
+    AuthenticationError
+        if the peer does not have the token or claims another number.
+    """
+    ledger = Ledger()
+    network = Network({link.peer: link}, timeout, lambda: ledger)
+    private = X25519PrivateKey.generate()
+    public = private.public_key().public_bytes_raw()
+    network.send(link.peer, "hello", bytes([pid]) + public)
+    theirs = bytearray(33)
+    network.receive(link.peer, "hello", theirs)
+    refused = AuthenticationError(
+        f"{link.name} did not prove that it belongs to this session", link.peer
+    )
+    if theirs[0] != link.peer:
+        raise refused
+    try:
+        shared = private.exchange(X25519PublicKey.from_public_bytes(bytes(theirs[1:])))
+    except ValueError:
+        raise refused from None
+    hellos = sorted([(pid, public), (link.peer, bytes(theirs[1:]))])
+    transcript = b"".join(bytes([p]) + k for p, k in hellos)
+    seed = derive_key(shared + token, b"pair" + transcript)
+
+    def proof(party):
+        key = derive_key(seed, b"proof")
+        return hmac.new(key, bytes([party]) + transcript, hashlib.sha256).digest()
+
+    network.send(link.peer, "proof", proof(pid))
+    answer = bytearray(32)
+    network.receive(link.peer, "proof", answer)
+    if not hmac.compare_digest(bytes(answer), proof(link.peer)):
+        raise refused
+    return seed
+
+
+def local_trio(*, timeout=DEFAULT_TIMEOUT, threshold=THRESHOLD, insecure=False):
+    """Three sessions joined by socket pairs inside one process.
+
+    For tests and for trying protocols out: run each in its own thread. The
+    protocol is the deployed one, but one process holds all three shares.
+
+    Returns
+    -------
+    sessions : list of Session
+        moving owner, static owner, helper.
+    """
+    import socket
+
+    links = {p: {} for p in ROLES}
+    seeds = {p: {} for p in ROLES}
+    for i, j in ((MOVING, STATIC), (MOVING, HELPER), (STATIC, HELPER)):
+        a, b = socket.socketpair()
+        links[i][j], links[j][i] = Link(a, j), Link(b, i)
+        seeds[i][j] = seeds[j][i] = secrets.token_bytes(32)
+    return [
+        Session(
+            p,
+            links[p],
+            seeds[p],
+            timeout=timeout,
+            threshold=threshold,
+            insecure=insecure,
+        )
+        for p in sorted(ROLES)
+    ]
+
+
+def run_trio(sessions, function, *args):
+    """Run ``function(session, *args)`` at each session in its own thread.
+
+    Returns
+    -------
+    results : list
+        one per party. The first error of any party is raised, after all ended.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(session):
+        try:
+            return function(session, *args)
+        except BaseException as exc:
+            session.fail(exc)
+            raise
+
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        futures = [pool.submit(one, s) for s in sessions]
+        errors = [f.exception() for f in futures]
+    root = [e for e in errors if e is not None and not isinstance(e, PeerError)]
+    for error in root + [e for e in errors if e is not None]:
+        raise error
+    return [f.result() for f in futures]
+

@@ -1,0 +1,442 @@
+"""Typed, length-capped frames between parties, without threads.
+
+Each pair of parties shares one stream socket. A frame is a 24-byte header and
+a payload::
+
+    magic "PP" | version | kind | operation (4) | sequence (8) | length (8)
+
+`kind` says what the payload is; nothing a peer sends is ever unpickled or
+evaluated. `operation` is a checksum of the name of the protocol step, so that
+parties that have fallen out of step notice at the first frame. `sequence`
+counts the frames of one direction.
+
+The receiver knows how long the payload must be and reads it straight into the
+destination array; a frame of any other length ends the session. While a party
+waits for one peer it also watches the others, so the death of any party ends
+every wait at once.
+"""
+
+from collections import deque
+import json
+import select
+import socket
+import struct
+import time
+import zlib
+
+import numpy as np
+
+from dipy_ppir.mpc.errors import (
+    PeerAbortedError,
+    PeerLostError,
+    PeerTimeoutError,
+    ProtocolError,
+)
+from dipy_ppir.mpc.ledger import ROLES
+
+_HEADER = struct.Struct("<2sBBIQQ")
+_MAGIC, _VERSION = b"PP", 1
+DATA, JSON, MPYC, ABORT = 1, 2, 3, 4
+
+#: Largest payload of one frame, by kind; larger arrays travel in several.
+MAX_PAYLOAD = {DATA: 1 << 24, JSON: 1 << 20, MPYC: 1 << 24, ABORT: 1 << 10}
+#: Most bytes kept for a peer that runs ahead while this party is sending.
+MAX_BACKLOG = 1 << 28
+
+# Reasons that may cross the network: fixed words, never text made from data.
+REASONS = {
+    1: "it stopped because of an error on its side",
+    2: "it lost another party",
+    3: "it was interrupted",
+}
+
+_HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_RDHUP = getattr(select, "POLLRDHUP", 0)
+
+
+def operation_code(name):
+    """Checksum of the name of a protocol step."""
+    return zlib.crc32(name.encode())
+
+
+class _Frame:
+    """A frame being received, or received and not yet asked for."""
+
+    __slots__ = ("kind", "op", "body", "filled", "posted")
+
+    def __init__(self, kind, op, body, posted):
+        self.kind, self.op, self.body, self.posted = kind, op, body, posted
+        self.filled = 0
+
+    @property
+    def complete(self):
+        return self.filled == len(self.body)
+
+
+class Link:
+    """The connection to one peer: framing, in both directions.
+
+    Parameters
+    ----------
+    sock : socket
+        connected stream socket; it becomes non-blocking.
+    peer : int
+        the party at the other end.
+    """
+
+    def __init__(self, sock, peer):
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock, self.peer = sock, peer
+        self.name = f"party {peer} ({ROLES[peer]})"
+        self.inbox = deque()
+        self.backlog = 0
+        self.posted = None
+        self._header, self._header_filled = bytearray(_HEADER.size), 0
+        self._frame = None
+        self._sent = self._received = 0
+
+    def header(self, kind, op, length):
+        """Header of the next frame to send."""
+        head = _HEADER.pack(_MAGIC, _VERSION, kind, op, self._sent, length)
+        self._sent += 1
+        return head
+
+    def _open_frame(self):
+        magic, version, kind, op, sequence, length = _HEADER.unpack(self._header)
+        self._header_filled = 0
+        if magic != _MAGIC or version != _VERSION:
+            raise ProtocolError(
+                f"{self.name} does not speak this protocol; check that every party "
+                "runs the same version of dipy_ppir",
+                self.peer,
+            )
+        if length > MAX_PAYLOAD.get(kind, -1):
+            raise ProtocolError(
+                f"{self.name} announced a frame of unknown kind or size", self.peer
+            )
+        if sequence != self._received:
+            raise ProtocolError(
+                f"{self.name} sent a frame out of order or twice", self.peer
+            )
+        self._received += 1
+        posted = self.posted
+        if posted and kind == DATA and op == posted[0] and not self.inbox:
+            if len(posted[1]) != length:
+                raise ProtocolError(
+                    f"{self.name} sent {length} bytes where {len(posted[1])} were due",
+                    self.peer,
+                )
+            self.posted = None
+            self._frame = _Frame(kind, op, posted[1], True)
+        else:
+            self.backlog += length
+            if self.backlog > MAX_BACKLOG:
+                raise ProtocolError(
+                    f"{self.name} sends more than it was asked for", self.peer
+                )
+            self._frame = _Frame(kind, op, memoryview(bytearray(length)), False)
+
+    def pump(self, once=True):
+        """Read what has arrived; return the frame completed, if any.
+
+        Raises
+        ------
+        EOFError
+            if the peer closed the connection.
+        """
+        try:
+            while True:
+                if self._frame is None:
+                    view = memoryview(self._header)[self._header_filled :]
+                    n = self.sock.recv_into(view)
+                    if n == 0:
+                        raise EOFError
+                    self._header_filled += n
+                    if self._header_filled < _HEADER.size:
+                        continue
+                    self._open_frame()
+                frame = self._frame
+                while not frame.complete:
+                    n = self.sock.recv_into(frame.body[frame.filled :])
+                    if n == 0:
+                        raise EOFError
+                    frame.filled += n
+                self._frame = None
+                if not frame.posted:
+                    self.inbox.append(frame)
+                return frame
+        except (BlockingIOError, InterruptedError):
+            return None
+        except (ConnectionError, OSError) as exc:
+            raise EOFError from exc
+
+    def progress(self):
+        """How many bytes of the current frame are in; to notice a stall."""
+        filled = self._frame.filled if self._frame else 0
+        return self._received, self._header_filled, filled
+
+
+class Network:
+    """This party's links to all others.
+
+    Parameters
+    ----------
+    links : dict
+        maps party numbers to `Link`.
+    timeout : float
+        longest silence, in seconds, of a party that is waited for.
+    ledger : callable
+        returns the `Ledger` that counts the traffic.
+    """
+
+    def __init__(self, links, timeout, ledger):
+        self.links = links
+        self.timeout = timeout
+        self.ledger = ledger
+        self.closed = False
+
+    # -- sending ---------------------------------------------------------
+
+    def send(self, peer, name, array):
+        """Send a contiguous array for the protocol step `name`.
+
+        Returns when the operating system has taken all of it, so the array may
+        be reused. What peers send meanwhile is kept, up to `MAX_BACKLOG`.
+        """
+        view = memoryview(array).cast("B")
+        op = operation_code(name)
+        limit = MAX_PAYLOAD[DATA]
+        for start in range(0, max(len(view), 1), limit):
+            self._send_frame(peer, DATA, op, view[start : start + limit])
+
+    def send_json(self, peer, name, obj):
+        """Send public metadata as JSON."""
+        payload = json.dumps(obj).encode()
+        self._send_frame(peer, JSON, operation_code(name), memoryview(payload))
+
+    def send_mpyc(self, peer, payload):
+        """Send a message of MPyC's; its label is in the payload."""
+        self._send_frame(peer, MPYC, 0, memoryview(payload))
+
+    def _send_frame(self, peer, kind, op, payload):
+        link = self.links[peer]
+        parts = [memoryview(link.header(kind, op, len(payload)))]
+        if len(payload):
+            parts.append(payload)
+        while parts:
+            try:
+                n = link.sock.sendmsg(parts)
+            except (BlockingIOError, InterruptedError):
+                self._wait_writable(link)
+                continue
+            except OSError:
+                self._lost(link)
+            while parts and n >= len(parts[0]):
+                n -= len(parts[0])
+                del parts[0]
+            if n:
+                parts[0] = parts[0][n:]
+        self.ledger().record_sent(peer, len(payload), _HEADER.size)
+
+    def _wait_writable(self, link):
+        poller = select.poll()
+        by_fd = {other.sock.fileno(): other for other in self.links.values()}
+        for fd, other in by_fd.items():
+            poller.register(
+                fd, select.POLLIN | (select.POLLOUT if other is link else 0)
+            )
+        events = poller.poll(self.timeout * 1000)
+        if not events:
+            self._timed_out([link])
+        for fd, event in events:
+            if event & (select.POLLIN | _HANGUP):
+                self._pump(by_fd[fd])
+
+    # -- receiving -------------------------------------------------------
+
+    def receive(self, peer, name, out):
+        """Receive the array for step `name` straight into `out`."""
+        self.receive_all({peer: out}, name)
+
+    def receive_all(self, arrays, name):
+        """Receive from several peers at once.
+
+        Parameters
+        ----------
+        arrays : dict
+            maps party numbers to the contiguous arrays to fill.
+        name : str
+            the protocol step.
+        """
+        op = operation_code(name)
+        limit = MAX_PAYLOAD[DATA]
+        pending = {}
+        for peer, array in arrays.items():
+            view = memoryview(array).cast("B")
+            parts = deque(
+                view[start : start + limit] for start in range(0, max(len(view), 1), limit)
+            )
+            pending[peer] = parts
+        self.ledger().record_round()
+        while True:
+            for peer, parts in list(pending.items()):
+                link = self.links[peer]
+                while parts and link.inbox:
+                    frame = self._take(link, DATA, op)
+                    if len(frame.body) != len(parts[0]):
+                        raise ProtocolError(
+                            f"{link.name} sent {len(frame.body)} bytes where "
+                            f"{len(parts[0])} were due",
+                            peer,
+                        )
+                    parts.popleft()[:] = frame.body
+                if not parts:
+                    del pending[peer]
+            if not pending:
+                return
+            for peer, parts in pending.items():
+                self.links[peer].posted = (op, parts[0])
+            for link, frame in self._wait_frames([self.links[p] for p in pending]):
+                if frame.posted:
+                    pending[link.peer].popleft()
+            for peer in pending:
+                self.links[peer].posted = None
+
+    def receive_json(self, peer, name):
+        """Receive public metadata; the caller checks what it means."""
+        link = self.links[peer]
+        self.ledger().record_round()
+        while not link.inbox:
+            self._wait_frames([link])
+        frame = self._take(link, JSON, operation_code(name))
+        try:
+            return json.loads(bytes(frame.body))
+        except (ValueError, RecursionError):
+            raise ProtocolError(f"{link.name} sent malformed metadata", peer) from None
+
+    def _take(self, link, kind, op):
+        frame = link.inbox[0]
+        if frame.kind == ABORT:
+            self._aborted(link, frame)
+        if frame.kind != kind or frame.op != op:
+            raise ProtocolError(
+                f"{link.name} is at another step of the protocol; check that all "
+                "parties run the same operation with the same version",
+                link.peer,
+            )
+        link.inbox.popleft()
+        link.backlog -= len(frame.body)
+        return frame
+
+    def _wait_frames(self, links):
+        """Wait until a frame from one of `links` is complete."""
+        poller = select.poll()
+        by_fd = {}
+        for other in self.links.values():
+            fd = other.sock.fileno()
+            by_fd[fd] = other
+            poller.register(fd, (select.POLLIN if other in links else 0) | _RDHUP)
+        deadline = time.monotonic() + self.timeout
+        seen = [link.progress() for link in links]
+        done = []
+        while not done:
+            left = deadline - time.monotonic()
+            events = poller.poll(max(left, 0) * 1000)
+            for fd, event in events:
+                link = by_fd[fd]
+                if link in links:
+                    frame = self._pump(link)
+                    if frame is not None:
+                        done.append((link, frame))
+                elif event & (_HANGUP | _RDHUP):
+                    self._lost(link)
+            if not done:
+                now = [link.progress() for link in links]
+                if now != seen:
+                    seen, deadline = now, time.monotonic() + self.timeout
+                elif time.monotonic() >= deadline:
+                    self._timed_out(links)
+        return done
+
+    def _pump(self, link):
+        try:
+            return link.pump()
+        except EOFError:
+            self._lost(link)
+
+    # -- failing ---------------------------------------------------------
+
+    def _aborted(self, link, frame):
+        reason, culprit = 1, None
+        if len(frame.body) == 2:
+            reason, culprit = frame.body[0], frame.body[1]
+        words = REASONS.get(reason, REASONS[1])
+        if reason == 2 and culprit in ROLES and culprit != link.peer:
+            raise PeerLostError(
+                f"party {culprit} ({ROLES[culprit]}) is gone, says {link.name}; "
+                "start it again and rerun the session",
+                culprit,
+            )
+        raise PeerAbortedError(
+            f"{link.name} ended the computation: {words}; see its own log for the "
+            "cause",
+            link.peer,
+        )
+
+    def _lost(self, link):
+        """Raise the best explanation of why `link` is closed."""
+        try:
+            while link.pump() is not None:
+                if link.inbox and link.inbox[-1].kind == ABORT:
+                    self._aborted(link, link.inbox[-1])
+        except (EOFError, ProtocolError):
+            pass
+        for frame in link.inbox:
+            if frame.kind == ABORT:
+                self._aborted(link, frame)
+        raise PeerLostError(
+            f"{link.name} closed the connection or died; see its own log, start it "
+            "again and rerun the session",
+            link.peer,
+        ) from None
+
+    def _timed_out(self, links):
+        names = " and ".join(link.name for link in links)
+        raise PeerTimeoutError(
+            f"{names} said nothing for {self.timeout:g} s; check that it still runs "
+            "and can be reached, or raise the time-out",
+            links[0].peer,
+        )
+
+    def abort(self, reason=1, culprit=None):
+        """Tell every peer that this party stops, then close. Never raises."""
+        if self.closed:
+            return
+        payload = memoryview(bytes([reason, 255 if culprit is None else culprit]))
+        for link in self.links.values():
+            try:
+                link.sock.sendmsg(
+                    [link.header(ABORT, 0, len(payload)), payload],
+                    [],
+                    socket.MSG_DONTWAIT,
+                )
+            except OSError:
+                pass
+        self.close()
+
+    def close(self):
+        """Close every connection."""
+        self.closed = True
+        for link in self.links.values():
+            try:
+                link.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            link.sock.close()
+
+
+def as_bytes(array):
+    """Byte view of a contiguous array, for checksums."""
+    return memoryview(np.ascontiguousarray(array)).cast("B")
