@@ -36,8 +36,8 @@ cdef extern from *:
        let the tests reach the slower paths. */
     #if defined(__x86_64__) && defined(__GNUC__)
     #define HAVE_TARGETS 1
-    #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi,bmi2")))
-    #define TARGET_1 __attribute__((target("avx2,fma,bmi,bmi2")))
+    #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
+    #define TARGET_1 __attribute__((target("avx2,fma")))
     #else
     #define HAVE_TARGETS 0
     #define TARGET_2
@@ -49,9 +49,7 @@ cdef extern from *:
     static int best_level(void) {
     #if HAVE_TARGETS
         __builtin_cpu_init();
-        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-              && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
-            return 0;
+        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return 0;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
             && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
             return 2;
@@ -97,14 +95,19 @@ cdef extern from *:
     ALWAYS u128 half1(u128 a) { return (a >> 1) | ((a & 1) << 126); }
     ALWAYS u128 twice1(u128 a) { return ((a << 1) & P127) | (a >> 126); }
 
+    /* b is doubled to bring bit 127 of the product to a word boundary: shifts
+       across words are slow */
     ALWAYS u128 mul1(u128 a, u128 b) {
+        b += b;
         uint64_t a0 = (uint64_t)a, a1 = (uint64_t)(a >> 64);
         uint64_t b0 = (uint64_t)b, b1 = (uint64_t)(b >> 64);
-        u128 low = (u128)a0 * b0;
-        u128 mid = (u128)a0 * b1 + (u128)a1 * b0;       /* high words have 63 bits: no carry */
-        u128 l = low + (mid << 64);
-        u128 h = (u128)a1 * b1 + (mid >> 64) + (l < low);
-        return fold((l & P127) + ((h << 1) | (l >> 127)));
+        u128 p = (u128)a0 * b0;
+        u128 q = (u128)a1 * b0 + (p >> 64);
+        u128 r = (u128)a0 * b1 + (uint64_t)q;
+        u128 h = (u128)a1 * b1 + (q >> 64) + (r >> 64);
+        uint64_t l0 = (uint64_t)p, l1 = (uint64_t)r;
+        u128 l = (u128)(l1 >> 1) << 64 | ((l0 >> 1) + (l1 << 63));
+        return once(l + h);
     }
 
     ALWAYS u128 from_signed(i128 v) { return (u128)v + (v < 0 ? P127 : 0); }

@@ -36,8 +36,8 @@ cdef extern from *:
        let the tests reach the slower paths. */
     #if defined(__x86_64__) && defined(__GNUC__)
     #define HAVE_TARGETS 1
-    #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi,bmi2")))
-    #define TARGET_1 __attribute__((target("avx2,fma,bmi,bmi2")))
+    #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
+    #define TARGET_1 __attribute__((target("avx2,fma")))
     #else
     #define HAVE_TARGETS 0
     #define TARGET_2
@@ -49,9 +49,7 @@ cdef extern from *:
     static int best_level(void) {
     #if HAVE_TARGETS
         __builtin_cpu_init();
-        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-              && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
-            return 0;
+        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return 0;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
             && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
             return 2;
@@ -79,10 +77,10 @@ cdef extern from *:
     /* any uint64 -> [0, p) */
     ALWAYS uint64_t fold64(uint64_t x) { return once((x & P61) + (x >> 61)); }
 
-    /* any u128 -> [0, p): 128 bits are three digits of base 2^61 */
+    /* any u128 -> [0, p), by words since 2^64 = 8: shifts across words are slow */
     ALWAYS uint64_t fold128(u128 x) {
-        uint64_t s = ((uint64_t)x & P61) + ((uint64_t)(x >> 61) & P61) + (uint64_t)(x >> 122);
-        return fold64(s);
+        uint64_t lo = (uint64_t)x, hi = (uint64_t)(x >> 64);
+        return fold64((lo & P61) + (lo >> 61) + ((hi << 3) & P61) + (hi >> 58));
     }
 
     /* |x| <= 2^125 -> [0, p) */
@@ -90,12 +88,12 @@ cdef extern from *:
         return fold128((u128)(x + (i128)((u128)P61 << 65)));
     }
 
-    /* x < 2^122 */
-    ALWAYS uint64_t fold_product(u128 x) {
-        return once(((uint64_t)x & P61) + (uint64_t)(x >> 61));
+    /* a b -> [0, 2p), the factor 8 being there to bring bit 61 to the word boundary */
+    ALWAYS uint64_t mul_lazy(uint64_t a, uint64_t b) {
+        u128 x = (u128)(a << 3) * b;
+        return ((uint64_t)x >> 3) + (uint64_t)(x >> 64);
     }
-
-    ALWAYS uint64_t mul1(uint64_t a, uint64_t b) { return fold_product((u128)a * b); }
+    ALWAYS uint64_t mul1(uint64_t a, uint64_t b) { return once(mul_lazy(a, b)); }
     ALWAYS uint64_t sub1(uint64_t a, uint64_t b) {
         uint64_t d = a - b;
         return d + (P61 & (uint64_t)((int64_t)d >> 63));
@@ -154,7 +152,6 @@ cdef extern from *:
 
     BINARY(c_add, once(x + y))
     BINARY(c_sub, sub1(x, y))
-    BINARY(c_mul, mul1(x, y))
     /* f(3) = r + (r - x)/2 and f(3) = r + 2 (r - x) */
     BINARY(c_share_upper, once(x + half1(sub1(x, y))))
     BINARY(c_share_third, once(x + twice1(sub1(x, y))))
@@ -165,20 +162,28 @@ cdef extern from *:
     }
     DISPATCH(c_neg, (const uint64_t *a, uint64_t *out, int64_t n), (a, out, n))
 
-    ALWAYS int64_t c_scale_body(const uint64_t *a, uint64_t c, uint64_t *out, int64_t n) {
-        for (int64_t i = 0; i < n; i++) out[i] = mul1(a[i], c);
-        return 0;
+    /* The same product from 32-bit halves, for units that multiply 64-bit lanes:
+       2^64 = 8, and the middle of weight 2^32 is cut at bit 29. */
+    ALWAYS uint64_t mul_lanes(uint64_t a, uint64_t b) {
+        uint64_t a0 = a & 0xffffffff, a1 = a >> 32, b0 = b & 0xffffffff, b1 = b >> 32;
+        uint64_t low = a0 * b0, mid = a0 * b1 + a1 * b0, top = a1 * b1;
+        return (low & P61) + (low >> 61) + (top << 3) + (mid >> 29) + ((mid & 0x1fffffff) << 32);
     }
-    DISPATCH(c_scale, (const uint64_t *a, uint64_t c, uint64_t *out, int64_t n), (a, c, out, n))
 
-    ALWAYS int64_t c_axpby_body(uint64_t alpha, const uint64_t *a, uint64_t beta,
-                                const uint64_t *b, uint64_t *out, int64_t n) {
-        for (int64_t i = 0; i < n; i++)
-            out[i] = fold128((u128)alpha * a[i] + (u128)beta * b[i]);
-        return 0;
-    }
-    DISPATCH(c_axpby, (uint64_t alpha, const uint64_t *a, uint64_t beta,
-                       const uint64_t *b, uint64_t *out, int64_t n), (alpha, a, beta, b, out, n))
+    /* Scalar multiplication unless lanes of 64 bits can be multiplied (AVX-512) */
+    #define MULTIPLYING(name, PARAMS, ARGS, LANES, SCALAR)                                       \\
+        TARGET_2 static int64_t name##_2 PARAMS { for (int64_t i = 0; i < n; i++) out[i] = LANES; return 0; } \\
+        static int64_t name##_0 PARAMS { for (int64_t i = 0; i < n; i++) out[i] = SCALAR; return 0; } \\
+        static int64_t name PARAMS { return cpu_level == 2 ? name##_2 ARGS : name##_0 ARGS; }
+
+    MULTIPLYING(c_mul, (const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n), (a, b, out, n),
+                fold64(mul_lanes(a[i], b[i])), mul1(a[i], b[i]))
+    MULTIPLYING(c_scale, (const uint64_t *a, uint64_t c, uint64_t *out, int64_t n), (a, c, out, n),
+                fold64(mul_lanes(a[i], c)), mul1(a[i], c))
+    MULTIPLYING(c_axpby, (uint64_t alpha, const uint64_t *a, uint64_t beta, const uint64_t *b,
+                          uint64_t *out, int64_t n), (alpha, a, beta, b, out, n),
+                fold64(mul_lanes(alpha, a[i]) + mul_lanes(beta, b[i])),
+                fold64(mul_lazy(alpha, a[i]) + mul_lazy(beta, b[i])))
 
     /* ---- reals and integers ----------------------------------------------- */
 
@@ -222,13 +227,37 @@ cdef extern from *:
         return fold128(s);
     }
 
-    ALWAYS int64_t c_dot_rows_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
-                                   int64_t n, int64_t k) {
+    /* Eight sums side by side. Each term adds less than 2^32, 2^33 and 2^58 + 2^31. */
+    ALWAYS uint64_t dot_lanes(const uint64_t *a, const uint64_t *b, int64_t k) {
+        uint64_t total = 0;
+        for (int64_t t0 = 0; t0 < k; t0 += LAZY) {
+            int64_t m = k - t0 < LAZY ? k - t0 : LAZY;
+            uint64_t s0 = 0, s1 = 0, s2 = 0;
+            for (int64_t t = t0; t < t0 + m; t++) {
+                uint64_t a0 = a[t] & 0xffffffff, a1 = a[t] >> 32;
+                uint64_t b0 = b[t] & 0xffffffff, b1 = b[t] >> 32;
+                uint64_t low = a0 * b0, mid = a0 * b1 + a1 * b0;
+                s0 += low & 0xffffffff;
+                s1 += (low >> 32) + (mid & 0xffffffff);
+                s2 += (mid >> 32) + a1 * b1;
+            }
+            total = once(total + fold128(s0 + ((u128)s1 << 32) + 8 * (u128)s2));
+        }
+        return total;
+    }
+
+    TARGET_2 static int64_t c_dot_rows_2(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                                         int64_t n, int64_t k) {
+        for (int64_t i = 0; i < n; i++) out[i] = dot_lanes(a + i * k, b + i * k, k);
+        return 0;
+    }
+    static int64_t c_dot_rows(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                              int64_t n, int64_t k) {
+        /* short rows do not repay adding the lanes up */
+        if (cpu_level == 2 && k >= 16) return c_dot_rows_2(a, b, out, n, k);
         for (int64_t i = 0; i < n; i++) out[i] = dot(a + i * k, b + i * k, k);
         return 0;
     }
-    DISPATCH(c_dot_rows, (const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n, int64_t k),
-             (a, b, out, n, k))
 
     ALWAYS int64_t c_matmul_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
                                  int64_t n, int64_t k, int64_t m) {
@@ -261,6 +290,222 @@ cdef extern from *:
         }
     }
 
+    /* The same product in double precision, where vector units are widest.
+
+       Elements are cut into three digits of base B = 2^21 and a^T b becomes a
+       product of quadratics in B. That takes nine products of digits, or five
+       products of values at 0, infinity, 1, -1 and 2 (Toom-3), which are five
+       ordinary real matrix products. Digit values at 2 stay below 2^23 - 6, so
+       sums over 64 rows are exact integers below 2^52. They are then added as
+       int64, and only at the end interpolated and reduced, with B^3 = 4. */
+    #define POINTS 5
+    #define ROWS 64
+    #define INT_ROWS 65536          /* 2^46 a row: below 2^62 */
+    #define SMALL 24                /* rows below which interpolation would dominate */
+
+    /* Digit values of `rows` rows of n elements into five planes; with an index,
+       of the rows it names. An integer below 2^52 becomes a double by putting it
+       in the low bits of 2^52. */
+    #define SPLIT(NAME, TARGET, BYTES)                                                       \\
+        TARGET static void NAME(const uint64_t *x, const int64_t *index, int64_t rows,       \\
+                                int64_t n, double *out, int64_t stride) {                    \\
+            typedef uint64_t uvec __attribute__((vector_size(BYTES), aligned(8)));           \\
+            typedef double vec __attribute__((vector_size(BYTES), aligned(8)));              \\
+            const int64_t width = BYTES / 8, plane = ROWS * stride;                          \\
+            const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;           \\
+            const double two52 = 4503599627370496.0;                                         \\
+            for (int64_t i = 0; i < rows; i++, out += stride) {                              \\
+                const uint64_t *row = x + (index ? index[i] : i) * n;                        \\
+                uint64_t tail[BYTES / 8] = {0};                                              \\
+                /* gathered rows are too far apart for the processor to guess */             \\
+                if (index && i + 4 < rows)                                                   \\
+                    for (int64_t j = 0; j < n; j += 8)                                       \\
+                        __builtin_prefetch(x + index[i + 4] * n + j);                        \\
+                for (int64_t j = 0; j < n; j += width) {                                     \\
+                    const uint64_t *from = row + j;                                          \\
+                    double *to = out + j;                                                    \\
+                    if (j + width > n && n >= width) {      /* overlap the one before */     \\
+                        from = row + n - width;                                              \\
+                        to = out + n - width;                                                \\
+                    } else if (j + width > n) {                                              \\
+                        for (int64_t t = 0; t < n; t++) tail[t] = row[t];                    \\
+                        from = tail;                                                         \\
+                    }                                                                        \\
+                    uvec v = *(const uvec *)from;                                            \\
+                    vec d0 = (vec)((v & mask) | exponent) - two52;                           \\
+                    vec d1 = (vec)(((v >> 21) & mask) | exponent) - two52;                   \\
+                    vec d2 = (vec)((v >> 42) | exponent) - two52;                            \\
+                    vec even = d0 + d2;                                                      \\
+                    *(vec *)to = d0;                                                         \\
+                    *(vec *)(to + plane) = d2;                                               \\
+                    *(vec *)(to + 2 * plane) = even + d1;                                    \\
+                    *(vec *)(to + 3 * plane) = even - d1;                                    \\
+                    *(vec *)(to + 4 * plane) = d0 + 2.0 * d1 + 4.0 * d2;                     \\
+                }                                                                            \\
+            }                                                                                \\
+        }
+
+    /* c (J, K vectors) += a^T b over `rows` rows, all sums in registers. Adding
+       `magic` puts the integer sum in the low bits of the double. */
+    typedef void tile_t(const double *a, const double *b, int64_t *c, int64_t rows,
+                        int64_t sa, int64_t sb, int64_t sc, double magic);
+
+    #define TILE(NAME, TARGET, BYTES, J, K)                                                  \\
+        TARGET static void NAME(const double *a, const double *b, int64_t *c, int64_t rows,  \\
+                                int64_t sa, int64_t sb, int64_t sc, double magic) {          \\
+            typedef double vec __attribute__((vector_size(BYTES)));                          \\
+            typedef int64_t ivec __attribute__((vector_size(BYTES), aligned(8)));            \\
+            enum { W = BYTES / 8 };                                                          \\
+            vec s[J][K];                                                                     \\
+            int64_t offset;                                                                  \\
+            memcpy(&offset, &magic, 8);                                                      \\
+            UNROLL for (int j = 0; j < J; j++)                                               \\
+                UNROLL for (int k = 0; k < K; k++) s[j][k] = (vec){0};                       \\
+            for (int64_t i = 0; i < rows; i++) {                                             \\
+                vec v[K];                                                                    \\
+                UNROLL for (int k = 0; k < K; k++) v[k] = *(const vec *)(b + k * W);         \\
+                UNROLL for (int j = 0; j < J; j++)                                           \\
+                    UNROLL for (int k = 0; k < K; k++) s[j][k] += a[j] * v[k];               \\
+                a += sa;                                                                     \\
+                b += sb;                                                                     \\
+            }                                                                                \\
+            UNROLL for (int j = 0; j < J; j++)                                               \\
+                UNROLL for (int k = 0; k < K; k++)                                           \\
+                    *(ivec *)(c + j * sc + k * W) += (ivec)(s[j][k] + magic) - offset;       \\
+        }
+
+    #if HAVE_TARGETS
+    #define UNROLL _Pragma("GCC unroll 8")
+    SPLIT(split_2, TARGET_2, 64)
+    SPLIT(split_1, TARGET_1, 32)
+    TILE(tile_44_2, TARGET_2, 64, 4, 4)
+    TILE(tile_41_2, TARGET_2, 64, 4, 1)
+    TILE(tile_14_2, TARGET_2, 64, 1, 4)
+    TILE(tile_11_2, TARGET_2, 64, 1, 1)
+    TILE(tile_42_1, TARGET_1, 32, 4, 2)
+    TILE(tile_12_1, TARGET_1, 32, 1, 2)
+
+    static void split_rows(const uint64_t *x, const int64_t *index, int64_t rows,
+                           int64_t n, double *out, int64_t stride) {
+        if (cpu_level == 1) split_1(x, index, rows, n, out, stride);
+        else split_2(x, index, rows, n, out, stride);
+    }
+
+    /* any a (rows, m) and b (rows, lanes), lanes a multiple of 8 */
+    static void real_gram(const double *a, const double *b, int64_t *c, int64_t rows, int64_t m,
+                          int64_t lanes, int64_t sa, int64_t sb, int64_t sc, double magic) {
+        for (int64_t k = 0, wide; k < lanes; k += wide) {
+            tile_t *four, *one;
+            if (cpu_level == 1) { wide = 8; four = tile_42_1; one = tile_12_1; }
+            else if (lanes - k >= 32) { wide = 32; four = tile_44_2; one = tile_14_2; }
+            else { wide = 8; four = tile_41_2; one = tile_11_2; }
+            int64_t j = 0;
+            for (; j + 4 <= m; j += 4) four(a + j, b + k, c + j * sc + k, rows, sa, sb, sc, magic);
+            for (; j < m; j++) one(a + j, b + k, c + j * sc + k, rows, sa, sb, sc, magic);
+        }
+    }
+    #else       /* never called at level 0 */
+    static void split_rows(const uint64_t *x, const int64_t *index, int64_t rows,
+                           int64_t n, double *out, int64_t stride) {
+        (void)x; (void)index; (void)rows; (void)n; (void)out; (void)stride;
+    }
+    static void real_gram(const double *a, const double *b, int64_t *c, int64_t rows, int64_t m,
+                          int64_t lanes, int64_t sa, int64_t sb, int64_t sc, double magic) {
+        (void)a; (void)b; (void)c; (void)rows; (void)m; (void)lanes;
+        (void)sa; (void)sb; (void)sc; (void)magic;
+    }
+    #endif
+
+    typedef struct {
+        int64_t m, q;           /* columns of a block of a, and of b */
+        int64_t ncols;          /* rows of the sum */
+        int64_t lanes;          /* columns of b taken as vectors, a multiple of 8 */
+        int64_t left;           /* the others, taken the other way round */
+        int64_t sa, sb, st;     /* strides of a, of b and sums, of the sums for `left` */
+        double *a, *b;
+        int64_t *c, *t;
+        void *memory;
+    } engine;
+
+    static int64_t up8(int64_t n) { return (n + 7) & ~(int64_t)7; }
+
+    static int engine_open(engine *e, int64_t m, int64_t q, int64_t ncols) {
+        e->m = m; e->q = q; e->ncols = ncols;
+        e->sa = up8(m); e->sb = up8(q); e->st = up8(ncols) + 8;
+        e->left = q % 8;
+        if (e->left * (e->sa / 8) >= m) e->left = 0;
+        e->lanes = e->left ? q - e->left : e->sb;
+        size_t na = POINTS * ROWS * e->sa, nb = POINTS * ROWS * e->sb;
+        size_t nc = POINTS * ncols * e->sb, nt = POINTS * e->left * e->st;
+        /* zeroed: the padding must hold numbers */
+        e->memory = calloc(na + nb + nc + nt + 8, 8);
+        if (!e->memory) return 0;
+        e->a = (double *)(((uintptr_t)e->memory + 63) & ~(uintptr_t)63);
+        e->b = e->a + na;
+        e->c = (int64_t *)(e->b + nb);
+        e->t = e->c + nc;
+        return 1;
+    }
+
+    /* sums[row:row + m] += a^T b for the rows held in e->a and e->b */
+    static void engine_block(engine *e, int64_t rows, int64_t row) {
+        for (int64_t k = 0; k < POINTS; k++) {
+            const double two52 = 4503599627370496.0;
+            double magic = k == 3 ? 1.5 * two52 : two52;        /* only at -1 are values signed */
+            const double *a = e->a + k * ROWS * e->sa, *b = e->b + k * ROWS * e->sb;
+            int64_t *c = e->c + k * e->ncols * e->sb + row * e->sb;
+            int64_t *t = e->t + k * e->left * e->st + row;
+            real_gram(a, b, c, rows, e->m, e->lanes, e->sa, e->sb, e->sb, magic);
+            if (e->left)
+                real_gram(b + e->lanes, a, t, rows, e->left, e->sa, e->sb, e->sa, e->st, magic);
+        }
+    }
+
+    ALWAYS uint64_t interpolate(int64_t s0, int64_t s4, int64_t p1, int64_t m1, int64_t p2) {
+        int64_t odd = (p1 - m1) / 2;                            /* c1 + c3 */
+        int64_t c2 = (p1 + m1) / 2 - s0 - s4;
+        int64_t c3 = ((p2 - s0 - 4 * c2 - 16 * s4) / 2 - odd) / 3;
+        int64_t c1 = odd - c3;
+        return fold128((u128)(s0 + 4 * (u128)c3) + ((u128)(c1 + 4 * s4) << 21) + ((u128)c2 << 42));
+    }
+
+    static void engine_flush(engine *e, uint64_t *acc) {
+        for (int64_t j = 0; j < e->ncols; j++)
+            for (int64_t k = 0; k < e->q; k++) {
+                int turned = k >= e->lanes;
+                int64_t plane = turned ? e->left * e->st : e->ncols * e->sb;
+                const int64_t *s = turned ? e->t + (k - e->lanes) * e->st + j : e->c + j * e->sb + k;
+                uint64_t v = interpolate(s[0], s[plane], s[2 * plane], s[3 * plane], s[4 * plane]);
+                acc[j * e->q + k] = once(acc[j * e->q + k] + v);
+            }
+        memset(e->c, 0, (size_t)(POINTS * e->ncols * e->sb) * 8);
+        memset(e->t, 0, (size_t)(POINTS * e->left * e->st) * 8);
+    }
+
+    /* 0 when memory ran out */
+    static int64_t c_gram(const uint64_t *a, const uint64_t *b, uint64_t *acc,
+                          int64_t n, int64_t p, int64_t q) {
+        engine e;
+        /* splitting costs about two products an element, so thin operands do without */
+        if (cpu_level == 0 || n < SMALL || p * q <= 2 * (p + q)) {
+            c_gram_portable(a, b, acc, n, p, q);
+            return 1;
+        }
+        if (!engine_open(&e, p, q, p)) return 0;
+        for (int64_t i0 = 0; i0 < n; i0 += INT_ROWS) {
+            int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
+            for (int64_t i = i0; i < i1; i += ROWS) {
+                int64_t rows = i1 - i < ROWS ? i1 - i : ROWS;
+                split_rows(a + i * p, NULL, rows, p, e.a, e.sa);
+                split_rows(b + i * q, NULL, rows, q, e.b, e.sb);
+                engine_block(&e, rows, 0);
+            }
+            engine_flush(&e, acc);
+        }
+        free(e.memory);
+        return 1;
+    }
+
     static int64_t c_check_band(const int64_t *start, int64_t n, int64_t width, int64_t ncols) {
         int64_t bad = 0;
         for (int64_t i = 0; i < n; i++) bad |= (start[i] < 0) | (start[i] > ncols - width);
@@ -286,20 +531,64 @@ cdef extern from *:
         }
     }
 
+    /* Rows with the same start form a dense product of few columns, so sort them
+       by start and let the engine gather. 0 when memory ran out. */
+    static int64_t c_gram_banded(const int64_t *values, const int64_t *start, const uint64_t *b,
+                                 uint64_t *acc, int64_t n, int64_t w, int64_t ncols, int64_t q) {
+        engine e;
+        int64_t starts = ncols - w + 1, total = n < INT_ROWS ? n : INT_ROWS;
+        if (cpu_level == 0 || n < SMALL) {
+            i128 *work = malloc((size_t)(ncols * q) * sizeof(i128));
+            if (!work) return 0;
+            c_gram_banded_portable(values, start, b, acc, work, n, w, ncols, q);
+            free(work);
+            return 1;
+        }
+        if (!engine_open(&e, w, q, ncols)) return 0;
+        int64_t *order = malloc((size_t)(total + starts + 1 + ROWS * w) * 8);
+        if (!order) { free(e.memory); return 0; }
+        int64_t *first = order + total;
+        uint64_t *block = (uint64_t *)(first + starts + 1);
+        for (int64_t i0 = 0; i0 < n; i0 += INT_ROWS) {
+            int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
+            memset(first, 0, (size_t)(starts + 1) * 8);
+            for (int64_t i = i0; i < i1; i++) first[start[i] + 1]++;
+            for (int64_t s = 0; s < starts; s++) first[s + 1] += first[s];
+            for (int64_t i = i0; i < i1; i++) order[first[start[i]]++] = i;
+            /* first[s] has moved on to the end of run s */
+            for (int64_t s = 0, k = 0; s < starts; s++)
+                for (int64_t rows; k < first[s]; k += rows) {
+                    rows = first[s] - k < ROWS ? first[s] - k : ROWS;
+                    for (int64_t i = 0; i < rows; i++)
+                        for (int64_t j = 0; j < w; j++) {
+                            int64_t v = values[order[k + i] * w + j];
+                            block[i * w + j] = (uint64_t)v + (P61 & (uint64_t)(v >> 63));
+                        }
+                    split_rows(block, NULL, rows, w, e.a, e.sa);
+                    split_rows(b, order + k, rows, q, e.b, e.sb);
+                    engine_block(&e, rows, s);
+                }
+            engine_flush(&e, acc);
+        }
+        free(order);
+        free(e.memory);
+        return 1;
+    }
+
+    /* (3 r)/2 everywhere in one sweep, then x/2 off the band: halving is linear */
     ALWAYS int64_t c_share_upper_banded_body(const uint64_t *r, const int64_t *values,
                                              const int64_t *start, uint64_t *out,
                                              int64_t n, int64_t w, int64_t ncols) {
-        for (int64_t i = 0; i < n; i++) {
-            const uint64_t *ri = r + i * ncols;
-            const int64_t *vi = values + i * w;
-            uint64_t *oi = out + i * ncols;
-            int64_t s = start[i];
-            for (int64_t c = 0; c < s; c++) oi[c] = once(ri[c] + half1(ri[c]));
-            for (int64_t j = 0; j < w; j++) {
-                uint64_t x = (uint64_t)vi[j] + (P61 & (uint64_t)(vi[j] >> 63));
-                oi[s + j] = once(ri[s + j] + half1(sub1(ri[s + j], x)));
-            }
-            for (int64_t c = s + w; c < ncols; c++) oi[c] = once(ri[c] + half1(ri[c]));
+        for (int64_t i0 = 0; i0 < n; i0 += 16) {
+            int64_t i1 = i0 + 16 < n ? i0 + 16 : n;
+            for (int64_t k = i0 * ncols; k < i1 * ncols; k++) out[k] = once(r[k] + half1(r[k]));
+            for (int64_t i = i0; i < i1; i++)
+                for (int64_t j = 0; j < w; j++) {
+                    int64_t v = values[i * w + j];
+                    uint64_t x = (uint64_t)v + (P61 & (uint64_t)(v >> 63));
+                    uint64_t *o = out + i * ncols + start[i] + j;
+                    *o = sub1(*o, half1(x));
+                }
         }
         return 0;
     }
@@ -359,6 +648,9 @@ cdef extern from *:
     int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t) noexcept nogil
     int64_t c_matmul(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     void c_gram_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
+    int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
+    int64_t c_gram_banded(const int64_t *, const int64_t *, const uint64_t *, uint64_t *,
+                          int64_t, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_check_band(const int64_t *, int64_t, int64_t, int64_t) noexcept nogil
     void c_gram_banded_portable(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, i128 *,
                                 int64_t, int64_t, int64_t, int64_t) noexcept nogil
@@ -648,7 +940,16 @@ def gram(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] ac
     b : uint64 array, shape (n, q)
     acc : uint64 array, shape (p, q)
     """
-    _gram_portable(a, b, acc)
+    cdef int64_t n = a.shape[0], p = a.shape[1], q = b.shape[1], done
+    same(b.shape[0], n)
+    same(acc.shape[0], p)
+    same(acc.shape[1], q)
+    if n == 0 or p == 0 or q == 0:
+        return
+    with nogil:
+        done = c_gram(&a[0, 0], &b[0, 0], &acc[0, 0], n, p, q)
+    if not done:
+        raise MemoryError
 
 
 def _gram_portable(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):
@@ -686,7 +987,16 @@ def gram_banded(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b, u
     b : uint64 array, shape (n, q)
     acc : uint64 array, shape (ncols, q)
     """
-    _gram_banded_portable(values, start, b, acc)
+    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = acc.shape[0], q = b.shape[1], done
+    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
+    same(b.shape[0], n)
+    same(acc.shape[1], q)
+    if n == 0 or w == 0 or q == 0:
+        return
+    with nogil:
+        done = c_gram_banded(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], n, w, ncols, q)
+    if not done:
+        raise MemoryError
 
 
 def _gram_banded_portable(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b,

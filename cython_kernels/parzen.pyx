@@ -145,6 +145,45 @@ def derivative_rows(const double[::1] values, const int32_t[::1] mask, double mi
                 arg += 1.0
 
 
+def derivative_weights(const double[::1] values, const int32_t[::1] mask,
+                       double minimum, double delta, int nbins, int padding,
+                       double scale, int64_t[:, ::1] weights, int32_t[::1] first):
+    """Fixed-point spline derivatives of each moving intensity: five per sample.
+
+    The derivatives of a sample sum to zero (the weights sum to one), and the
+    rounded ones are made to: then only differences of what they weigh matter.
+
+    Parameters
+    ----------
+    values, mask, minimum, delta, nbins, padding, scale, weights, first
+        as for `moving_weights`.
+    """
+    cdef:
+        Py_ssize_t i
+        int c, j
+        int64_t total
+        double cn, arg, d, exact
+    with nogil:
+        for i in range(values.shape[0]):
+            cn = _normalize(values[i], minimum, delta)
+            c = _index(cn, nbins, padding)
+            first[i] = c - 2
+            arg = (c - 2) - cn
+            total = 0
+            exact = 0
+            for j in range(5):
+                d = 0
+                if mask is None or mask[i] != 0:
+                    d = _spline_derivative(arg)
+                exact += d
+                weights[i, j] = <int64_t>rint(d * scale)
+                total += weights[i, j]
+                arg += 1.0
+            if -1e-9 < exact < 1e-9:
+                # Rounding leaves a remainder of at most two units.
+                weights[i, 2] -= total
+
+
 def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
                      const double[:, :, ::1] jacobian, double[:, ::1] out):
     """Image gradient times transform Jacobian, for Jacobians linear in position.

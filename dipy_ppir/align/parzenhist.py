@@ -25,9 +25,14 @@ import numpy as np
 from dipy_ppir._kernels import parzen
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.mpc import local
-from dipy_ppir.mpc.contingency import Contingency, choose_scales
+from dipy_ppir.mpc.contingency import (
+    Contingency,
+    band_bits,
+    choose_scales,
+    row_bits,
+)
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
-from dipy_ppir.mpc.logarithm import mutual_information
+from dipy_ppir.mpc.logarithm import WEIGHT_BITS, mutual_information
 
 REVEAL = ("histogram", "gradient")
 _EPSILON = 2.2204460492503131e-016  # as in dipy.align.parzenhist.compute_parzen_mi
@@ -50,6 +55,13 @@ declare(
     receivers=(MOVING,),
     shape="1 each evaluation",
     meaning="how well the two images match (mutual information)",
+)
+
+declare(
+    "sample_count",
+    receivers=(MOVING,),
+    shape="2 each evaluation",
+    meaning="how many samples lie inside both images' masks",
 )
 
 # Command words of the moving owner, which conducts.
@@ -334,12 +346,11 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 if moving:
                     self._normalize(table)
             else:
-                opened = mutual_information(
-                    self.session, table, self._sums.samples, "metric_value", (MOVING,)
+                result = mutual_information(
+                    self.session, table, "metric_value", "sample_count", (MOVING,)
                 )
-                self._log_ratio = opened.log_ratio
-                if moving:
-                    self.metric_value = opened.value
+                self._log_ratio = result.log_ratio
+                self.metric_value, self._valid = result.value, result.count
 
     def _normalize(self, table):
         # Same divisors as DIPY: the 2D dense histogram by the number of samples,
@@ -477,19 +488,57 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
     def _contract(self, p):
         with self.session.phase("gradient"):
-            if self.session.pid != MOVING:
-                sums = self._sums.contract(p)
-                self.session.open(sums, "metric_gradient", (MOVING,))
-                return
-            inner = slice(self.padding, self.nbins - self.padding)
-            self._table_rows = np.ascontiguousarray(self._log_ratio[inner].T)
-            # The magnitudes of the spline derivatives of a sample sum below 2.
-            bound = 2.0 * np.abs(self._table_rows).max(initial=0.0)
-            scales = choose_scales(bound, self._column_sums, self._sums.samples)
-            sums = self._sums.contract(p, self._rows, self._columns, scales)
+            moving = self.session.pid == MOVING
+            secret = self.reveal == "gradient"
+            mine = ()
+            if moving:
+                scales = self._scales_shared() if secret else self._scales_known()
+                rows = self._derivative_band if secret else self._rows
+                mine = (rows, self._columns, scales)
+            if secret:
+                sums = self._sums.contract_shared(self._log_ratio, p, *mine)
+            else:
+                sums = self._sums.contract(p, *mine)
             opened = self.session.open(sums, "metric_gradient", (MOVING,))
-            norm = self._valid * self.mdelta
-            self.metric_gradient = scales.undo(opened) * (-1.0 / norm if norm > 0 else 0)
+            if moving:
+                norm = self._valid * self.mdelta
+                self.metric_gradient = scales.undo(opened) * (
+                    -1.0 / norm if norm > 0 else 0.0
+                )
+
+    def _scales_known(self):
+        inner = slice(self.padding, self.nbins - self.padding)
+        self._table_rows = np.ascontiguousarray(self._log_ratio[inner].T)
+        # The magnitudes of the spline derivatives of a sample sum to 3/2 at most.
+        bound = max(1.5 * np.abs(self._table_rows).max(), 2.0**-40)
+        bits = row_bits(self._sums.samples)
+        scale = 2.0 ** (bits - 1 - np.ceil(np.log2(bound)))
+        return choose_scales(scale, bits, self._column_sums, self._sums.samples)
+
+    def _scales_shared(self):
+        # Derivatives sum to zero, so z is at most 3/4 of the logarithms' range,
+        # which is below 45; outside the histogram's range at most 3/2 of 45.
+        table_bits = np.log2(1.5 * 45) + WEIGHT_BITS
+        bits = band_bits(self._sums.samples, int(np.ceil(table_bits)))
+        scales = choose_scales(
+            2.0**bits, bits + table_bits, self._column_sums, self._sums.samples
+        )
+        scales.table = 2.0**WEIGHT_BITS
+        return scales
+
+    def _derivative_band(self, start, stop, scale):
+        values, mask, *settings = self._moving
+        weights = np.empty((stop - start, 5), dtype=np.int64)
+        first = np.empty(stop - start, dtype=np.int32)
+        parzen.derivative_weights(
+            values[start:stop],
+            None if mask is None else mask[start:stop],
+            *settings,
+            scale,
+            weights,
+            first,
+        )
+        return weights, first
 
 
 def _serve_locally(session, nbins, reveal, samples, settings=None, values=None, mask=None):

@@ -30,6 +30,7 @@ step               elements per sample, all links          rounds
 share_categories   categories (once)                       1
 table              bins + 1                                1 + opening
 contract           categories + 2 + columns                2 + opening
+contract_shared    bins + 3 categories + 2 + columns       4 + opening
 =================  ======================================  ==================
 
 What each party sees: the static owner and the helper one point each of fresh
@@ -44,14 +45,22 @@ from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import P61
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.protocols import reshare_parts, share_elements
+from dipy_ppir.mpc.protocols import reduce, reshare_parts, share_elements
 
 #: Samples handled at a time: the working set stays in the second-level cache.
 BLOCK = 1 << 13
-#: Rows of K are scaled by the moving owner to integers below this.
-ROW_BITS = 24
 #: The sum of a contraction stays below 2**SUM_BITS.
 SUM_BITS = 59
+
+
+def row_bits(samples):
+    """Bits of the integers to which rows of K are scaled.
+
+    A sum has SUM_BITS bits to share between K, g and the number of samples. The
+    rounding errors of K and g count alike, but the bound on K is some 2**7
+    above its typical value, hence more than half of the bits.
+    """
+    return (SUM_BITS - max(int(samples), 1).bit_length()) // 2 + 4
 
 
 def table_frac_bits(samples):
@@ -99,6 +108,7 @@ class Contingency:
             nowhere.
         """
         s, f = self.session, self.field
+        self._index, self._keep = index, keep
         self._b = np.empty((self.samples, self.categories), dtype=np.uint64)
         for start, stop in self._blocks():
             shape = (stop - start, self.categories)
@@ -163,7 +173,7 @@ class Contingency:
         return SharedArray(f, acc, 2, self.frac_bits, self.samples * one)
 
     def contract(self, columns, rows=None, column_blocks=None, scales=None):
-        """Shared sums of categories' values times columns.
+        """Shared sums of categories' values times columns; K known to an owner.
 
         The moving owner scales its numbers to integers on its own; the sums
         come out scaled by ``row_scale * column_scales``, known to it alone.
@@ -179,50 +189,116 @@ class Contingency:
         column_blocks : callable, at the moving owner only
             ``column_blocks(start, stop)`` returns g, shape (k, p).
         scales : Scales, at the moving owner only
-            from `choose_scales`.
+            see `choose_scales`.
 
         Returns
         -------
         sums : SharedArray, shape (p,), degree 2
         """
         s, f = self.session, self.field
-        acc = f.zeros((columns,))
-        own = f.zeros((columns,))
-        half = f.inverse(2)
-        for start, stop in self._blocks():
-            n = stop - start
+        bits = row_bits(self.samples)
+
+        def selected(start, stop):
             b = self._b[start:stop]
-            shape = (n, self.categories)
-            z = f.empty((n,))
-            parts = {STATIC: None, HELPER: None}
-            g = None
+            z = f.empty((stop - start,))
             if s.pid == MOVING:
-                k = f.encode(rows(start, stop) * scales.row, 0, 2.0**ROW_BITS)
-                r = s.random_elements(STATIC, MOVING, f, shape)
-                out = f.empty(shape)
+                k = f.encode(rows(start, stop) * scales.row, 0, 2.0**bits)
+                r = s.random_elements(STATIC, MOVING, f, b.shape)
+                out = f.empty(b.shape)
                 f.kernels.share_upper(f.flat(r), f.flat(k), f.flat(out))
                 s.network.send(HELPER, "rows", out)
-                f.kernels.dot_rows(k, b, z)
+            elif s.pid == STATIC:
+                k = s.random_elements(MOVING, MOVING, f, b.shape)
+            else:
+                k = s.receive_elements(MOVING, f, b.shape, "rows")
+            f.kernels.dot_rows(k, b, z)
+            return z
+
+        # Every share of z but the helper's carries a factor of 1/2.
+        weight = 1 if s.pid == HELPER else f.inverse(2)
+        return self._weigh(selected, weight, columns, column_blocks, scales)
+
+    def contract_shared(
+        self, table, columns, band=None, column_blocks=None, scales=None
+    ):
+        """Shared sums of categories' values times columns; K known to nobody.
+
+        K(x, t) is the moving owner's band of x times a shared table.
+
+        Rounds: 4. Elements: ``bins + 3 categories + columns + 2`` per sample.
+
+        Parameters
+        ----------
+        table : SharedArray, shape (bins, categories), degree 1
+        columns : int
+            number p of columns g; public.
+        band : callable, at the moving owner only
+            ``band(start, stop, scale)`` returns the integers `values` (k, w) and
+            the first bin `first` (k,).
+        column_blocks, scales
+            as for `contract`; ``scales.row`` is the scale of the band.
+
+        Returns
+        -------
+        sums : SharedArray, shape (p,), degree 2
+        """
+        s, f = self.session, self.field
+
+        def selected(start, stop):
+            shape = (stop - start, self.bins)
+            if s.pid == MOVING:
+                values, first = band(start, stop, scales.row)
+                r = s.random_elements(STATIC, MOVING, f, shape)
+                out = f.empty(shape)
+                f.kernels.share_upper_banded(r, values, first, out)
+                s.network.send(HELPER, "derivative", out)
+                part = f.axpby(2, r, -1, out)
+            elif s.pid == STATIC:
+                part = s.random_elements(MOVING, MOVING, f, shape)
+            else:
+                part = s.receive_elements(MOVING, f, shape, "derivative")
+            k = SharedArray(f, f.matmul(part, table.share), 2, 0, 0)
+            k = reduce(s, k, "selection")
+            z = f.empty((stop - start,))
+            f.kernels.dot_rows(k.share, self._b[start:stop], z)
+            if s.pid == STATIC:
+                # It keeps the helper's point B_2; its own is (B + 2 B_2) / 3.
+                third = f.inverse(3)
+                z = f.axpby(third, self._pick(k.share, start, stop), 2 * third, z)
+            return z
+
+        return self._weigh(selected, 1, columns, column_blocks, scales)
+
+    def _pick(self, rows, start, stop):
+        """Each row's element at the static owner's own category; 0 if left out."""
+        picked = rows[np.arange(len(rows)), self._index[start:stop]]
+        if self._keep is not None:
+            picked[~self._keep[start:stop]] = 0
+        return picked
+
+    def _weigh(self, selected, weight, columns, column_blocks, scales):
+        """Sums of ``z g`` for degree-2 shares of z, each party's times `weight`."""
+        s, f = self.session, self.field
+        acc, own = f.zeros((columns,)), f.zeros((columns,))
+        for start, stop in self._blocks():
+            n = stop - start
+            z = selected(start, stop)
+            g = None
+            parts = {STATIC: None, HELPER: None}
+            if s.pid == MOVING:
+                # Its own term of z meets its own g: nothing needs to be shared.
                 g = f.encode(
                     column_blocks(start, stop) * scales.columns, 0, 2.0**SUM_BITS
                 )
                 f.kernels.weighted_sums(z, g, None, own)
-            elif s.pid == STATIC:
-                k = s.random_elements(MOVING, MOVING, f, shape)
-                f.kernels.dot_rows(k, b, z)
-                parts[STATIC] = f.scale(z, LAGRANGE[STATIC] * half)
             else:
-                k = s.receive_elements(MOVING, f, shape, "rows")
-                f.kernels.dot_rows(k, b, z)
-                parts[HELPER] = z
+                parts[s.pid] = f.scale(z, LAGRANGE[s.pid] * weight)
             g = share_elements(s, MOVING, g, (n, columns), f, "columns")
             z = reshare_parts(
                 s, parts, (n,), f, frac_bits=0, bound=0, name="part"
             ).share
             f.kernels.weighted_sums(z, g, None, acc)
-        # The moving owner's own term of z never left it: (3/2) K B_0, of which
-        # the recombination takes 3 times the share.
-        acc = f.add(acc, f.scale(own, half))
+        acc = f.add(acc, f.scale(own, weight))
         return SharedArray(f, acc, 2, 0, 1 << SUM_BITS)
 
 
@@ -233,23 +309,33 @@ class Scales:
     ----------
     row : float
     columns : array, shape (p,)
+    table : float
+        scale of the shared table of `Contingency.contract_shared`; else 1.
     """
 
     def __init__(self, row, columns):
-        self.row, self.columns = row, columns
+        self.row, self.columns, self.table = row, columns, 1.0
 
     def undo(self, sums):
         """Real sums of opened integers."""
-        return sums / (self.row * self.columns)
+        return sums / (self.row * self.columns * self.table)
 
 
-def choose_scales(row_bound, column_sums, samples):
+def band_bits(samples, table_bits):
+    """Bits of the integers to which the band of `contract_shared` is scaled."""
+    left = SUM_BITS - table_bits - max(int(samples), 1).bit_length()
+    return left // 2
+
+
+def choose_scales(row_scale, row_bits, column_sums, samples):
     """Scales that keep every sum of a contraction inside the field.
 
     Parameters
     ----------
-    row_bound : float
-        bound on the magnitude of K.
+    row_scale : float
+        scale of the rows, or of the band.
+    row_bits : float
+        the scaled values z are below ``2**row_bits``.
     column_sums : array, shape (p,)
         sum over the samples of the magnitude of each column of g.
     samples : int
@@ -262,16 +348,15 @@ def choose_scales(row_bound, column_sums, samples):
     Raises
     ------
     FixedPointOverflowError
-        if a bound is not finite.
+        if a sum is not finite, or the samples are too many for the field.
     """
-    if not (np.isfinite(row_bound) and np.isfinite(column_sums).all()):
+    if not np.isfinite(column_sums).all():
         raise FixedPointOverflowError(
-            "the metric's gradient is not finite; check the moving image"
+            "the gradient of the moving image is not finite; check the image"
         )
-    row = 2.0 ** (ROW_BITS - 1 - np.ceil(np.log2(max(row_bound, 2.0**-40))))
-    # sum |g_int| <= scale * sum |g| + n / 2, to stay below 2**(SUM_BITS - ROW_BITS).
-    room = SUM_BITS - ROW_BITS - 1
+    # sum |g_int| <= scale * sum |g| + n / 2, to stay below 2**(SUM_BITS - row_bits).
+    room = SUM_BITS - row_bits - 1
     if samples / 2 > 2.0**room:
         raise FixedPointOverflowError("too many samples for the field")
     columns = 2.0 ** np.floor(room - np.log2(np.maximum(column_sums, 2.0**-40)))
-    return Scales(row, np.minimum(columns, 2.0**room))
+    return Scales(row_scale, np.minimum(columns, 2.0**room))

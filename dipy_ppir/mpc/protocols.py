@@ -252,31 +252,23 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
 
 
 def shift_right(source, a, bits, target):
-    """Elements as non-negative integers, shifted, as elements of `target`.
-
-    Raises
-    ------
-    ValueError
-        if a shifted element may not fit the target field.
-    """
-    if source.bits - bits > target.bits:
-        raise ValueError("the shifted value does not fit the target field")
-    word = np.uint64(64)
+    """Elements as integers in [0, p), shifted, as elements of `target`."""
     if source.words == 1:
-        low, high = a >> np.uint64(bits), None
+        low, high = a >> np.uint64(bits), np.zeros_like(a)
     else:
         low, high = a[..., 0], a[..., 1]
         if bits >= 64:
             low, high = high >> np.uint64(bits - 64), np.zeros_like(high)
         elif bits:
-            low = low >> np.uint64(bits) | high << word - np.uint64(bits)
+            low = low >> np.uint64(bits) | high << np.uint64(64 - bits)
             high = high >> np.uint64(bits)
-    if target.words == 1:
-        low = low % np.uint64(target.modulus)
-        return np.ascontiguousarray(low)
-    if high is None:
-        high = np.zeros_like(low)
-    return np.ascontiguousarray(np.stack([low, high], axis=-1))
+    if target.words == 2:
+        return np.ascontiguousarray(np.stack([low, high], axis=-1))
+    # 2**64 = 8 modulo 2**61 - 1, and times 8 is a rotation of 61 bits.
+    p = np.uint64(target.modulus)
+    high = high % p
+    high = (high << np.uint64(3) | high >> np.uint64(58)) & p
+    return np.ascontiguousarray((low % p + high) % p)
 
 
 def check_elements(field, elements, link_name, peer):

@@ -1,0 +1,814 @@
+"""The field kernels against Python integers.
+
+Every test runs on both fields and on every instruction set this processor has,
+because each of them is compiled separately.
+"""
+
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import partial
+import math
+from threading import Thread
+
+from hypothesis import example, given, settings, strategies as st
+import numpy as np
+import pytest
+
+from dipy_ppir._kernels import field61, field127
+
+WORD = (1 << 64) - 1
+KERNELS = {61: field61, 127: field127}
+
+
+def levels(kernels):
+    """Return the instruction sets present here, the best one last."""
+    best = kernels._use_level(2)
+    return list(range(best + 1))
+
+
+class Field:
+    """A kernel module with packing of Python integers."""
+
+    def __init__(self, bits, level):
+        self.k = KERNELS[bits]
+        self.bits = bits
+        self.level = level
+        self.p = (1 << bits) - 1
+        self.half = (self.p + 1) // 2
+
+    @contextmanager
+    def on(self):
+        """Run on this instruction set, then go back to the best one."""
+        assert self.k._use_level(self.level) == self.level
+        try:
+            yield self.k
+        finally:
+            self.k._use_level(2)
+
+    def pack(self, values, shape=None):
+        values = list(values)
+        shape = (len(values),) if shape is None else shape
+        if self.bits == 61:
+            return np.array(values, dtype=np.uint64).reshape(shape)
+        words = np.array([[v & WORD, v >> 64] for v in values], dtype=np.uint64)
+        return words.reshape(*shape, 2)
+
+    def unpack(self, array):
+        """Return a flat list of integers, having checked that all are canonical."""
+        if self.bits == 61:
+            values = [int(v) for v in array.reshape(-1)]
+        else:
+            values = [int(lo) | int(hi) << 64 for lo, hi in array.reshape(-1, 2)]
+        assert all(0 <= v < self.p for v in values)
+        return values
+
+    def empty(self, *shape):
+        """Return an array whose every word would be noticed if left unwritten."""
+        return np.full(shape + (2,) * (self.bits == 127), WORD, dtype=np.uint64)
+
+    def edges(self):
+        p = self.p
+        values = [0, 1, 2, p - 1, p - 2, (p - 1) // 2, (p + 1) // 2]
+        # limb boundaries, from both sides, and single limbs full of ones
+        for s in (16, 20, 21, 22, 24, 30, 31, 32, 42, 52, 60, 63, 64, 65, 126):
+            if s < self.bits:
+                values += [1 << s, (1 << s) - 1, p - (1 << s)]
+        for low in range(0, self.bits, 21):
+            values.append((((1 << 21) - 1) << low) % p)
+        return values
+
+    def elements(self):
+        return st.one_of(st.sampled_from(self.edges()), st.integers(0, self.p - 1))
+
+    def random(self, rng, *shape, edges=0.2):
+        """Draw uniform elements as a nested object array, some replaced by edge values."""
+        n = math.prod(shape)
+        raw = rng.bytes(16 * n)
+        edge = self.edges()
+        values = [int.from_bytes(raw[16 * i : 16 * i + 16], "little") % self.p for i in range(n)]
+        where = np.flatnonzero(rng.random(n) < edges)
+        for i in where:
+            values[i] = edge[rng.integers(len(edge))]
+        out = np.empty(n, dtype=object)
+        out[:] = values
+        return out.reshape(shape)
+
+    def pack_object(self, array):
+        return self.pack(array.reshape(-1).tolist(), array.shape)
+
+
+ALL = [Field(bits, level) for bits, kernels in KERNELS.items() for level in levels(kernels)]
+EVERY = pytest.mark.parametrize("field", ALL, ids=lambda f: f"p{f.bits}-level{f.level}")
+P61 = pytest.mark.parametrize(
+    "field", [f for f in ALL if f.bits == 61], ids=lambda f: f"p{f.bits}-level{f.level}"
+)
+quick = partial(settings, deadline=None, derandomize=True)
+SEEDS = st.integers(0, 2**32 - 1)
+
+BINARY = {
+    "add": lambda f, x, y: x + y,
+    "sub": lambda f, x, y: x - y,
+    "mul": lambda f, x, y: x * y,
+    "share_upper": lambda f, x, y: (3 * x - y) * f.half,
+    "share_third": lambda f, x, y: 3 * x - 2 * y,
+}
+
+# a, b and what comes of them, computed once with an independent program
+KNOWN = {
+    61: {
+        "a": 0x107F6E5D4C3B299C,
+        "b": 0x0091A2B3C4D5E6FB,
+        "add": 0x1111111111111097,
+        "sub": 0x0FEDCBA9876542A1,
+        "mul": 0x1B70A66DD7F5D71D,
+        "neg": 0x0F8091A2B3C4D663,
+        "share_upper": 0x087654320FEDCAED,
+        "share_third": 0x105B05B05B05AEDF,
+        "scale": 0x080A7A488644948F,
+        "axpby": 0x10C83FB72EA61B1D,
+        "square": 0x02BAE38BA2161261,
+        "inverse": 0x0DC74607E5194B00,
+    },
+    127: {
+        "a": 0x123456789ABCDEF0FEDCBA9876543210,
+        "b": 0x0FEDCBA9876543210123456789ABCDEF,
+        "add": 0x2222222222222211FFFFFFFFFFFFFFFF,
+        "sub": 0x02468ACF13579BCFFDB97530ECA86421,
+        "mul": 0x1BB2D55891D67BE686854E9E2FBF07C5,
+        "neg": 0x6DCBA9876543210F0123456789ABCDEF,
+        "share_upper": 0x53579BE02468ACD8FDB97530ECA86420,
+        "share_third": 0x16C16C16C16C1690FA4FA4FA4FA4FA52,
+        "scale": 0x56F219C56C868AFAE4EF6718D15D8A21,
+        "axpby": 0x2B3C4D5E6F809151F6E5D4C3B2A19083,
+        "square": 0x472CA04CDCFB5286732EFE24E78A538A,
+        "inverse": 0x62CFEFE6EB41053969967BD711C5169F,
+    },
+}
+
+
+# -- constants and known answers ------------------------------------------------
+
+
+def test_names():
+    assert (field61.BITS, field61.WORDS) == (61, 1)
+    assert (field127.BITS, field127.WORDS) == (127, 2)
+    shared = {n for n in dir(field127) if not n.startswith("_") and callable(getattr(field127, n))}
+    assert shared <= set(dir(field61))
+
+
+def test_word_order():
+    out = np.zeros((1, 2), dtype=np.uint64)
+    field127.add(np.array([[WORD, 0]], np.uint64), np.array([[1, 0]], np.uint64), out)
+    assert out.tolist() == [[0, 1]]
+
+
+@EVERY
+def test_known_answers(field):
+    known = KNOWN[field.bits]
+    a, b, out = field.pack([known["a"]] * 19), field.pack([known["b"]] * 19), field.empty(19)
+    with field.on() as k:
+        for name in BINARY:
+            getattr(k, name)(a, b, out)
+            assert field.unpack(out) == [known[name]] * 19, name
+        k.neg(a, out)
+        assert field.unpack(out) == [known["neg"]] * 19
+        k.scale(a, 0x1122334455667788, out)
+        assert field.unpack(out) == [known["scale"]] * 19
+        k.axpby(5, a, -3, b, out)
+        assert field.unpack(out) == [known["axpby"]] * 19
+        k.mul(a, a, out)
+        assert field.unpack(out) == [known["square"]] * 19
+        k.mul(a, field.pack([known["inverse"]] * 19), out)
+        assert field.unpack(out) == [1] * 19
+
+
+@EVERY
+def test_known_sums(field):
+    p = field.p
+    a = field.pack([1, 2, 3, p - 1, 5, 6], (3, 2))
+    b = field.pack([7, p - 1, 9, 10, 11, p - 12], (3, 2))
+    with field.on() as k:
+        out = field.empty(3)
+        k.dot_rows(a, b, out)
+        assert field.unpack(out) == [5, 17, p - 17]
+        acc = field.pack([1, 0, p - 1, 2], (2, 2))
+        k.gram(a, b, acc)
+        # [[7 + 27 + 55, -1 + 30 - 60], [14 - 9 + 66, -2 - 10 - 72]] + [[1, 0], [-1, 2]]
+        assert field.unpack(acc) == [90, p - 31, 70, p - 82]
+        out = field.empty(2, 2)
+        k.matmul(field.pack([1, p - 1, 2, 3], (2, 2)), field.pack([5, 6, 7, 8], (2, 2)), out)
+        assert field.unpack(out) == [p - 2, p - 2, 31, 36]
+
+
+# -- elementwise ----------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_on_all_edge_pairs(field, name):
+    edges = field.edges()
+    x = [u for u in edges for _ in edges]
+    y = [v for _ in edges for v in edges]
+    out = field.empty(len(x))
+    with field.on() as k:
+        getattr(k, name)(field.pack(x), field.pack(y), out)
+    assert field.unpack(out) == [BINARY[name](field, u, v) % field.p for u, v in zip(x, y)]
+
+
+@EVERY
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_and_aliasing(field, name):
+    pairs = st.lists(st.tuples(field.elements(), field.elements()), max_size=40)
+
+    @quick(max_examples=40)
+    @given(pairs)
+    def check(pairs):
+        x, y = [u for u, _ in pairs], [v for _, v in pairs]
+        expected = [BINARY[name](field, u, v) % field.p for u, v in pairs]
+        same = [BINARY[name](field, u, u) % field.p for u in x]
+        a, b, out = field.pack(x, (len(x),)), field.pack(y, (len(y),)), field.empty(len(x))
+        run = getattr(field.k, name)
+        run(a, b, out)
+        assert field.unpack(out) == expected
+        assert field.unpack(a) == x
+        assert field.unpack(b) == y
+        left = a.copy()
+        run(left, b, left)
+        assert field.unpack(left) == expected
+        right = b.copy()
+        run(a, right, right)
+        assert field.unpack(right) == expected
+        both = a.copy()
+        run(both, both, both)
+        assert field.unpack(both) == same
+
+    with field.on():
+        check()
+
+
+@EVERY
+def test_constants(field):
+    element = field.elements()
+    constants = st.one_of(element, st.integers(-(1 << 130), 1 << 130), st.integers(-5, 5))
+
+    @quick(max_examples=60)
+    @given(st.lists(st.tuples(element, element), min_size=1, max_size=30), constants, constants)
+    @example([(field.p - 1, field.p - 1)] * 17, field.p - 1, field.p - 1)
+    def check(pairs, alpha, beta):
+        k, p = field.k, field.p
+        x, y = [u for u, _ in pairs], [v for _, v in pairs]
+        a, b, out = field.pack(x), field.pack(y), field.empty(len(x))
+        k.scale(a, alpha, out)
+        assert field.unpack(out) == [alpha * u % p for u in x]
+        k.axpby(alpha, a, beta, b, out)
+        expected = [(alpha * u + beta * v) % p for u, v in pairs]
+        assert field.unpack(out) == expected
+        k.axpby(alpha, a, beta, b, b)
+        assert field.unpack(b) == expected
+        k.neg(a, out)
+        assert field.unpack(out) == [-u % p for u in x]
+        k.scale(a, alpha, a)
+        assert field.unpack(a) == [alpha * u % p for u in x]
+        k.neg(a, a)
+        assert field.unpack(a) == [-alpha * u % p for u in x]
+
+    with field.on():
+        check()
+
+
+@EVERY
+def test_shares_lie_on_their_lines(field):
+    rng = np.random.default_rng(5)
+    r, x = field.random(rng, 100), field.random(rng, 100)
+    upper, third = field.empty(100), field.empty(100)
+    with field.on() as k:
+        k.share_upper(field.pack_object(r), field.pack_object(x), upper)
+        k.share_third(field.pack_object(r), field.pack_object(x), third)
+    for u, t, rr, xx in zip(field.unpack(upper), field.unpack(third), r, x):
+        # three points are on a line when the divided differences agree
+        assert (3 * (rr - xx) - 2 * (u - xx)) % field.p == 0
+        assert (3 * (rr - xx) - (t - xx)) % field.p == 0
+
+
+# -- randomness and trust -------------------------------------------------------
+
+
+@EVERY
+def test_reduce_random(field):
+    p = field.p
+    word = st.one_of(
+        st.integers(0, (1 << 64 * field.k.WORDS) - 1),
+        st.sampled_from([p, p + 1, p - 1, 2 * p + 1, (1 << 64 * field.k.WORDS) - 1, 0]),
+    )
+
+    @quick(max_examples=80)
+    @given(st.lists(word, max_size=50))
+    def check(words):
+        a = field.pack(words, (len(words),))
+        masked = [w & p for w in words]
+        assert field.k.reduce_random(a) == masked.count(p)
+        assert a.tobytes() == field.pack(masked, (len(words),)).tobytes()
+
+    with field.on():
+        check()
+
+
+@EVERY
+def test_low_word_alone_does_not_reject(field):
+    if field.bits == 61:
+        pytest.skip("one word")
+    a = np.array([[WORD, 0], [0, WORD], [WORD, WORD], [WORD, WORD >> 1]], dtype=np.uint64)
+    with field.on() as k:
+        assert k.reduce_random(a) == 2
+    assert a.tolist() == [[WORD, 0], [0, WORD >> 1], [WORD, WORD >> 1], [WORD, WORD >> 1]]
+
+
+@EVERY
+def test_replace_rejected(field):
+    p, high = field.p, 1 << (64 * field.k.WORDS - 1)
+    with field.on() as k:
+        a = field.pack([p, 3, p, p - 1, p])
+        assert k.replace_rejected(a, field.pack([high | 7, p, high | p, 8, 9, 10])) == 5
+        assert field.unpack(a) == [7, 3, 8, p - 1, 9]
+        a = field.pack([p, p])
+        assert k.replace_rejected(a, field.pack([1, p])) == -1
+        a = field.pack([p])
+        assert k.replace_rejected(a, field.pack([], (0,))) == -1
+        a = field.pack([1, 2])
+        assert k.replace_rejected(a, field.pack([], (0,))) == 0
+        assert k.replace_rejected(field.pack([], (0,)), field.pack([1])) == 0
+
+
+@EVERY
+def test_is_canonical(field):
+    p, top = field.p, (1 << 64 * field.k.WORDS) - 1
+    with field.on() as k:
+        assert k.is_canonical(field.pack([], (0,))) is True
+        assert k.is_canonical(field.pack(field.edges())) is True
+        for bad in (p, p + 1, top, 1 << (64 * field.k.WORDS - 1)):
+            for n in (1, 7, 8, 33):
+                for where in {0, n // 2, n - 1}:
+                    values = [p - 1] * n
+                    values[where] = bad
+                    assert k.is_canonical(field.pack(values)) is False
+
+
+# -- reals and integers -----------------------------------------------------------
+
+
+def limit(field):
+    return math.nextafter(2.0 ** (field.bits - 1), 0)
+
+
+@EVERY
+def test_encode_decode_reals(field):
+    reals = st.one_of(
+        st.floats(allow_nan=False, allow_infinity=False, width=64),
+        st.floats(-1e9, 1e9),
+        st.integers(-(2**20), 2**20).map(lambda v: v / 2),
+        st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 0.5, -0.5, 1.5, 2.5, -1.5, -2.5]),
+    )
+
+    @quick(max_examples=150)
+    @given(st.lists(reals, max_size=20), st.sampled_from([0, 1, 8, 16, 30, 100]))
+    def check(reals, shift):
+        scale, out = 2.0**shift, field.empty(len(reals))
+        bound = limit(field)
+        exact = [round(Fraction(v) * 2**shift) for v in reals]
+        bad = [i for i, v in enumerate(exact) if abs(v) > bound]
+        where = field.k.encode(np.array(reals, dtype=float), scale, bound, out)
+        if bad:
+            assert where == bad[0]
+            exact, out = exact[:where], np.ascontiguousarray(out[:where])
+        else:
+            assert where == -1
+        assert field.unpack(out) == [v % field.p for v in exact]
+        back = np.empty(len(exact))
+        field.k.decode(out, scale, back)
+        assert back.tolist() == [v / 2**shift for v in exact]
+
+    with field.on():
+        check()
+
+
+@EVERY
+def test_encode_known(field):
+    p = field.p
+    x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.0, -0.0, 3.25, -3.25])
+    out = field.empty(len(x))
+    with field.on() as k:
+        assert k.encode(x, 1.0, 100.0, out) == -1
+        assert field.unpack(out) == [0, 2, 2, 0, p - 2, p - 2, 0, 0, 3, p - 3]
+        assert k.encode(x, 4.0, 100.0, out) == -1
+        assert field.unpack(out) == [2, 6, 10, p - 2, p - 6, p - 10, 0, 0, 13, p - 13]
+        back = np.empty(len(x))
+        k.decode(out, 4.0, back)
+    assert back.tolist() == x.tolist()
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, -1e300, 8.5000001, -8.5000001])
+def test_encode_refuses(field, bad):
+    out = field.empty(9)
+    with field.on() as k:
+        for where in (0, 4, 8):
+            x = np.full(9, -8.0)
+            x[where] = bad
+            x[where + 1 :] = np.nan
+            assert k.encode(x, 1.0, 8.0, out) == where
+        # 8.5 rounds to 8, and a bound that is not a number allows nothing more than the field
+        assert k.encode(np.full(9, 8.5), 1.0, 8.0, out) == -1
+        assert k.encode(np.full(9, 1e308), 16.0, np.inf, out) == 0
+        assert k.encode(np.full(9, 1e300), 1.0, np.nan, out) == 0
+
+
+@EVERY
+def test_encode_keeps_the_sign_recoverable(field):
+    top = limit(field)
+    out, back = field.empty(2), np.empty(2)
+    with field.on() as k:
+        assert k.encode(np.array([top, -top]), 1.0, np.inf, out) == -1
+        assert field.unpack(out) == [int(top), field.p - int(top)]
+        k.decode(out, 1.0, back)
+        assert back.tolist() == [top, -top]
+        assert k.encode(np.array([0.0, 2.0 ** (field.bits - 1)]), 1.0, np.inf, out) == 1
+        assert k.encode(np.array([-(2.0 ** (field.bits - 1)), 0.0]), 1.0, np.inf, out) == 0
+
+
+@EVERY
+def test_decode_rounds_to_nearest(field):
+    @quick(max_examples=100)
+    @given(st.lists(field.elements(), max_size=20), st.sampled_from([0, 1, 20, 60]))
+    def check(values, shift):
+        out = np.empty(len(values))
+        field.k.decode(field.pack(values, (len(values),)), 2.0**shift, out)
+        centred = [v - field.p if v > field.p // 2 else v for v in values]
+        assert out.tolist() == [float(v) / 2.0**shift for v in centred]
+
+    with field.on():
+        check()
+
+
+@EVERY
+def test_encode_int(field):
+    edges = [0, 1, -1, 2**63 - 1, -(2**63), 2**61 - 1, 1 - 2**61, 2**61, -(2**61), 2**62]
+
+    @quick(max_examples=60)
+    @given(st.lists(st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from(edges)), max_size=40))
+    @example(edges)
+    def check(values):
+        out = field.empty(len(values))
+        field.k.encode_int(np.array(values, dtype=np.int64), out)
+        assert field.unpack(out) == [v % field.p for v in values]
+
+    with field.on():
+        check()
+
+
+# -- sums of products -------------------------------------------------------------
+
+
+@EVERY
+def test_dot_rows(field):
+    @quick(max_examples=40)
+    @given(SEEDS, st.integers(0, 6), st.integers(0, 140))
+    def check(seed, n, k):
+        rng = np.random.default_rng(seed)
+        a, b, out = field.random(rng, n, k), field.random(rng, n, k), field.empty(n)
+        field.k.dot_rows(field.pack_object(a), field.pack_object(b), out)
+        assert field.unpack(out) == [int(v) % field.p for v in (a * b).sum(axis=1)]
+
+    with field.on():
+        check()
+
+
+@EVERY
+@pytest.mark.parametrize("k", [1, 4, 31, 32, 33, 63, 64, 65, 1000, 5003])
+def test_dot_rows_worst_case(field, k):
+    out = field.empty(2)
+    for x in worst(field):
+        a = field.pack([x] * (2 * k), (2, k))
+        with field.on() as kernels:
+            kernels.dot_rows(a, a, out)
+        assert field.unpack(out) == [k * x * x % field.p] * 2
+
+
+@EVERY
+def test_matmul(field):
+    @quick(max_examples=40)
+    @given(SEEDS, st.integers(0, 5), st.integers(0, 70), st.integers(0, 9))
+    def check(seed, n, k, m):
+        rng = np.random.default_rng(seed)
+        a, b, out = field.random(rng, n, k), field.random(rng, k, m), field.empty(n, m)
+        field.k.matmul(field.pack_object(a), field.pack_object(b), out)
+        expected = [[sum(a[i, t] * b[t, j] for t in range(k)) % field.p for j in range(m)] for i in range(n)]
+        assert field.unpack(out) == [v for row in expected for v in row]
+
+    with field.on():
+        check()
+
+
+def object_gram(a, b):
+    """Return a^T b with Python integers."""
+    columns = [list(column) for column in b.T]
+    return np.array(
+        [[sum(x * y for x, y in zip(u, v)) for v in columns] for u in a.T.tolist()], dtype=object
+    ).reshape(a.shape[1], b.shape[1])
+
+
+def worst(field):
+    """Return elements that make some partial sum as large as it can be."""
+    ones = (1 << 21) - 1
+    values = [field.p - 1, field.p - 2]
+    values += [(ones << s) % field.p for s in (0, 21, 42)] + [(ones << 21 | ones), field.p - (ones << 21)]
+    values += [(1 << 31) - 1, ((1 << 30) - 1) << 31, 0x5555555555555555 % field.p]
+    if field.bits == 127:
+        values += [WORD, WORD >> 1 << 64, (WORD >> 1 << 64) | (WORD - 1)]
+    return values
+
+
+@EVERY
+@pytest.mark.parametrize("twin", [False, True], ids=["gram", "portable"])
+def test_gram(field, twin):
+    @quick(max_examples=60)
+    @given(SEEDS, st.integers(0, 150), st.integers(0, 13), st.integers(0, 21))
+    @example(1, 64, 4, 32)
+    @example(2, 65, 5, 33)
+    @example(3, 1, 1, 1)
+    @example(4, 127, 28, 9)
+    def check(seed, n, p, q):
+        rng = np.random.default_rng(seed)
+        a, b, acc = field.random(rng, n, p), field.random(rng, n, q), field.random(rng, p, q)
+        out = field.pack_object(acc)
+        run = field.k._gram_portable if twin else field.k.gram
+        run(field.pack_object(a), field.pack_object(b), out)
+        expected = (object_gram(a, b) + acc) % field.p
+        assert field.unpack(out) == expected.reshape(-1).tolist()
+
+    with field.on():
+        check()
+
+
+@EVERY
+@pytest.mark.parametrize(("n", "p", "q"), [(4096, 28, 32), (8192, 32, 33), (2999, 29, 33), (700, 65, 70)])
+def test_gram_agrees_with_its_twin(field, n, p, q):
+    rng = np.random.default_rng(n + p + q)
+    shape = (2,) if field.bits == 127 else ()
+    mask = np.uint64(2**60 - 1) if field.bits == 61 else np.array([WORD, 2**62 - 1], np.uint64)
+    if field.bits == 127 and field.level == 0:
+        n = 300
+    a, b, acc = (
+        rng.integers(0, 2**64, s + shape, dtype=np.uint64) & mask for s in ((n, p), (n, q), (p, q))
+    )
+    a[n // 2 :] |= ~np.uint64(0) >> np.uint64(5) & mask      # runs of ones as well
+    twin = acc.copy()
+    with field.on() as k:
+        k.gram(a, b, acc)
+        k._gram_portable(a, b, twin)
+    assert np.array_equal(acc, twin)
+    assert field.k.is_canonical(acc.reshape(-1, *shape))
+
+
+@EVERY
+@pytest.mark.parametrize("n", [63, 64, 65, 4096, 8193, 20001])
+def test_gram_worst_case(field, n):
+    for x in worst(field):
+        for y in (x, field.p - 1):
+            a = np.tile(field.pack([x], (1, 1)), (n, 3) + (1,) * (field.bits == 127))
+            b = np.tile(field.pack([y], (1, 1)), (n, 9) + (1,) * (field.bits == 127))
+            acc = field.pack([field.p - 1] * 27, (3, 9))
+            with field.on() as k:
+                k.gram(a, b, acc)
+            assert field.unpack(acc) == [(n * x * y - 1) % field.p] * 27
+
+
+@EVERY
+def test_gram_from_threads(field):
+    """The kernels keep no state: concurrent calls do not disturb each other."""
+    rng = np.random.default_rng(9)
+    a, b = field.random(rng, 300, 5), field.random(rng, 300, 6)
+    expected = (object_gram(a, b) % field.p).reshape(-1).tolist()
+    packed = field.pack_object(a), field.pack_object(b)
+    results = [field.pack([0] * 30, (5, 6)) for _ in range(8)]
+    with field.on() as k:
+        threads = [Thread(target=k.gram, args=(*packed, out)) for out in results]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    assert all(field.unpack(out) == expected for out in results)
+
+
+# -- banded operands and weighted sums, 61 bits only --------------------------------
+
+BIG = 2**48 - 1
+
+
+def banded(rng, n, w, ncols, extreme=0.3):
+    """Draw a banded matrix: its values, its starts, and the same thing dense."""
+    values = rng.integers(-BIG, BIG + 1, (n, w))
+    pick = rng.random((n, w)) < extreme
+    values[pick] = rng.choice([BIG, -BIG, 0, 1, -1, 2**24, -(2**24), 2**47], pick.sum())
+    start = rng.integers(0, ncols - w + 1, n)
+    dense = np.zeros((n, ncols), dtype=object)
+    for i in range(n):
+        dense[i, start[i] : start[i] + w] = values[i].tolist()
+    return values, start, dense
+
+
+@P61
+@pytest.mark.parametrize("twin", [False, True], ids=["gram_banded", "portable"])
+def test_gram_banded(field, twin):
+    @quick(max_examples=60)
+    @given(SEEDS, st.integers(0, 200), st.integers(1, 6), st.integers(0, 9), st.integers(1, 37))
+    @example(1, 130, 4, 28, 33)
+    @example(2, 257, 4, 0, 8)
+    def check(seed, n, w, more, q):
+        rng = np.random.default_rng(seed)
+        values, start, dense = banded(rng, n, w, w + more)
+        b, acc = field.random(rng, n, q), field.random(rng, w + more, q)
+        out = field.pack_object(acc)
+        run = field.k._gram_banded_portable if twin else field.k.gram_banded
+        run(values, start.astype(rng.choice([np.int32, np.int64])), field.pack_object(b), out)
+        expected = (object_gram(dense, b) + acc) % field.p
+        assert field.unpack(out) == expected.reshape(-1).tolist()
+
+    with field.on():
+        check()
+
+
+@P61
+@pytest.mark.parametrize("v", [BIG, -BIG, 2**24 - 1, -(2**24), BIG - (2**24 - 1), 0])
+@pytest.mark.parametrize("n", [256, 2**14, 70000])
+def test_gram_banded_worst_case(field, v, n):
+    values = np.full((n, 2), v)
+    for x in worst(field):
+        b = np.full((n, 9), x, dtype=np.uint64)
+        acc = field.pack([field.p - 1] * 36, (4, 9))
+        with field.on() as k:
+            k.gram_banded(values, np.ones(n, dtype=np.int32), b, acc)
+        total = (n * v * x - 1) % field.p
+        assert field.unpack(acc) == [field.p - 1] * 9 + [total] * 18 + [field.p - 1] * 9
+
+
+@P61
+def test_gram_banded_agrees_with_gram(field):
+    rng = np.random.default_rng(3)
+    values, start, dense = banded(rng, 5000, 4, 32)
+    b = field.pack_object(field.random(rng, 5000, 33))
+    acc, plain = np.zeros((32, 33), np.uint64), np.zeros((32, 33), np.uint64)
+    with field.on() as k:
+        k.gram_banded(values, start, b, acc)
+        k.gram(field.pack_object(dense % field.p), b, plain)
+    assert np.array_equal(acc, plain)
+
+
+@P61
+def test_share_upper_banded(field):
+    @quick(max_examples=60)
+    @given(SEEDS, st.integers(0, 60), st.integers(0, 6), st.integers(0, 33))
+    def check(seed, n, w, more):
+        rng = np.random.default_rng(seed)
+        values, start, dense = banded(rng, n, w, w + more)
+        r = field.random(rng, n, w + more)
+        expected = ((3 * r - dense) * field.half % field.p).reshape(-1).tolist()
+        packed, out = field.pack_object(r), field.empty(n, w + more)
+        field.k.share_upper_banded(packed, values, start.astype(np.int32), out)
+        assert field.unpack(out) == expected
+        field.k.share_upper_banded(packed, values, start, packed)
+        assert field.unpack(packed) == expected
+
+    with field.on():
+        check()
+
+
+@P61
+def test_band_outside_is_refused(field):
+    values, b = np.ones((3, 2), np.int64), np.ones((3, 4), np.uint64)
+    acc, r = np.zeros((5, 4), np.uint64), np.zeros((3, 5), np.uint64)
+    with field.on() as k:
+        for bad in ([0, 4, 0], [0, 0, -1], [2**31, 0, 0]):
+            with pytest.raises(ValueError, match="band"):
+                k.gram_banded(values, np.array(bad), b, acc)
+            with pytest.raises(ValueError, match="band"):
+                k.share_upper_banded(r, values, np.array(bad), r)
+        with pytest.raises(ValueError, match="match"):
+            k.gram_banded(values, np.array([0, 0]), b, acc)
+        with pytest.raises(TypeError):
+            k.gram_banded(values, np.zeros(3), b, acc)
+    assert not acc.any()
+
+
+@P61
+def test_weighted_sums(field):
+    heavy = 2**24 - 1
+
+    @quick(max_examples=60)
+    @given(SEEDS, st.integers(0, 150), st.integers(0, 17), st.integers(0, 13))
+    def check(seed, n, d, e):
+        rng = np.random.default_rng(seed)
+        z, g = field.random(rng, n), field.random(rng, n, d)
+        w = rng.integers(-heavy, heavy + 1, (n, e)).astype(np.int32)
+        w[rng.random((n, e)) < 0.2] = rng.choice([heavy, -heavy, 0])
+        packed = field.pack_object(z), field.pack_object(g)
+        acc = field.random(rng, d)
+        out = field.pack_object(acc)
+        field.k.weighted_sums(*packed, None, out)
+        zg = z[:, None] * g
+        assert field.unpack(out) == [int(v) % field.p for v in zg.sum(axis=0) + acc]
+        acc = field.random(rng, d, e)
+        out = field.pack_object(acc)
+        field.k.weighted_sums(*packed, w, out)
+        expected = (object_gram(zg, w.astype(object)) + acc) % field.p
+        assert field.unpack(out) == expected.reshape(-1).tolist()
+
+    with field.on():
+        check()
+
+
+@P61
+@pytest.mark.parametrize("n", [32, 33, 64, 5000, 200000])
+def test_weighted_sums_worst_case(field, n):
+    heavy = 2**24 - 1
+    for x in worst(field):
+        z, g = np.full(n, x, np.uint64), np.full((n, 3), field.p - 1, np.uint64)
+        acc = field.pack([field.p - 1] * 3)
+        with field.on() as k:
+            k.weighted_sums(z, g, None, acc)
+            assert field.unpack(acc) == [(-n * x - 1) % field.p] * 3
+            for v in (heavy, -heavy):
+                acc = field.pack([field.p - 1] * 6, (3, 2))
+                k.weighted_sums(z, g, np.full((n, 2), v, np.int32), acc)
+                assert field.unpack(acc) == [(-n * x * v - 1) % field.p] * 6
+
+
+# -- arguments ----------------------------------------------------------------------
+
+
+@EVERY
+def test_mismatched_arrays_are_refused(field):
+    k = field.k
+    a, b = field.pack([1, 2, 3]), field.pack([1, 2])
+    for name in BINARY:
+        for args in ((a, b, a), (b, a, a), (a, a, b)):
+            with pytest.raises(ValueError, match="match"):
+                getattr(k, name)(*args)
+    for call in (
+        lambda: k.neg(a, b),
+        lambda: k.scale(a, 3, b),
+        lambda: k.axpby(1, a, 1, b, a),
+        lambda: k.encode(np.zeros(2), 1.0, 1.0, a),
+        lambda: k.decode(a, 1.0, np.zeros(2)),
+        lambda: k.encode_int(np.zeros(2, np.int64), a),
+        lambda: k.dot_rows(field.empty(2, 3), field.empty(2, 4), b),
+        lambda: k.matmul(field.empty(2, 3), field.empty(4, 2), field.empty(2, 2)),
+        lambda: k.gram(field.empty(4, 2), field.empty(5, 2), field.empty(2, 2)),
+        lambda: k.gram(field.empty(4, 2), field.empty(4, 2), field.empty(2, 3)),
+    ):
+        with pytest.raises(ValueError, match="match"):
+            call()
+
+
+def test_two_words_are_required():
+    bad, good = np.zeros((4, 3), np.uint64), np.zeros((4, 2), np.uint64)
+    for args in ((bad, good, good), (good, bad, good), (good, good, bad)):
+        with pytest.raises(ValueError, match="match"):
+            field127.mul(*args)
+    with pytest.raises(ValueError, match="match"):
+        field127.reduce_random(bad)
+
+
+@EVERY
+def test_inputs_may_be_read_only(field):
+    a = field.pack([1, 2, 3])
+    a.setflags(write=False)
+    out = field.empty(3)
+    with field.on() as k:
+        k.add(a, a, out)
+        assert field.unpack(out) == [2, 4, 6]
+        with pytest.raises(ValueError, match="read-only"):
+            k.add(a, a, a)
+
+
+@EVERY
+def test_empty_arrays(field):
+    none, e = field.pack([], (0,)), np.zeros(0)
+    with field.on() as k:
+        for name in BINARY:
+            getattr(k, name)(none, none, none)
+        k.neg(none, none)
+        k.scale(none, 2, none)
+        k.axpby(1, none, 2, none, none)
+        assert k.encode(e, 1.0, 1.0, none) == -1
+        k.decode(none, 1.0, e)
+        k.encode_int(np.zeros(0, np.int64), none)
+        assert k.reduce_random(none) == 0
+        out = field.empty(2)
+        k.dot_rows(field.empty(2, 0), field.empty(2, 0), out)
+        assert field.unpack(out) == [0, 0]
+        out = field.empty(2, 3)
+        k.matmul(field.empty(2, 0), field.empty(0, 3), out)
+        assert field.unpack(out) == [0] * 6
+        acc = field.pack([5] * 6, (2, 3))
+        k.gram(field.empty(0, 2), field.empty(0, 3), acc)
+        assert field.unpack(acc) == [5] * 6
