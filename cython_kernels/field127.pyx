@@ -98,9 +98,9 @@ cdef extern from *:
     /* b is doubled to bring bit 127 of the product to a word boundary: shifts
        across words are slow */
     ALWAYS u128 mul1(u128 a, u128 b) {
-        b += b;
-        uint64_t a0 = (uint64_t)a, a1 = (uint64_t)(a >> 64);
-        uint64_t b0 = (uint64_t)b, b1 = (uint64_t)(b >> 64);
+        uint64_t a0 = (uint64_t)a, a1 = (uint64_t)(a >> 64), b0 = (uint64_t)b;
+        uint64_t b1 = 2 * (uint64_t)(b >> 64) + (b0 >> 63);
+        b0 += b0;
         u128 p = (u128)a0 * b0;
         u128 q = (u128)a1 * b0 + (p >> 64);
         u128 r = (u128)a0 * b1 + (uint64_t)q;

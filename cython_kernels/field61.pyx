@@ -303,24 +303,19 @@ cdef extern from *:
     #define INT_ROWS 65536          /* 2^46 a row: below 2^62 */
     #define SMALL 24                /* rows below which interpolation would dominate */
 
-    /* Digit values of `rows` rows of n elements into five planes; with an index,
-       of the rows it names. An integer below 2^52 becomes a double by putting it
-       in the low bits of 2^52. */
+    /* Digit values of `rows` rows of n elements into five planes. An integer below
+       2^52 becomes a double by putting it in the low bits of 2^52. */
     #define SPLIT(NAME, TARGET, BYTES)                                                       \\
-        TARGET static void NAME(const uint64_t *x, const int64_t *index, int64_t rows,       \\
-                                int64_t n, double *out, int64_t stride) {                    \\
-            typedef uint64_t uvec __attribute__((vector_size(BYTES), aligned(8)));           \\
-            typedef double vec __attribute__((vector_size(BYTES), aligned(8)));              \\
+        TARGET static void NAME(const uint64_t *x, int64_t rows, int64_t n, double *out,     \\
+                                int64_t stride) {                                            \\
+            typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));\\
+            typedef double vec __attribute__((vector_size(BYTES), may_alias, aligned(8)));   \\
             const int64_t width = BYTES / 8, plane = ROWS * stride;                          \\
             const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;           \\
             const double two52 = 4503599627370496.0;                                         \\
             for (int64_t i = 0; i < rows; i++, out += stride) {                              \\
-                const uint64_t *row = x + (index ? index[i] : i) * n;                        \\
+                const uint64_t *row = x + i * n;                                             \\
                 uint64_t tail[BYTES / 8] = {0};                                              \\
-                /* gathered rows are too far apart for the processor to guess */             \\
-                if (index && i + 4 < rows)                                                   \\
-                    for (int64_t j = 0; j < n; j += 8)                                       \\
-                        __builtin_prefetch(x + index[i + 4] * n + j);                        \\
                 for (int64_t j = 0; j < n; j += width) {                                     \\
                     const uint64_t *from = row + j;                                          \\
                     double *to = out + j;                                                    \\
@@ -353,8 +348,8 @@ cdef extern from *:
     #define TILE(NAME, TARGET, BYTES, J, K)                                                  \\
         TARGET static void NAME(const double *a, const double *b, int64_t *c, int64_t rows,  \\
                                 int64_t sa, int64_t sb, int64_t sc, double magic) {          \\
-            typedef double vec __attribute__((vector_size(BYTES)));                          \\
-            typedef int64_t ivec __attribute__((vector_size(BYTES), aligned(8)));            \\
+            typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
+            typedef int64_t ivec __attribute__((vector_size(BYTES), may_alias, aligned(8))); \\
             enum { W = BYTES / 8 };                                                          \\
             vec s[J][K];                                                                     \\
             int64_t offset;                                                                  \\
@@ -385,10 +380,9 @@ cdef extern from *:
     TILE(tile_42_1, TARGET_1, 32, 4, 2)
     TILE(tile_12_1, TARGET_1, 32, 1, 2)
 
-    static void split_rows(const uint64_t *x, const int64_t *index, int64_t rows,
-                           int64_t n, double *out, int64_t stride) {
-        if (cpu_level == 1) split_1(x, index, rows, n, out, stride);
-        else split_2(x, index, rows, n, out, stride);
+    static void split_rows(const uint64_t *x, int64_t rows, int64_t n, double *out, int64_t stride) {
+        if (cpu_level == 1) split_1(x, rows, n, out, stride);
+        else split_2(x, rows, n, out, stride);
     }
 
     /* any a (rows, m) and b (rows, lanes), lanes a multiple of 8 */
@@ -405,9 +399,8 @@ cdef extern from *:
         }
     }
     #else       /* never called at level 0 */
-    static void split_rows(const uint64_t *x, const int64_t *index, int64_t rows,
-                           int64_t n, double *out, int64_t stride) {
-        (void)x; (void)index; (void)rows; (void)n; (void)out; (void)stride;
+    static void split_rows(const uint64_t *x, int64_t rows, int64_t n, double *out, int64_t stride) {
+        (void)x; (void)rows; (void)n; (void)out; (void)stride;
     }
     static void real_gram(const double *a, const double *b, int64_t *c, int64_t rows, int64_t m,
                           int64_t lanes, int64_t sa, int64_t sb, int64_t sc, double magic) {
@@ -418,10 +411,9 @@ cdef extern from *:
 
     typedef struct {
         int64_t m, q;           /* columns of a block of a, and of b */
-        int64_t ncols;          /* rows of the sum */
         int64_t lanes;          /* columns of b taken as vectors, a multiple of 8 */
         int64_t left;           /* the others, taken the other way round */
-        int64_t sa, sb, st;     /* strides of a, of b and sums, of the sums for `left` */
+        int64_t sa, sb;         /* strides of a and turned sums, of b and sums */
         double *a, *b;
         int64_t *c, *t;
         void *memory;
@@ -429,14 +421,14 @@ cdef extern from *:
 
     static int64_t up8(int64_t n) { return (n + 7) & ~(int64_t)7; }
 
-    static int engine_open(engine *e, int64_t m, int64_t q, int64_t ncols) {
-        e->m = m; e->q = q; e->ncols = ncols;
-        e->sa = up8(m); e->sb = up8(q); e->st = up8(ncols) + 8;
+    static int engine_open(engine *e, int64_t m, int64_t q) {
+        e->m = m; e->q = q;
+        e->sa = up8(m); e->sb = up8(q);
         e->left = q % 8;
         if (e->left * (e->sa / 8) >= m) e->left = 0;
         e->lanes = e->left ? q - e->left : e->sb;
         size_t na = POINTS * ROWS * e->sa, nb = POINTS * ROWS * e->sb;
-        size_t nc = POINTS * ncols * e->sb, nt = POINTS * e->left * e->st;
+        size_t nc = POINTS * m * e->sb, nt = POINTS * e->left * e->sa;
         /* zeroed: the padding must hold numbers */
         e->memory = calloc(na + nb + nc + nt + 8, 8);
         if (!e->memory) return 0;
@@ -447,17 +439,17 @@ cdef extern from *:
         return 1;
     }
 
-    /* sums[row:row + m] += a^T b for the rows held in e->a and e->b */
-    static void engine_block(engine *e, int64_t rows, int64_t row) {
+    /* sums += a^T b for the rows held in e->a and e->b */
+    static void engine_block(engine *e, int64_t rows) {
         for (int64_t k = 0; k < POINTS; k++) {
             const double two52 = 4503599627370496.0;
             double magic = k == 3 ? 1.5 * two52 : two52;        /* only at -1 are values signed */
             const double *a = e->a + k * ROWS * e->sa, *b = e->b + k * ROWS * e->sb;
-            int64_t *c = e->c + k * e->ncols * e->sb + row * e->sb;
-            int64_t *t = e->t + k * e->left * e->st + row;
+            int64_t *c = e->c + k * e->m * e->sb;
+            int64_t *t = e->t + k * e->left * e->sa;
             real_gram(a, b, c, rows, e->m, e->lanes, e->sa, e->sb, e->sb, magic);
             if (e->left)
-                real_gram(b + e->lanes, a, t, rows, e->left, e->sa, e->sb, e->sa, e->st, magic);
+                real_gram(b + e->lanes, a, t, rows, e->left, e->sa, e->sb, e->sa, e->sa, magic);
         }
     }
 
@@ -470,16 +462,16 @@ cdef extern from *:
     }
 
     static void engine_flush(engine *e, uint64_t *acc) {
-        for (int64_t j = 0; j < e->ncols; j++)
+        for (int64_t j = 0; j < e->m; j++)
             for (int64_t k = 0; k < e->q; k++) {
                 int turned = k >= e->lanes;
-                int64_t plane = turned ? e->left * e->st : e->ncols * e->sb;
-                const int64_t *s = turned ? e->t + (k - e->lanes) * e->st + j : e->c + j * e->sb + k;
+                int64_t plane = turned ? e->left * e->sa : e->m * e->sb;
+                const int64_t *s = turned ? e->t + (k - e->lanes) * e->sa + j : e->c + j * e->sb + k;
                 uint64_t v = interpolate(s[0], s[plane], s[2 * plane], s[3 * plane], s[4 * plane]);
                 acc[j * e->q + k] = once(acc[j * e->q + k] + v);
             }
-        memset(e->c, 0, (size_t)(POINTS * e->ncols * e->sb) * 8);
-        memset(e->t, 0, (size_t)(POINTS * e->left * e->st) * 8);
+        memset(e->c, 0, (size_t)(POINTS * e->m * e->sb) * 8);
+        memset(e->t, 0, (size_t)(POINTS * e->left * e->sa) * 8);
     }
 
     /* 0 when memory ran out */
@@ -491,14 +483,14 @@ cdef extern from *:
             c_gram_portable(a, b, acc, n, p, q);
             return 1;
         }
-        if (!engine_open(&e, p, q, p)) return 0;
+        if (!engine_open(&e, p, q)) return 0;
         for (int64_t i0 = 0; i0 < n; i0 += INT_ROWS) {
             int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
             for (int64_t i = i0; i < i1; i += ROWS) {
                 int64_t rows = i1 - i < ROWS ? i1 - i : ROWS;
-                split_rows(a + i * p, NULL, rows, p, e.a, e.sa);
-                split_rows(b + i * q, NULL, rows, q, e.b, e.sb);
-                engine_block(&e, rows, 0);
+                split_rows(a + i * p, rows, p, e.a, e.sa);
+                split_rows(b + i * q, rows, q, e.b, e.sb);
+                engine_block(&e, rows);
             }
             engine_flush(&e, acc);
         }
@@ -531,24 +523,92 @@ cdef extern from *:
         }
     }
 
-    /* Rows with the same start form a dense product of few columns, so sort them
-       by start and let the engine gather. 0 when memory ran out. */
+    /* The banded product in double precision. Rows with the same start form a dense
+       product of few columns, so they are sorted by start. Values are cut into two
+       digits of 24 bits, the upper one signed, elements into three of 21: six
+       products of magnitude at most 2^45, exact over 64 rows. All sums of a group
+       of columns stay in registers, and b is cut as it is read. */
+    #define DIGITS 6
+    #define AHEAD 8                 /* rows named beyond the last one, to fetch early */
+
+    typedef void band_t(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
+                        int64_t rows, int64_t w, int64_t q, int64_t plane);
+
+    #define BAND(NAME, TARGET, BYTES, J)                                                     \\
+        TARGET static void NAME(const double *v, const uint64_t *b, const int64_t *index,    \\
+                                int64_t *c, int64_t rows, int64_t w, int64_t q,              \\
+                                int64_t plane) {                                             \\
+            typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));\\
+            typedef int64_t ivec __attribute__((vector_size(BYTES), may_alias, aligned(8))); \\
+            typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
+            const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;           \\
+            const double two52 = 4503599627370496.0, magic = 1.5 * two52;                    \\
+            int64_t offset;                                                                  \\
+            memcpy(&offset, &magic, 8);                                                      \\
+            vec s[J][DIGITS];                                                                \\
+            UNROLL for (int j = 0; j < J; j++)                                               \\
+                UNROLL for (int d = 0; d < DIGITS; d++) s[j][d] = (vec){0};                  \\
+            for (int64_t i = 0; i < rows; i++, v += 2 * w) {                                 \\
+                __builtin_prefetch(b + index[i + AHEAD] * q);                                \\
+                uvec u = *(const uvec *)(b + index[i] * q);                                  \\
+                vec d0 = (vec)((u & mask) | exponent) - two52;                               \\
+                vec d1 = (vec)(((u >> 21) & mask) | exponent) - two52;                       \\
+                vec d2 = (vec)((u >> 42) | exponent) - two52;                                \\
+                UNROLL for (int j = 0; j < J; j++) {                                         \\
+                    s[j][0] += v[2 * j] * d0;                                                \\
+                    s[j][1] += v[2 * j] * d1;                                                \\
+                    s[j][2] += v[2 * j] * d2;                                                \\
+                    s[j][3] += v[2 * j + 1] * d0;                                            \\
+                    s[j][4] += v[2 * j + 1] * d1;                                            \\
+                    s[j][5] += v[2 * j + 1] * d2;                                            \\
+                }                                                                            \\
+            }                                                                                \\
+            UNROLL for (int j = 0; j < J; j++)                                               \\
+                UNROLL for (int d = 0; d < DIGITS; d++)                                      \\
+                    *(ivec *)(c + d * plane + j * q) += (ivec)(s[j][d] + magic) - offset;    \\
+        }
+
+    #if HAVE_TARGETS
+    BAND(band_4_2, TARGET_2, 64, 4)
+    BAND(band_1_2, TARGET_2, 64, 1)
+    BAND(band_1_1, TARGET_1, 32, 1)
+
+    static void band_block(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
+                           int64_t rows, int64_t w, int64_t lanes, int64_t q, int64_t plane) {
+        int wide = cpu_level == 1 ? 4 : 8;
+        band_t *one = cpu_level == 1 ? band_1_1 : band_1_2;
+        for (int64_t k = 0; k < lanes; k += wide) {
+            int64_t j = 0;
+            /* four columns fill the registers of AVX-512; AVX2 has half as many */
+            if (cpu_level == 2)
+                for (; j + 4 <= w; j += 4)
+                    band_4_2(v + 2 * j, b + k, index, c + j * q + k, rows, w, q, plane);
+            for (; j < w; j++) one(v + 2 * j, b + k, index, c + j * q + k, rows, w, q, plane);
+        }
+    }
+    #else       /* never called at level 0 */
+    static void band_block(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
+                           int64_t rows, int64_t w, int64_t lanes, int64_t q, int64_t plane) {
+        (void)v; (void)b; (void)index; (void)c; (void)rows; (void)w; (void)lanes; (void)q; (void)plane;
+    }
+    #endif
+
+    /* 0 when memory ran out */
     static int64_t c_gram_banded(const int64_t *values, const int64_t *start, const uint64_t *b,
                                  uint64_t *acc, int64_t n, int64_t w, int64_t ncols, int64_t q) {
-        engine e;
         int64_t starts = ncols - w + 1, total = n < INT_ROWS ? n : INT_ROWS;
-        if (cpu_level == 0 || n < SMALL) {
-            i128 *work = malloc((size_t)(ncols * q) * sizeof(i128));
-            if (!work) return 0;
+        int64_t plane = ncols * q, lanes = q & ~(int64_t)7;
+        i128 *work = calloc((size_t)plane, sizeof(i128));   /* columns past the last whole vector */
+        if (!work) return 0;
+        if (cpu_level == 0 || n < SMALL || lanes == 0) {
             c_gram_banded_portable(values, start, b, acc, work, n, w, ncols, q);
             free(work);
             return 1;
         }
-        if (!engine_open(&e, w, q, ncols)) return 0;
-        int64_t *order = malloc((size_t)(total + starts + 1 + ROWS * w) * 8);
-        if (!order) { free(e.memory); return 0; }
-        int64_t *first = order + total;
-        uint64_t *block = (uint64_t *)(first + starts + 1);
+        int64_t *sums = calloc((size_t)(DIGITS * plane + total + AHEAD + starts + 1 + 2 * ROWS * w), 8);
+        if (!sums) { free(work); return 0; }
+        int64_t *order = sums + DIGITS * plane, *first = order + total + AHEAD;
+        double *v = (double *)(first + starts + 1);
         for (int64_t i0 = 0; i0 < n; i0 += INT_ROWS) {
             int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
             memset(first, 0, (size_t)(starts + 1) * 8);
@@ -559,19 +619,29 @@ cdef extern from *:
             for (int64_t s = 0, k = 0; s < starts; s++)
                 for (int64_t rows; k < first[s]; k += rows) {
                     rows = first[s] - k < ROWS ? first[s] - k : ROWS;
-                    for (int64_t i = 0; i < rows; i++)
+                    for (int64_t i = 0; i < rows; i++) {
+                        const int64_t *x = values + order[k + i] * w;
                         for (int64_t j = 0; j < w; j++) {
-                            int64_t v = values[order[k + i] * w + j];
-                            block[i * w + j] = (uint64_t)v + (P61 & (uint64_t)(v >> 63));
+                            v[2 * (i * w + j)] = (double)(x[j] & 0xffffff);
+                            v[2 * (i * w + j) + 1] = (double)(x[j] >> 24);
                         }
-                    split_rows(block, NULL, rows, w, e.a, e.sa);
-                    split_rows(b, order + k, rows, q, e.b, e.sb);
-                    engine_block(&e, rows, s);
+                        for (int64_t t = lanes; t < q; t++)
+                            for (int64_t j = 0; j < w; j++)
+                                work[(s + j) * q + t] += (i128)x[j] * (int64_t)b[order[k + i] * q + t];
+                    }
+                    band_block(v, b, order + k, sums + s * q, rows, w, lanes, q, plane);
                 }
-            engine_flush(&e, acc);
+            for (int64_t k = 0; k < plane; k++) {
+                i128 x = work[k];           /* zero where the digits are not, and conversely */
+                for (int d = 0; d < DIGITS; d++)
+                    x += (i128)sums[d * plane + k] * ((int64_t)1 << (21 * (d % 3))) * (d < 3 ? 1 : 1 << 24);
+                acc[k] = once(acc[k] + fold_signed(x));
+            }
+            memset(work, 0, (size_t)plane * sizeof(i128));
+            memset(sums, 0, (size_t)(DIGITS * plane) * 8);
         }
-        free(order);
-        free(e.memory);
+        free(sums);
+        free(work);
         return 1;
     }
 

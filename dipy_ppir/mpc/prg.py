@@ -103,6 +103,12 @@ class Pairwise:
     def __init__(self, seeds):
         self._seeds = dict(seeds)
         self._streams = {}
+        self._keys = {}
+
+    def key(self, peer, purpose):
+        """A fresh key shared with `peer`; different at every call."""
+        count = self._keys[peer, purpose] = self._keys.get((peer, purpose), 0) + 1
+        return derive_key(self._seeds[peer], b"key-%d-" % count + purpose)
 
     def stream(self, peer, purpose):
         """The stream shared with `peer` for `purpose` (bytes)."""

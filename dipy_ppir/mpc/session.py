@@ -152,6 +152,10 @@ class Session:
         """The key stream shared with `peer` for `purpose`."""
         return self._random.stream(peer, purpose)
 
+    def seed_for(self, peer, purpose):
+        """A key shared with `peer` for `purpose`, for code with streams of its own."""
+        return self._random.key(peer, purpose)
+
     def receive_elements(self, peer, field, shape, name, out=None):
         """Receive field elements and refuse anything that is none."""
         out = field.empty(shape) if out is None else out
