@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import functools
 import importlib
+import logging
 import os
 import struct
 import sys
@@ -80,6 +81,9 @@ def _load():
     # MPyC skips its whole set-up when its documentation is being built.
     before = os.environ.get("READTHEDOCS")
     os.environ["READTHEDOCS"] = "True"
+    # logging.debug() on a root logger without handlers would configure logging.
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,6 +91,7 @@ def _load():
             copy = {n: importlib.import_module(f"mpyc.{n}") for n in names}
         modules = [m for n, m in sys.modules.items() if n.startswith("mpyc.")]
     finally:
+        root.removeHandler(silent)
         for name in [m for m in sys.modules if m.split(".")[0] == "mpyc"]:
             del sys.modules[name]
         sys.modules.update(saved)
@@ -96,6 +101,8 @@ def _load():
             os.environ["READTHEDOCS"] = before
     current = _CurrentRuntime()
     for module in modules:
+        if hasattr(module, "logging"):
+            module.logging = logging.getLogger("dipy_ppir.mpyc")
         if hasattr(module, "pickle"):
             module.pickle = _NoPickle
         if getattr(module, "runtime", 0) is None:
@@ -138,6 +145,21 @@ class _Peer:
             raise ProtocolError(f"party {self.peer} sent a message twice", self.peer)
 
 
+class _Facade:
+    """What callers get of the runtime: everything but ways around the ledger."""
+
+    def __init__(self, rt):
+        self._rt = rt
+
+    def __getattr__(self, name):
+        if name in ("output", "peek", "transfer", "start", "shutdown", "run"):
+            raise ProtocolError(
+                f"mpc.{name} would go around the session's ledger; bring the array "
+                "back with from_mpyc and open it with Session.open"
+            )
+        return getattr(self._rt, name)
+
+
 def _make_runtime(session, loop):
     mpyc = load()
 
@@ -162,6 +184,7 @@ def _make_runtime(session, loop):
             super().__init__(session.pid, parties, options)
             for peer in session.peers:
                 parties[peer].protocol = _Peer(self, peer)
+            # MPyC's own keys were drawn at random; take the session's instead.
             self._prss_keys = {
                 tuple(sorted((session.pid, peer))): derive_key(
                     session.seed_for(peer, b"mpyc"), b"prss"
@@ -169,11 +192,6 @@ def _make_runtime(session, loop):
                 for peer in session.peers
             }
             self.prfs.cache_clear()
-
-        def _not_here(self, *args, **kwargs):
-            raise ProtocolError("sessions start, stop and transfer by themselves")
-
-        start = shutdown = transfer = _not_here
 
     return Runtime()
 
@@ -186,7 +204,9 @@ def run(session, function):
     session : Session
         all parties call this at the same point.
     function : callable
-        ``async function(mpc)`` gets the MPyC runtime; it awaits what it needs.
+        ``async function(mpc)`` gets MPyC's runtime without its ways to open
+        values: bring results back with `from_mpyc` and open them with
+        `Session.open`.
 
     Returns
     -------
@@ -251,7 +271,7 @@ def _run_in_loop(session, function, loop):
                 failed.set_exception(exc)
 
     async def main():
-        task = asyncio.ensure_future(function(rt))
+        task = asyncio.ensure_future(function(_Facade(rt)))
         for peer in session.peers:
             loop.add_reader(links[peer].sock, on_readable, peer)
             on_readable(peer)
