@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 # continuous integration and for hunting a crash.
 CHECKED = os.environ.get("DIPY_PPIR_BOUNDSCHECK", "0") == "1"
 
-KERNELS = ("field61", "field127", "parzen")
+KERNELS = ("field61", "field127", "parzen", "sampling")
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 
 extensions = [
@@ -23,7 +23,6 @@ extensions = [
         extra_compile_args=COMPILE_ARGS,
     )
     for name in KERNELS
-    if os.path.exists(f"cython_kernels/{name}.pyx")
 ]
 
 setup(

@@ -185,11 +185,11 @@ def derivative_weights(const double[::1] values, const int32_t[::1] mask,
 
 
 def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
-                     const double[:, :, ::1] jacobian, double[:, ::1] out):
+                     const double[:, ::1] jacobian, double[:, ::1] out):
     """Image gradient times transform Jacobian, for Jacobians linear in position.
 
-    ``out[i, k] = sum_d gradient[i, d] (jacobian[k, d, :dim] . points[i] +
-    jacobian[k, d, dim])``.
+    ``out[i, k] = sum_d,e gradient[i, d] (points[i], 1)[e] jacobian[d * (dim + 1) +
+    e, k]``.
 
     Parameters
     ----------
@@ -197,14 +197,13 @@ def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
         gradient of the moving image at each sample, per mm.
     points : array, shape (n, dim)
         where the Jacobian is evaluated, mm.
-    jacobian : array, shape (p, dim, dim + 1)
+    jacobian : array, shape (dim * (dim + 1), p)
         the Jacobian of each of p parameters as a function of position.
     out : array, shape (n, p)
     """
     cdef:
-        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[0]
+        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[1]
         double m[12]
-        double s
     with nogil:
         for i in range(gradient.shape[0]):
             for d in range(dim):
@@ -212,10 +211,10 @@ def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
                     m[d * (dim + 1) + e] = gradient[i, d] * points[i, e]
                 m[d * (dim + 1) + dim] = gradient[i, d]
             for k in range(p):
-                s = 0
-                for d in range(dim * (dim + 1)):
-                    s += m[d] * (&jacobian[k, 0, 0])[d]
-                out[i, k] = s
+                out[i, k] = 0
+            for d in range(dim * (dim + 1)):
+                for k in range(p):
+                    out[i, k] += m[d] * jacobian[d, k]
 
 
 cdef inline void _next(Py_ssize_t* index, const int32_t[::1] shape,
@@ -237,7 +236,7 @@ cdef inline void _unravel(Py_ssize_t flat, const int32_t[::1] shape, Py_ssize_t 
 
 
 def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
-                          const int32_t[::1] shape, const double[:, :, ::1] jacobian,
+                          const int32_t[::1] shape, const double[:, ::1] jacobian,
                           double[:, ::1] out):
     """`gradient_columns` at consecutive voxels of a grid.
 
@@ -248,15 +247,14 @@ def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
     start : int
     shape : array of int32, shape (dim,)
         shape of the grid.
-    jacobian : array, shape (p, dim, dim + 1)
+    jacobian : array, shape (dim * (dim + 1), p)
         the Jacobian as a function of the voxel index.
     out : array, shape (n, p)
     """
     cdef:
-        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[0]
+        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[1]
         Py_ssize_t index[3]
         double m[12]
-        double s
     with nogil:
         _unravel(start, shape, dim, index)
         for i in range(gradient.shape[0]):
@@ -265,10 +263,10 @@ def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
                     m[d * (dim + 1) + e] = gradient[i, d] * index[e]
                 m[d * (dim + 1) + dim] = gradient[i, d]
             for k in range(p):
-                s = 0
-                for d in range(dim * (dim + 1)):
-                    s += m[d] * (&jacobian[k, 0, 0])[d]
-                out[i, k] = s
+                out[i, k] = 0
+            for d in range(dim * (dim + 1)):
+                for k in range(p):
+                    out[i, k] += m[d] * jacobian[d, k]
             _next(index, shape, dim)
 
 

@@ -652,6 +652,24 @@ def test_gram_banded_worst_case(field, v, n):
 
 
 @P61
+def test_very_many_rows(field):
+    """Enough rows to overflow 64-bit and 128-bit sums that were never folded."""
+    n, p = 300_000, field.p
+    a = np.full((n, 4), p - 1, dtype=np.uint64)
+    b = np.full((n, 8), p - 1, dtype=np.uint64)
+    start = np.zeros(n, dtype=np.int32)
+    with field.on() as k:
+        acc = np.zeros((4, 8), np.uint64)
+        k.gram(a, b, acc)
+        assert field.unpack(acc) == [n] * 32
+        for v in (BIG, -BIG):
+            for run in (k.gram_banded, k._gram_banded_portable):
+                acc = np.zeros((2, 9), np.uint64)
+                run(np.full((n, 2), v), start, np.full((n, 9), p - 1, np.uint64), acc)
+                assert field.unpack(acc) == [-n * v % p] * 18
+
+
+@P61
 def test_gram_banded_agrees_with_gram(field):
     rng = np.random.default_rng(3)
     values, start, dense = banded(rng, 5000, 4, 32)

@@ -34,6 +34,7 @@ import numpy as np
 import numpy.linalg as npl
 from scipy import ndimage
 
+from dipy_ppir._kernels import sampling
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram, check_reveal
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.align.validation import check_image, check_mask, check_overlap
@@ -165,6 +166,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         self.moving_direction, self.moving_spacing = get_direction_and_spacings(
             self.moving_grid2world, self.dim
         )
+        self.moving_spacing = np.asarray(self.moving_spacing, dtype=np.float64)
         self.starting_affine = starting_affine
         self.affine_map = AffineMap(
             np.eye(self.dim + 1) if starting_affine is None else starting_affine,
@@ -179,7 +181,9 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         else:
             self.interp_method = interpolate_scalar_3d
         self.static, self.moving = (
-            image if is_remote(image) else np.array(image).astype(np.float64)
+            image
+            if is_remote(image)
+            else np.array(image, dtype=np.float64, order="C")
             for image in (static, moving)
         )
         self.histogram.setup(
@@ -263,23 +267,14 @@ class SecureMutualInformationMetric(MutualInformationMetric):
             histogram.talk_locally(self._count, *self._local_static)
         # The others can start while this party interpolates its image.
         histogram.announce()
-        gradient = None
+        moving, gradient = self._sample_moving(current_affine, update_gradient)
         if self.samples is None:
             static = RemoteImage(self.static.shape)
-            moving = self.affine_map.transform(self.moving)
             mask = None
             if self.moving_mask is not None:
                 mask = self.affine_map.transform(
                     self.moving_mask, interpolation="nearest"
                 ).astype(np.int32)
-            if update_gradient:
-                gradient, _ = vf.gradient(
-                    self.moving,
-                    self.moving_world2grid,
-                    self.moving_spacing,
-                    self.static.shape,
-                    current_affine.dot(self.static_grid2world),
-                )
             histogram.update_pdfs_dense(static, moving, mmask=mask)
             if update_gradient:
                 histogram.update_gradient_dense(
@@ -292,15 +287,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
                     mmask=mask,
                 )
         else:
-            points = current_affine.dot(self.samples.T).T
-            on_grid = self.moving_world2grid.dot(points.T).T[..., : self.dim]
-            moving, _ = self.interp_method(self.moving, on_grid)
-            moving = np.array(moving)
             static = _RemoteValues(self.ns)
-            if update_gradient:
-                gradient, _ = vf.sparse_gradient(
-                    self.moving, self.moving_world2grid, self.moving_spacing, points
-                )
             histogram.update_pdfs_sparse(static, moving)
             if update_gradient:
                 histogram.update_gradient_sparse(
@@ -318,6 +305,64 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         self.evaluations += 1
         if self.callback is not None:
             self.callback(self)
+
+
+    def _sample_moving(self, affine, with_gradient):
+        """Moving image, and its gradient, at the samples moved by `affine`.
+
+        Returns
+        -------
+        values : array, shape (S, R, C), (R, C) or (n,)
+        gradient : array, shape ``values.shape + (dim,)``, or None
+            per mm.
+        """
+        world2grid, spacing = self.moving_world2grid, self.moving_spacing
+        dense = self.samples is None
+        if self.dim == 2:
+            return self._sample_moving_2d(affine, with_gradient)
+        shape = self.static.shape if dense else (self.ns,)
+        values = np.empty(shape)
+        gradient = np.empty((*shape, 3)) if with_gradient else None
+        flat = None if gradient is None else gradient.reshape(-1, 3)
+        if dense:
+            grid2world = affine.dot(self.static_grid2world)
+            sampling.sample_grid(
+                self.moving,
+                world2grid.dot(grid2world),
+                grid2world,
+                world2grid,
+                spacing,
+                np.array(shape, dtype=np.int32),
+                values.reshape(-1),
+                flat,
+            )
+        else:
+            sampling.sample_points(
+                self.moving, affine, world2grid, spacing, self.samples, values, flat
+            )
+        return values, gradient
+
+    def _sample_moving_2d(self, affine, with_gradient):
+        gradient = None
+        if self.samples is None:
+            values = self.affine_map.transform(self.moving)
+            if with_gradient:
+                gradient, _ = vf.gradient(
+                    self.moving,
+                    self.moving_world2grid,
+                    self.moving_spacing,
+                    self.static.shape,
+                    affine.dot(self.static_grid2world),
+                )
+            return values, gradient
+        points = affine.dot(self.samples.T).T
+        on_grid = self.moving_world2grid.dot(points.T).T[..., : self.dim]
+        values, _ = self.interp_method(self.moving, on_grid)
+        if with_gradient:
+            gradient, _ = vf.sparse_gradient(
+                self.moving, self.moving_world2grid, self.moving_spacing, points
+            )
+        return np.array(values), gradient
 
 
 class _RemoteValues(RemoteImage):

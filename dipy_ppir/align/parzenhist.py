@@ -104,6 +104,11 @@ def linear_jacobian(transform, theta):
     return out
 
 
+def _by_column(jacobian):
+    """`linear_jacobian` as the kernels want it: a parameter in each column."""
+    return np.ascontiguousarray(jacobian.reshape(len(jacobian), -1).T)
+
+
 class SecureParzenJointHistogram(ParzenJointHistogram):
     """Joint histogram of two parties' images, computed on secret shares.
 
@@ -415,9 +420,11 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         moments = np.zeros((dim, dim + 1))
         parzen.absolute_moments_grid(gradient, shape, moments)
 
+        by_column = _by_column(jacobian)
+
         def columns(start, stop, out):
             parzen.gradient_columns_grid(
-                gradient[start:stop], start, shape, jacobian, out
+                gradient[start:stop], start, shape, by_column, out
             )
 
         self._update_gradient(jacobian, moments, columns)
@@ -453,9 +460,11 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         moments = np.zeros((dim, dim + 1))
         parzen.absolute_moments(gradient, points, moments)
 
+        by_column = _by_column(jacobian)
+
         def columns(start, stop, out):
             parzen.gradient_columns(
-                gradient[start:stop], points[start:stop], jacobian, out
+                gradient[start:stop], points[start:stop], by_column, out
             )
 
         self._update_gradient(jacobian, moments, columns)

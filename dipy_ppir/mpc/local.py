@@ -8,6 +8,7 @@ are kept for the next call and end with the caller, however it ends.
 
 import atexit
 from collections import Counter
+import contextlib
 import os
 import secrets
 import socket
@@ -342,6 +343,9 @@ class Conversation:
 def close_local_parties():
     """End the parties kept by `run_locally`; done at exit by itself."""
     global _shared, _current
+    if _current is not None:
+        with contextlib.suppress(Exception):
+            _current.end()
     _current = None
     if _shared is not None:
         _shared.close()

@@ -126,7 +126,10 @@ def serve(commands, replies):
                 "message": str(exc),
                 "traceback": traceback.format_exc(),
             }
-            write_message(replies, reply)
+            try:
+                write_message(replies, reply)
+            except OSError:
+                pass  # the parent is gone as well
             return
 
 

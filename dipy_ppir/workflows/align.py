@@ -1,0 +1,341 @@
+"""The command ``dipy_ppir_align_affine``, as a DIPY workflow."""
+
+import json
+import logging
+from pathlib import Path
+
+from dipy.align.imaffine import AffineMap
+from dipy.io.image import save_nifti, save_qa_metric
+from dipy.workflows.workflow import Workflow
+import numpy as np
+
+from dipy_ppir.align import affine_registration
+from dipy_ppir.mpc.ledger import receipt_text
+from dipy_ppir.workflows import figures, inputs
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.outputs import OutputFiles, missing_folders, remove_empty
+from dipy_ppir.workflows.progress import display
+
+logger = logging.getLogger("dipy_ppir")
+
+#: Transforms to the steps of their pipelines, progressive and not, as in DIPY.
+PIPELINES = {
+    "com": (["center_of_mass"],) * 2,
+    "trans": (["center_of_mass", "translation"],) * 2,
+    "rigid": (
+        ["center_of_mass", "translation", "rigid"],
+        ["center_of_mass", "rigid"],
+    ),
+    "rigid_isoscaling": (
+        ["center_of_mass", "translation", "rigid_isoscaling"],
+        ["center_of_mass", "rigid_isoscaling"],
+    ),
+    "rigid_scaling": (
+        ["center_of_mass", "translation", "rigid_scaling"],
+        ["center_of_mass", "rigid_scaling"],
+    ),
+    "affine": (
+        ["center_of_mass", "translation", "rigid", "affine"],
+        ["center_of_mass", "affine"],
+    ),
+}
+
+
+class SecureImageRegistrationFlow(Workflow):
+    """Affine registration of two images that two parties hold.
+
+    Takes the flags of ``dipy_align_affine`` and writes the same files, besides a
+    receipt of what each party learned and two pictures.
+    """
+
+    def run(
+        self,
+        static_image_files,
+        moving_image_files,
+        transform="affine",
+        nbins=32,
+        sampling_prop=None,
+        metric="mi",
+        level_iters=(1000, 500, 100),
+        sigmas=(3.0, 1.0, 0.0),
+        factors=(4, 2, 1),
+        progressive=True,
+        save_metric=False,
+        static_vol_idx=None,
+        moving_vol_idx=None,
+        out_dir="",
+        out_moved="moved.nii.gz",
+        out_affine="affine.txt",
+        out_quality="quality_metric.txt",
+        static_mask=None,
+        moving_mask=None,
+        reveal="histogram",
+        receipt="receipt.json",
+        far_apart=False,
+        no_pictures=False,
+        debug=False,
+    ):
+        """Register two images that neither owner shows to the other.
+
+        Three processes on this machine play the two image owners and a helper
+        and run the protocol that separate sites would run. Flags and output
+        files are those of dipy_align_affine; dipy_apply_transform reads the
+        results.
+
+        Parameters
+        ----------
+        static_image_files : string or Path
+            Path to the static image file (NIfTI).
+        moving_image_files : string or Path
+            Path to the moving image file (NIfTI).
+        transform : string, optional
+            ``'com'``: center of mass; ``'trans'``: translation; ``'rigid'``:
+            rigid body; ``'rigid_isoscaling'``: rigid body + isotropic scaling,
+            ``'rigid_scaling'``: rigid body + scaling; ``'affine'``: full affine
+            including translation, rotation, shearing and scaling.
+        nbins : int, optional
+            Number of bins to discretize the joint and marginal PDF, from 6.
+        sampling_prop : float, optional
+            Percentage of the voxels for calculating the PDF, from 1 to 100.
+            None (the default) or 100 uses all voxels, which masks need.
+        metric : string, optional
+            Similarity metric for gathering mutual information.
+        level_iters : variable int, optional
+            The number of iterations at each scale of the scale space.
+            `level_iters[0]` corresponds to the coarsest scale,
+            `level_iters[-1]` the finest, where n is the length of the
+            sequence.
+        sigmas : variable float, optional
+            Custom smoothing parameter to build the scale space (one parameter
+            for each scale).
+        factors : variable int, optional
+            Custom scale factors to build the scale space (one factor for each scale).
+        progressive : boolean, optional
+            Go through translation and rigid steps before the last one. On the
+            command line off unless this flag is given, as in
+            dipy_align_affine; called from Python
+        save_metric : boolean, optional
+            If true, quality assessment metric are saved in
+            'quality_metric.txt'.
+        static_vol_idx : str, optional
+            Volumes of a 4D `static` input, counted from 0 and averaged:
+            `0`, `3,4,5` or `3-5`. This input is required for 4D volumes.
+        moving_vol_idx : str, optional
+            Volumes of a 4D `moving` input, counted from 0 and averaged:
+            `0`, `3,4,5` or `3-5`. This input is required for 4D volumes.
+        out_dir : string or Path, optional
+            Directory to save the transformed image and the affine matrix
+        out_moved : string, optional
+            Name for the saved transformed image.
+        out_affine : string, optional
+            Name for the saved affine matrix.
+        out_quality : string, optional
+            Name of the file containing the saved quality metric.
+        static_mask : string or Path, optional
+            Mask of the static image (NIfTI): voxels that are not zero count.
+        moving_mask : string or Path, optional
+            Mask of the moving image (NIfTI): voxels that are not zero count.
+        reveal : string, optional
+            What the owner of the moving image learns at each evaluation.
+            ``'histogram'``: the joint intensity histogram; ``'gradient'``:
+            only the metric's value and gradient, which takes longer.
+        receipt : string, optional
+            Name of the JSON file that states what each party learned.
+        far_apart : boolean, optional
+            Accept images that do not overlap in space: their centers of mass
+            are aligned first anyway.
+        no_pictures : boolean, optional
+            Do not write the overlay pictures checkerboard.png and contours.png
+            (made if matplotlib is installed).
+        debug : boolean, optional
+            On an error also show where in the program it occurred.
+        """
+        self.receipts = []
+        transform, metric, reveal = transform.lower(), metric.lower(), reveal.lower()
+        inputs.check_parameters(
+            transform, PIPELINES, metric, nbins, sampling_prop, reveal
+        )
+        inputs.check_levels(level_iters, sigmas, factors)
+        if (static_mask or moving_mask) and sampling_prop not in (None, 100):
+            raise InputError(
+                "masks need all voxels; leave out --sampling_prop, or the masks"
+            )
+        _check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
+        for name, flag in (
+            (out_affine, "out_affine"),
+            (out_quality, "out_quality"),
+            (receipt, "receipt"),
+        ):
+            _check_name(name, flag)
+        # The iterator makes the folders; those that stay empty go again.
+        made = missing_folders(Path(out_dir or "."))
+        try:
+            io_it = list(self.get_io_iterator())
+        except ImportError:
+            raise InputError(
+                "the static and moving patterns name different numbers of files; give "
+                "one of each, or one static image for many moving images"
+            ) from None
+        except OSError as exc:
+            remove_empty(made)
+            if not str(exc).startswith("File not found"):
+                raise
+            raise InputError(f"{exc}; check the name of the file") from None
+        pictures = {} if no_pictures else _pictures()
+        with_metric = transform != "com"
+        options = {
+            "pipeline": PIPELINES[transform][0 if progressive else 1],
+            "level_iters": [int(n) for n in level_iters],
+            "sigmas": [float(s) for s in sigmas],
+            "factors": [int(f) for f in factors],
+            "nbins": int(nbins),
+            "sampling_proportion": None
+            if sampling_prop in (None, 100)
+            else sampling_prop / 100,
+            "reveal": reveal,
+        }
+        if save_metric and not with_metric:
+            logger.warning("the center of mass has no metric value to save")
+
+        jobs, masks = [], {"static": static_mask, "moving": moving_mask}
+        for static_file, moving_file, moved_file, affine_file, quality_file in io_it:
+            files = {
+                "moved": Path(moved_file),
+                "affine": Path(affine_file),
+                "receipt": _beside(affine_file, out_affine, receipt),
+            }
+            if save_metric and with_metric:
+                files["quality"] = Path(quality_file)
+            for name in pictures:
+                files[name] = _beside(affine_file, out_affine, name)
+            jobs.append((static_file, moving_file, files))
+        used = [m for m in masks.values() if m]
+        used += [f for job in jobs for f in job[:2]]
+        all_files = [f for *_, files in jobs for f in files.values()]
+        if len(jobs) > 1 and len(set(all_files)) < len(all_files):
+            remove_empty(made)
+            raise InputError(
+                f"{len(jobs)} pairs would all be written to the same files; add "
+                "--mix_names, or --out_strat append"
+            )
+        with OutputFiles(all_files, used, force=self._force_overwrite, made=made) as out:
+            for static_file, moving_file, files in jobs:
+                self._register(
+                    {"static": static_file, "moving": moving_file},
+                    {"static": static_vol_idx, "moving": moving_vol_idx},
+                    masks,
+                    options,
+                    files,
+                    out,
+                    far_apart=far_apart,
+                )
+
+    def manage_output_overwrite(self):
+        """Leave the decision to `OutputFiles`, which knows what is written."""
+        return True
+
+    def _register(self, paths, vol_idx, masks, options, files, out, *, far_apart):
+        """Register one pair and write its files."""
+        data, grid2world, mask = {}, {}, {}
+        for name in ("static", "moving"):
+            data[name], grid2world[name] = inputs.load_volume(
+                paths[name], name, vol_idx[name]
+            )
+            if masks[name]:
+                mask[f"{name}_mask"] = inputs.load_mask(
+                    masks[name], data[name], grid2world[name], name
+                )
+        static, moving = data["static"], data["moving"]
+        inputs.check_pyramid(
+            static.shape, grid2world["static"], options["sigmas"], options["factors"]
+        )
+        if not far_apart:
+            inputs.check_fields_of_view(
+                static.shape, grid2world["static"], moving.shape, grid2world["moving"]
+            )
+        steps = [s for s in options["pipeline"] if s != "center_of_mass"]
+        logger.info(
+            "Registering %s to %s: %s", paths["moving"], paths["static"],
+            ", ".join(s.replace("_", " ") for s in options["pipeline"]),
+        )
+        with display(steps, len(options["level_iters"])) as progress:
+            moved, affine, *optimum, receipt = affine_registration(
+                moving,
+                static,
+                moving_affine=grid2world["moving"],
+                static_affine=grid2world["static"],
+                ret_metric=bool(steps),
+                ret_receipt=True,
+                callback=progress,
+                **options,
+                **mask,
+            )
+        self.receipts.append(receipt)
+        # The same calls that write the files of dipy_align_affine.
+        save_nifti(out.temporary(files["moved"]), moved, grid2world["static"])
+        np.savetxt(out.temporary(files["affine"]), affine)
+        out.temporary(files["receipt"]).write_text(json.dumps(receipt, indent=2) + "\n")
+        if optimum:
+            xopt, fopt = optimum
+            logger.info("Optimal parameters: %s", " ".join(f"{x:.6g}" for x in xopt))
+            logger.info("Similarity metric: %s", fopt)
+            if "quality" in files:
+                save_qa_metric(out.temporary(files["quality"]), xopt, fopt)
+        before = None
+        for name, kind in figures.PICTURES.items():
+            if name not in files:
+                continue
+            if before is None:
+                before = AffineMap(
+                    np.eye(4),
+                    domain_grid_shape=static.shape,
+                    domain_grid2world=grid2world["static"],
+                    codomain_grid_shape=moving.shape,
+                    codomain_grid2world=grid2world["moving"],
+                ).transform(moving)
+            figures.save_overlay(
+                out.temporary(files[name]),
+                kind,
+                static,
+                before,
+                moved,
+                grid2world["static"],
+                title=_name(paths["moving"]) + " on " + _name(paths["static"]),
+            )
+        out.commit()
+        print("\n" + receipt_text(receipt) + "\n")
+        for file in files.values():
+            logger.info("Saved %s", file)
+
+
+def _pictures():
+    """The pictures to make: none without matplotlib."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        logger.info(
+            "No pictures, because matplotlib is not installed (it comes with "
+            "dipy-ppir[demo])"
+        )
+        return {}
+    return figures.PICTURES
+
+
+def _check_name(name, flag, endings=()):
+    if not str(name) or not Path(name).name:
+        raise InputError(f"--{flag} is empty; give the name of a file")
+    if endings and not str(name).endswith(endings):
+        raise InputError(
+            f"--{flag} {name} must end in {' or '.join(endings)}; change the name"
+        )
+
+
+def _beside(file, given, name):
+    """Path of another output beside `file`, which was `given` on the command line."""
+    file = Path(file)
+    return file.parent / (file.name.removesuffix(Path(given).name) + name)
+
+
+def _name(path):
+    name = Path(path).name
+    return name if len(name) < 34 else name[:31] + "..."

@@ -1,0 +1,87 @@
+"""The commands of the package; DIPY's own table of commands is closed."""
+
+import logging
+import signal
+import sys
+
+#: Commands to their workflows.
+CLI_FLOWS = {
+    "dipy_ppir_align_affine": ("dipy_ppir.workflows.align", "SecureImageRegistrationFlow"),
+}
+
+
+def _terminate(signum, frame):
+    # Leave by the front door, so that temporary files and processes go too.
+    raise SystemExit(128 + signum)
+
+
+def run(command):
+    """Run one command with the arguments of this process.
+
+    A failure is one line on standard error, with ``--debug`` the traceback too.
+
+    Parameters
+    ----------
+    command : str
+        a key of `CLI_FLOWS`.
+
+    Returns
+    -------
+    status : int
+        exit status: 0, 1 for an error, 130 if interrupted.
+    """
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        # A reader that goes away ends a log line, not the registration.
+        logging.raiseExceptions = False
+        return _run(command)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _say(command, "interrupted; no output was written")
+        return 130
+    except BrokenPipeError:
+        # The results are written before anything long is printed.
+        sys.stderr.close()
+        return 0
+    except Exception as exc:
+        if "--debug" in sys.argv:
+            raise
+        _say(command, _one_line(exc))
+        return 1
+
+
+def _run(command):
+    from importlib import import_module
+    from importlib.metadata import version
+
+    from dipy.workflows.flow_runner import run_flow
+
+    module, name = CLI_FLOWS[command]
+    flow = getattr(import_module(module), name)()
+    text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
+    run_flow(flow, extra_args={"version": {"action": "version", "version": text}})
+    return 0
+
+
+def _one_line(exc):
+    from dipy_ppir.mpc.errors import MPCError
+    from dipy_ppir.workflows.inputs import InputError
+
+    text = " ".join(str(exc).split())
+    if isinstance(exc, MemoryError):
+        return "not enough memory; close other programs, or use --sampling_prop 10"
+    if isinstance(exc, (InputError, MPCError)):
+        return text
+    if isinstance(exc, OSError):
+        place = f" ({exc.filename})" if exc.filename else ""
+        return f"{exc.strerror or text}{place}; check the file and the folder"
+    return f"{type(exc).__name__}: {text}; add --debug to see where it happened"
+
+
+def _say(command, text):
+    print(f"{command}: error: {text}", file=sys.stderr)
+
+
+def align_affine():
+    """Entry point of ``dipy_ppir_align_affine``."""
+    return run("dipy_ppir_align_affine")

@@ -1,0 +1,257 @@
+"""Reading what a user names on the command line, and refusing what cannot work.
+
+Every refusal is an `InputError` whose message fits one line: what is wrong, in
+which file or flag, and how to mend it.
+"""
+
+from pathlib import Path
+import zlib
+
+from dipy.workflows.utils import handle_vol_idx
+import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
+import numpy as np
+
+from dipy_ppir.align.validation import check_image, check_mask, check_overlap
+
+#: Bins beyond this make a joint histogram with fewer samples than cells.
+MAX_BINS = 512
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave; the message says how to mend it."""
+
+
+def load_volume(path, name, vol_idx=None):
+    """Read one 3D volume from a NIfTI file.
+
+    Parameters
+    ----------
+    path : str or Path
+    name : str
+        "static" or "moving", for messages and flags.
+    vol_idx : str, int or sequence of int, optional
+        volumes of a 4D series, averaged as in DIPY.
+
+    Returns
+    -------
+    data : array, shape (S, R, C)
+    grid2world : array, shape (4, 4)
+        voxel-to-space transformation, mm.
+    """
+    flag = f"--{name}_vol_idx"
+    data, grid2world = _read(path, f"the {name} image")
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim == 4:
+        if vol_idx is None:
+            raise InputError(
+                f"the {name} image {path} has 4 dimensions ({data.shape[3]} volumes); "
+                f"choose one with {flag}, for example {flag} 0"
+            )
+        data = data[..., _indices(vol_idx, data.shape[3], flag)].mean(axis=-1)
+    elif vol_idx is not None:
+        raise InputError(
+            f"{flag} was given, but the {name} image {path} has no volumes to choose "
+            f"from; leave out {flag}"
+        )
+    if data.ndim != 3:
+        raise InputError(
+            f"the {name} image {path} has {data.ndim} dimensions, 3 are needed; for 2D "
+            "images call dipy_ppir.align.affine_registration from Python"
+        )
+    _explain(check_image, data, grid2world, name)
+    if np.sum(data, dtype=np.float64) == 0:
+        raise InputError(
+            f"the voxels of the {name} image add up to zero, so it has no centre of "
+            "mass to start from; add a constant that makes the background zero"
+        )
+    return data, grid2world
+
+
+def load_mask(path, image, grid2world, name):
+    """Read a mask that belongs to an image.
+
+    Parameters
+    ----------
+    path : str or Path
+    image : array, shape (S, R, C)
+    grid2world : array, shape (4, 4)
+        of the image.
+    name : str
+        "static" or "moving".
+
+    Returns
+    -------
+    mask : array of int32, shape (S, R, C)
+        1 wherever the file is not zero.
+    """
+    mask, mask_grid2world = _read(path, f"the {name} mask")
+    while mask.ndim > 3 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    if mask.dtype.kind not in "biuf" or not np.isfinite(mask).all():
+        raise InputError(
+            f"the {name} mask {path} does not hold finite numbers; write a mask of "
+            "zeros and ones"
+        )
+    if not mask.any():
+        raise InputError(
+            f"the {name} mask {path} is empty (all zeros); give a mask with voxels in "
+            f"it, or leave out --{name}_mask to use the whole image"
+        )
+    mask = (mask != 0).astype(np.int32)
+    _explain(check_mask, mask, image, name)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
+    apart = (mask_grid2world - grid2world) @ np.vstack([corners, np.ones((1, 8))])
+    voxel = np.linalg.norm(grid2world[:3, :3], axis=0).min()
+    if np.abs(apart).max() > voxel / 2:
+        raise InputError(
+            f"the {name} mask {path} lies elsewhere in space than its image; resample "
+            "the mask to the image's grid"
+        )
+    return mask
+
+
+def check_parameters(transform, transforms, metric, nbins, sampling_prop, reveal):
+    """Refuse values that no run can use."""
+    if transform not in transforms:
+        raise InputError(
+            f"--transform {transform} is not known; choose one of "
+            f"{', '.join(transforms)}"
+        )
+    if metric != "mi":
+        raise InputError(
+            f"--metric {metric} is not available; leave it out to use mutual "
+            "information (mi)"
+        )
+    if nbins != int(nbins) or not 6 <= nbins <= MAX_BINS:
+        raise InputError(
+            f"--nbins {nbins} is out of range: 4 bins are padding, so give a whole "
+            f"number from 6 to {MAX_BINS} (32 is usual)"
+        )
+    if sampling_prop is not None and not 1 <= sampling_prop <= 100:
+        hint = ""
+        if 0 < sampling_prop < 1:
+            hint = f" (for {sampling_prop:.0%} of the voxels: {100 * sampling_prop:g})"
+        raise InputError(
+            f"--sampling_prop {sampling_prop:g} is out of range: give a percentage of "
+            f"the voxels from 1 to 100{hint}, or leave it out to use all"
+        )
+    if reveal not in ("histogram", "gradient"):
+        raise InputError(
+            f"--reveal {reveal} is not known; choose 'histogram' (the moving owner "
+            "learns the joint histogram) or 'gradient' (it does not)"
+        )
+
+
+def check_levels(level_iters, sigmas, factors):
+    """Refuse resolution levels that contradict each other or make no sense."""
+    levels = {"level_iters": level_iters, "sigmas": sigmas, "factors": factors}
+    if len({len(v) for v in levels.values()}) != 1 or not len(level_iters):
+        counts = ", ".join(f"{len(v)} --{k}" for k, v in levels.items())
+        raise InputError(
+            f"got {counts}; give one value of each for every resolution level, coarsest "
+            "first"
+        )
+    for flag, least, whole in (
+        ("level_iters", 1, True),
+        ("factors", 1, True),
+        ("sigmas", 0, False),
+    ):
+        for value in levels[flag]:
+            if not np.isfinite(value) or value < least or (whole and value != int(value)):
+                kind = "whole numbers" if whole else "numbers"
+                raise InputError(
+                    f"--{flag} {value:g} is out of range; give {kind} of at least "
+                    f"{least}"
+                )
+
+
+def check_pyramid(shape, grid2world, sigmas, factors):
+    """Refuse factors and sigmas that leave nothing of the static image."""
+    spacing = np.linalg.norm(grid2world[:3, :3], axis=0)
+    for factor in (int(f) for f in factors[:-1]):
+        # The choice of dipy.align.scalespace.IsotropicScaleSpace: per axis the
+        # factor that comes nearest to isotropic voxels.
+        target = spacing.min() * factor
+        for axis, (n, step) in enumerate(zip(shape, spacing, strict=True)):
+            candidates = [factor, *range(1, factor)]
+            shrink = min(candidates, key=lambda f: abs(step * f - target))
+            if n // shrink < min(n, 2):
+                raise InputError(
+                    f"--factors {factor} leaves {n // shrink} of the {n} voxels of the "
+                    f"static image along axis {axis + 1}; use smaller factors"
+                )
+    if max(sigmas) > max(shape):
+        raise InputError(
+            f"--sigmas {max(sigmas):g} (voxels) would blur away the static image of "
+            f"{max(shape)} voxels; use smaller sigmas"
+        )
+
+
+def check_fields_of_view(static_shape, static_grid2world, moving_shape, moving_grid2world):
+    """Refuse two images that lie apart in space."""
+    try:
+        check_overlap(static_shape, static_grid2world, moving_shape, moving_grid2world)
+    except ValueError:
+        raise InputError(
+            "the two images do not overlap in space; correct their headers, or give "
+            "--far_apart to start by aligning their centres of mass all the same"
+        ) from None
+
+
+def _explain(check, *args):
+    try:
+        check(*args)
+    except ValueError as exc:
+        raise InputError(str(exc)) from None
+
+
+def _indices(vol_idx, count, flag):
+    try:
+        if isinstance(vol_idx, str):
+            vol_idx = ",".join(vol_idx.replace(",", " ").split())
+        indices = handle_vol_idx(vol_idx)
+    except ValueError:
+        indices = []
+    if not indices or min(indices) < 0 or max(indices) >= count:
+        raise InputError(
+            f"{flag} {vol_idx} does not name volumes of this image; give indices from 0 "
+            f"to {count - 1}, for example {flag} 0 or {flag} 0,2-4"
+        )
+    return indices
+
+
+def _read(path, what):
+    """Voxels in this machine's byte order, and the affine, of a NIfTI file."""
+    path = Path(path)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{what} {path} {problem}; check the name of the file")
+    try:
+        image = nib.load(path)
+    except PermissionError:
+        raise InputError(
+            f"{what} {path} may not be read by this user; ask for read permission"
+        ) from None
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as exc:
+        raise InputError(
+            f"{what} {path} cannot be read as NIfTI; convert it to .nii or .nii.gz"
+        ) from exc
+    if not isinstance(image, nib.Nifti1Pair):
+        raise InputError(
+            f"{what} {path} is not NIfTI but {type(image).__name__}; convert it to .nii "
+            "or .nii.gz"
+        )
+    try:
+        data = np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as exc:
+        raise InputError(
+            f"{what} {path} is damaged or incomplete (its voxels cannot be read); copy "
+            "or convert it again"
+        ) from exc
+    if data.dtype.kind == "f" and data.dtype.itemsize > 8:
+        data = data.astype(np.float64)
+    if data.dtype.fields is None:
+        data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    return data, np.asarray(image.affine, dtype=np.float64)

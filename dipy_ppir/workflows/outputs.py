@@ -1,0 +1,123 @@
+"""Files that appear whole, all together, or not at all."""
+
+import os
+from pathlib import Path
+import secrets
+import shutil
+
+from dipy_ppir.workflows.inputs import InputError
+
+
+class OutputFiles:
+    """The output files of one run.
+
+    Each file is written under a temporary name in its own folder, and all are
+    renamed at the very end. As a context manager it removes what is left over,
+    folders that it made included.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        all files that the run will write.
+    inputs : sequence of str or Path
+        files that must not be overwritten, whatever `force` says.
+    force : bool, optional
+        whether files of these names may be replaced.
+    made : sequence of Path, optional
+        folders made for these files, removed again if they stay empty.
+
+    Raises
+    ------
+    InputError
+        if a file could not be written at the end, before anything is computed.
+    """
+
+    def __init__(self, paths, inputs, *, force=False, made=()):
+        self._temporary = {}
+        self._made = list(made)
+        paths = [Path(p) for p in paths]
+        try:
+            self._check(paths, [Path(p) for p in inputs], force)
+        except BaseException:
+            self._clean()
+            raise
+
+    def _check(self, paths, inputs, force):
+        real = [p.resolve() for p in paths]
+        for path in paths:
+            if real.count(path.resolve()) > 1:
+                raise InputError(f"two outputs would both be called {path}; rename one")
+            if path.resolve() in {p.resolve() for p in inputs}:
+                raise InputError(
+                    f"output {path} is also an input and would be overwritten; choose "
+                    "another --out_dir or file name"
+                )
+            if path.is_dir():
+                raise InputError(f"output {path} is a folder; choose another file name")
+        there = [str(p) for p in paths if p.exists()]
+        if there and not force:
+            verb = "is" if len(there) == 1 else "are"
+            raise InputError(
+                f"{', '.join(there)} {verb} there already; add --force to overwrite, or "
+                "choose another --out_dir"
+            )
+        for folder in {p.parent for p in paths}:
+            _check_writable(folder)
+
+    def temporary(self, path):
+        """Name under which to write the file that will be called `path`."""
+        path = Path(path)
+        name = f".{secrets.token_hex(4)}.{path.name}"
+        self._temporary[path] = path.with_name(name)
+        return self._temporary[path]
+
+    def commit(self):
+        """Give every file its final name."""
+        for path, temporary in list(self._temporary.items()):
+            os.replace(temporary, path)
+            del self._temporary[path]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, exc, trace):
+        self._clean()
+
+    def _clean(self):
+        for temporary in self._temporary.values():
+            temporary.unlink(missing_ok=True)
+        self._temporary = {}
+        remove_empty(self._made)
+
+
+def missing_folders(path):
+    """The folders that making `path` would make, innermost first."""
+    path = Path(path)
+    return [p for p in (path, *path.parents) if not p.exists()]
+
+
+def remove_empty(folders):
+    """Remove those of `folders`, innermost first, that are empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _check_writable(folder):
+    # Trying is the only sure test: permissions, read-only mounts, quotas.
+    probe = folder / f".{secrets.token_hex(4)}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as exc:
+        raise InputError(
+            f"cannot write to the output folder {folder.resolve()} "
+            f"({exc.strerror or exc}); choose another --out_dir"
+        ) from None
+    if shutil.disk_usage(folder).free == 0:
+        raise InputError(
+            f"no space is left for the output folder {folder.resolve()}; free some, or "
+            "choose another --out_dir"
+        )

@@ -1,0 +1,177 @@
+"""How far a registration has come: live on a terminal, log lines elsewhere.
+
+A display is a context manager and is called with the dicts that
+`SecureAffineRegistration` passes to its callback.
+"""
+
+import logging
+import sys
+import time
+
+logger = logging.getLogger("dipy_ppir")
+
+
+def size_text(n):
+    """A number of bytes for people: ``12.3 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+class Stage:
+    """Where a run is: one level of one step, and the best metric value in it.
+
+    Parameters
+    ----------
+    steps : sequence of str
+        steps of the pipeline that are optimized.
+    levels : int
+        resolution levels of each.
+    """
+
+    def __init__(self, steps, levels):
+        self.steps = list(steps)
+        self.levels = levels
+        self.key = None
+
+    @property
+    def total(self):
+        """Number of stages in the run."""
+        return len(self.steps) * self.levels
+
+    def update(self, info):
+        """Take over a callback's dict; returns whether a new stage begins."""
+        key = info["step"], info["level"]
+        new = key != self.key
+        if new:
+            self.key, self.best = key, info["value"]
+        self.info = info
+        self.best = max(self.best, info["value"])
+        return new
+
+    @property
+    def number(self):
+        """Number of this stage, from 1."""
+        step, level = self.key
+        return self.steps.index(step) * self.levels + self.levels - level
+
+    @property
+    def name(self):
+        """For example ``rigid, level 1 of 3``; level 1 is the coarsest."""
+        step, level = self.key
+        step = step.replace("_", " ")
+        return f"{step}, level {self.levels - level} of {self.levels}"
+
+    @property
+    def state(self):
+        """Evaluations, metric and bytes, in words."""
+        info = self.info
+        return (
+            f"evaluation {info['iteration']}, mutual information {self.best:.4f}, "
+            f"{size_text(info['bytes_sent'])} sent"
+        )
+
+
+class LogProgress:
+    """A log line at the end of every level and about every `interval` seconds.
+
+    Parameters
+    ----------
+    steps, levels
+        see `Stage`.
+    interval : float, optional
+        seconds.
+    clock : callable, optional
+        returns seconds.
+    """
+
+    def __init__(self, steps, levels, *, interval=10.0, clock=time.monotonic):
+        self._stage = Stage(steps, levels)
+        self._interval = interval
+        self._clock = clock
+
+    def __enter__(self):
+        self._last = self._clock()
+        return self
+
+    def __call__(self, info):
+        """Take note of an evaluation."""
+        stage = self._stage
+        if stage.key is not None and (info["step"], info["level"]) != stage.key:
+            self._end_stage()
+        stage.update(info)
+        if self._clock() - self._last >= self._interval:
+            self._last = self._clock()
+            logger.info("%s: %s ...", stage.name, stage.state)
+
+    def _end_stage(self):
+        self._last = self._clock()
+        logger.info("%s done: %s", self._stage.name, self._stage.state)
+
+    def __exit__(self, kind, exc, trace):
+        if exc is None and self._stage.key is not None:
+            self._end_stage()
+
+
+class LiveProgress:
+    """A display that updates itself in place.
+
+    Parameters
+    ----------
+    steps, levels
+        see `Stage`.
+    console : rich.console.Console
+    """
+
+    def __init__(self, steps, levels, console):
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import TimeElapsedColumn
+
+        self._stage = Stage(steps, levels)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=5,
+        )
+        self._task = self._progress.add_task(
+            "starting the parties", total=self._stage.total, state=""
+        )
+
+    def __enter__(self):
+        self._progress.start()
+        return self
+
+    def __call__(self, info):
+        """Show an evaluation."""
+        stage = self._stage
+        stage.update(info)
+        self._progress.update(
+            self._task,
+            description=stage.name,
+            completed=stage.number - 1,
+            state=stage.state,
+        )
+
+    def __exit__(self, kind, exc, trace):
+        if exc is None:
+            self._progress.update(
+                self._task, description="registered", completed=self._stage.total
+            )
+        self._progress.stop()
+
+
+def display(steps, levels):
+    """The display that fits standard output."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console(file=sys.stdout)
+        if console.is_terminal and not console.is_dumb_terminal:
+            return LiveProgress(steps, levels, console)
+    return LogProgress(steps, levels)
