@@ -74,7 +74,7 @@ def static_bins(const double[::1] values, double minimum, double delta, int nbin
 def moving_weights(const double[::1] values, const int32_t[::1] mask, double minimum,
                    double delta, int nbins, int padding, double scale,
                    int64_t[:, ::1] weights, int32_t[::1] first, uint8_t[::1] keep):
-    """Fixed-point Parzen weights of each moving intensity: five per sample.
+    """Fixed-point Parzen weights of each moving intensity.
 
     Parameters
     ----------
@@ -87,23 +87,25 @@ def moving_weights(const double[::1] values, const int32_t[::1] mask, double min
     nbins, padding : int
     scale : double
         a weight of 1 becomes this integer.
-    weights : array of int64, shape (n, 5)
-        rounded weights of the bins ``first[i] ... first[i] + 4``.
+    weights : array of int64, shape (n, w)
+        rounded weights of the bins from ``first[i]`` on: DIPY's five offsets with
+        w = 5; the last four of them with w = 4, which is enough for intensities
+        of at least `mmin`, since the first offset then weighs nothing.
     first : array of int32, shape (n,)
     keep : array of uint8, shape (n,)
     """
     cdef:
         Py_ssize_t i
-        int c, j
+        int c, j, width = weights.shape[1], skip = 5 - weights.shape[1]
         double cn, arg
     with nogil:
         for i in range(values.shape[0]):
             cn = _normalize(values[i], minimum, delta)
             c = _index(cn, nbins, padding)
-            first[i] = c - 2
+            first[i] = c - 2 + skip
             keep[i] = mask is None or mask[i] != 0
-            arg = (c - 2) - cn
-            for j in range(5):
+            arg = first[i] - cn
+            for j in range(width):
                 weights[i, j] = <int64_t>rint(_spline(arg) * scale) if keep[i] else 0
                 arg += 1.0
 
@@ -148,7 +150,7 @@ def derivative_rows(const double[::1] values, const int32_t[::1] mask, double mi
 def derivative_weights(const double[::1] values, const int32_t[::1] mask,
                        double minimum, double delta, int nbins, int padding,
                        double scale, int64_t[:, ::1] weights, int32_t[::1] first):
-    """Fixed-point spline derivatives of each moving intensity: five per sample.
+    """Fixed-point spline derivatives of each moving intensity.
 
     The derivatives of a sample sum to zero (the weights sum to one), and the
     rounded ones are made to: then only differences of what they weigh matter.
@@ -160,18 +162,18 @@ def derivative_weights(const double[::1] values, const int32_t[::1] mask,
     """
     cdef:
         Py_ssize_t i
-        int c, j
+        int c, j, width = weights.shape[1], skip = 5 - weights.shape[1]
         int64_t total
         double cn, arg, d, exact
     with nogil:
         for i in range(values.shape[0]):
             cn = _normalize(values[i], minimum, delta)
             c = _index(cn, nbins, padding)
-            first[i] = c - 2
-            arg = (c - 2) - cn
+            first[i] = c - 2 + skip
+            arg = first[i] - cn
             total = 0
             exact = 0
-            for j in range(5):
+            for j in range(width):
                 d = 0
                 if mask is None or mask[i] != 0:
                     d = _spline_derivative(arg)
@@ -181,7 +183,7 @@ def derivative_weights(const double[::1] values, const int32_t[::1] mask,
                 arg += 1.0
             if -1e-9 < exact < 1e-9:
                 # Rounding leaves a remainder of at most two units.
-                weights[i, 2] -= total
+                weights[i, 2 - skip] -= total
 
 
 def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,

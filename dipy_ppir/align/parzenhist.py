@@ -310,6 +310,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             values, mmask, float(self.mmin), float(self.mdelta), self.nbins, self.padding
         )
         self._by_count = by_count
+        # How wide a band is stays here: what is shared has all bins.
+        lowest = self.bin_normalize_moving(values.min()) if values.size else 0
+        self._width = 4 if lowest >= self.padding else 5
         self.announce()
         self._announced = False
         with self._guard():
@@ -328,7 +331,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     def _band(self, start, stop, scale):
         values, mask, *settings = self._moving
         n = stop - start
-        weights = np.empty((n, 5), dtype=np.int64)
+        weights = np.empty((n, self._width), dtype=np.int64)
         first = np.empty(n, dtype=np.int32)
         keep = np.empty(n, dtype=np.uint8)
         parzen.moving_weights(
@@ -537,7 +540,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
     def _derivative_band(self, start, stop, scale):
         values, mask, *settings = self._moving
-        weights = np.empty((stop - start, 5), dtype=np.int64)
+        weights = np.empty((stop - start, self._width), dtype=np.int64)
         first = np.empty(stop - start, dtype=np.int32)
         parzen.derivative_weights(
             values[start:stop],

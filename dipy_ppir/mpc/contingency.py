@@ -89,6 +89,7 @@ class Contingency:
         self.samples, self.categories, self.bins = samples, categories, bins
         self.frac_bits = table_frac_bits(samples)
         self._b = None
+        self._block_sums = {}
 
     def _blocks(self):
         for start in range(0, self.samples, BLOCK):
@@ -125,6 +126,8 @@ class Contingency:
                 s.receive_elements(STATIC, f, shape, "categories", out=part)
             else:
                 part[...] = s.random_elements(STATIC, STATIC, f, shape)
+                ones = f.encode_int(np.ones((1, len(part)), dtype=np.int64))
+                self._block_sums[start] = f.matmul(ones, part)[0]
 
     def table(self, band=None):
         """Shared table of the weights by bin and category.
@@ -148,6 +151,7 @@ class Contingency:
         acc = f.zeros((columns, self.categories))
         one = 1 << self.frac_bits
         half = f.inverse(2)
+        kept = []
         for start, stop in self._blocks():
             shape = (stop - start, columns)
             b = self._b[start:stop]
@@ -162,12 +166,18 @@ class Contingency:
                 out[:, -1] = f.add(np.ascontiguousarray(out[:, -1]), last)
                 s.network.send(HELPER, "band", out)
                 f.kernels.gram_banded(values, first, b, acc)
-                at = np.full(len(counts), self.bins, dtype=first.dtype)
-                f.kernels.gram_banded(counts[:, None], at, b, acc)
+                if keep.all():
+                    kept.append(start)
+                else:
+                    at = np.full(len(counts), self.bins, dtype=first.dtype)
+                    f.kernels.gram_banded(counts[:, None], at, b, acc)
             elif s.pid == STATIC:
                 f.kernels.gram(s.random_elements(MOVING, MOVING, f, shape), b, acc)
             else:
                 f.kernels.gram(s.receive_elements(MOVING, f, shape, "band"), b, acc)
+        for start in kept:
+            # Blocks of which every sample counts: their sums do not change.
+            acc[-1] = f.add(acc[-1], f.scale(self._block_sums[start], one))
         if s.pid != HELPER:
             acc = f.scale(acc, half)
         return SharedArray(f, acc, 2, self.frac_bits, self.samples * one)

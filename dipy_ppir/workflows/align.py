@@ -13,7 +13,7 @@ from dipy_ppir.align import affine_registration
 from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.outputs import OutputFiles, missing_folders, remove_empty
+from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
 
 logger = logging.getLogger("dipy_ppir")
@@ -161,28 +161,15 @@ class SecureImageRegistrationFlow(Workflow):
                 "masks need all voxels; leave out --sampling_prop, or the masks"
             )
         _check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
+        for path in (static_image_files, moving_image_files):
+            if not str(path).strip():
+                raise InputError("the name of an image is empty; give a NIfTI file")
         for name, flag in (
             (out_affine, "out_affine"),
             (out_quality, "out_quality"),
             (receipt, "receipt"),
         ):
             _check_name(name, flag)
-        # The iterator makes the folders; those that stay empty go again.
-        made = missing_folders(Path(out_dir or "."))
-        try:
-            io_it = list(self.get_io_iterator())
-        except ImportError:
-            raise InputError(
-                "the static and moving patterns name different numbers of files; give "
-                "one of each, or one static image for many moving images"
-            ) from None
-        except OSError as exc:
-            remove_empty(made)
-            if not str(exc).startswith("File not found"):
-                raise
-            raise InputError(f"{exc}; check the name of the file") from None
-        pictures = {} if no_pictures else _pictures()
-        with_metric = transform != "com"
         options = {
             "pipeline": PIPELINES[transform][0 if progressive else 1],
             "level_iters": [int(n) for n in level_iters],
@@ -194,41 +181,50 @@ class SecureImageRegistrationFlow(Workflow):
             else sampling_prop / 100,
             "reveal": reveal,
         }
-        if save_metric and not with_metric:
-            logger.warning("the center of mass has no metric value to save")
-
-        jobs, masks = [], {"static": static_mask, "moving": moving_mask}
-        for static_file, moving_file, moved_file, affine_file, quality_file in io_it:
-            files = {
-                "moved": Path(moved_file),
-                "affine": Path(affine_file),
-                "receipt": _beside(affine_file, out_affine, receipt),
-            }
-            if save_metric and with_metric:
-                files["quality"] = Path(quality_file)
-            for name in pictures:
-                files[name] = _beside(affine_file, out_affine, name)
-            jobs.append((static_file, moving_file, files))
-        used = [m for m in masks.values() if m]
-        used += [f for job in jobs for f in job[:2]]
-        all_files = [f for *_, files in jobs for f in files.values()]
-        if len(jobs) > 1 and len(set(all_files)) < len(all_files):
-            remove_empty(made)
-            raise InputError(
-                f"{len(jobs)} pairs would all be written to the same files; add "
-                "--mix_names, or --out_strat append"
-            )
-        with OutputFiles(all_files, used, force=self._force_overwrite, made=made) as out:
-            for static_file, moving_file, files in jobs:
-                self._register(
-                    {"static": static_file, "moving": moving_file},
-                    {"static": static_vol_idx, "moving": moving_vol_idx},
-                    masks,
-                    options,
-                    files,
-                    out,
-                    far_apart=far_apart,
+        if save_metric and transform == "com":
+            logger.warning("The center of mass has no metric value to save")
+            save_metric = False
+        pictures = {} if no_pictures else _pictures()
+        names = out_moved, out_affine, out_quality, receipt
+        with new_folders([Path(out_dir or ".", name) for name in names]):
+            try:
+                io_it = list(self.get_io_iterator())
+            except ImportError:
+                raise InputError(
+                    "the static and moving patterns name different numbers of files; "
+                    "give one of each, or one static image for many moving images"
+                ) from None
+            except OSError as exc:
+                if not str(exc).startswith("File not found"):
+                    raise
+                raise InputError(f"{exc}; check the name of the file") from None
+            jobs = []
+            for static_file, moving_file, moved, affine, quality in io_it:
+                files = {
+                    "moved": Path(moved),
+                    "affine": Path(affine),
+                    "receipt": _beside(affine, out_affine, receipt),
+                }
+                if save_metric:
+                    files["quality"] = Path(quality)
+                for name in pictures:
+                    files[name] = _beside(affine, out_affine, name)
+                jobs.append(({"static": static_file, "moving": moving_file}, files))
+            written = [f for _, files in jobs for f in files.values()]
+            if len(jobs) > 1 and len(set(written)) < len(written):
+                raise InputError(
+                    f"{len(jobs)} pairs would all be written to the same files; add "
+                    "--mix_names, or --out_strat append"
                 )
+            masks = {"static": static_mask, "moving": moving_mask}
+            read = [f for job, _ in jobs for f in job.values()]
+            read += [m for m in masks.values() if m]
+            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
+            with OutputFiles(written, read, force=self._force_overwrite) as out:
+                for job, files in jobs:
+                    self._register(
+                        job, volumes, masks, options, files, out, far_apart=far_apart
+                    )
 
     def manage_output_overwrite(self):
         """Leave the decision to `OutputFiles`, which knows what is written."""

@@ -51,13 +51,24 @@ def run(command):
 
 
 def _run(command):
+    import argparse
     from importlib import import_module
     from importlib.metadata import version
 
     from dipy.workflows.flow_runner import run_flow
 
+    from dipy_ppir.workflows.inputs import InputError
+
     module, name = CLI_FLOWS[command]
     flow = getattr(import_module(module), name)()
+    # DIPY's run_flow takes --log_level and then always uses INFO.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--log_level", nargs="?", default="INFO")
+    name = str(early.parse_known_args()[0].log_level).upper()
+    levels = logging.getLevelNamesMapping()
+    if name not in levels:
+        raise InputError(f"--log_level {name} is not one of {', '.join(levels)}")
+    logging.getLogger("dipy_ppir").setLevel(levels[name])
     text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
     run_flow(flow, extra_args={"version": {"action": "version", "version": text}})
     return 0

@@ -1,5 +1,6 @@
 """Files that appear whole, all together, or not at all."""
 
+from contextlib import contextmanager
 import os
 from pathlib import Path
 import secrets
@@ -12,8 +13,7 @@ class OutputFiles:
     """The output files of one run.
 
     Each file is written under a temporary name in its own folder, and all are
-    renamed at the very end. As a context manager it removes what is left over,
-    folders that it made included.
+    renamed at the very end. As a context manager it removes what is left over.
 
     Parameters
     ----------
@@ -23,8 +23,6 @@ class OutputFiles:
         files that must not be overwritten, whatever `force` says.
     force : bool, optional
         whether files of these names may be replaced.
-    made : sequence of Path, optional
-        folders made for these files, removed again if they stay empty.
 
     Raises
     ------
@@ -32,17 +30,10 @@ class OutputFiles:
         if a file could not be written at the end, before anything is computed.
     """
 
-    def __init__(self, paths, inputs, *, force=False, made=()):
+    def __init__(self, paths, inputs, *, force=False):
         self._temporary = {}
-        self._made = list(made)
         paths = [Path(p) for p in paths]
-        try:
-            self._check(paths, [Path(p) for p in inputs], force)
-        except BaseException:
-            self._clean()
-            raise
-
-    def _check(self, paths, inputs, force):
+        inputs = [Path(p) for p in inputs]
         real = [p.resolve() for p in paths]
         for path in paths:
             if real.count(path.resolve()) > 1:
@@ -81,28 +72,37 @@ class OutputFiles:
         return self
 
     def __exit__(self, kind, exc, trace):
-        self._clean()
-
-    def _clean(self):
         for temporary in self._temporary.values():
             temporary.unlink(missing_ok=True)
         self._temporary = {}
-        remove_empty(self._made)
 
 
-def missing_folders(path):
-    """The folders that making `path` would make, innermost first."""
-    path = Path(path)
-    return [p for p in (path, *path.parents) if not p.exists()]
+@contextmanager
+def new_folders(paths):
+    """Folders for files that are about to be written; removed if left empty.
 
-
-def remove_empty(folders):
-    """Remove those of `folders`, innermost first, that are empty."""
-    for folder in folders:
+    Parameters
+    ----------
+    paths : sequence of Path
+        the files.
+    """
+    missing = {f for path in paths for f in path.parents if not f.exists()}
+    try:
         try:
-            folder.rmdir()
-        except OSError:
-            return
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InputError(
+                f"cannot make the output folder {path.parent} ({exc.strerror}); choose "
+                "another --out_dir"
+            ) from None
+        yield
+    finally:
+        for folder in sorted(missing, key=lambda f: len(f.parts), reverse=True):
+            try:
+                folder.rmdir()
+            except OSError:
+                pass
 
 
 def _check_writable(folder):

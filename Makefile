@@ -1,0 +1,67 @@
+# make demo        register a real pair of images, secure and clear, with pictures
+# make test        the test suite
+# make test-full   the same with the tests that take minutes
+# make bench       the benchmarks
+# make clean       remove everything that make made
+#
+# Everything runs from a virtual environment of its own, .venv, with the package
+# built and installed as users get it. Another Python: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+OUT ?= demo_output
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py MANIFEST.in \
+	$(shell find dipy_ppir -name '*.py') \
+	$(wildcard cython_kernels/*.pyx cython_kernels/*.pxd cython_kernels/*.h)
+
+# The kernels are in the installed package only: keep the source tree, which has
+# the same name, off the path of every Python that is started from here.
+export PYTHONSAFEPATH = 1
+unexport PYTHONPATH
+
+.PHONY: demo test test-full bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/dipy_ppir_demo $(OUT)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+test-full: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m ''
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m pytest benchmarks --override-ini addopts= -q -m '' --benchmark-only
+
+# Left-over modules in build/ would end up in the wheel; compiled kernels may stay.
+$(VENV)/%.stamp: $(VENV)/python.stamp $(SOURCES)
+	@find build -name '*.py' -delete 2>/dev/null || true
+	$(BIN)/python -m pip install --disable-pip-version-check -q '.[$*]'
+	@touch $@
+
+$(VENV)/python.stamp:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: $(PYTHON) is not installed; install Python 3.11 or newer, or" \
+		"name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed, $(PYTHON) is" \
+		"$$($(PYTHON) -V 2>&1); name one: make PYTHON=python3.12" >&2; exit 1; }
+	@command -v $${CC:-cc} >/dev/null || { \
+		echo "error: a C compiler is needed to build the kernels; install one" \
+		"(gcc or clang), or name it: make CC=clang" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists( \
+		os.path.join(sysconfig.get_path("include"), "Python.h")))' || { \
+		echo "error: the C headers of Python are missing; install the development" \
+		"package of $(PYTHON) (for example python3-dev)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+		echo "error: $(PYTHON) cannot make virtual environments; install its venv" \
+		"package (for example python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_output .pytest_cache .hypothesis \
+		.benchmarks
+	rm -f cython_kernels/*.c cython_kernels/*.html dipy_ppir/_kernels/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

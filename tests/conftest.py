@@ -1,0 +1,144 @@
+"""Fixtures: three parties in threads, what crosses their wires, small images."""
+
+from concurrent.futures import ThreadPoolExecutor
+import os
+from pathlib import Path
+import time
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.ledger import declare
+from dipy_ppir.mpc.session import local_trio, run_trio
+from dipy_ppir.mpc.transport import DATA, MPYC
+
+declare("test-any", (0, 1, 2), "any", "what a test opens to whom it likes")
+declare("test-moving", (0,), "any", "what a test opens to the moving owner")
+
+
+def _descendants(pid):
+    """Numbers of all living processes below `pid`."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            direct = [int(p) for p in children.read_text().split()]
+        except OSError:
+            continue
+        for child in direct:
+            found += [child, *_descendants(child)]
+    return found
+
+
+@pytest.fixture(scope="session")
+def descendants():
+    """Living processes below a process."""
+    return _descendants
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_child_left_behind():
+    """Fail the run if a process that it started outlives it."""
+    before = set(_descendants(os.getpid()))
+    yield
+    local.close_local_parties()
+    deadline = time.monotonic() + 10
+    while left := set(_descendants(os.getpid())) - before:
+        assert time.monotonic() < deadline, f"processes left behind: {left}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def trio():
+    """Three sessions, to be run in threads."""
+    sessions = local_trio(timeout=30)
+    yield sessions
+    for session in sessions:
+        session.close()
+
+
+@pytest.fixture(scope="session")
+def three():
+    """Run ``function(session, *args)`` at three fresh parties; their results."""
+
+    def run(function, *args, **options):
+        sessions = local_trio(**{"timeout": 30, **options})
+        try:
+            return run_trio(sessions, function, *args)
+        finally:
+            for session in sessions:
+                session.close()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def outcomes():
+    """Like `run_trio`, but return what each party returned or raised."""
+
+    def run(sessions, function, *args, stop=True):
+        def one(session):
+            try:
+                return function(session, *args)
+            except BaseException as exc:
+                if stop:
+                    session.fail(exc)
+                return exc
+
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(one, sessions))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tap():
+    """Record every frame that sessions send: (from, to, kind, op, payload)."""
+
+    def listen(sessions):
+        frames = []
+        for session in sessions:
+            inner = session.network._send_frame
+
+            def send(peer, kind, op, payload, *, pid=session.pid, inner=inner):
+                frames.append((pid, peer, kind, op, bytes(payload)))
+                inner(peer, kind, op, payload)
+
+            session.network._send_frame = send
+        return frames
+
+    return listen
+
+
+@pytest.fixture(scope="session")
+def payload_bytes():
+    """Payload bytes of recorded frames, metadata left out."""
+    return lambda frames: sum(len(f[4]) for f in frames if f[2] in (DATA, MPYC))
+
+
+def smooth(seed, shape, sigma=1.5):
+    """A random smooth image within [0, 1]."""
+    rng = np.random.default_rng(seed)
+    image = ndimage.gaussian_filter(rng.standard_normal(shape), sigma)
+    image -= image.min()
+    return image / image.max()
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Related pairs of small images, by dimension: static, moving, affines."""
+
+    def make(dim, size=16):
+        shape = (size + 2, size, size - 2)[:dim]
+        static = smooth(1, shape)
+        moving = np.sqrt(ndimage.shift(static, 0.7, order=1, mode="nearest"))
+        moving = moving[tuple(slice(0, n - 1) for n in shape)]
+        static_grid2world = np.diag([1.5, 1.0, 1.2][:dim] + [1.0])
+        static_grid2world[:dim, dim] = -3.0
+        moving_grid2world = np.diag([1.4, 1.1, 1.0][:dim] + [1.0])
+        moving_grid2world[:dim, dim] = -2.0
+        moving_grid2world[0, 1] = 0.1
+        return static, moving, static_grid2world, moving_grid2world
+
+    return make

@@ -1,0 +1,576 @@
+"""The command: its files, its display, and one line for every mistake."""
+
+import gzip
+import json
+import logging
+import os
+from pathlib import Path
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from dipy.align import affine_registration
+import nibabel as nib
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+import pytest
+from scipy import ndimage
+
+from dipy_ppir.workflows import cli, figures, inputs, progress
+from dipy_ppir.workflows.align import SecureImageRegistrationFlow
+from dipy_ppir.workflows.outputs import OutputFiles
+
+GRID2WORLD = np.diag([2.0, 2.0, 2.0, 1.0])
+FAST = "--transform rigid --level_iters 10 5 --factors 2 1 --sigmas 1 0".split()
+NO_PICTURES = ["--no_pictures"]
+COMMAND = "dipy_ppir_align_affine"
+
+
+def blobs(shift=(0, 0, 0), n=24):
+    """A ball with a smaller one beside it."""
+    grid = np.indices((n, n, n)) - (n - 1) / 2
+    image = np.exp(-(grid**2).sum(axis=0) / 40)
+    apart = grid - np.array([4, -3, 2]).reshape(3, 1, 1, 1)
+    image += 0.6 * np.exp(-(apart**2).sum(axis=0) / 15)
+    return ndimage.shift(image, shift, order=3, mode="nearest").astype(np.float32)
+
+
+def save(path, data, grid2world=GRID2WORLD):
+    nib.save(nib.Nifti1Image(data, grid2world), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    static = save(folder / "static.nii.gz", blobs())
+    moving = save(folder / "moving.nii.gz", blobs((1.5, -1.0, 0.7)))
+    return static, moving
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process, in an empty folder; returns its result."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
+    own = logging.getLogger("dipy_ppir")
+    on_term = signal.getsignal(signal.SIGTERM)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", [COMMAND, *map(str, args)])
+        try:
+            status = cli.align_affine()
+        except SystemExit as exc:
+            status = exc.code
+        return status, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, on_term)
+    logging.raiseExceptions = raising
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    own.setLevel(logging.NOTSET)
+
+
+def subcommand(name=COMMAND):
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
+
+
+# -- a good run ------------------------------------------------------------
+
+
+def test_writes_what_dipy_writes(command, pair, tmp_path):
+    status, out, err = command(*pair, *FAST, "--save_metric", "--out_dir", "res")
+    assert (status, err) == (0, "")
+    assert {p.name for p in (tmp_path / "res").iterdir()} == {
+        "moved.nii.gz",
+        "affine.txt",
+        "quality_metric.txt",
+        "receipt.json",
+        "checkerboard.png",
+        "contours.png",
+    }
+    static, moving = (nib.load(p).get_fdata(dtype=np.float32) for p in pair)
+    clear, expected, _, fopt = affine_registration(
+        moving,
+        static,
+        moving_affine=GRID2WORLD,
+        static_affine=GRID2WORLD,
+        pipeline=["center_of_mass", "rigid"],
+        level_iters=[10, 5],
+        sigmas=[1.0, 0.0],
+        factors=[2, 1],
+        ret_metric=True,
+    )
+    assert_allclose(np.loadtxt("res/affine.txt"), expected, atol=1e-3)
+    moved = nib.load("res/moved.nii.gz")
+    assert_allclose(moved.get_fdata(), clear, atol=1e-3)
+    assert_array_equal(moved.affine, GRID2WORLD)
+    assert str(fopt)[:6] in Path("res/quality_metric.txt").read_text()
+    # Plain log lines: one per level, no control characters.
+    assert "rigid, level 1 of 2 done: evaluation" in out
+    assert "rigid, level 2 of 2 done: evaluation" in out
+    assert "\x1b" not in out and "\r" not in out
+    # The receipt, in words and as a file.
+    assert "What each party learned" in out
+    receipt = json.loads(Path("res/receipt.json").read_text())
+    assert (receipt["m"], receipt["t"]) == (3, 1)
+    assert {e["label"] for e in receipt["learned"]["moving owner"]} == {
+        "center_of_mass",
+        "joint_histogram",
+        "metric_gradient",
+    }
+    assert [e["label"] for e in receipt["learned"]["static owner"]] == ["affine"]
+    assert receipt["learned"]["helper"] == []
+    for name in pair:
+        assert Path(name).name not in json.dumps(receipt)
+    for name in figures.PICTURES:
+        assert Path("res", name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_have_the_usual_permissions(command, pair):
+    command(*pair, *FAST, *NO_PICTURES)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert os.stat("affine.txt").st_mode & 0o777 == 0o666 & ~umask
+    assert os.stat("moved.nii.gz").st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_dipy_apply_transform_reads_the_result(pair, tmp_path):
+    for args in (
+        [subcommand(), *pair, *FAST, *NO_PICTURES],
+        [subcommand("dipy_apply_transform"), *pair, "affine.txt"],
+    ):
+        done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    moved = nib.load(tmp_path / "moved.nii.gz").get_fdata()
+    transformed = nib.load(tmp_path / "transformed.nii.gz").get_fdata()
+    assert_allclose(moved, transformed, atol=1e-9)
+
+
+def test_gradient_reveals_no_histogram(command, pair):
+    flags = "--reveal gradient --receipt sub/r.json --log_level warning".split()
+    status, out, _ = command(*pair, *FAST, *NO_PICTURES, *flags)
+    assert status == 0 and "INFO" not in out
+    learned = json.loads(Path("sub/r.json").read_text())["learned"]["moving owner"]
+    labels = {e["label"] for e in learned}
+    assert {"center_of_mass", "metric_value", "metric_gradient"} <= labels
+    assert "joint_histogram" not in labels
+
+
+def test_masks_volumes_and_sampling(command, pair, tmp_path):
+    series = np.stack([np.zeros((24,) * 3, np.float32), blobs(), blobs()], axis=-1)
+    series = save(tmp_path / "series.nii.gz", series)
+    mask = save(tmp_path / "mask.nii", (blobs() > 0.01).astype(np.uint8) * 7)
+    base = [*FAST, *NO_PICTURES, "--force"]
+    status, _, err = command(
+        series, pair[1], *base, "--static_vol_idx", "1-2", "--static_mask", mask
+    )
+    assert (status, err) == (0, "")
+    masked = np.loadtxt("affine.txt")
+    assert_allclose(masked[:3, 3], [3, -2, 1.4], atol=0.3)
+    assert command(*pair, *base, "--sampling_prop", "50")[0] == 0
+    receipt = json.loads(Path("receipt.json").read_text())
+    assert receipt["parameters"]["sampling_proportion"] == 0.5
+    assert command(*pair, *base, "--transform", "com", "--save_metric")[0] == 0
+    assert not Path("quality_metric.txt").exists()
+
+
+def test_from_python(pair, tmp_path):
+    flow = SecureImageRegistrationFlow()
+    flow.run(
+        *pair,
+        transform="trans",
+        level_iters=(5,),
+        sigmas=(0.0,),
+        factors=(1,),
+        no_pictures=True,
+        out_dir=str(tmp_path / "a" / "b"),
+    )
+    assert len(flow.receipts) == 1
+    assert (tmp_path / "a" / "b" / "moved.nii.gz").exists()
+
+
+def test_existing_files_need_force(command, pair):
+    assert command(*pair, *FAST, *NO_PICTURES)[0] == 0
+    before = Path("affine.txt").read_bytes()
+    Path("affine.txt").write_text("mine")
+    status, _, err = command(*pair, *FAST, *NO_PICTURES)
+    assert status == 1 and "--force" in err and "affine.txt" in err
+    assert Path("affine.txt").read_text() == "mine"
+    assert command(*pair, *FAST, *NO_PICTURES, "--force")[0] == 0
+    assert Path("affine.txt").read_bytes() == before
+
+
+def test_many_pairs(command, pair, tmp_path):
+    for name in ("m1.nii.gz", "m2.nii.gz"):
+        shutil.copy(pair[1], tmp_path / name)
+    args = [pair[0], str(tmp_path / "m?.nii.gz"), *FAST, *NO_PICTURES]
+    status, _, err = command(*args, "--out_dir", "res")
+    assert status == 1 and "--mix_names" in err and not Path("res").exists()
+    assert command(*args, "--out_dir", "res", "--mix_names")[0] == 0
+    assert len(list(Path("res").glob("*m1*receipt.json"))) == 1
+    assert len(list(Path("res").iterdir())) == 6
+
+
+# -- mistakes --------------------------------------------------------------
+
+
+def _nan(folder, value):
+    data = blobs()
+    data[3, 4, 5] = value
+    return save(folder / "bad.nii.gz", data)
+
+
+def _text(folder, name="bad.nii.gz"):
+    (folder / name).write_text("not an image")
+    return str(folder / name)
+
+
+def _truncated(folder):
+    whole = gzip.compress(
+        nib.Nifti1Image(np.random.default_rng(0).random((24,) * 3), None).to_bytes()
+    )
+    (folder / "bad.nii.gz").write_bytes(whole[: len(whole) // 2])
+    return str(folder / "bad.nii.gz")
+
+
+def _mgh(folder):
+    nib.save(nib.MGHImage(blobs(), np.eye(4)), folder / "bad.mgz")
+    return str(folder / "bad.mgz")
+
+
+def _singular(folder):
+    header = nib.Nifti1Header()
+    header.set_sform(np.diag([2.0, 2.0, 0.0, 1.0]), code=1)
+    nib.save(nib.Nifti1Image(blobs(), None, header), folder / "bad.nii.gz")
+    return str(folder / "bad.nii.gz")
+
+
+def _rgb(folder):
+    kind = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+    return save(folder / "bad.nii.gz", np.zeros((8, 8, 8), dtype=kind))
+
+
+def _far(folder):
+    moved = GRID2WORLD.copy()
+    moved[0, 3] = 5000
+    return save(folder / "bad.nii.gz", blobs(), moved)
+
+
+BAD_IMAGES = {
+    "missing": (lambda f: str(f / "no.nii.gz"), "not found", "check the name"),
+    "text": (_text, "cannot be read as NIfTI", "convert"),
+    "text.txt": (lambda f: _text(f, "bad.txt"), "cannot be read as NIfTI", "convert"),
+    "truncated": (_truncated, "damaged or incomplete", "again"),
+    "not nifti": (_mgh, "is not NIfTI but MGHImage", "convert"),
+    "4D": (
+        lambda f: save(f / "bad.nii.gz", np.stack([blobs()] * 2, axis=-1)),
+        "4 dimensions",
+        "_vol_idx",
+    ),
+    "2D": (lambda f: save(f / "bad.nii.gz", blobs()[12]), "2 dimensions", "Python"),
+    "NaN": (lambda f: _nan(f, np.nan), "NaN or infinite", "replace"),
+    "infinite": (lambda f: _nan(f, np.inf), "NaN or infinite", "replace"),
+    "constant": (
+        lambda f: save(f / "bad.nii.gz", np.ones((9, 9, 9), np.int16)),
+        "constant",
+        "no structure",
+    ),
+    "colour": (_rgb, "real numbers", "must hold"),
+    "singular": (_singular, "singular", "header"),
+    "zero sum": (
+        lambda f: save(f / "bad.nii.gz", (np.indices((9, 9, 9))[0] - 4).astype("i2")),
+        "add up to zero",
+        "add a constant",
+    ),
+    "far apart": (_far, "do not overlap", "--far_apart"),
+}
+
+
+def assert_refused(result, *words, folder=None):
+    """One line with `words`, a status that says so, and nothing written."""
+    status, out, err = result
+    assert status == 1
+    assert err.count("\n") == 1 and "Traceback" not in out + err
+    assert err.startswith(f"{COMMAND}: error: ")
+    for word in words:
+        assert word in err, err
+    assert not Path(folder or "res").exists()
+
+
+@pytest.mark.parametrize("role", ["static", "moving"])
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_bad_image(command, pair, tmp_path, kind, role):
+    make, *words = BAD_IMAGES[kind]
+    bad = make(tmp_path)
+    files = (bad, pair[1]) if role == "static" else (pair[0], bad)
+    if kind not in ("missing", "far apart"):
+        words.append(role)
+    result = command(*files, *FAST, "--out_dir", "res")
+    assert_refused(result, *words)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f: save(f / "k.nii", np.zeros((24,) * 3, "u1")), ("empty", "leave out")),
+        (lambda f: save(f / "k.nii", np.ones((9, 9, 9), "u1")), ("shape", "resample")),
+        (lambda f: str(f / "no.nii"), ("does not exist", "check the name")),
+        (_text, ("mask", "NIfTI")),
+        (
+            lambda f: save(f / "k.nii", np.ones((24,) * 3, "u1"), np.eye(4)),
+            ("elsewhere", "resample"),
+        ),
+        (
+            lambda f: save(f / "k.nii", np.pad(np.ones((1, 1, 1), "u1"), (0, 23))),
+            ("constant inside", "larger"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("role", ["static", "moving"])
+def test_bad_mask(command, pair, tmp_path, make, words, role):
+    result = command(
+        *pair, *FAST, "--out_dir", "res", f"--{role}_mask", make(tmp_path)
+    )
+    assert_refused(result, role, *words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--nbins 5", ("--nbins 5", "from 6")),
+        ("--nbins -32", ("--nbins", "from 6")),
+        ("--nbins 100000", ("--nbins", "512")),
+        ("--sampling_prop 0", ("--sampling_prop 0", "1 to 100")),
+        ("--sampling_prop 101", ("--sampling_prop 101", "1 to 100")),
+        ("--sampling_prop 0.2", ("20% of the voxels: 20",)),
+        ("--sampling_prop nan", ("--sampling_prop nan", "1 to 100")),
+        ("--level_iters 10", ("1 --level_iters", "one value of each")),
+        ("--level_iters 10 0", ("--level_iters 0", "at least 1")),
+        ("--level_iters --sigmas --factors", ("0 --level_iters",)),
+        ("--factors 0 1", ("--factors 0", "at least 1")),
+        ("--factors 100 1", ("--factors 100", "smaller")),
+        ("--sigmas -1 0", ("--sigmas -1", "at least 0")),
+        ("--sigmas nan 0", ("--sigmas nan", "at least 0")),
+        ("--sigmas 1000 0", ("--sigmas 1000", "smaller")),
+        ("--transform warp", ("--transform warp", "rigid_isoscaling")),
+        ("--metric cc", ("--metric cc", "mutual")),
+        ("--reveal all", ("--reveal all", "histogram")),
+        ("--static_vol_idx 0", ("--static_vol_idx", "leave out")),
+        ("--out_moved moved.txt", ("--out_moved", ".nii.gz")),
+        ("--receipt=", ("--receipt is empty", "give")),
+        ("--log_level loud", ("--log_level LOUD", "WARNING")),
+        ("--out_affine moved.nii.gz", ("two outputs", "rename")),
+        ("--sampling_prop 10 --static_mask m.nii", ("masks", "leave out")),
+    ],
+)
+def test_bad_flag(command, pair, flags, words):
+    result = command(*pair, *FAST, "--out_dir", "res", *flags.split())
+    assert_refused(result, *words)
+
+
+@pytest.mark.parametrize("index", ["7", "-1", "x", "1-"])
+def test_bad_volume_index(command, pair, tmp_path, index):
+    bad = save(tmp_path / "bad.nii.gz", np.stack([blobs()] * 2, axis=-1))
+    result = command(
+        bad, pair[1], *FAST, "--out_dir", "res", f"--static_vol_idx={index}"
+    )
+    assert_refused(result, "--static_vol_idx", "0 to 1")
+
+
+def test_bad_number_is_refused_by_the_parser(command, pair):
+    status, _, err = command(*pair, "--nbins", "many")
+    assert status == 2 and "--nbins" in err.splitlines()[-1]
+
+
+def test_output_folder_cannot_be_made(command, pair, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = command(*pair, *FAST, "--out_dir", "file/res")
+    assert_refused(result, "file/res", "folder", folder="file/res")
+
+
+def test_output_folder_not_writable(command, pair, tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    result = command(*pair, *FAST, "--out_dir", "res")
+    assert_refused(result, "cannot write", "Permission denied", "--out_dir")
+
+
+def test_inputs_are_not_overwritten(command, pair, tmp_path):
+    mine = shutil.copy(pair[1], tmp_path / "moved.nii.gz")
+    before = Path(mine).read_bytes()
+    status, _, err = command(pair[0], mine, *FAST, "--force")
+    assert status == 1 and "is also an input" in err
+    assert Path(mine).read_bytes() == before
+
+
+def test_a_folder_in_the_way(command, pair, tmp_path):
+    (tmp_path / "affine.txt").mkdir()
+    status, _, err = command(*pair, *FAST, "--force")
+    assert status == 1 and "affine.txt is a folder" in err
+
+
+def test_failure_while_writing_leaves_nothing(command, pair, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savetxt", full)
+    result = command(*pair, *FAST, *NO_PICTURES, "--out_dir", "res")
+    assert_refused(result, "No space left")
+
+
+def test_unexpected_failure_is_one_line(command, pair, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr(inputs, "load_volume", fail)
+    result = command(*pair, *FAST, "--out_dir", "res")
+    assert_refused(result, "RuntimeError: first second", "--debug")
+    with pytest.raises(RuntimeError):
+        command(*pair, *FAST, "--out_dir", "res", "--debug")
+    assert not Path("res").exists()
+
+
+def test_far_apart_can_be_accepted(command, pair, tmp_path):
+    status, _, err = command(pair[0], _far(tmp_path), *FAST, "--far_apart")
+    assert (status, err) == (0, "")
+    assert_allclose(np.loadtxt("affine.txt")[0, 3], 5000, atol=1)
+
+
+def test_outputs_appear_together(tmp_path):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    with pytest.raises(KeyError), OutputFiles(paths, []) as out:
+        out.temporary(paths[0]).write_text("half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with OutputFiles(paths, []) as out:
+        for path in paths:
+            out.temporary(path).write_text("whole")
+        assert not any(p.exists() for p in paths)
+        out.commit()
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+# -- processes -------------------------------------------------------------
+
+
+def _group_ends(pid, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _start(*args, cwd):
+    return subprocess.Popen(
+        [subcommand(), *args],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+)
+def test_interrupted(tmp_path, sent, status):
+    static = save(tmp_path / "s.nii.gz", blobs(n=64))
+    moving = save(tmp_path / "m.nii.gz", blobs((3, 1, 2), n=64))
+    process = _start(static, moving, "--progressive", "--out_dir", "res", cwd=tmp_path)
+    assert "Registering" in process.stdout.readline()
+    time.sleep(1.5)
+    # As a terminal does, to all processes of the group.
+    if sent == signal.SIGINT:
+        os.killpg(process.pid, sent)
+    else:
+        process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == status
+    if sent == signal.SIGINT:
+        assert err == f"{COMMAND}: error: interrupted; no output was written\n"
+    assert "Traceback" not in err
+    assert _group_ends(process.pid)
+    if sent != signal.SIGKILL:
+        assert not (tmp_path / "res").exists()
+
+
+def test_a_run_leaves_no_process(pair, tmp_path):
+    process = _start(*pair, *FAST, *NO_PICTURES, cwd=tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert _group_ends(process.pid)
+
+
+def test_a_mistake_as_users_see_it(pair, tmp_path):
+    process = _start(*pair, "--nbins", "3", cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == ""
+    assert err.count("\n") == 1 and "--nbins 3" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- displays and pictures -------------------------------------------------
+
+
+def _info(step, level, iteration, value, sent):
+    keys = "step", "level", "iteration", "value", "bytes_sent"
+    return dict(zip(keys, (step, level, iteration, value, sent), strict=True))
+
+
+def test_log_lines_are_few(caplog):
+    now = [0.0]
+    with (
+        caplog.at_level(logging.INFO, "dipy_ppir"),
+        progress.LogProgress(["rigid", "affine"], 2, clock=lambda: now[0]) as display,
+    ):
+        for step in ("rigid", "affine"):
+            for level in (1, 0):
+                for i in range(100):
+                    now[0] += 0.15
+                    display(_info(step, level, i + 1, i / 100, 10**6 * i))
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 8
+    assert lines[0].startswith("rigid, level 1 of 2: evaluation 67")
+    assert lines[-1] == (
+        "affine, level 2 of 2 done: evaluation 100, mutual information 0.9900, "
+        "99.0 MB sent"
+    )
+
+
+def test_terminal_display():
+    from io import StringIO
+
+    from rich.console import Console
+
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with progress.LiveProgress(["translation", "rigid"], 3, console) as display:
+        display(_info("rigid", 2, 7, 0.5, 1234567))
+        display._progress.refresh()
+    text = screen.getvalue()
+    assert "rigid, level 1 of 3" in text and "evaluation 7" in text
+    assert "0.5000" in text and "1.2 MB sent" in text
+
+
+@pytest.mark.parametrize("kind", figures.PICTURES.values())
+def test_pictures_of_difficult_images(tmp_path, kind):
+    turned = np.array([[0, 0, 3, 5], [-1, 0, 0, 7], [0, 2, 0, 1], [0, 0, 0, 1.0]])
+    image = blobs()[:20, :13]
+    for before in (image, np.zeros_like(image), image - 1000):
+        figures.save_overlay(
+            tmp_path / "p.png", kind, image, before, image, turned, title="$x_"
+        )
+        assert (tmp_path / "p.png").stat().st_size > 1000
