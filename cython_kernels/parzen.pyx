@@ -6,7 +6,7 @@ secret-shared yet. Formulas: Mattes et al. 2003, as in
 index, five offsets) are kept to the letter.
 """
 
-from libc.math cimport rint
+from libc.math cimport fabs as abs, rint
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
@@ -272,13 +272,106 @@ def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
             _next(index, shape, dim)
 
 
+def selection_bounds(const double[:, ::1] counts, const double[:, ::1] table,
+                     double slack, int padding, double[:, ::1] out):
+    """Bound on what a sample can select, by moving cell and position in the cell.
+
+    A sample in moving cell c at fraction u has four spline weights. Where one of
+    them is larger than the count that all samples together put into a pair of
+    bins, the sample cannot be in that static bin. Over the static bins that are
+    left, ``|sum_r spline'(r - c - u) table[r, t]|`` is bounded on each of a number
+    of equal intervals of u.
+
+    Parameters
+    ----------
+    counts : array, shape (nbins, q)
+        table of the weights' sums, moving bins in rows.
+    table : array, shape (nbins, q)
+        what the derivatives weigh; see `derivative_rows`.
+    slack : double
+        how far the counts may be below the exact sums.
+    padding : int
+    out : array, shape (nbins - 2 * padding, intervals)
+        the bounds.
+    """
+    cdef:
+        Py_ssize_t cells = out.shape[0], parts = out.shape[1], q = table.shape[1]
+        Py_ssize_t c, s, t
+        int j, r, possible
+        double u0, u1, h = 1.0 / out.shape[1], bound, value0, value1, bend, w, least
+    with nogil:
+        for c in range(cells):
+            for s in range(parts):
+                u0 = s * h
+                u1 = u0 + h
+                bound = 0
+                for t in range(q):
+                    possible = 1
+                    value0 = value1 = bend = 0
+                    for j in range(-1, 3):
+                        r = <int>c + padding + j
+                        # In a cell every weight is monotone in u.
+                        least = min(_spline(j - u0), _spline(j - u1))
+                        if least - slack > counts[r, t] * (1 + 1e-9):
+                            possible = 0
+                            break
+                        w = table[r, t]
+                        value0 += _spline_derivative(j - u0) * w
+                        value1 += _spline_derivative(j - u1) * w
+                        # Second derivative of the spline's derivative: constant.
+                        bend += (1 if j == -1 else -3 if j == 0
+                                 else 3 if j == 1 else -1) * w
+                    if possible:
+                        w = max(abs(value0), abs(value1)) + abs(bend) * h * h / 8
+                        if w > bound:
+                            bound = w
+                out[c, s] = bound
+
+
+def sample_bounds(const double[::1] values, const int32_t[::1] mask, double minimum,
+                  double delta, int nbins, int padding, const double[:, ::1] bounds,
+                  double otherwise, double least, double[::1] out):
+    """Look up `selection_bounds` for each sample; returns their sum.
+
+    Parameters
+    ----------
+    values, mask, minimum, delta, nbins, padding
+        as for `moving_weights`.
+    bounds : array, shape (nbins - 2 * padding, intervals)
+    otherwise : double
+        bound for intensities outside the histogram's range.
+    least : double
+        smallest bound to return for samples that count.
+    out : array, shape (n,)
+    """
+    cdef:
+        Py_ssize_t i, s, parts = bounds.shape[1]
+        int c
+        double cn, b, total = 0
+    with nogil:
+        for i in range(values.shape[0]):
+            if mask is not None and mask[i] == 0:
+                out[i] = 0
+                continue
+            cn = _normalize(values[i], minimum, delta)
+            c = _index(cn, nbins, padding)
+            b = otherwise
+            if c <= cn <= c + 1:
+                s = <Py_ssize_t>((cn - c) * parts)
+                b = bounds[c - padding, s if s < parts else parts - 1]
+            out[i] = b if b > least else least
+            total += out[i]
+    return total
+
+
 def absolute_moments(const double[:, ::1] gradient, const double[:, ::1] points,
-                     double[:, ::1] out):
-    """``out[d, e] += sum_i |gradient[i, d]| |points[i, e]|``, last column without points.
+                     const double[::1] weight, double[:, ::1] out):
+    """``out[d, e] += sum_i weight[i] |gradient[i, d]| |(points[i], 1)[e]|``.
 
     Parameters
     ----------
     gradient, points : array, shape (n, dim)
+    weight : array, shape (n,), or None for ones
     out : array, shape (dim, dim + 1)
     """
     cdef Py_ssize_t i, d, e, dim = gradient.shape[1]
@@ -286,15 +379,16 @@ def absolute_moments(const double[:, ::1] gradient, const double[:, ::1] points,
     with nogil:
         for i in range(gradient.shape[0]):
             for d in range(dim):
-                g = gradient[i, d] if gradient[i, d] >= 0 else -gradient[i, d]
+                g = abs(gradient[i, d])
+                if weight is not None:
+                    g *= weight[i]
                 for e in range(dim):
-                    out[d, e] += g * (points[i, e] if points[i, e] >= 0
-                                      else -points[i, e])
+                    out[d, e] += g * abs(points[i, e])
                 out[d, dim] += g
 
 
 def absolute_moments_grid(const double[:, ::1] gradient, const int32_t[::1] shape,
-                          double[:, ::1] out):
+                          const double[::1] weight, double[:, ::1] out):
     """`absolute_moments` over all voxels of a grid, positions as voxel indices."""
     cdef Py_ssize_t i, d, e, dim = gradient.shape[1]
     cdef Py_ssize_t index[3]
@@ -303,7 +397,9 @@ def absolute_moments_grid(const double[:, ::1] gradient, const int32_t[::1] shap
         _unravel(0, shape, dim, index)
         for i in range(gradient.shape[0]):
             for d in range(dim):
-                g = gradient[i, d] if gradient[i, d] >= 0 else -gradient[i, d]
+                g = abs(gradient[i, d])
+                if weight is not None:
+                    g *= weight[i]
                 for e in range(dim):
                     out[d, e] += g * index[e]
                 out[d, dim] += g

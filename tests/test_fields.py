@@ -106,15 +106,11 @@ def test_signed_integers(field):
 
 @BOTH
 def test_rejected_words(field):
-    p = field.modulus
     ones = np.full(field.storage((5,)), 2**64 - 1, dtype=np.uint64)
     ones[1] = 7
     assert field.reduce_random(ones) == field.count_rejected(ones) == 4
     assert not field.is_canonical(ones)
-    # a spare that is itself to be rejected does not count
+    # A spare that is itself to be rejected does not count.
     spare = np.concatenate([field.from_ints([3]), ones[:1], field.from_ints([4])])
-    assert field.replace_rejected(ones, np.ascontiguousarray(spare)) == 2
-    left = [v for v in field.flat(ones).reshape(5, -1).tolist() if v]
+    assert field.replace_rejected(ones, spare) == 2
     assert field.count_rejected(ones) == 2
-    assert len(left) == 5
-    assert p == field.modulus

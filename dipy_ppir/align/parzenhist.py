@@ -25,12 +25,7 @@ import numpy as np
 from dipy_ppir._kernels import parzen
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.mpc import local
-from dipy_ppir.mpc.contingency import (
-    Contingency,
-    band_bits,
-    choose_scales,
-    row_bits,
-)
+from dipy_ppir.mpc.contingency import Contingency, band_bits, choose_scales
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.logarithm import WEIGHT_BITS, mutual_information
 
@@ -63,6 +58,9 @@ declare(
     shape="2 each evaluation",
     meaning="how many samples lie inside both images' masks",
 )
+
+# Intervals of a moving bin in which `_scales_known` bounds what can be selected.
+_INTERVALS = 64
 
 # Command words of the moving owner, which conducts.
 END, TABLE, CONTRACT = 0, 1, 2
@@ -364,8 +362,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         # Same divisors as DIPY: the 2D dense histogram by the number of samples,
         # the others by their own sum.
         inner = slice(self.padding, self.nbins - self.padding)
+        self._counts = table[:-1]
         self.joint[...] = 0
-        self.joint[inner] = table[:-1].T
+        self.joint[inner] = self._counts.T
         self.smarginal[...] = 0
         self.smarginal[inner] = table[-1]
         self._valid = self.smarginal.sum()
@@ -420,8 +419,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             linear_jacobian(transform, theta) @ np.asarray(grid2world, dtype=np.float64)
         )
         shape = np.array(static.shape, dtype=np.int32)
-        moments = np.zeros((dim, dim + 1))
-        parzen.absolute_moments_grid(gradient, shape, moments)
+
+        def moments(weight, out):
+            parzen.absolute_moments_grid(gradient, shape, weight, out)
 
         by_column = _by_column(jacobian)
 
@@ -460,8 +460,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         gradient = np.ascontiguousarray(mgradient, dtype=np.float64)
         points = np.ascontiguousarray(sample_points, dtype=np.float64)
         jacobian = linear_jacobian(transform, theta)
-        moments = np.zeros((dim, dim + 1))
-        parzen.absolute_moments(gradient, points, moments)
+
+        def moments(weight, out):
+            parzen.absolute_moments(gradient, points, weight, out)
 
         by_column = _by_column(jacobian)
 
@@ -474,7 +475,13 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
     def _update_gradient(self, jacobian, moments, columns):
         p = len(jacobian)
-        self._column_sums = np.einsum("kde,de->k", np.abs(jacobian), moments)
+
+        def column_sums(weight=None):
+            out = np.zeros(jacobian.shape[1:])
+            moments(weight, out)
+            return np.einsum("kde,de->k", np.abs(jacobian), out)
+
+        self._column_sums = column_sums
 
         def blocks(start, stop):
             out = np.empty((stop - start, p))
@@ -521,21 +528,28 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     def _scales_known(self):
         inner = slice(self.padding, self.nbins - self.padding)
         self._table_rows = np.ascontiguousarray(self._log_ratio[inner].T)
+        bounds = np.empty((self.categories, _INTERVALS))
+        slack = self.nbins * 2.0**-self._sums.frac_bits
+        parzen.selection_bounds(
+            self._counts, self._table_rows, slack, self.padding, bounds
+        )
+        values, mask, *settings = self._moving
+        each = np.empty(values.size)
         # The magnitudes of the spline derivatives of a sample sum to 3/2 at most.
-        bound = max(1.5 * np.abs(self._table_rows).max(), 2.0**-40)
-        bits = row_bits(self._sums.samples)
-        scale = 2.0 ** (bits - 1 - np.ceil(np.log2(bound)))
-        return choose_scales(scale, bits, self._column_sums, self._sums.samples)
+        otherwise = 1.5 * np.abs(self._table_rows).max()
+        total = parzen.sample_bounds(
+            values, mask, *settings, bounds, otherwise, 2.0**-10, each
+        )
+        return choose_scales(total, self._column_sums(each))
 
     def _scales_shared(self):
         # Derivatives sum to zero, so z is at most 3/4 of the logarithms' range,
         # which is below 45; outside the histogram's range at most 3/2 of 45.
-        table_bits = np.log2(1.5 * 45) + WEIGHT_BITS
-        bits = band_bits(self._sums.samples, int(np.ceil(table_bits)))
-        scales = choose_scales(
-            2.0**bits, bits + table_bits, self._column_sums, self._sums.samples
-        )
-        scales.table = 2.0**WEIGHT_BITS
+        bound, samples = 1.5 * 45, self._sums.samples
+        row = 2.0 ** band_bits(samples, int(np.ceil(np.log2(bound))) + WEIGHT_BITS)
+        scale = row * 2.0**WEIGHT_BITS
+        scales = choose_scales(samples * bound, bound * self._column_sums(), scale)
+        scales.row, scales.table = row, 2.0**WEIGHT_BITS
         return scales
 
     def _derivative_band(self, start, stop, scale):

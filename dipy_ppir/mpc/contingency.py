@@ -51,16 +51,11 @@ from dipy_ppir.mpc.protocols import reduce, reshare_parts, share_elements
 BLOCK = 1 << 13
 #: The sum of a contraction stays below 2**SUM_BITS.
 SUM_BITS = 59
-
-
-def row_bits(samples):
-    """Bits of the integers to which rows of K are scaled.
-
-    A sum has SUM_BITS bits to share between K, g and the number of samples. The
-    rounding errors of K and g count alike, but the bound on K is some 2**7
-    above its typical value, hence more than half of the bits.
-    """
-    return (SUM_BITS - max(int(samples), 1).bit_length()) // 2 + 4
+#: No scaled element of a row is larger than 2**ROW_BITS.
+ROW_BITS = 50
+#: Bits that rows get more than half of: most columns are near zero while their
+#: largest elements set the sums, so they need fewer.
+ROW_SHARE = 1
 
 
 def table_frac_bits(samples):
@@ -206,13 +201,12 @@ class Contingency:
         sums : SharedArray, shape (p,), degree 2
         """
         s, f = self.session, self.field
-        bits = row_bits(self.samples)
 
         def selected(start, stop):
             b = self._b[start:stop]
             z = f.empty((stop - start,))
             if s.pid == MOVING:
-                k = f.encode(rows(start, stop) * scales.row, 0, 2.0**bits)
+                k = f.encode(rows(start, stop) * scales.row, 0, 2.0**ROW_BITS)
                 r = s.random_elements(STATIC, MOVING, f, b.shape)
                 out = f.empty(b.shape)
                 f.kernels.share_upper(f.flat(r), f.flat(k), f.flat(out))
@@ -337,19 +331,22 @@ def band_bits(samples, table_bits):
     return left // 2
 
 
-def choose_scales(row_scale, row_bits, column_sums, samples):
+def choose_scales(row_sum, weighted_sums, row_scale=None):
     """Scales that keep every sum of a contraction inside the field.
+
+    A sum of products ``z g`` is exact modulo p, so only the final sum must fit.
+    Where the caller can bound z for each sample, it hands in sums weighted with
+    these bounds: the tighter they are, the finer the numbers are rounded.
 
     Parameters
     ----------
-    row_scale : float
-        scale of the rows, or of the band.
-    row_bits : float
-        the scaled values z are below ``2**row_bits``.
-    column_sums : array, shape (p,)
-        sum over the samples of the magnitude of each column of g.
-    samples : int
-        number of samples, each of which may be rounded up by one half.
+    row_sum : float
+        sum over the samples of the bound on z.
+    weighted_sums : array, shape (p,)
+        sum over the samples of the bound on z times the magnitude of g.
+    row_scale : float, optional
+        scale of the rows; by default rows and columns share the bits so that
+        their rounding errors count alike.
 
     Returns
     -------
@@ -358,15 +355,16 @@ def choose_scales(row_scale, row_bits, column_sums, samples):
     Raises
     ------
     FixedPointOverflowError
-        if a sum is not finite, or the samples are too many for the field.
+        if a bound is not finite.
     """
-    if not np.isfinite(column_sums).all():
+    if not (np.isfinite(row_sum) and np.isfinite(weighted_sums).all()):
         raise FixedPointOverflowError(
             "the gradient of the moving image is not finite; check the image"
         )
-    # sum |g_int| <= scale * sum |g| + n / 2, to stay below 2**(SUM_BITS - row_bits).
-    room = SUM_BITS - row_bits - 1
-    if samples / 2 > 2.0**room:
-        raise FixedPointOverflowError("too many samples for the field")
-    columns = 2.0 ** np.floor(room - np.log2(np.maximum(column_sums, 2.0**-40)))
-    return Scales(row_scale, np.minimum(columns, 2.0**room))
+    # One bit is kept for the sign, one for what rounding adds to the terms.
+    room = SUM_BITS - 2
+    if row_scale is None:
+        half = (room - np.log2(max(row_sum, 1.0))) // 2
+        row_scale = 2.0 ** np.clip(half + ROW_SHARE, 1, 40)
+    columns = room - np.log2(np.maximum(row_scale * weighted_sums, 2.0**-40))
+    return Scales(row_scale, 2.0 ** np.clip(np.floor(columns), -1000, room))

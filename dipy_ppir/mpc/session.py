@@ -414,6 +414,7 @@ def local_trio(*, timeout=DEFAULT_TIMEOUT, threshold=THRESHOLD, insecure=False):
     """
     import socket
 
+    check_setup(PARTIES, threshold, insecure)
     links = {p: {} for p in ROLES}
     seeds = {p: {} for p in ROLES}
     for i, j in ((MOVING, STATIC), (MOVING, HELPER), (STATIC, HELPER)):

@@ -247,11 +247,13 @@ class SecureImageRegistrationFlow(Workflow):
         )
         if not far_apart:
             inputs.check_fields_of_view(
-                static.shape, grid2world["static"], moving.shape, grid2world["moving"]
+                static, grid2world["static"], moving, grid2world["moving"]
             )
         steps = [s for s in options["pipeline"] if s != "center_of_mass"]
         logger.info(
-            "Registering %s to %s: %s", paths["moving"], paths["static"],
+            "Registering %s to %s: %s",
+            paths["moving"],
+            paths["static"],
             ", ".join(s.replace("_", " ") for s in options["pipeline"]),
         )
         with display(steps, len(options["level_iters"])) as progress:

@@ -6,7 +6,10 @@ import sys
 
 #: Commands to their workflows.
 CLI_FLOWS = {
-    "dipy_ppir_align_affine": ("dipy_ppir.workflows.align", "SecureImageRegistrationFlow"),
+    "dipy_ppir_align_affine": (
+        "dipy_ppir.workflows.align",
+        "SecureImageRegistrationFlow",
+    ),
 }
 
 

@@ -159,7 +159,8 @@ def check_levels(level_iters, sigmas, factors):
         ("sigmas", 0, False),
     ):
         for value in levels[flag]:
-            if not np.isfinite(value) or value < least or (whole and value != int(value)):
+            usable = np.isfinite(value) and value >= least
+            if not usable or (whole and value != int(value)):
                 kind = "whole numbers" if whole else "numbers"
                 raise InputError(
                     f"--{flag} {value:g} is out of range; give {kind} of at least "
@@ -189,10 +190,10 @@ def check_pyramid(shape, grid2world, sigmas, factors):
         )
 
 
-def check_fields_of_view(static_shape, static_grid2world, moving_shape, moving_grid2world):
+def check_fields_of_view(static, static_grid2world, moving, moving_grid2world):
     """Refuse two images that lie apart in space."""
     try:
-        check_overlap(static_shape, static_grid2world, moving_shape, moving_grid2world)
+        check_overlap(static.shape, static_grid2world, moving.shape, moving_grid2world)
     except ValueError:
         raise InputError(
             "the two images do not overlap in space; correct their headers, or give "

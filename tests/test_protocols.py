@@ -1,0 +1,764 @@
+"""Sharing, opening, reduction and truncation, against Python's integers."""
+
+import logging
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+from scipy import stats
+
+from dipy_ppir.mpc import mpyc_bridge
+from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
+from dipy_ppir.mpc.errors import (
+    FixedPointOverflowError,
+    InsecureSetupError,
+    ParameterMismatchError,
+    ProtocolError,
+    UndeclaredOpeningError,
+)
+from dipy_ppir.mpc.fields import P61, P127
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare, receipt_text
+from dipy_ppir.mpc.protocols import (
+    additive_part,
+    reduce,
+    reshare_parts,
+    share,
+    share_elements,
+    shift_right,
+    truncate,
+    zero_share,
+)
+from dipy_ppir.mpc.session import Session, check_setup, local_trio, run_trio
+from dipy_ppir.mpc.transport import DATA, operation_code
+
+ALL = (MOVING, STATIC, HELPER)
+BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)
+few = settings(max_examples=15, deadline=None)
+
+
+def ints(field, n=3):
+    p = field.modulus
+    one = st.one_of(st.sampled_from([0, 1, 2, p - 1, p // 2]), st.integers(0, p - 1))
+    return st.lists(one, min_size=n, max_size=n)
+
+
+def share_ints(session, owner, values, field, *, bound=None):
+    """Share Python integers of any residue; for tests."""
+    x = field.from_ints(values) if session.pid == owner else None
+    part = share_elements(session, owner, x, (len(values),), field, "share")
+    return SharedArray(field, part, 1, 0, field.modulus // 2 if bound is None else bound)
+
+
+def open_ints(session, array, receivers=ALL):
+    raw = session.open(array, "test-any", receivers, raw=True)
+    return None if raw is None else array.field.to_ints(raw).tolist()
+
+
+def signed(values, p):
+    return [v - p if v > p // 2 else v for v in values]
+
+
+# -- sharing and opening -----------------------------------------------------
+
+
+@BOTH
+@given(data=st.data())
+@few
+def test_share_and_open(three, field, data):
+    values = data.draw(ints(field))
+    owner = data.draw(st.sampled_from(ALL))
+
+    def party(session):
+        array = share_ints(session, owner, values, field)
+        return open_ints(session, array), field.to_ints(array.share).tolist()
+
+    results = three(party)
+    p = field.modulus
+    assert [opened for opened, _ in results] == [values] * 3
+    points = [part for _, part in results]
+    for x, a, b, c in zip(values, *points, strict=True):
+        assert (2 * a - b) % p == x, "not on a line through the secret"
+        assert (a - 2 * b + c) % p == 0, "not a line"
+
+
+@BOTH
+@given(data=st.data())
+@few
+def test_products_and_their_reduction(three, field, data):
+    p = field.modulus
+    a, b = data.draw(ints(field)), data.draw(ints(field))
+    small = field.modulus.bit_length() // 2 - 2
+    limit = 1 << small
+
+    def party(session):
+        x = share_ints(session, MOVING, a, field, bound=limit)
+        y = share_ints(session, STATIC, b, field, bound=limit)
+        product = x * y
+        reduced = reduce(session, product)
+        assert (product.degree, reduced.degree) == (2, 1)
+        assert reduced.bound == product.bound == limit**2
+        return open_ints(session, product), open_ints(session, reduced), reduced.share
+
+    expected = [u * v % p for u, v in zip(a, b, strict=True)]
+    results = three(party)
+    for product, reduced, _ in results:
+        assert product == expected
+        assert reduced == expected
+    first, second, third = (field.to_ints(r[2]) for r in results)
+    assert ((first - 2 * second + third) % p == 0).all(), "not reduced to degree 1"
+
+
+@pytest.mark.parametrize("receivers", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("degree", [1, 2])
+def test_only_receivers_learn(three, receivers, degree):
+    def party(session):
+        array = share(session, STATIC, np.array([3.0, -2.0]), (2,), frac_bits=4, bound=4)
+        if degree == 2:
+            array = array * array
+        return session.open(array, "test-any", receivers)
+
+    expected = [3.0, -2.0] if degree == 1 else [9.0, 4.0]
+    for pid, opened in enumerate(three(party)):
+        if pid in receivers:
+            assert opened.tolist() == expected
+        else:
+            assert opened is None
+
+
+def test_matrix_products(three):
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-50, 50, (9, 4)), rng.integers(-50, 50, (9, 3))
+
+    def party(session):
+        x = share(session, MOVING, a, a.shape, bound=50)
+        y = share(session, STATIC, b, b.shape, bound=50)
+        left = x.reshape(4, 9) @ y
+        opened = session.open(x.gram(y), "test-any", ALL)
+        return opened, session.open(left, "test-any", ALL), x.gram(y).bound
+
+    for gram, left, bound in three(party):
+        assert (gram == a.T @ b).all()
+        assert (left == a.reshape(4, 9) @ b).all()
+        assert bound == 9 * 50 * 50
+
+
+def test_many_rows_are_added_up_in_blocks(three):
+    n = (1 << 13) + 5
+    a = np.arange(n).reshape(n, 1) % 7
+
+    def party(session):
+        x = share(session, MOVING, a, a.shape, bound=7)
+        return session.open(x.gram(x), "test-any", (MOVING,))
+
+    assert three(party)[MOVING] == (a**2).sum()
+
+
+def test_sum_of_terms_of_two_parties(three):
+    def party(session):
+        mine = P61.from_ints([session.pid + 1, 10])
+        parts = {p: mine if p == session.pid else None for p in (STATIC, HELPER)}
+        total = reshare_parts(
+            session, parts, (2,), P61, frac_bits=0, bound=100, name="part"
+        )
+        return open_ints(session, total)
+
+    assert three(party) == [[5, 20]] * 3
+
+
+@BOTH
+def test_sharing_of_zero(trio, field):
+    n = 4000
+    shares = run_trio(trio, zero_share, field, (n,))
+    parts = [field.scale(s, c) for s, c in zip(shares, LAGRANGE, strict=True)]
+    total = field.add(field.add(parts[0], parts[1]), parts[2])
+    assert not total.any()
+    for part in parts:
+        top = field.to_ints(part) >> (field.bits - 4)
+        assert stats.chisquare(np.bincount(top.astype(int), minlength=16)).pvalue > 1e-6
+    again = run_trio(trio, zero_share, field, (n,))
+    assert (again[0] != shares[0]).reshape(n, -1).any(axis=1).all()
+
+
+# -- truncation --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [P61, P127], ids=repr)
+@pytest.mark.parametrize("target", [P61, P127], ids=repr)
+@given(data=st.data())
+@few
+def test_truncation_is_right_to_one_unit(three, source, target, data):
+    room = source.bits - 42
+    bits = data.draw(st.integers(0, 70 if source is P127 else 18))
+    magnitude = 2 ** data.draw(st.integers(1, min(room, target.bits - 2 + bits)))
+    values = data.draw(
+        st.lists(st.integers(-magnitude, magnitude), min_size=4, max_size=4)
+    )
+    degree = data.draw(st.sampled_from([1, 2]))
+
+    def party(session):
+        array = share_ints(session, STATIC, values, source, bound=magnitude)
+        if degree == 2:
+            one = share_ints(session, MOVING, [1] * len(values), source, bound=1)
+            array = array * one
+        result = truncate(session, array, bits, field=target)
+        assert result.degree == 1
+        assert result.frac_bits == -bits
+        return open_ints(session, result), result.bound
+
+    for opened, bound in three(party):
+        for x, y in zip(values, signed(opened, target.modulus), strict=True):
+            assert y - (x >> bits) in (0, 1)
+            assert abs(y) <= bound
+        assert bound <= (magnitude >> bits) + 1
+
+
+def test_truncation_is_right_on_average_and_everywhere(three):
+    """A thousand fixed-point products per pair of signs, within one last place."""
+    rng = np.random.default_rng(3)
+    a, b = rng.uniform(-8, 8, 4000), rng.uniform(-8, 8, 4000)
+
+    def party(session):
+        x = share(session, MOVING, a, a.shape, frac_bits=20, bound=8, field=P127)
+        y = share(session, STATIC, b, b.shape, frac_bits=20, bound=8, field=P127)
+        product = truncate(session, x * y, 20, field=P61)
+        assert product.field is P61
+        assert product.frac_bits == 20
+        return session.open(product, "test-any", (MOVING,))
+
+    error = three(party)[MOVING] - a * b
+    assert np.abs(error).max() < 2.0**-20 * (2 + 16)
+    product = np.rint(a * 2**20) * np.rint(b * 2**20) / 2.0**40
+    assert np.abs(three(party)[MOVING] - product).max() <= 2.0**-20
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("source", [P61, P127], ids=repr)
+@pytest.mark.parametrize("target", [P61, P127], ids=repr)
+def test_shift_right(source, target, data):
+    values = data.draw(ints(source))
+    bits = data.draw(st.integers(0, source.bits - 1))
+    out = shift_right(source, source.from_ints(values), bits, target)
+    assert target.is_canonical(out)
+    assert target.to_ints(out).tolist() == [(v >> bits) % target.modulus for v in values]
+
+
+# -- scales and bounds -------------------------------------------------------
+
+
+def local_array(values, frac_bits=0, bound=100, field=P61, degree=1):
+    return SharedArray(field, field.encode_int(np.array(values)), degree, frac_bits, bound)
+
+
+def test_bounds_cover_what_is_computed():
+    a, b = local_array([100, -100]), local_array([7, 7], bound=7)
+    assert (a + b).bound == (a - b).bound == 107
+    assert (-a).bound == 100
+    assert a.times(-3).bound == 300
+    assert a.add_public(-5).bound == 105
+    assert (a * b).bound == 700
+    rows = a.reshape(2, 1)
+    assert rows.combine(np.array([[1, -2], [3, 0]])).bound == 300
+    assert a[:1].bound == a.reshape(1, 2).bound == 100
+    assert P61.decode(rows.combine(np.array([[1, -2]])).share, 0).tolist() == [[300.0]]
+    assert P61.decode(a.add_public(-5).share, 0).tolist() == [95.0, -105.0]
+
+
+@given(
+    bound=st.integers(1, 2**40),
+    factor=st.integers(-(2**12), 2**12),
+    offset=st.integers(-(2**40), 2**40),
+)
+@settings(max_examples=50, deadline=None)
+def test_bounds_are_never_too_small(bound, factor, offset):
+    a = local_array([bound, -bound], bound=bound, field=P127)
+    for array in (a.times(factor), a.add_public(offset), a + a.times(factor), a * a):
+        values = P127.to_ints(array.share).tolist()
+        assert max(map(abs, signed(values, P127.modulus))) <= array.bound
+
+
+def test_scales_follow_products_and_must_agree_in_sums():
+    a, b = local_array([1], frac_bits=3), local_array([1], frac_bits=5)
+    assert (a * b).frac_bits == 8
+    assert (a * b).degree == 2
+    for bad in (lambda: a + b, lambda: a - b):
+        with pytest.raises(ValueError, match="3 and 5 fraction bits"):
+            bad()
+    with pytest.raises(ValueError, match="field or shape"):
+        a + local_array([1, 2], frac_bits=3)
+    with pytest.raises(ValueError, match="field or shape"):
+        a * local_array([1], field=P127)
+    with pytest.raises(ValueError, match="reduce the degree"):
+        (a * b) * a
+    with pytest.raises(ValueError, match="do not match"):
+        a.reshape(1, 1) @ local_array([1, 2]).reshape(2, 1)
+    with pytest.raises(ValueError, match="number of rows"):
+        a.reshape(1, 1).gram(local_array([1, 2]).reshape(2, 1))
+
+
+OVERFLOWS = {
+    "product": lambda s, x: x * x,
+    "sum": lambda s, x: x.times(2**29).times(2),
+    "matrix product": lambda s, x: x.reshape(1, 4).times(2**28).gram(x.reshape(1, 4)),
+    "truncation": lambda s, x: truncate(s, x, 4),
+    "public sum": lambda s, x: x.add_public(2**61),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_overflow_is_raised_everywhere_before_anything_is_sent(trio, outcomes, tap, name):
+    def prepare(session):
+        return share(session, MOVING, np.zeros(4), (4,), bound=2.0**31)
+
+    arrays = run_trio(trio, prepare)
+    frames = tap(trio)
+    errors = outcomes(
+        trio, lambda s: OVERFLOWS[name](s, arrays[s.pid]), stop=False
+    )
+    for error in errors:
+        assert isinstance(error, FixedPointOverflowError), error
+    assert isinstance(errors[0], OverflowError)
+    assert not frames
+
+
+def test_input_beyond_its_bound_sends_nothing(trio, outcomes, tap):
+    frames = tap(trio)
+    errors = outcomes(
+        trio, lambda s: share(s, MOVING, np.array([5.0]), (1,), bound=4)
+    )
+    assert isinstance(errors[MOVING], FixedPointOverflowError)
+    assert not [f for f in frames if f[2] == DATA]
+
+
+def test_input_of_another_shape_is_refused(trio, outcomes):
+    errors = outcomes(trio, lambda s: share(s, MOVING, np.zeros(3), (4,)))
+    assert isinstance(errors[MOVING], ValueError)
+    assert "(4,)" in str(errors[MOVING])
+
+
+# -- what crosses the wire ---------------------------------------------------
+
+
+def secret_steps(session, value, n, field):
+    """Every step that sends, on one constant secret."""
+    a = share(session, MOVING, np.full(n, value), (n,), frac_bits=2, bound=4, field=field)
+    b = share(session, STATIC, np.full(n, value), (n,), frac_bits=2, bound=4, field=field)
+    c = share(session, HELPER, np.full(n, value), (n,), frac_bits=2, bound=4, field=field)
+    product = reduce(session, a * b)
+    truncated = truncate(session, product, 2)
+    total = (product + (truncated * c))
+    assert total.frac_bits == 4
+    session.open(total, "test-moving", (MOVING,))
+
+
+def uniformity(frames, field, bits=4):
+    """Smallest p-value of a chi-square test over all frames' high and low bits."""
+    worst = {}
+    for sender, receiver, kind, op, payload in frames:
+        if kind != DATA:
+            continue
+        words = np.frombuffer(payload, dtype=np.uint64).reshape(-1, field.words)
+        high = words[:, -1] >> np.uint64(field.bits - 64 * (field.words - 1) - bits)
+        for part in (high, words[:, 0] & np.uint64((1 << bits) - 1)):
+            counts = np.bincount(part.astype(np.int64), minlength=1 << bits)
+            worst[sender, receiver, op] = min(
+                worst.get((sender, receiver, op), 1), stats.chisquare(counts).pvalue
+            )
+    return worst
+
+
+@BOTH
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_everything_on_the_wire_is_uniform(trio, tap, field, value):
+    frames = tap(trio)
+    run_trio(trio, secret_steps, value, 6000, field)
+    # 3 inputs, 3 of the reduction, 3 of the truncation, 2 of the opening.
+    assert len([f for f in frames if f[2] == DATA]) == 11
+    low = {k: p for k, p in uniformity(frames, field).items() if p < 1e-6}
+    assert not low, low
+
+
+def test_the_measure_of_uniformity_notices_bare_values(tap):
+    sessions = local_trio(timeout=30, threshold=0, insecure=True)
+    frames = tap(sessions)
+    run_trio(sessions, secret_steps, 1.0, 6000, P61)
+    for session in sessions:
+        session.close()
+    worst = uniformity(frames, P61)
+    assert worst
+    assert all(p < 1e-6 for p in worst.values())
+
+
+@BOTH
+def test_masks_never_repeat(trio, tap, field):
+    """The same input twice in one session: no element is sent twice."""
+    frames = tap(trio)
+    run_trio(trio, secret_steps, 1.0, 500, field)
+    first = [f for f in frames if f[2] == DATA]
+    del frames[:]
+    run_trio(trio, secret_steps, 1.0, 500, field)
+    second = [f for f in frames if f[2] == DATA]
+    assert sorted(f[:4] for f in first) == sorted(f[:4] for f in second)
+    seen = set()
+    for frame in first + second:
+        size = field.nbytes
+        elements = {frame[4][i : i + size] for i in range(0, len(frame[4]), size)}
+        assert len(elements) == 500
+        assert not elements & seen
+        seen |= elements
+
+
+def test_the_helper_sees_no_difference_between_secrets(tap):
+    """Same seeds, other secrets: what one party receives stays uniform, so any
+    single view fits every secret; two views together do not."""
+    views = []
+    for value in (0.0, 1.0):
+        sessions = local_trio(timeout=30)
+        frames = tap(sessions)
+        run_trio(sessions, lambda s, v=value: share(s, MOVING, np.full(6000, v), (6000,)))
+        for session in sessions:
+            session.close()
+        (payload,) = [f[4] for f in frames if f[2] == DATA]
+        views.append(np.frombuffer(payload, dtype=np.uint64) >> np.uint64(57))
+    tables = np.stack([np.bincount(v.astype(np.int64), minlength=16) for v in views])
+    assert stats.chi2_contingency(tables).pvalue > 1e-6
+
+
+ELEMENTS = {
+    # what the docstrings say: elements per value over all links, and rounds
+    "share": (1, 1),
+    "reduce": (3, 1),
+    "truncate": (3, 2),
+    "open-1": (1, 1),
+    "open-2": (2, 1),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+@BOTH
+def test_costs_are_as_stated(trio, name, field):
+    n = 50
+
+    def party(session):
+        def fresh():
+            return share(session, MOVING, np.ones(n), (n,), bound=1, field=field)
+
+        steps = {
+            "share": fresh,
+            "reduce": lambda: reduce(session, product),
+            "truncate": lambda: truncate(session, product, 0),
+            "open-1": lambda: session.open(single, "test-any", (STATIC,)),
+            "open-2": lambda: session.open(product, "test-any", (STATIC,)),
+        }
+        single = fresh()
+        product = single * single
+        with session.phase("counted"):
+            steps[name]()
+        rounds = session.ledger.rounds["counted"]
+        return session.ledger.sent_by_phase().get("counted", 0), rounds
+
+    results = run_trio(trio, party)
+    per_value, rounds = ELEMENTS[name]
+    assert sum(sent for sent, _ in results) == per_value * n * field.nbytes
+    # Messages that one party waits for one after the other, at most.
+    waits = {"reduce": 2, "truncate": 2}.get(name, rounds)
+    assert max(r for _, r in results) == waits
+
+
+# -- opening is declared -----------------------------------------------------
+
+
+def test_undeclared_opening_is_refused_everywhere(trio, outcomes, tap):
+    arrays = run_trio(trio, lambda s: share(s, MOVING, np.ones(1), (1,)))
+    frames = tap(trio)
+    errors = outcomes(
+        trio, lambda s: s.open(arrays[s.pid], "nobody-said", (MOVING,)), stop=False
+    )
+    for error in errors:
+        assert isinstance(error, UndeclaredOpeningError)
+        assert "'nobody-said' was never declared" in str(error)
+    assert not frames
+    assert not any(s.ledger.opened for s in trio)
+
+
+@pytest.mark.parametrize("receivers", [(STATIC,), (HELPER,), (MOVING, STATIC)])
+def test_opening_to_a_stranger_is_refused_everywhere(trio, outcomes, tap, receivers):
+    arrays = run_trio(trio, lambda s: share(s, MOVING, np.ones(1), (1,)))
+    frames = tap(trio)
+    errors = outcomes(
+        trio, lambda s: s.open(arrays[s.pid], "test-moving", receivers), stop=False
+    )
+    for error in errors:
+        assert isinstance(error, UndeclaredOpeningError)
+        assert "may not be opened to" in str(error)
+    assert not frames
+
+
+def test_a_declaration_cannot_be_changed():
+    again = declare("test-moving", (0,), "any", "what a test opens to the moving owner")
+    assert again.receivers == (0,)
+    with pytest.raises(ValueError, match="already declared differently"):
+        declare("test-moving", (0, 1), "any", "what a test opens to the moving owner")
+
+
+def test_receipt_counts_openings_and_bytes(three):
+    def party(session):
+        with session.phase("first"):
+            a = share(session, MOVING, np.ones(10), (10,), bound=3)
+        with session.phase("second"):
+            session.open(a, "test-moving", (MOVING,))
+            session.open(a * a, "test-any", (STATIC, HELPER))
+        return session.receipt(parameters={"n": 10})
+
+    receipts = three(party)
+    # Waits are each party's own; the rest is the same at all parties.
+    for receipt in receipts:
+        assert {**receipt, "waits": 0} == {**receipts[0], "waits": 0}
+    receipt = receipts[0]
+    entry = receipt["learned"]["moving owner"][0]
+    assert (entry["label"], entry["openings"], entry["values"]) == ("test-moving", 1, 10)
+    assert entry["bits"] == 3  # magnitudes up to 3, and the sign
+    assert [e["bits"] for e in receipt["learned"]["helper"]] == [5]
+    assert receipt["bytes_sent"]["moving owner"]["first"] == 80
+    assert receipt["bytes_total"] == 80 + 80 + 4 * 80
+    assert (receipt["m"], receipt["t"], receipt["insecure"]) == (3, 1, False)
+    text = receipt_text(receipt)
+    assert "what a test opens to the moving owner" in text
+    assert "no 2 work together" in text
+
+
+# -- set-ups -----------------------------------------------------------------
+
+
+def test_threshold_zero_is_refused():
+    with pytest.raises(InsecureSetupError, match="share is the secret itself"):
+        local_trio(threshold=0)
+    with pytest.raises(ValueError, match="insecure=True"):
+        check_setup(3, 0)
+    with pytest.raises(InsecureSetupError, match="threshold 2 needs more"):
+        check_setup(3, 2)
+
+
+@pytest.mark.parametrize("parties", [1, 2, 4, 5])
+def test_other_numbers_of_parties_are_refused(parties):
+    with pytest.raises(InsecureSetupError, match="two image owners and one helper"):
+        check_setup(parties, 1, insecure=True)
+
+
+def test_two_parties_are_told_why(trio):
+    links = {1: trio[0].network.links[1]}
+    with pytest.raises(InsecureSetupError, match="with two parties the threshold is 0"):
+        Session(0, links, {1: bytes(32)})
+
+
+def test_insecure_warns_and_is_marked_on_the_receipt(three, caplog):
+    with caplog.at_level(logging.WARNING, logger="dipy_ppir"):
+
+        def party(session):
+            a = share(session, STATIC, np.array([5.0]), (1,), bound=8)
+            value = session.open(reduce(session, a * a), "test-any", ALL)
+            return a.share[0], value[0], session.receipt()
+
+        results = three(party, threshold=0, insecure=True)
+    assert sum("INSECURE" in r.message for r in caplog.records) == 3
+    # The warning is true: what the helper holds is a public multiple of the secret.
+    assert results[HELPER][0] == P61.modulus - 2 * 5
+    for _, value, receipt in results:
+        assert value == 25
+        assert receipt["insecure"]
+        assert receipt["t"] == 0
+        assert receipt_text(receipt).startswith("INSECURE")
+
+
+# -- agreement on public parameters ------------------------------------------
+
+
+def test_disagreement_is_named_at_every_party(trio, outcomes, tap):
+    views = [{"nbins": 32, "same": 1}, {"nbins": 16, "same": 1}, {"nbins": None, "same": 1}]
+    frames = tap(trio)
+    errors = outcomes(trio, lambda s: s.agree("registration", views[s.pid]), stop=False)
+    for error in errors:
+        assert isinstance(error, ParameterMismatchError)
+        text = str(error)
+        assert "'nbins'" in text
+        assert "32 at the moving owner, 16 at the static owner" in text
+        assert "same" not in text.split("give every")[0]
+    assert not [f for f in frames if f[2] == DATA]
+
+
+def test_agreement(three):
+    def party(session):
+        session.agree("x", {"a": [1, 2.5], "b": None if session.pid else "only here"})
+        return True
+
+    assert all(three(party))
+
+
+def test_metadata_that_is_no_dict_is_survived(trio, outcomes):
+    def party(session):
+        if session.pid == STATIC:
+            return session.exchange("agree-x", [1, 2])
+        return session.agree("x", {"a": 1})
+
+    assert outcomes(trio, party)[MOVING] is None
+
+
+# -- MPyC's own shares -------------------------------------------------------
+
+
+@BOTH
+@given(data=st.data())
+@few
+def test_mpyc_recombines_our_shares(three, field, data):
+    values = data.draw(ints(field))
+    owner = data.draw(st.sampled_from(ALL))
+    mpyc = mpyc_bridge.load()
+    gf = mpyc.finfields.GF(field.modulus)
+    shares = three(
+        lambda s: field.to_ints(share_ints(s, owner, values, field).share).tolist()
+    )
+    for pair in [(0, 1), (0, 2), (1, 2), (0, 1, 2)]:
+        points = [(p + 1, shares[p]) for p in pair]
+        assert [int(v) % field.modulus for v in mpyc.thresha.recombine(gf, points)] == values
+
+
+@BOTH
+@given(data=st.data())
+@few
+def test_we_open_mpyc_shares(three, field, data):
+    values = data.draw(ints(field))
+    mpyc = mpyc_bridge.load()
+    gf = mpyc.finfields.GF(field.modulus)
+    rows = mpyc.thresha.random_split(gf, [gf(v) for v in values], 1, 3)
+
+    def party(session):
+        part = field.from_ints([int(v) for v in rows[session.pid]])
+        return open_ints(session, SharedArray(field, part, 1, 0, field.modulus // 2))
+
+    assert three(party) == [values] * 3
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["field", "integer", "fixed"])
+def test_to_mpyc_and_back_sends_nothing(trio, tap, field, kind):
+    x = np.array([[1.5, -2.25], [0.0, 3.0]])
+    frames = tap(trio)
+
+    def party(session):
+        bits = 0 if kind == "integer" else 4
+        a = share(session, MOVING, x if bits else x * 4, (2, 2), frac_bits=bits, bound=16, field=field)
+        sent = len(frames)
+
+        async def there_and_back(mpc):
+            secure = mpyc_bridge.to_mpyc(a, kind)
+            return await mpyc_bridge.from_mpyc(mpc, secure, field, frac_bits=bits, bound=16)
+
+        back = mpyc_bridge.run(session, there_and_back)
+        assert (back.share == a.share).all()
+        assert back.frac_bits == bits
+        assert sent <= 1
+        return back.bound
+
+    run_trio(trio, party)
+    assert len(frames) == 1, "only the input itself"
+
+
+def test_mpyc_multiplies_and_compares_our_shares(three):
+    x, y = np.array([3, -4, 0, 100]), np.array([5, 2, 0, -100])
+
+    def party(session):
+        a = share(session, MOVING, x, (4,), bound=128, field=P127)
+        b = share(session, STATIC, y, (4,), bound=128, field=P127)
+
+        async def compute(mpc):
+            u, v = mpyc_bridge.to_mpyc(a, "integer"), mpyc_bridge.to_mpyc(b, "integer")
+            product = await mpyc_bridge.from_mpyc(mpc, u * v, P127, bound=2**14)
+            less = await mpyc_bridge.from_mpyc(mpc, u < v, P127, bound=1)
+            return product, less
+
+        product, less = mpyc_bridge.run(session, compute)
+        return (
+            session.open(product, "test-any", ALL),
+            session.open(less, "test-any", ALL),
+            # our own step afterwards: both sides left the wires in order
+            session.open(reduce(session, a * b), "test-any", ALL),
+        )
+
+    for product, less, own in three(party):
+        assert (product == x * y).all()
+        assert (less == (x < y)).all()
+        assert (own == x * y).all()
+
+
+def test_mpyc_fixed_point_products(three):
+    x, y = np.array([0.5, -1.25, 3.0]), np.array([2.5, 1.5, -0.125])
+
+    def party(session):
+        a = share(session, MOVING, x, (3,), frac_bits=16, bound=8, field=P127)
+        b = share(session, STATIC, y, (3,), frac_bits=16, bound=8, field=P127)
+
+        async def compute(mpc):
+            u, v = mpyc_bridge.to_mpyc(a, "fixed"), mpyc_bridge.to_mpyc(b, "fixed")
+            return await mpyc_bridge.from_mpyc(mpc, u * v, P127, frac_bits=16, bound=64)
+
+        return session.open(mpyc_bridge.run(session, compute), "test-any", ALL)
+
+    for product in three(party):
+        assert np.abs(product - x * y).max() <= 2.0**-15
+
+
+def test_mpyc_messages_are_uniform_too(trio, tap):
+    frames = tap(trio)
+
+    def party(session):
+        a = share(session, MOVING, np.ones(1500), (1500,), bound=2)
+
+        async def square(mpc):
+            u = mpyc_bridge.to_mpyc(a)
+            return await mpyc_bridge.from_mpyc(mpc, u * u, P61, bound=1)
+
+        return mpyc_bridge.run(session, square)
+
+    run_trio(trio, party)
+    sent = [f for f in frames if f[2] not in (DATA,)]
+    assert len(sent) == 6, "one message on each link and way"
+    for *_, payload in sent:
+        raw = np.frombuffer(payload[-1500 * 8 :], dtype=np.uint8).reshape(1500, 8)
+        middle = raw[:, 3] >> 4
+        assert stats.chisquare(np.bincount(middle, minlength=16)).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("name", ["output", "peek", "transfer", "shutdown", "start", "run"])
+def test_mpyc_cannot_open_behind_the_ledger(trio, name):
+    def party(session):
+        async def peek(mpc):
+            return getattr(mpc, name)
+
+        return mpyc_bridge.run(session, peek)
+
+    with pytest.raises(ProtocolError, match="around the session's ledger"):
+        run_trio(trio, party)
+
+
+def test_to_mpyc_needs_degree_one_and_a_known_kind():
+    with pytest.raises(ValueError, match="reduce the degree"):
+        mpyc_bridge.to_mpyc(local_array([1], degree=2))
+    with pytest.raises(ValueError, match="'field', 'integer' or 'fixed'"):
+        mpyc_bridge.to_mpyc(local_array([1]), "float")
+
+
+def test_steps_have_names_of_their_own():
+    """Two steps whose names had one checksum could be taken for each other."""
+    names = ["share", "reduce-0", "reduce-1", "reduce-2", "truncate", "open-test-any"]
+    assert len({operation_code(n) for n in names}) == len(names)
+
+
+def test_additive_parts_sum_to_the_product(three):
+    def party(session):
+        a = share(session, MOVING, np.array([6.0]), (1,), bound=8)
+        b = share(session, STATIC, np.array([-7.0]), (1,), bound=8)
+        return additive_part(session, a * b)
+
+    parts = three(party)
+    total = P61.add(P61.add(parts[0], parts[1]), parts[2])
+    assert P61.decode(total, 0).tolist() == [-42.0]
