@@ -317,7 +317,10 @@ def test_bad_image(command, pair, tmp_path, kind, role):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda f: save(f / "k.nii", np.zeros((24,) * 3, "u1")), ("empty", "leave out")),
+        (
+            lambda f: save(f / "k.nii", np.zeros((24,) * 3, "u1")),
+            ("empty", "leave out"),
+        ),
         (lambda f: save(f / "k.nii", np.ones((9, 9, 9), "u1")), ("shape", "resample")),
         (lambda f: str(f / "no.nii"), ("does not exist", "check the name")),
         (_text, ("mask", "NIfTI")),
@@ -333,9 +336,7 @@ def test_bad_image(command, pair, tmp_path, kind, role):
 )
 @pytest.mark.parametrize("role", ["static", "moving"])
 def test_bad_mask(command, pair, tmp_path, make, words, role):
-    result = command(
-        *pair, *FAST, "--out_dir", "res", f"--{role}_mask", make(tmp_path)
-    )
+    result = command(*pair, *FAST, "--out_dir", "res", f"--{role}_mask", make(tmp_path))
     assert_refused(result, role, *words)
 
 

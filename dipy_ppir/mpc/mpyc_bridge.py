@@ -254,8 +254,7 @@ def _run_in_loop(session, function, loop):
         try:
             while True:
                 while link.inbox and link.inbox[0].kind == MPYC:
-                    frame = link.inbox.popleft()
-                    link.backlog -= len(frame.body)
+                    frame = link.pop()
                     rt.parties[peer].protocol.deliver(frame.body)
                 if link.inbox:
                     # This peer is done with MPyC; the rest is for later.

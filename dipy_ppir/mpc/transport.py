@@ -131,7 +131,8 @@ class Link:
             self.posted = None
             self._frame = _Frame(kind, op, posted[1], True)
         else:
-            self.backlog += length
+            # A frame without payload fills memory as well.
+            self.backlog += length + _HEADER.size
             if self.backlog > MAX_BACKLOG:
                 raise ProtocolError(
                     f"{self.name} sends more than it was asked for", self.peer
@@ -169,8 +170,16 @@ class Link:
                 return frame
         except (BlockingIOError, InterruptedError):
             return None
-        except (ConnectionError, OSError) as exc:
+        except ProtocolError:
+            raise  # a ConnectionError too, but the connection still stands
+        except OSError as exc:
             raise EOFError from exc
+
+    def pop(self):
+        """Take the oldest frame out of the inbox."""
+        frame = self.inbox.popleft()
+        self.backlog -= len(frame.body) + _HEADER.size
+        return frame
 
     def progress(self):
         """How many bytes of the current frame are in; to notice a stall."""
@@ -326,9 +335,7 @@ class Network:
                 "parties run the same operation with the same version",
                 link.peer,
             )
-        link.inbox.popleft()
-        link.backlog -= len(frame.body)
-        return frame
+        return link.pop()
 
     def _wait_frames(self, links):
         """Wait until a frame from one of `links` is complete."""

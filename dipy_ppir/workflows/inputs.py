@@ -150,8 +150,8 @@ def check_levels(level_iters, sigmas, factors):
     if len({len(v) for v in levels.values()}) != 1 or not len(level_iters):
         counts = ", ".join(f"{len(v)} --{k}" for k, v in levels.items())
         raise InputError(
-            f"got {counts}; give one value of each for every resolution level, coarsest "
-            "first"
+            f"got {counts}; give one value of each for every resolution level, "
+            "coarsest first"
         )
     for flag, least, whole in (
         ("level_iters", 1, True),
@@ -217,8 +217,8 @@ def _indices(vol_idx, count, flag):
         indices = []
     if not indices or min(indices) < 0 or max(indices) >= count:
         raise InputError(
-            f"{flag} {vol_idx} does not name volumes of this image; give indices from 0 "
-            f"to {count - 1}, for example {flag} 0 or {flag} 0,2-4"
+            f"{flag} {vol_idx} does not name volumes of this image; give indices from "
+            f"0 to {count - 1}, for example {flag} 0 or {flag} 0,2-4"
         )
     return indices
 
@@ -241,8 +241,8 @@ def _read(path, what):
         ) from exc
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(
-            f"{what} {path} is not NIfTI but {type(image).__name__}; convert it to .nii "
-            "or .nii.gz"
+            f"{what} {path} is not NIfTI but {type(image).__name__}; convert it to "
+            ".nii or .nii.gz"
         )
     try:
         data = np.asarray(image.dataobj)

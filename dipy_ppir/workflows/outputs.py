@@ -49,8 +49,8 @@ class OutputFiles:
         if there and not force:
             verb = "is" if len(there) == 1 else "are"
             raise InputError(
-                f"{', '.join(there)} {verb} there already; add --force to overwrite, or "
-                "choose another --out_dir"
+                f"{', '.join(there)} {verb} there already; add --force to overwrite, "
+                "or choose another --out_dir"
             )
         for folder in {p.parent for p in paths}:
             _check_writable(folder)

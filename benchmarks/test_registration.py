@@ -1,0 +1,74 @@
+"""Whole registrations, secure beside clear DIPY, with the distance between them."""
+
+from dipy.align import affine_registration as clear_registration
+import numpy as np
+import pytest
+from yardsticks import beside
+
+from dipy_ppir.align import affine_registration
+
+OPTIONS = {"gtol": 1e-4}
+
+
+def run(benchmark, pair, rounds, **settings):
+    static, moving, grid2world = pair
+    reveal = settings.pop("reveal", "histogram")
+    images = {
+        "moving_affine": grid2world,
+        "static_affine": grid2world,
+        "optimizer_options": OPTIONS,
+        **settings,
+    }
+    results = {}
+    counter = []
+
+    def secure():
+        counter.clear()
+        _, results["secure"], results["receipt"] = affine_registration(
+            moving, static, reveal=reveal, ret_receipt=True,
+            callback=counter.append, **images
+        )
+
+    def clear():
+        _, results["clear"] = clear_registration(moving, static, **images)
+
+    beside(benchmark, secure, clear, rounds, warm=False)
+    brain = np.argwhere(static > 0.2 * static.max())
+    world = np.c_[brain, np.ones(len(brain))] @ grid2world.T
+    apart = world @ results["secure"].T - world @ results["clear"].T
+    receipt = results["receipt"]
+    benchmark.extra_info.update(
+        rmse_mm=round(float(np.sqrt((apart[:, :3] ** 2).sum(axis=1).mean())), 4),
+        evaluations=len(counter),
+        gigabytes=round(receipt["bytes_total"] / 1e9, 2),
+        bytes_by_party={
+            role: sum(sent.values()) for role, sent in receipt["bytes_sent"].items()
+        },
+    )
+
+
+@pytest.mark.parametrize("reveal", ["histogram", "gradient"])
+@pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
+def test_sparse(benchmark, pair, reveal):
+    """A tenth of the voxels of a 2 mm volume."""
+    run(benchmark, pair, 1, sampling_proportion=0.1, reveal=reveal)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
+def test_dense(benchmark, pair):
+    """Every voxel of a 2 mm volume."""
+    run(benchmark, pair, 1)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("pair", [1], indirect=True, ids="{}mm".format)
+def test_full_size(benchmark, pair):
+    """Every voxel of a 1 mm volume, one step and few iterations: for the memory."""
+    run(
+        benchmark,
+        pair,
+        1,
+        pipeline=["center_of_mass", "translation"],
+        level_iters=[20, 10, 4],
+    )

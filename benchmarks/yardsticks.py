@@ -1,0 +1,83 @@
+"""Tasks and helpers of the benchmarks; importable in the other parties' processes."""
+
+import os
+import time
+
+import numpy as np
+
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC, declare
+from dipy_ppir.mpc.protocols import share
+
+declare("product", receivers=(MOVING,), shape="32 x 32", meaning="a matrix product")
+
+ROWS, COLUMNS = 9400, 32
+
+
+def product(session, repeats):
+    """Share two secret matrices, multiply them and open the product."""
+    shape = (ROWS, COLUMNS)
+    x = np.random.default_rng(session.pid).uniform(-1, 1, shape)
+    seconds = []
+    for _ in range(repeats):
+        session.exchange("start", None)
+        start = time.perf_counter()
+        a = share(session, MOVING, x if session.pid == MOVING else None, shape,
+                  frac_bits=20)
+        b = share(session, STATIC, x if session.pid == STATIC else None, shape,
+                  frac_bits=20)
+        opened = session.open(a.gram(b), "product", (MOVING,))
+        seconds.append(time.perf_counter() - start)
+    return seconds, opened
+
+
+def product_reply(session, repeats):
+    """`product` at the other parties."""
+    product(session, repeats)
+
+
+def peak_memory():
+    """Largest resident size so far of each party's process, in MiB."""
+    parties = local._shared
+    pids = {MOVING: os.getpid()}
+    if parties is not None:
+        pids.update({p: c.pid for p, c in parties._children.items()})
+    peaks = {}
+    for party, pid in sorted(pids.items()):
+        with open(f"/proc/{pid}/status") as status:
+            line = next(s for s in status if s.startswith("VmHWM"))
+        peaks[ROLES[party]] = round(int(line.split()[1]) / 1024)
+    return peaks
+
+
+def beside(benchmark, secure, clear, rounds, warm=True):
+    """Time `secure` and `clear` in turn; put the clear time and the ratio on record.
+
+    Parameters
+    ----------
+    benchmark : fixture of pytest-benchmark
+    secure, clear : callable
+        without arguments.
+    rounds : int
+        pairs to time.
+    warm : bool, optional
+        run each once before, uncounted.
+    """
+    if warm:
+        secure()
+        clear()
+    times = []
+
+    def before():
+        start = time.perf_counter()
+        clear()
+        times.append(time.perf_counter() - start)
+
+    benchmark.pedantic(secure, setup=before, rounds=rounds, iterations=1)
+    measured = benchmark.stats.stats.data if benchmark.stats else []
+    pairs = [s / c for s, c in zip(measured, times)]
+    benchmark.extra_info.update(
+        clear_median_s=round(float(np.median(times)), 4),
+        secure_to_clear=round(float(np.median(pairs)), 2),
+        peak_mib=peak_memory(),
+    )
