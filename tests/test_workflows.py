@@ -354,7 +354,7 @@ def test_bad_mask(command, pair, tmp_path, make, words, role):
         ("--level_iters 10 0", ("--level_iters 0", "at least 1")),
         ("--level_iters --sigmas --factors", ("0 --level_iters",)),
         ("--factors 0 1", ("--factors 0", "at least 1")),
-        ("--factors 100 1", ("--factors 100", "smaller")),
+        ("--factors 100 1", ("factor 100", "smaller")),
         ("--sigmas -1 0", ("--sigmas -1", "at least 0")),
         ("--sigmas nan 0", ("--sigmas nan", "at least 0")),
         ("--sigmas 1000 0", ("--sigmas 1000", "smaller")),

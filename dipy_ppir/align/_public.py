@@ -11,7 +11,7 @@ import numpy as np
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
-    check_levels,
+    check_pyramid,
     masked,
     registration_from,
     split,
@@ -152,6 +152,7 @@ def affine_registration(
         callback=callback,
         result_to=result_to,
     )
+    check_pyramid(static.shape, static_affine, registration.factors)
     images = {
         "static": static,
         "moving": moving,

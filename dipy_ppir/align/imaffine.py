@@ -596,6 +596,10 @@ class SecureAffineRegistration(AffineRegistration):
             raise ValueError("static and moving images must have the same dimension")
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
+        if self.use_isotropic:
+            check_pyramid(
+                static.shape, _grid2world(static, static_grid2world), self.factors
+            )
         arguments = {
             "static": static,
             "moving": moving,
@@ -921,6 +925,23 @@ def check_levels(level_iters, factors, sigmas):
     ):
         if any(not np.isfinite(v) or v < least for v in values):
             raise ValueError(f"{name} must be numbers of at least {least}: {values}")
+
+
+def check_pyramid(shape, grid2world, factors):
+    """Raise ValueError if `factors` leave fewer than two voxels along an axis."""
+    dim = len(shape)
+    spacing = np.linalg.norm(np.asarray(grid2world)[:dim, :dim], axis=0)
+    for factor in (int(f) for f in factors[:-1]):
+        # As in IsotropicScaleSpace: per axis the factor nearest to isotropic voxels.
+        target = spacing.min() * factor
+        for axis, (n, step) in enumerate(zip(shape, spacing, strict=True)):
+            candidates = [factor, *range(1, factor)]
+            shrink = min(candidates, key=lambda f: abs(step * f - target))
+            if n // shrink < min(n, 2):
+                raise ValueError(
+                    f"factor {factor} leaves {n // shrink} of the {n} voxels of the "
+                    f"static image along axis {axis}; use smaller factors"
+                )
 
 
 def usable_mask(mask, name):

@@ -206,15 +206,23 @@ def receipt_text(receipt):
                 "facts: image shapes and positions, parameters, number of steps."
             )
         for e in entries:
+            times = "once" if e["openings"] == 1 else f"{e['openings']:,} times"
             lines.append(
-                f"The {role} learned {e['meaning']}: {e['values']:,} numbers of "
-                f"{e['bits']} bits in {e['openings']:,} openings ({e['label']})."
+                f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} numbers "
+                f"in all ({e['label']})."
             )
+    lines.append(
+        "No voxel of an image, and no number made from a single voxel, was shown to "
+        "anybody but the image's owner."
+    )
     lines += ["", "What crossed the network", "------------------------"]
     for role, phases in receipt["bytes_sent"].items():
         detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)
         lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
-    lines.append(f"In all {_size(receipt['bytes_total'])}, every byte of it masked.")
+    lines.append(
+        f"In all {_size(receipt['bytes_total'])}. Everything made from an image was "
+        "masked with random numbers; parameters, shapes and positions were not."
+    )
     lines += [
         "",
         "What this rests on",

@@ -60,7 +60,8 @@ class LocalParties:
                 self._start(pid, token, addresses, listener)
             listeners[STATIC].close()
             self.session = meet(
-                MOVING, token, addresses, listeners[MOVING], START_TIMEOUT
+                MOVING, token, addresses, listeners[MOVING], START_TIMEOUT,
+                check=self._check_alive,
             )
             for pid in self._children:
                 self._reply(pid)
@@ -80,7 +81,8 @@ class LocalParties:
             env.setdefault(name, "1")
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         child = subprocess.Popen(
-            [sys.executable, "-m", "dipy_ppir.mpc.party"],
+            # -P: never from a folder of that name in the working directory.
+            [sys.executable, "-P", "-m", "dipy_ppir.mpc.party"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=fds,
@@ -97,6 +99,15 @@ class LocalParties:
                 "timeout": START_TIMEOUT,
             },
         )
+
+    def _check_alive(self):
+        for pid, child in self._children.items():
+            if child.poll() is not None:
+                raise errors.PeerLostError(
+                    f"the process of party {pid} ({ROLES[pid]}) ended as it started; "
+                    "see the messages it printed",
+                    pid,
+                )
 
     def _reply(self, pid):
         try:

@@ -14,7 +14,7 @@ import threading
 import traceback
 
 
-def meet(pid, token, addresses, listener, timeout):
+def meet(pid, token, addresses, listener, timeout, check=None):
     """Connect this party to the others over loopback TCP and authenticate.
 
     Lower numbers listen, higher numbers dial.
@@ -29,12 +29,15 @@ def meet(pid, token, addresses, listener, timeout):
     listener : socket or None
         listening socket of this party; None for the last party.
     timeout : float
+    check : callable, optional
+        called while waiting; may raise to give up early.
 
     Returns
     -------
     session : Session
     """
     import socket
+    import time
 
     from dipy_ppir.mpc.errors import PeerError, PeerTimeoutError
     from dipy_ppir.mpc.ledger import ROLES
@@ -49,9 +52,17 @@ def meet(pid, token, addresses, listener, timeout):
             links[peer] = Link(sock, peer)
             seeds[peer] = authenticate(links[peer], pid, token, timeout=timeout)
         waiting = {p for p in ROLES if p > pid}
+        deadline = time.monotonic() + timeout
         while waiting:
-            listener.settimeout(timeout)
-            sock, _ = listener.accept()
+            listener.settimeout(0.2)
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                if check is not None:
+                    check()
+                if time.monotonic() > deadline:
+                    raise
+                continue
             sock.settimeout(timeout)
             claimed = sock.recv(1)
             peer = claimed[0] if claimed else -1

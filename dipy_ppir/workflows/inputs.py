@@ -12,6 +12,7 @@ import nibabel as nib
 from nibabel.filebasedimages import ImageFileError
 import numpy as np
 
+from dipy_ppir.align import imaffine
 from dipy_ppir.align.validation import check_image, check_mask, check_overlap
 
 #: Bins beyond this make a joint histogram with fewer samples than cells.
@@ -170,19 +171,7 @@ def check_levels(level_iters, sigmas, factors):
 
 def check_pyramid(shape, grid2world, sigmas, factors):
     """Refuse factors and sigmas that leave nothing of the static image."""
-    spacing = np.linalg.norm(grid2world[:3, :3], axis=0)
-    for factor in (int(f) for f in factors[:-1]):
-        # The choice of dipy.align.scalespace.IsotropicScaleSpace: per axis the
-        # factor that comes nearest to isotropic voxels.
-        target = spacing.min() * factor
-        for axis, (n, step) in enumerate(zip(shape, spacing, strict=True)):
-            candidates = [factor, *range(1, factor)]
-            shrink = min(candidates, key=lambda f: abs(step * f - target))
-            if n // shrink < min(n, 2):
-                raise InputError(
-                    f"--factors {factor} leaves {n // shrink} of the {n} voxels of the "
-                    f"static image along axis {axis + 1}; use smaller factors"
-                )
+    _explain(imaffine.check_pyramid, shape, grid2world, factors)
     if max(sigmas) > max(shape):
         raise InputError(
             f"--sigmas {max(sigmas):g} (voxels) would blur away the static image of "
