@@ -75,8 +75,11 @@ def test_product(benchmark):
 
     def once():
         return local.run_locally(
-            product, "yardsticks:product_reply", moving={"repeats": 11},
-            static={"repeats": 11}, helper={"repeats": 11},
+            product,
+            "yardsticks:product_reply",
+            moving={"repeats": 11},
+            static={"repeats": 11},
+            helper={"repeats": 11},
         )[0][0]
 
     seconds = benchmark.pedantic(once, rounds=3, iterations=1, warmup_rounds=1)

@@ -25,8 +25,12 @@ def run(benchmark, pair, rounds, **settings):
     def secure():
         counter.clear()
         _, results["secure"], results["receipt"] = affine_registration(
-            moving, static, reveal=reveal, ret_receipt=True,
-            callback=counter.append, **images
+            moving,
+            static,
+            reveal=reveal,
+            ret_receipt=True,
+            callback=counter.append,
+            **images,
         )
 
     def clear():

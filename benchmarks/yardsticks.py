@@ -22,10 +22,12 @@ def product(session, repeats):
     for _ in range(repeats):
         session.exchange("start", None)
         start = time.perf_counter()
-        a = share(session, MOVING, x if session.pid == MOVING else None, shape,
-                  frac_bits=20)
-        b = share(session, STATIC, x if session.pid == STATIC else None, shape,
-                  frac_bits=20)
+        a = share(
+            session, MOVING, x if session.pid == MOVING else None, shape, frac_bits=20
+        )
+        b = share(
+            session, STATIC, x if session.pid == STATIC else None, shape, frac_bits=20
+        )
         opened = session.open(a.gram(b), "product", (MOVING,))
         seconds.append(time.perf_counter() - start)
     return seconds, opened
@@ -75,7 +77,7 @@ def beside(benchmark, secure, clear, rounds, warm=True):
 
     benchmark.pedantic(secure, setup=before, rounds=rounds, iterations=1)
     measured = benchmark.stats.stats.data if benchmark.stats else []
-    pairs = [s / c for s, c in zip(measured, times)]
+    pairs = [s / c for s, c in zip(measured, times, strict=False)]
     benchmark.extra_info.update(
         clear_median_s=round(float(np.median(times)), 4),
         secure_to_clear=round(float(np.median(pairs)), 2),

@@ -37,7 +37,7 @@ from scipy import ndimage
 from dipy_ppir._kernels import sampling
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram, check_reveal
 from dipy_ppir.align.remote import RemoteImage, is_remote
-from dipy_ppir.align.validation import check_image, check_mask, check_overlap
+from dipy_ppir.align.validation import check_image, check_mask
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
@@ -181,9 +181,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         else:
             self.interp_method = interpolate_scalar_3d
         self.static, self.moving = (
-            image
-            if is_remote(image)
-            else np.array(image, dtype=np.float64, order="C")
+            image if is_remote(image) else np.array(image, dtype=np.float64, order="C")
             for image in (static, moving)
         )
         self.histogram.setup(
@@ -201,7 +199,9 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         # As in DIPY, masks can only be used with dense sampling.
         masks = [static_mask, moving_mask]
         if self.sampling_proportion in (None, 1.0):
-            return [None if m is None else np.asarray(m).astype(np.int32) for m in masks]
+            return [
+                None if m is None else np.asarray(m).astype(np.int32) for m in masks
+            ]
         if any(m is not None for m in masks):
             warn(
                 "Masking is not implemented for sampling_proportion < 1, "
@@ -306,7 +306,6 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         if self.callback is not None:
             self.callback(self)
 
-
     def _sample_moving(self, affine, with_gradient):
         """Moving image, and its gradient, at the samples moved by `affine`.
 
@@ -409,8 +408,10 @@ def transform_centers_of_mass(
         at the moving owner; the identity elsewhere.
     """
     if session is None:
-        arguments = {"static_grid2world": static_grid2world,
-                     "moving_grid2world": moving_grid2world}
+        arguments = {
+            "static_grid2world": static_grid2world,
+            "moving_grid2world": moving_grid2world,
+        }
         shapes = {"static_shape": static.shape, "moving_shape": moving.shape}
         return local.run_locally(
             _centers_party,
@@ -454,8 +455,15 @@ def transform_centers_of_mass(
     )
 
 
-def _centers_party(session, static_shape, moving_shape, static_grid2world,
-                   moving_grid2world, static=None, moving=None):
+def _centers_party(
+    session,
+    static_shape,
+    moving_shape,
+    static_grid2world,
+    moving_grid2world,
+    static=None,
+    moving=None,
+):
     static = RemoteImage(static_shape, static_grid2world) if static is None else static
     moving = RemoteImage(moving_shape, moving_grid2world) if moving is None else moving
     return transform_centers_of_mass(
@@ -681,9 +689,9 @@ class SecureAffineRegistration(AffineRegistration):
             parameters[name + "_grid2world"] = matrix.tolist()
         if transform is not None:
             parameters["transform"] = list(_TRANSFORM_NAMES[type(transform)])
-        parameters["starts_at_mass"] = isinstance(
-            starting_affine, str
-        ) and starting_affine == "mass"
+        parameters["starts_at_mass"] = (
+            isinstance(starting_affine, str) and starting_affine == "mass"
+        )
         with self.session.phase("agreement"):
             self.session.agree("registration", parameters)
 

@@ -275,9 +275,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             raise ValueError("Images must have the same shape")
         dim = len(static.shape)
         if dim not in (2, 3):
-            raise ValueError(
-                f"Only dimensions 2 and 3 are supported. {dim} received"
-            )
+            raise ValueError(f"Only dimensions 2 and 3 are supported. {dim} received")
         self._update_pdfs(static, moving, smask, mmask, by_count=dim == 2)
 
     def update_pdfs_sparse(self, sval, mval):
@@ -305,7 +303,12 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         if mmask is not None:
             mmask = np.ascontiguousarray(mmask, dtype=np.int32).reshape(-1)
         self._moving = (
-            values, mmask, float(self.mmin), float(self.mdelta), self.nbins, self.padding
+            values,
+            mmask,
+            float(self.mmin),
+            float(self.mdelta),
+            self.nbins,
+            self.padding,
         )
         self._by_count = by_count
         # How wide a band is stays here: what is shared has all bins.
@@ -386,8 +389,15 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     # -- the gradient of the metric --------------------------------------
 
     def update_gradient_dense(
-        self, theta, transform, static, moving, grid2world, mgradient,
-        smask=None, mmask=None,
+        self,
+        theta,
+        transform,
+        static,
+        moving,
+        grid2world,
+        mgradient,
+        smask=None,
+        mmask=None,
     ):
         """Compute the gradient of the mutual information over a grid.
 
@@ -567,7 +577,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         return weights, first
 
 
-def _serve_locally(session, nbins, reveal, samples, settings=None, values=None, mask=None):
+def _serve_locally(
+    session, nbins, reveal, samples, settings=None, values=None, mask=None
+):
     histogram = SecureParzenJointHistogram(nbins, reveal=reveal, session=session)
     if session.pid == STATIC:
         histogram.smin, histogram.sdelta = settings

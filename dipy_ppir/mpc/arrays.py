@@ -147,7 +147,9 @@ class SharedArray:
         acc = self.field.zeros((self.shape[1], other.shape[1]))
         rows = 1 << 13
         for i in range(0, self.shape[0], rows):
-            self.field.kernels.gram(self.share[i : i + rows], other.share[i : i + rows], acc)
+            self.field.kernels.gram(
+                self.share[i : i + rows], other.share[i : i + rows], acc
+            )
         return self._local_product(other, acc, self.shape[0])
 
     def combine(self, matrix):

@@ -60,7 +60,11 @@ class LocalParties:
                 self._start(pid, token, addresses, listener)
             listeners[STATIC].close()
             self.session = meet(
-                MOVING, token, addresses, listeners[MOVING], START_TIMEOUT,
+                MOVING,
+                token,
+                addresses,
+                listeners[MOVING],
+                START_TIMEOUT,
                 check=self._check_alive,
             )
             for pid in self._children:

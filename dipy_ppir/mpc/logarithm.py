@@ -90,9 +90,10 @@ def take_apart(session, array):
     """
     n = array.shape[0]
     # The helper gives its (re-randomised) additive part to the moving owner.
-    part = additive_part(session, array._with(
-        P61.add(array.share, zero_share(session, P61, (n,))), degree=2
-    ))
+    part = additive_part(
+        session,
+        array._with(P61.add(array.share, zero_share(session, P61, (n,))), degree=2),
+    )
     if session.pid == HELPER:
         session.network.send(MOVING, "bits", part)
     elif session.pid == MOVING:
@@ -113,9 +114,7 @@ def take_apart(session, array):
     return Bits(
         integer._with(integer.share, frac_bits=array.frac_bits, bound=array.bound),
         sums[1]._with(sums[1].share, bound=63),
-        sums[0]._with(
-            sums[0].share, frac_bits=MANTISSA_BITS, bound=1 << MANTISSA_BITS
-        ),
+        sums[0]._with(sums[0].share, frac_bits=MANTISSA_BITS, bound=1 << MANTISSA_BITS),
     )
 
 

@@ -132,7 +132,9 @@ class _Peer:
 
     def deliver(self, message):
         if len(message) < _LABEL.size:
-            raise ProtocolError(f"party {self.peer} sent a truncated message", self.peer)
+            raise ProtocolError(
+                f"party {self.peer} sent a truncated message", self.peer
+            )
         (label,) = _LABEL.unpack_from(message)
         payload = bytes(message[_LABEL.size :])
         waiting = self.buffers.get(label)

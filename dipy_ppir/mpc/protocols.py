@@ -73,9 +73,7 @@ def share_elements(session, owner, x, shape, field, name):
     return session.receive_elements(owner, field, shape, name)
 
 
-def share(
-    session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="share"
-):
+def share(session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="share"):
     """Share real numbers known to one party as fixed-point numbers.
 
     Rounds: 1. Elements: 1 per value, to one party.
@@ -223,18 +221,16 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
     if array.degree == 1:
         array = array._with(array.share, degree=2)
     part = additive_part(session, array)
-    mask = source.scale(
-        zero_share(session, source, shape), LAGRANGE[session.pid]
-    )
+    mask = source.scale(zero_share(session, source, shape), LAGRANGE[session.pid])
     part = source.add(part, mask)
     parts = {0: None, 1: None}
     if session.pid == 2:
         session.network.send(0, name, part)
     elif session.pid == 0:
         u = source.add(part, session.receive_elements(2, source, shape, name))
-        u = source.add(u, np.ascontiguousarray(
-            np.broadcast_to(source.from_ints(offset), u.shape)
-        ))
+        u = source.add(
+            u, np.ascontiguousarray(np.broadcast_to(source.from_ints(offset), u.shape))
+        )
         parts[0] = shift_right(source, u, bits, target)
     else:
         w = shift_right(source, source.neg(part), bits, target)

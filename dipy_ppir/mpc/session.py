@@ -20,11 +20,18 @@ from dipy_ppir.mpc import protocols
 from dipy_ppir.mpc.errors import (
     AuthenticationError,
     InsecureSetupError,
-    MPCError,
     ParameterMismatchError,
     PeerError,
 )
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger, make_receipt, run_facts
+from dipy_ppir.mpc.ledger import (
+    HELPER,
+    MOVING,
+    ROLES,
+    STATIC,
+    Ledger,
+    make_receipt,
+    run_facts,
+)
 from dipy_ppir.mpc.prg import Pairwise, derive_key
 from dipy_ppir.mpc.transport import Link, Network
 
@@ -296,9 +303,7 @@ class Session:
             by_party[ROLES[pid]] = {
                 str(k)[:40]: int(v) for k, v in phases.items() if isinstance(v, int)
             }
-        return make_receipt(
-            self.ledger, by_party, **run_facts(self.threshold), **facts
-        )
+        return make_receipt(self.ledger, by_party, **run_facts(self.threshold), **facts)
 
     def fail(self, exc):
         """Tell the other parties that this one stops because of `exc`."""
@@ -458,4 +463,3 @@ def run_trio(sessions, function, *args):
     for error in root + [e for e in errors if e is not None]:
         raise error
     return [f.result() for f in futures]
-

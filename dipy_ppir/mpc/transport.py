@@ -285,7 +285,8 @@ class Network:
         for peer, array in arrays.items():
             view = memoryview(array).cast("B")
             parts = deque(
-                view[start : start + limit] for start in range(0, max(len(view), 1), limit)
+                view[start : start + limit]
+                for start in range(0, max(len(view), 1), limit)
             )
             pending[peer] = parts
         self.ledger().record_round()

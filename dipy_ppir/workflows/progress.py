@@ -126,8 +126,13 @@ class LiveProgress:
     """
 
     def __init__(self, steps, levels, console):
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-        from rich.progress import TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         self._stage = Stage(steps, levels)
         self._progress = Progress(
