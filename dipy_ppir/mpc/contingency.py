@@ -48,7 +48,7 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.protocols import reduce, reshare_parts, share_elements
 
 #: Samples handled at a time: the working set stays in the second-level cache.
-BLOCK = 1 << 13
+BLOCK = 1 << 12
 #: The sum of a contraction stays below 2**SUM_BITS.
 SUM_BITS = 59
 #: No scaled element of a row is larger than 2**ROW_BITS.
@@ -85,6 +85,26 @@ class Contingency:
         self.frac_bits = table_frac_bits(samples)
         self._b = None
         self._block_sums = {}
+        self._scratch = {}
+
+    def _buffer(self, name, shape):
+        """Scratch elements, allocated once: fresh pages cost more than the sums."""
+        rows, width = shape
+        if name not in self._scratch or self._scratch[name].shape[1] != width:
+            self._scratch[name] = self.field.empty((BLOCK, width))
+        return self._scratch[name][:rows]
+
+    def _draw(self, name, shape):
+        """The moving owner's random points of a block, at it and the static owner."""
+        s = self.session
+        peer = STATIC if s.pid == MOVING else MOVING
+        out = self._buffer(name, shape)
+        return s.random_elements(peer, MOVING, self.field, shape, out=out)
+
+    def _receive(self, name, shape):
+        """The moving owner's other points of a block, at the helper."""
+        out = self._buffer(name, shape)
+        return self.session.receive_elements(MOVING, self.field, shape, name, out=out)
 
     def _blocks(self):
         for start in range(0, self.samples, BLOCK):
@@ -152,8 +172,8 @@ class Contingency:
             b = self._b[start:stop]
             if s.pid == MOVING:
                 values, first, keep = band(start, stop, float(one))
-                r = s.random_elements(STATIC, MOVING, f, shape)
-                out = f.empty(shape)
+                r = self._draw("points", shape)
+                out = self._buffer("band", shape)
                 f.kernels.share_upper_banded(r, values, first, out)
                 # The band leaves the last column alone; put the counts there.
                 counts = keep.astype(np.int64) * one
@@ -167,9 +187,9 @@ class Contingency:
                     at = np.full(len(counts), self.bins, dtype=first.dtype)
                     f.kernels.gram_banded(counts[:, None], at, b, acc)
             elif s.pid == STATIC:
-                f.kernels.gram(s.random_elements(MOVING, MOVING, f, shape), b, acc)
+                f.kernels.gram(self._draw("points", shape), b, acc)
             else:
-                f.kernels.gram(s.receive_elements(MOVING, f, shape, "band"), b, acc)
+                f.kernels.gram(self._receive("band", shape), b, acc)
         for start in kept:
             # Blocks of which every sample counts: their sums do not change.
             acc[-1] = f.add(acc[-1], f.scale(self._block_sums[start], one))
@@ -207,14 +227,14 @@ class Contingency:
             z = f.empty((stop - start,))
             if s.pid == MOVING:
                 k = f.encode(rows(start, stop) * scales.row, 0, 2.0**ROW_BITS)
-                r = s.random_elements(STATIC, MOVING, f, b.shape)
-                out = f.empty(b.shape)
+                r = self._draw("points", b.shape)
+                out = self._buffer("rows", b.shape)
                 f.kernels.share_upper(f.flat(r), f.flat(k), f.flat(out))
                 s.network.send(HELPER, "rows", out)
             elif s.pid == STATIC:
-                k = s.random_elements(MOVING, MOVING, f, b.shape)
+                k = self._draw("points", b.shape)
             else:
-                k = s.receive_elements(MOVING, f, b.shape, "rows")
+                k = self._receive("rows", b.shape)
             f.kernels.dot_rows(k, b, z)
             return z
 
@@ -252,15 +272,15 @@ class Contingency:
             shape = (stop - start, self.bins)
             if s.pid == MOVING:
                 values, first = band(start, stop, scales.row)
-                r = s.random_elements(STATIC, MOVING, f, shape)
-                out = f.empty(shape)
+                r = self._draw("points", shape)
+                out = self._buffer("derivative", shape)
                 f.kernels.share_upper_banded(r, values, first, out)
                 s.network.send(HELPER, "derivative", out)
                 part = f.axpby(2, r, -1, out)
             elif s.pid == STATIC:
-                part = s.random_elements(MOVING, MOVING, f, shape)
+                part = self._draw("points", shape)
             else:
-                part = s.receive_elements(MOVING, f, shape, "derivative")
+                part = self._receive("derivative", shape)
             k = SharedArray(f, f.matmul(part, table.share), 2, 0, 0)
             k = reduce(s, k, "selection")
             z = f.empty((stop - start,))

@@ -83,6 +83,10 @@ class LocalParties:
         # One core's worth of threads per party: they share this machine.
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             env.setdefault(name, "1")
+        # Keep freed blocks of the size of a message instead of returning them to the
+        # system, which would hand them back page by page.
+        env.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 28))
+        env.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 28))
         env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         child = subprocess.Popen(
             # -P: never from a folder of that name in the working directory.

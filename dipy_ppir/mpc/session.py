@@ -141,15 +141,15 @@ class Session:
 
     # -- randomness ------------------------------------------------------
 
-    def _elements(self, peer, purpose, field, shape):
+    def _elements(self, peer, purpose, field, shape, out=None):
         if self.threshold == 0:
             return field.zeros(shape)
-        return self._random.stream(peer, purpose).elements(field, shape)
+        return self._random.stream(peer, purpose).elements(field, shape, out)
 
-    def random_elements(self, peer, owner, field, shape):
+    def random_elements(self, peer, owner, field, shape, out=None):
         """Uniform elements that `owner` and its seed party both draw."""
         purpose = b"input-%d-%d" % (owner, field.bits)
-        return self._elements(peer, purpose, field, shape)
+        return self._elements(peer, purpose, field, shape, out)
 
     def zero_elements(self, peer, field, shape):
         """Uniform elements shared with `peer`, for sharings of zero."""
