@@ -97,6 +97,7 @@ def moving_weights(const double[::1] values, const int32_t[::1] mask, double min
     cdef:
         Py_ssize_t i
         int c, j, width = weights.shape[1], skip = 5 - weights.shape[1]
+        int64_t left
         double cn, arg
     with nogil:
         for i in range(values.shape[0]):
@@ -105,9 +106,14 @@ def moving_weights(const double[::1] values, const int32_t[::1] mask, double min
             first[i] = c - 2 + skip
             keep[i] = mask is None or mask[i] != 0
             arg = first[i] - cn
+            left = <int64_t>scale
             for j in range(width):
                 weights[i, j] = <int64_t>rint(_spline(arg) * scale) if keep[i] else 0
+                left -= weights[i, j]
                 arg += 1.0
+            if keep[i] and -width <= left <= width:
+                # The weights sum to one; so shall the rounded ones.
+                weights[i, 2 - skip] += left
 
 
 def derivative_rows(const double[::1] values, const int32_t[::1] mask, double minimum,

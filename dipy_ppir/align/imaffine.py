@@ -58,7 +58,8 @@ declare(
     "center_of_mass",
     receivers=(MOVING,),
     shape="2 or 3, once",
-    meaning="the shift, in mm, between the centres of mass of the two images",
+    meaning="the shift between the centres of mass of the two images to 0.001 mm, and "
+    "so the static image's centre",
 )
 declare(
     "affine",
@@ -66,6 +67,9 @@ declare(
     shape="(dim + 1) x (dim + 1), once",
     meaning="the resulting transform",
 )
+
+#: Fraction bits of a centre of mass in mm.
+CENTER_BITS = 10
 
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
 
@@ -392,7 +396,7 @@ def transform_centers_of_mass(
 
     The static owner shares its centre, in mm; only the difference of the two
     centres is opened, to the moving owner. Rounds: 2. Elements: 2 per coordinate
-    of 16 bytes.
+    of 8 bytes.
 
     Parameters
     ----------
@@ -435,9 +439,10 @@ def transform_centers_of_mass(
                 pid,
                 _world_center_of_mass(image, grid2world) if own else None,
                 (dim,),
-                frac_bits=60,
+                # No finer: the exact centre is a fraction whose denominator, the
+                # total intensity, could be told from its digits.
+                frac_bits=CENTER_BITS,
                 bound=2.0**40,
-                field=P127,
                 name="center",
             )
         shift = session.open(

@@ -25,9 +25,11 @@ import numpy as np
 from dipy_ppir._kernels import parzen
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.mpc import local
-from dipy_ppir.mpc.contingency import Contingency, band_bits, choose_scales
+from dipy_ppir.mpc.contingency import SUM_BITS, Contingency, band_bits, choose_scales
+from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.logarithm import WEIGHT_BITS, mutual_information
+from dipy_ppir.mpc.protocols import dither
 
 REVEAL = ("histogram", "gradient")
 _EPSILON = 2.2204460492503131e-016  # as in dipy.align.parzenhist.compute_parzen_mi
@@ -55,15 +57,20 @@ declare(
 declare(
     "sample_count",
     receivers=(MOVING,),
-    shape="2 each evaluation",
+    shape="1 each evaluation",
     meaning="how many samples lie inside both images' masks",
 )
+
+#: Bits of the gradient's terms that are worth opening with ``reveal="gradient"``.
+GRADIENT_DIGITS = 31
 
 # Intervals of a moving bin in which `_scales_known` bounds what can be selected.
 _INTERVALS = 64
 
 # Command words of the moving owner, which conducts.
 END, TABLE, CONTRACT = 0, 1, 2
+#: No transform of DIPY's has more parameters.
+MAX_PARAMETERS = 12
 
 
 def check_reveal(reveal):
@@ -221,8 +228,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 return
             if command == TABLE:
                 self._table()
-            else:
+            elif command & 0xFF == CONTRACT and 0 < command >> 8 <= MAX_PARAMETERS:
                 self._contract(command >> 8)
+            else:
+                raise ProtocolError("the moving owner sent an unknown command", MOVING)
 
     def end(self):
         """Tell the other parties that the evaluations are over."""
@@ -251,7 +260,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 "mask": static_mask,
             },
         )
-        self.share_static(samples)
+        with self._guard():
+            self.share_static(samples)
 
     # -- the joint histogram ---------------------------------------------
 
@@ -526,6 +536,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 mine = (rows, self._columns, scales)
             if secret:
                 sums = self._sums.contract_shared(self._log_ratio, p, *mine)
+                sums = dither(self.session, sums, 1 << SUM_BITS - GRADIENT_DIGITS)
             else:
                 sums = self._sums.contract(p, *mine)
             opened = self.session.open(sums, "metric_gradient", (MOVING,))

@@ -319,7 +319,7 @@ class Contingency:
                 parts[s.pid] = f.scale(z, LAGRANGE[s.pid] * weight)
             g = share_elements(s, MOVING, g, (n, columns), f, "columns")
             z = reshare_parts(
-                s, parts, (n,), f, frac_bits=0, bound=0, name="part"
+                s, parts, (n,), f, frac_bits=0, bound=1 << SUM_BITS, name="part"
             ).share
             f.kernels.weighted_sums(z, g, None, acc)
         acc = f.add(acc, f.scale(own, weight))

@@ -39,6 +39,10 @@ _here = threading.local()
 SECURITY_BITS = 40
 
 
+#: Most messages of a peer that may wait for somebody to ask for them.
+MAX_WAITING = 1 << 16
+
+
 class _CurrentRuntime:
     """Stands for MPyC's global runtime: the runtime of the calling thread."""
 
@@ -123,6 +127,8 @@ class _Peer:
     def send(self, label, payload):
         self.rt.session.network.send_mpyc(self.peer, _LABEL.pack(label) + payload)
         self.nbytes_sent += len(payload)
+        # While it sent, frames may have come in that no event will announce.
+        self.rt._loop.call_soon(self.rt.look_around)
 
     def receive(self, label):
         payload = self.buffers.pop(label, None)
@@ -142,24 +148,34 @@ class _Peer:
             del self.buffers[label]
             waiting.set_result(payload)
         elif waiting is None:
+            if len(self.buffers) >= MAX_WAITING:
+                raise ProtocolError(
+                    f"party {self.peer} sends more than it was asked for", self.peer
+                )
             self.buffers[label] = payload
         else:
             raise ProtocolError(f"party {self.peer} sent a message twice", self.peer)
 
 
-class _Facade:
+#: Parts of MPyC's runtime that would open or send values behind the ledger.
+_CLOSED = {"output", "peek", "transfer", "start", "shutdown", "run", "parties"}
+
+
+def _facade(rt):
     """What callers get of the runtime: everything but ways around the ledger."""
 
-    def __init__(self, rt):
-        self._rt = rt
+    class Facade:
+        __slots__ = ()
 
-    def __getattr__(self, name):
-        if name in ("output", "peek", "transfer", "start", "shutdown", "run"):
-            raise ProtocolError(
-                f"mpc.{name} would go around the session's ledger; bring the array "
-                "back with from_mpyc and open it with Session.open"
-            )
-        return getattr(self._rt, name)
+        def __getattr__(self, name):
+            if name in _CLOSED or name.startswith("_") or name.endswith("_public"):
+                raise ProtocolError(
+                    f"mpc.{name} would go around the session's ledger; bring the "
+                    "array back with from_mpyc and open it with Session.open"
+                )
+            return getattr(rt, name)
+
+    return Facade()
 
 
 def _make_runtime(session, loop):
@@ -271,8 +287,15 @@ def _run_in_loop(session, function, loop):
             if not failed.done():
                 failed.set_exception(exc)
 
+    def look_around():
+        for peer in session.peers:
+            if links[peer].inbox and not failed.done():
+                on_readable(peer)
+
+    rt.look_around = look_around
+
     async def main():
-        task = asyncio.ensure_future(function(_Facade(rt)))
+        task = asyncio.ensure_future(function(_facade(rt)))
         for peer in session.peers:
             loop.add_reader(links[peer].sock, on_readable, peer)
             on_readable(peer)

@@ -64,7 +64,10 @@ def meet(pid, token, addresses, listener, timeout, check=None):
                     raise
                 continue
             sock.settimeout(timeout)
-            claimed = sock.recv(1)
+            try:
+                claimed = sock.recv(1)
+            except OSError:
+                claimed = b""
             peer = claimed[0] if claimed else -1
             if peer not in waiting:
                 sock.close()

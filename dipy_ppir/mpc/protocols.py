@@ -20,11 +20,14 @@ has a random slope) or a secret plus a sharing of zero it does not know; both
 can be produced by a simulator that has only the party's own input and outputs.
 """
 
+import secrets
+
 import numpy as np
 
 from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
 from dipy_ppir.mpc.fields import P61
+from dipy_ppir.mpc.ledger import STATIC
 
 # An owner's line is fixed by the point of one party, which that party derives
 # from the seed it shares with the owner; the other party is sent its point.
@@ -210,13 +213,13 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
         change the result by p, must stay rarer than 2**-40 per value.
     """
     source, target = array.field, field or array.field
-    if 2 * array.bound > 1 << (source.bits - SECURITY):
+    offset = 1 << max(array.bound.bit_length(), bits)
+    if array.bound + offset > 1 << (source.bits - SECURITY + 1):
         raise FixedPointOverflowError(
             f"truncating values of {array.bound.bit_length()} bits in {source!r} "
             f"could go wrong more often than once in 2^{SECURITY}; use the larger "
             "field or fewer fraction bits"
         )
-    offset = 1 << max(array.bound.bit_length(), bits)
     shape = array.shape
     if array.degree == 1:
         array = array._with(array.share, degree=2)
@@ -265,6 +268,30 @@ def shift_right(source, a, bits, target):
     high = high % p
     high = (high << np.uint64(3) | high >> np.uint64(58)) & p
     return np.ascontiguousarray((low % p + high) % p)
+
+
+def dither(session, array, magnitude):
+    """Blur an array about to be opened by up to `magnitude` units, either way.
+
+    The static owner adds a secret uniform integer to each of its parts. What is
+    opened then has no more digits than it is good for: exact sums of integers
+    say more than the number they stand for. Local.
+
+    Parameters
+    ----------
+    array : SharedArray
+        of degree 2.
+    magnitude : int
+        in units of the last place.
+    """
+    if session.pid != STATIC or magnitude < 1:
+        return array
+    field = array.field
+    count = int(np.prod(array.shape))
+    noise = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in range(count)]
+    noise = field.from_ints(noise).reshape(array.share.shape)
+    noise = field.scale(noise, field.inverse(LAGRANGE[STATIC]))
+    return array._with(field.add(array.share, noise))
 
 
 def check_elements(field, elements, link_name, peer):

@@ -7,7 +7,11 @@ same program in step; what a party does depends on its number.
 from contextlib import contextmanager
 import hashlib
 import hmac
+from importlib.metadata import version
+import json
 import logging
+import os
+import re
 import secrets
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import (
@@ -22,6 +26,7 @@ from dipy_ppir.mpc.errors import (
     InsecureSetupError,
     ParameterMismatchError,
     PeerError,
+    ProtocolError,
 )
 from dipy_ppir.mpc.ledger import (
     HELPER,
@@ -117,6 +122,7 @@ class Session:
         self.ledger = Ledger()
         #: Called with a dict after every evaluation, for progress displays.
         self.on_progress = None
+        self._process = os.getpid()
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
 
@@ -142,6 +148,7 @@ class Session:
     # -- randomness ------------------------------------------------------
 
     def _elements(self, peer, purpose, field, shape, out=None):
+        self._check_process()
         if self.threshold == 0:
             return field.zeros(shape)
         return self._random.stream(peer, purpose).elements(field, shape, out)
@@ -155,8 +162,16 @@ class Session:
         """Uniform elements shared with `peer`, for sharings of zero."""
         return self._elements(peer, b"zero-%d" % field.bits, field, shape)
 
+    def _check_process(self):
+        if os.getpid() != self._process:
+            raise InsecureSetupError(
+                "this session belongs to the process that opened it: a copy in a "
+                "forked process would use the same random numbers again"
+            )
+
     def stream(self, peer, purpose):
         """The key stream shared with `peer` for `purpose`."""
+        self._check_process()
         return self._random.stream(peer, purpose)
 
     def seed_for(self, peer, purpose):
@@ -263,7 +278,7 @@ class Session:
         name : str
             what the parameters are for.
         parameters : dict
-            public parameters, JSON-able. None as a value means "I do not know".
+            public parameters, JSON-able; every party names the same ones.
 
         Raises
         ------
@@ -271,17 +286,25 @@ class Session:
             naming the parameter, this party's value and the other's. It is
             raised at every party, before any share is sent.
         """
+        parameters = {
+            **parameters,
+            "dipy_ppir version": version("dipy-ppir"),
+            "threshold": self.threshold,
+        }
+        parameters = json.loads(json.dumps(parameters))
         views = self.exchange("agree-" + name, parameters)
-        for key in sorted(set().union(*(v for v in views.values() if _is_dict(v)))):
-            seen = {}
-            for pid in sorted(views):
-                view = views[pid]
-                value = view.get(key) if _is_dict(view) else None
-                if value is not None:
-                    seen[pid] = value
+        for pid, view in views.items():
+            if not _is_dict(view) or not all(isinstance(k, str) for k in view):
+                raise ProtocolError(
+                    f"the {ROLES[pid]} sent malformed parameters of the {name}", pid
+                )
+        for key in sorted(set().union(*views.values())):
+            seen = {pid: views[pid].get(key, "nothing") for pid in sorted(views)}
             values = list(seen.values())
             if any(v != values[0] for v in values):
-                detail = ", ".join(f"{v!r} at the {ROLES[p]}" for p, v in seen.items())
+                detail = ", ".join(
+                    f"{v!r:.200} at the {ROLES[p]}" for p, v in seen.items()
+                )
                 raise ParameterMismatchError(
                     f"the parties do not agree on {key!r} of the {name}: {detail}; "
                     "give every party the same parameters"
@@ -301,7 +324,7 @@ class Session:
         for pid in sorted(views):
             phases = views[pid] if _is_dict(views[pid]) else {}
             by_party[ROLES[pid]] = {
-                str(k)[:40]: int(v) for k, v in phases.items() if isinstance(v, int)
+                k: v for k, v in phases.items() if _is_phase(k) and _is_count(v)
             }
         return make_receipt(self.ledger, by_party, **run_facts(self.threshold), **facts)
 
@@ -323,6 +346,14 @@ class Session:
             self.close()
         else:
             self.fail(exc)
+
+
+def _is_phase(name):
+    return isinstance(name, str) and re.fullmatch("[a-z ]{1,30}", name) is not None
+
+
+def _is_count(number):
+    return type(number) is int and 0 <= number < 1 << 63
 
 
 def _is_dict(obj):

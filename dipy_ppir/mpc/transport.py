@@ -17,14 +17,13 @@ every wait at once.
 """
 
 from collections import deque
+import contextlib
 import json
 import select
 import socket
 import struct
 import time
 import zlib
-
-import numpy as np
 
 from dipy_ppir.mpc.errors import (
     PeerAbortedError,
@@ -36,12 +35,14 @@ from dipy_ppir.mpc.ledger import ROLES
 
 _HEADER = struct.Struct("<2sBBIQQ")
 _MAGIC, _VERSION = b"PP", 1
-DATA, JSON, MPYC, ABORT = 1, 2, 3, 4
+DATA, JSON, MPYC, ABORT, BYE = 1, 2, 3, 4, 5
 
 #: Largest payload of one frame, by kind; larger arrays travel in several.
-MAX_PAYLOAD = {DATA: 1 << 24, JSON: 1 << 20, MPYC: 1 << 24, ABORT: 1 << 10}
+MAX_PAYLOAD = {DATA: 1 << 24, JSON: 1 << 20, MPYC: 1 << 24, ABORT: 1 << 10, BYE: 0}
 #: Most bytes kept for a peer that runs ahead while this party is sending.
 MAX_BACKLOG = 1 << 28
+#: What keeping a frame costs beside its payload.
+_FRAME_COST = 512
 
 # Reasons that may cross the network: fixed words, never text made from data.
 REASONS = {
@@ -93,6 +94,10 @@ class Link:
         self.inbox = deque()
         self.backlog = 0
         self.posted = None
+        # Whether the peer has said that it is done, and whether a frame to it is
+        # only half on its way.
+        self.finished = self.sending = self.said_last = False
+        self.awaited = False
         self._header, self._header_filled = bytearray(_HEADER.size), 0
         self._frame = None
         self._sent = self._received = 0
@@ -132,7 +137,7 @@ class Link:
             self._frame = _Frame(kind, op, posted[1], True)
         else:
             # A frame without payload fills memory as well.
-            self.backlog += length + _HEADER.size
+            self.backlog += length + _FRAME_COST
             if self.backlog > MAX_BACKLOG:
                 raise ProtocolError(
                     f"{self.name} sends more than it was asked for", self.peer
@@ -178,7 +183,7 @@ class Link:
     def pop(self):
         """Take the oldest frame out of the inbox."""
         frame = self.inbox.popleft()
-        self.backlog -= len(frame.body) + _HEADER.size
+        self.backlog -= len(frame.body) + _FRAME_COST
         return frame
 
     def progress(self):
@@ -234,6 +239,7 @@ class Network:
         parts = [memoryview(link.header(kind, op, len(payload)))]
         if len(payload):
             parts.append(payload)
+        link.sending = True
         while parts:
             try:
                 n = link.sock.sendmsg(parts)
@@ -247,11 +253,16 @@ class Network:
                 del parts[0]
             if n:
                 parts[0] = parts[0][n:]
+        link.sending = False
         self.ledger().record_sent(peer, len(payload), _HEADER.size)
 
     def _wait_writable(self, link):
         poller = select.poll()
-        by_fd = {other.sock.fileno(): other for other in self.links.values()}
+        by_fd = {
+            other.sock.fileno(): other
+            for other in self.links.values()
+            if other is link or not other.finished
+        }
         for fd, other in by_fd.items():
             poller.register(
                 fd, select.POLLIN | (select.POLLOUT if other is link else 0)
@@ -343,9 +354,13 @@ class Network:
         poller = select.poll()
         by_fd = {}
         for other in self.links.values():
+            if other.finished and other not in links:
+                continue
             fd = other.sock.fileno()
             by_fd[fd] = other
             poller.register(fd, (select.POLLIN if other in links else 0) | _RDHUP)
+        for link in self.links.values():
+            link.awaited = link in links
         deadline = time.monotonic() + self.timeout
         seen = [link.progress() for link in links]
         done = []
@@ -359,7 +374,10 @@ class Network:
                     if frame is not None:
                         done.append((link, frame))
                 elif event & (_HANGUP | _RDHUP):
-                    self._lost(link)
+                    # Gone: what it sent before says whether it was done.
+                    while not link.finished:
+                        self._pump(link)
+                    poller.unregister(fd)
             if not done:
                 now = [link.progress() for link in links]
                 if now != seen:
@@ -372,6 +390,9 @@ class Network:
         try:
             return link.pump()
         except EOFError:
+            if link.inbox and link.inbox[-1].kind == BYE and not link.awaited:
+                link.finished = True
+                return None
             self._lost(link)
 
     # -- failing ---------------------------------------------------------
@@ -424,27 +445,25 @@ class Network:
             return
         payload = memoryview(bytes([reason, 255 if culprit is None else culprit]))
         for link in self.links.values():
-            try:
-                link.sock.sendmsg(
-                    [link.header(ABORT, 0, len(payload)), payload],
-                    [],
-                    socket.MSG_DONTWAIT,
-                )
-            except OSError:
-                pass
+            self._say_last(link, ABORT, payload)
         self.close()
 
+    def _say_last(self, link, kind, payload):
+        """Send a last small frame if that is possible at once."""
+        if link.sending or link.said_last:
+            return  # it would become part of the frame that is on its way
+        link.said_last = True
+        frame = [link.header(kind, 0, len(payload)), payload]
+        with contextlib.suppress(OSError):
+            link.sock.sendmsg(frame, [], socket.MSG_DONTWAIT)
+
     def close(self):
-        """Close every connection."""
+        """Tell every peer that this party is done, and close the connections."""
+        if self.closed:
+            return
         self.closed = True
         for link in self.links.values():
-            try:
+            self._say_last(link, BYE, b"")
+            with contextlib.suppress(OSError):
                 link.sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
             link.sock.close()
-
-
-def as_bytes(array):
-    """Byte view of a contiguous array, for checksums."""
-    return memoryview(np.ascontiguousarray(array)).cast("B")
