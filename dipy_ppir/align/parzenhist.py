@@ -39,7 +39,8 @@ declare(
     receivers=(MOVING,),
     shape="(nbins - 3) x (nbins - 4) each evaluation",
     meaning="how often each pair of intensity bins occurs at one voxel in the two "
-    "images, which includes the intensity histogram of the static image",
+    "images; together, the histograms of one registration can determine the static "
+    "image at its coarse resolution levels",
 )
 declare(
     "metric_gradient",
@@ -122,10 +123,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     nbins : int
         number of bins of the joint histogram, padding included; at least 6.
     reveal : {"histogram", "gradient"}, optional
-        what the moving owner learns. ``"histogram"``: the joint histogram and
-        the gradient of the metric. ``"gradient"``: the value of the metric and
-        its gradient only; the logarithms are taken on shares, which costs about
-        twice the traffic.
+        what the moving owner learns. ``"histogram"``: the joint histogram, as
+        whoever makes this object by hand wants, and the gradient of the metric.
+        ``"gradient"``: the value of the metric and its gradient only; the
+        logarithms are taken on shares, which costs about twice the traffic.
     session : Session, optional
         this party's session. By default the other parties are started as
         processes on this machine.
@@ -146,7 +147,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     -----
     With 32 bins and p parameters, an evaluation with gradient sends
     ``33 + 28 + 2 + p`` elements of 8 bytes per sample over all links with
-    ``reveal="histogram"``, at most 75, in 5 rounds.
+    ``reveal="histogram"``, at most 75, in 5 rounds; with ``reveal="gradient"``
+    ``33 + 32 + 3 * 28 + 2 + p`` and 957 logarithms, see `dipy_ppir.mpc.logarithm`.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -217,6 +219,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 values, self.smin, self.sdelta, self.nbins, self.padding, index
             )
             mask = None if mask is None else np.asarray(mask).reshape(-1) != 0
+        self.session.ledger.about(samples)
         with self.session.phase("static image"):
             self._sums.share_categories(index, mask)
 

@@ -68,6 +68,9 @@ class Ledger:
     ----------
     opened : dict
         maps (receiver, label) to the count of openings, values and bits.
+    levels : dict
+        maps the number of samples of a static image that sums were taken over to
+        the count of numbers opened about these samples.
     sent : Counter
         payload bytes sent, by (phase, receiver).
     rounds : Counter
@@ -75,10 +78,12 @@ class Ledger:
     """
 
     opened: dict = field(default_factory=dict)
+    levels: dict = field(default_factory=dict)
     sent: Counter = field(default_factory=Counter)
     framing: int = 0
     rounds: Counter = field(default_factory=Counter)
     phase: str = "setup"
+    _samples: int = None
 
     def record_opening(self, label, receivers, values, bits):
         """Enter an opening of `values` numbers of `bits` bits, or refuse it."""
@@ -91,11 +96,19 @@ class Ledger:
         if strangers:
             names = ", ".join(ROLES[p] for p in sorted(strangers))
             raise UndeclaredOpeningError(f"{label!r} may not be opened to: {names}")
+        if self._samples is not None:
+            self.levels[self._samples] += values
         for receiver in receivers:
             entry = self.opened.setdefault((receiver, label), _Opened())
             entry.openings += 1
             entry.values += values
             entry.bits = max(entry.bits, bits)
+
+    def about(self, samples):
+        """What is opened from here on are sums over so many samples; None: no longer."""
+        self._samples = samples
+        if samples is not None:
+            self.levels.setdefault(samples, 0)
 
     def record_sent(self, peer, payload, framing):
         """Enter bytes sent to `peer` in the current phase."""
@@ -173,10 +186,19 @@ def make_receipt(ledger, sent_by_party, **facts):
     return {
         **facts,
         "learned": ledger.learned(),
+        "levels": [
+            {"samples": samples, "numbers": numbers}
+            for samples, numbers in sorted(ledger.levels.items())
+        ],
         "bytes_sent": sent_by_party,
         "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
         "waits": dict(ledger.rounds),
     }
+
+
+#: Above so many opened numbers per sample, the receipt says that samples may be
+#: worked out from them; see doc/security.md for the measured attack.
+RISKY_SHARE = 0.1
 
 
 def _size(n):
@@ -210,6 +232,19 @@ def receipt_text(receipt):
             lines.append(
                 f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} numbers "
                 f"in all ({e['label']})."
+            )
+    for level in receipt["levels"]:
+        samples, numbers = level["samples"], level["numbers"]
+        lines.append(
+            f"About {samples:,} samples of the static image (one resolution level) the "
+            f"moving owner learned {numbers:,} numbers, {100 * numbers / samples:.0f} for "
+            "every hundred samples."
+        )
+        if numbers > RISKY_SHARE * samples:
+            lines.append(
+                "   CAUTION: numbers of that kind and count can determine these samples. "
+                'reveal="gradient" opens fewer; a level of more samples hides them '
+                "better."
             )
     lines.append(
         "No voxel of an image, and no number made from a single voxel, was shown to "

@@ -69,7 +69,7 @@ class SecureImageRegistrationFlow(Workflow):
         out_quality="quality_metric.txt",
         static_mask=None,
         moving_mask=None,
-        reveal="histogram",
+        reveal="gradient",
         receipt="receipt.json",
         far_apart=False,
         no_pictures=False,
@@ -137,8 +137,9 @@ class SecureImageRegistrationFlow(Workflow):
             Mask of the moving image (NIfTI): voxels that are not zero count.
         reveal : string, optional
             What the owner of the moving image learns at each evaluation.
-            ``'histogram'``: the joint intensity histogram; ``'gradient'``:
-            only the metric's value and gradient, which takes longer.
+            ``'gradient'``: the metric's value and gradient; ``'histogram'``:
+            the joint intensity histogram as well, which is faster, but all of
+            them together can give away the static image at coarse resolution.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
         far_apart : boolean, optional
