@@ -5,10 +5,13 @@ another name, and the names of DIPY's classes in it are bound to ours, so that
 not a line of a test is changed.
 """
 
+from functools import partial
 from importlib.util import find_spec, module_from_spec
+import inspect
 import types
 
 from dipy.align import imaffine as dipy_imaffine
+import numpy as np
 import pytest
 
 from dipy_ppir.align import imaffine
@@ -32,7 +35,16 @@ NOT_APPLICABLE = {
 #: Minutes rather than seconds: registrations of whole volumes.
 HEAVY = {"test_affreg_all_transforms", "test_mi_gradient"}
 
-#: Tests of what is DIPY's own and only passed on: run, to notice if it is lost.
+#: Tests whose last digits are withheld on purpose: the comparison of arrays in
+#: them is replaced by one with this absolute tolerance.
+TOLERANCE = {
+    # The shift between two images is opened to 2**-CENTER_BITS mm: its exact digits
+    # would tell the static image's total intensity.
+    "test_transform_centers_of_mass_3d": 2.0**-imaffine.CENTER_BITS,
+}
+
+#: Names bound to the secure classes, by module. All other tests run as well: they
+#: notice if something of DIPY's is no longer passed on.
 USES = {
     "test_imaffine": ("MutualInformationMetric", "AffineRegistration", "transform_centers_of_mass"),
     "test_parzenhist": ("ParzenJointHistogram",),
@@ -56,21 +68,39 @@ def load(name):
     return module
 
 
+def plain(function):
+    """The test without the `pytestconfig` that DIPY's decorator asks for."""
+    if "pytestconfig" in inspect.signature(function).parameters:
+        return partial(function, None)
+    return function
+
+
+def rounded(name, key):
+    """The test with its comparison of arrays made coarser."""
+    module = load(name)
+    module.assert_array_almost_equal = partial(
+        np.testing.assert_allclose, rtol=0, atol=TOLERANCE[key]
+    )
+    return getattr(module, key)
+
+
 def cases():
     for name in USES:
         module = load(name)
         for key, function in vars(module).items():
-            if key.startswith("test_") and callable(function):
+            if key in TOLERANCE:
+                function = rounded(name, key)
+            if key.startswith("test_") and inspect.isfunction(function):
                 marks = [pytest.mark.heavy] if key in HEAVY else []
                 if key in NOT_APPLICABLE:
                     marks.append(pytest.mark.skip(reason=NOT_APPLICABLE[key]))
-                yield pytest.param(module, function, id=f"{name}-{key}", marks=marks)
+                yield pytest.param(function, id=f"{name}-{key}", marks=marks)
 
 
-@pytest.mark.parametrize(("module", "function"), list(cases()))
+@pytest.mark.parametrize("function", list(cases()))
 @pytest.mark.filterwarnings("default")
-def test_dipy(module, function):
-    function()
+def test_dipy(function):
+    plain(function)()
 
 
 def test_the_secure_classes_are_in_place():
@@ -90,7 +120,7 @@ SOME = [("TRANSLATION", 2), ("ROTATION", 2), ("RIGID", 2)]
 def test_dipy_in_part(name, ttype, monkeypatch):
     module = load("test_imaffine")
     monkeypatch.setattr(module, "factors", {ttype: module.factors[ttype]})
-    getattr(module, name)()
+    plain(getattr(module, name))()
 
 
 @pytest.mark.parametrize("ttype", SOME[:2], ids=lambda t: f"{t[0]}{t[1]}")
@@ -98,4 +128,4 @@ def test_dipy_in_part(name, ttype, monkeypatch):
 def test_dipy_registration_in_part(ttype, monkeypatch):
     module = load("test_imaffine")
     monkeypatch.setattr(module, "factors", {ttype: module.factors[ttype]})
-    module.test_affreg_all_transforms()
+    plain(module.test_affreg_all_transforms)()

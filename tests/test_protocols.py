@@ -574,33 +574,63 @@ def test_insecure_warns_and_is_marked_on_the_receipt(three, caplog):
 
 
 def test_disagreement_is_named_at_every_party(trio, outcomes, tap):
-    views = [{"nbins": 32, "same": 1}, {"nbins": 16, "same": 1}, {"nbins": None, "same": 1}]
+    views = [{"nbins": 32, "same": 1}, {"nbins": 16, "same": 1}, {"same": 1}]
     frames = tap(trio)
     errors = outcomes(trio, lambda s: s.agree("registration", views[s.pid]), stop=False)
     for error in errors:
         assert isinstance(error, ParameterMismatchError)
         text = str(error)
         assert "'nbins'" in text
-        assert "32 at the moving owner, 16 at the static owner" in text
+        assert "32 at the moving owner, 16 at the static owner, 'nothing' at the" in text
         assert "same" not in text.split("give every")[0]
     assert not [f for f in frames if f[2] == DATA]
 
 
 def test_agreement(three):
     def party(session):
-        session.agree("x", {"a": [1, 2.5], "b": None if session.pid else "only here"})
+        session.agree("x", {"a": (1, 2.5), "b": None, "c": {"d": True}})
         return True
 
     assert all(three(party))
 
 
-def test_metadata_that_is_no_dict_is_survived(trio, outcomes):
+@pytest.mark.parametrize("sent", [[1, 2], 7, None, "nbins"])
+def test_parameters_that_are_none_are_refused(trio, outcomes, sent):
     def party(session):
         if session.pid == STATIC:
-            return session.exchange("agree-x", [1, 2])
+            return session.exchange("agree-x", sent)
         return session.agree("x", {"a": 1})
 
-    assert outcomes(trio, party)[MOVING] is None
+    errors = outcomes(trio, party, stop=False)
+    for pid in (MOVING, HELPER):
+        assert type(errors[pid]) is ProtocolError
+        assert errors[pid].culprit == STATIC
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [1],
+        {"x": -1},
+        {"x": 1.5},
+        {"x": True},
+        {"x": "many"},
+        {"x": 1 << 70},
+        {"<b>": 1},
+        {"a" * 100: 1},
+        {"nul\n": 3},
+    ],
+    ids=repr,
+)
+def test_a_receipt_takes_only_names_and_counts_from_a_peer(trio, outcomes, sent):
+    def party(session):
+        if session.pid == STATIC:
+            return session.exchange("receipt", sent)
+        return session.receipt()
+
+    receipts = outcomes(trio, party, stop=False)
+    assert receipts[MOVING]["bytes_sent"]["static owner"] == {}
+    receipt_text(receipts[MOVING])
 
 
 # -- MPyC's own shares -------------------------------------------------------
@@ -728,16 +758,21 @@ def test_mpyc_messages_are_uniform_too(trio, tap):
         assert stats.chisquare(np.bincount(middle, minlength=16)).pvalue > 1e-6
 
 
-@pytest.mark.parametrize("name", ["output", "peek", "transfer", "shutdown", "start", "run"])
-def test_mpyc_cannot_open_behind_the_ledger(trio, name):
+CLOSED = ["output", "peek", "transfer", "shutdown", "start", "run", "parties", "_reshare"]
+CLOSED += ["is_zero_public", "_rt", "_recv_message"]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_mpyc_cannot_open_behind_the_ledger(trio, outcomes, name):
     def party(session):
         async def peek(mpc):
             return getattr(mpc, name)
 
         return mpyc_bridge.run(session, peek)
 
-    with pytest.raises(ProtocolError, match="around the session's ledger"):
-        run_trio(trio, party)
+    for error in outcomes(trio, party, stop=False):
+        assert isinstance(error, ProtocolError)
+        assert "around the session's ledger" in str(error)
 
 
 def test_to_mpyc_needs_degree_one_and_a_known_kind():

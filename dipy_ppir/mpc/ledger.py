@@ -196,8 +196,8 @@ def make_receipt(ledger, sent_by_party, **facts):
     }
 
 
-#: Above so many opened numbers per sample, the receipt says that samples may be
-#: worked out from them; see doc/security.md for the measured attack.
+#: Above so many numbers per sample opened as histograms, the receipt says that the
+#: samples may be worked out; see doc/security.md for the measured attack.
 RISKY_SHARE = 0.1
 
 
@@ -233,6 +233,9 @@ def receipt_text(receipt):
                 f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} numbers "
                 f"in all ({e['label']})."
             )
+    exact = any(
+        e["label"] == "joint_histogram" for v in receipt["learned"].values() for e in v
+    )
     for level in receipt["levels"]:
         samples, numbers = level["samples"], level["numbers"]
         lines.append(
@@ -240,11 +243,15 @@ def receipt_text(receipt):
             f"moving owner learned {numbers:,} numbers, {100 * numbers / samples:.0f} for "
             "every hundred samples."
         )
-        if numbers > RISKY_SHARE * samples:
+        if exact and numbers > RISKY_SHARE * samples:
             lines.append(
-                "   CAUTION: numbers of that kind and count can determine these samples. "
-                'reveal="gradient" opens fewer; a level of more samples hides them '
-                "better."
+                "   CAUTION: so many histograms can determine these samples. "
+                'reveal="gradient" opens no histogram; larger levels hide more.'
+            )
+        elif numbers > samples / 2:
+            lines.append(
+                "   CAUTION: many numbers about few samples. Fewer iterations at this "
+                "level, or leaving it out, opens less."
             )
     lines.append(
         "No voxel of an image, and no number made from a single voxel, was shown to "
