@@ -215,10 +215,13 @@ cdef extern from *:
         /* the largest double below 2^126, so that the sign survives decoding */
         const double limit = ldexp(9007199254740991.0, 73);
         if (!(bound <= limit)) bound = limit;
+        /* conversion to 128 bits is a slow library call */
+        int narrow = bound < 4611686018427387904.0;
         for (int64_t i = 0; i < n; i++) {
             double v = rint(x[i] * scale);
             if (!(fabs(v) <= bound)) return i;      /* also catches NaN and infinities */
-            store(out + 2 * i, from_signed((i128)v));
+            if (narrow) store(out + 2 * i, from_signed((int64_t)v));
+            else store(out + 2 * i, from_signed((i128)v));
         }
         return -1;
     }

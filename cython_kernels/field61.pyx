@@ -36,6 +36,7 @@ cdef extern from *:
        let the tests reach the slower paths. */
     #if defined(__x86_64__) && defined(__GNUC__)
     #define HAVE_TARGETS 1
+    #include <immintrin.h>
     #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
     #define TARGET_1 __attribute__((target("avx2,fma")))
     #else
@@ -104,10 +105,10 @@ cdef extern from *:
     ALWAYS uint64_t half1(uint64_t a) { return (a >> 1) | ((a & 1) << 60); }
     ALWAYS uint64_t twice1(uint64_t a) { return ((a << 1) & P61) | (a >> 60); }
 
-    /* any int64 -> [0, p) */
+    /* any int64 -> [0, p): the signed top digit, from -4 to 3, has weight 1 too */
     ALWAYS uint64_t from_signed(int64_t v) {
-        uint64_t m = fold64(v < 0 ? (uint64_t)0 - (uint64_t)v : (uint64_t)v);
-        return v < 0 ? neg1(m) : m;
+        int64_t x = (int64_t)((uint64_t)v & P61) + (v >> 61);
+        return once((uint64_t)x + (P61 & (uint64_t)(x >> 63)));
     }
 
     /* ---- elementwise ------------------------------------------------------ */
@@ -187,10 +188,7 @@ cdef extern from *:
 
     /* ---- reals and integers ----------------------------------------------- */
 
-    static int64_t c_encode(const double *x, double scale, double bound, uint64_t *out, int64_t n) {
-        /* the largest double below 2^60, so that the sign survives decoding */
-        const double limit = 1152921504606846848.0;
-        if (!(bound <= limit)) bound = limit;
+    static int64_t encode_wide(const double *x, double scale, double bound, uint64_t *out, int64_t n) {
         for (int64_t i = 0; i < n; i++) {
             double v = rint(x[i] * scale);
             if (!(fabs(v) <= bound)) return i;      /* also catches NaN and infinities */
@@ -200,16 +198,56 @@ cdef extern from *:
         return -1;
     }
 
-    static void c_decode(const uint64_t *a, double scale, double *out, int64_t n) {
+    /* For a bound below 2^51: adding 1.5 2^52 rounds to the nearest integer, half to
+       even, and leaves it in the low bits. Whatever lies beyond 2^51 stays beyond.
+       The product is exact, so that fusing it with the sum changes nothing.
+       Returns 1 when all are within the bound, without a branch in the loop. */
+    ALWAYS int64_t c_encode_block_body(const double *x, double scale, double bound, uint64_t *out,
+                                       int64_t n) {
+        const double magic = 6755399441055744.0;
+        int64_t offset, good = 1;
+        memcpy(&offset, &magic, 8);
+        for (int64_t i = 0; i < n; i++) {
+            double v = x[i] * scale + magic;
+            int64_t k;
+            memcpy(&k, &v, 8);
+            k -= offset;
+            good &= fabs(v - magic) <= bound;
+            out[i] = (uint64_t)k + (P61 & (uint64_t)(k >> 63));
+        }
+        return good;
+    }
+    DISPATCH(c_encode_block, (const double *x, double scale, double bound, uint64_t *out, int64_t n),
+             (x, scale, bound, out, n))
+
+    static int64_t c_encode(const double *x, double scale, double bound, uint64_t *out, int64_t n) {
+        /* the largest double below 2^60, so that the sign survives decoding */
+        const double limit = 1152921504606846848.0, two51 = 2251799813685248.0;
+        const int64_t block = 1024;
+        if (!(bound <= limit)) bound = limit;
+        if (bound >= two51) return encode_wide(x, scale, bound, out, n);
+        for (int64_t i = 0; i < n; i += block) {
+            int64_t m = n - i < block ? n - i : block;
+            if (!c_encode_block(x + i, scale, bound, out + i, m))
+                return i + encode_wide(x + i, scale, bound, out + i, m);
+        }
+        return -1;
+    }
+
+    ALWAYS int64_t c_decode_body(const uint64_t *a, double scale, double *out, int64_t n) {
         for (int64_t i = 0; i < n; i++) {
             int64_t v = (int64_t)a[i] - (a[i] > (P61 >> 1) ? (int64_t)P61 : 0);
             out[i] = (double)v / scale;
         }
+        return 0;
     }
+    DISPATCH(c_decode, (const uint64_t *a, double scale, double *out, int64_t n), (a, scale, out, n))
 
-    static void c_encode_int(const int64_t *x, uint64_t *out, int64_t n) {
+    ALWAYS int64_t c_encode_int_body(const int64_t *x, uint64_t *out, int64_t n) {
         for (int64_t i = 0; i < n; i++) out[i] = from_signed(x[i]);
+        return 0;
     }
+    DISPATCH(c_encode_int, (const int64_t *x, uint64_t *out, int64_t n), (x, out, n))
 
     /* ---- sums of products -------------------------------------------------- */
 
@@ -227,40 +265,97 @@ cdef extern from *:
         return fold128(s);
     }
 
-    /* Eight sums side by side. Each term adds less than 2^32, 2^33 and 2^58 + 2^31. */
-    ALWAYS uint64_t dot_lanes(const uint64_t *a, const uint64_t *b, int64_t k) {
-        uint64_t total = 0;
-        for (int64_t t0 = 0; t0 < k; t0 += LAZY) {
-            int64_t m = k - t0 < LAZY ? k - t0 : LAZY;
-            uint64_t s0 = 0, s1 = 0, s2 = 0;
-            for (int64_t t = t0; t < t0 + m; t++) {
-                uint64_t a0 = a[t] & 0xffffffff, a1 = a[t] >> 32;
-                uint64_t b0 = b[t] & 0xffffffff, b1 = b[t] >> 32;
-                uint64_t low = a0 * b0, mid = a0 * b1 + a1 * b0;
-                s0 += low & 0xffffffff;
-                s1 += (low >> 32) + (mid & 0xffffffff);
-                s2 += (mid >> 32) + a1 * b1;
-            }
-            total = once(total + fold128(s0 + ((u128)s1 << 32) + 8 * (u128)s2));
-        }
-        return total;
-    }
+    /* Sums of products in vector lanes, from 32-bit halves x0 + 2^32 x1. Of each kind
+       of product the sum modulo 2^64 and the sum of its upper words are kept; what
+       the upper words do not explain is the sum of the lower ones, which is small.
+       Good for LAZY terms: tops are below 2^58. */
+    #define LANES_ZERO uvec low = {0}, low_up = {0}, mid = {0}, mid_up = {0}, top = {0}
+    #define LANES_ADD(MUL, X, X1, Y)                                                         \\
+        do {                                                                                 \\
+            uvec x0 = X, x1 = X1, y0 = Y, y1 = y0 >> 32;                                     \\
+            uvec l = MUL(x0, y0), m = MUL(x0, y1) + MUL(x1, y0);                             \\
+            low += l;                                                                        \\
+            low_up += l >> 32;                                                               \\
+            mid += m;                                                                        \\
+            mid_up += m >> 32;                                                               \\
+            top += MUL(x1, y1);                                                              \\
+        } while (0)
+    /* the sums modulo p, in [0, p) */
+    #define LANES_VALUE(V)                                                                   \\
+        do {                                                                                 \\
+            uvec m = low_up + (mid - (mid_up << 32)), t = mid_up + top;                      \\
+            V = low - (low_up << 32) + ((m << 32) & P61) + (m >> 29) + ((t << 3) & P61)      \\
+                + (t >> 58);                                                                 \\
+            V = (V & P61) + (V >> 61);                                                       \\
+            LANES_ONCE(V);                                                                   \\
+        } while (0)
+    #define LANES_ONCE(V) V -= (uvec)((ivec)V >= (int64_t)P61) & P61
+    #define LANES_TYPES(BYTES)                                                               \\
+        typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));    \\
+        typedef int64_t ivec __attribute__((vector_size(BYTES), may_alias, aligned(8)));     \\
+        enum { W = BYTES / 8 }
 
-    TARGET_2 static int64_t c_dot_rows_2(const uint64_t *a, const uint64_t *b, uint64_t *out,
-                                         int64_t n, int64_t k) {
-        for (int64_t i = 0; i < n; i++) out[i] = dot_lanes(a + i * k, b + i * k, k);
-        return 0;
+    /* acc += sum_i z_i g_i for the `columns` first of a vector's width of columns */
+    #define COLUMN_SUMS(NAME, TARGET, BYTES, MUL)                                            \\
+        TARGET static void NAME(const uint64_t *z, const uint64_t *g, uint64_t *acc,         \\
+                                int64_t n, int64_t d, int64_t columns) {                     \\
+            LANES_TYPES(BYTES);                                                              \\
+            uvec total = {0}, v;                                                             \\
+            for (int64_t i0 = 0; i0 < n; i0 += LAZY) {                                       \\
+                int64_t i1 = i0 + LAZY < n ? i0 + LAZY : n;                                  \\
+                LANES_ZERO;                                                                  \\
+                for (int64_t i = i0; i < i1; i++) {                                          \\
+                    uvec zero = {0}, x = z[i] + zero;                                        \\
+                    LANES_ADD(MUL, x, x >> 32, *(const uvec *)(g + i * d));                  \\
+                }                                                                            \\
+                LANES_VALUE(v);                                                              \\
+                total += v;                                                                  \\
+                LANES_ONCE(total);                                                           \\
+            }                                                                                \\
+            for (int64_t j = 0; j < columns; j++) acc[j] = once(acc[j] + total[j]);          \\
+        }
+
+    #if HAVE_TARGETS
+    #define MUL_8(X, Y) ((uvec)_mm512_mul_epu32((__m512i)(X), (__m512i)(Y)))
+    #define MUL_4(X, Y) ((uvec)_mm256_mul_epu32((__m256i)(X), (__m256i)(Y)))
+    COLUMN_SUMS(column_sums_2, TARGET_2, 64, MUL_8)
+    COLUMN_SUMS(column_sums_1, TARGET_1, 32, MUL_4)
+
+    /* wider vectors would gain less than adding up their lanes costs */
+    TARGET_1 static void dot_rows_1(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                                    int64_t n, int64_t k) {
+        LANES_TYPES(32);
+        const int64_t whole = k / W * W;
+        for (int64_t i = 0; i < n; i++, a += k, b += k) {
+            uint64_t total = dot(a + whole, b + whole, k - whole);
+            for (int64_t t0 = 0; t0 < whole; t0 += LAZY * W) {
+                int64_t t1 = t0 + LAZY * W < whole ? t0 + LAZY * W : whole;
+                LANES_ZERO;
+                for (int64_t t = t0; t < t1; t += W) {
+                    uvec x = *(const uvec *)(a + t);
+                    LANES_ADD(MUL_4, x, x >> 32, *(const uvec *)(b + t));
+                }
+                uvec v;
+                LANES_VALUE(v);
+                total = once(total + fold64(v[0] + v[1] + v[2] + v[3]));
+            }
+            out[i] = total;
+        }
     }
+    #endif
+
     static int64_t c_dot_rows(const uint64_t *a, const uint64_t *b, uint64_t *out,
                               int64_t n, int64_t k) {
-        /* short rows do not repay adding the lanes up */
-        if (cpu_level == 2 && k >= 16) return c_dot_rows_2(a, b, out, n, k);
+    #if HAVE_TARGETS
+        if (cpu_level && k >= 8) { dot_rows_1(a, b, out, n, k); return 0; }
+    #endif
         for (int64_t i = 0; i < n; i++) out[i] = dot(a + i * k, b + i * k, k);
         return 0;
     }
 
-    ALWAYS int64_t c_matmul_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
-                                 int64_t n, int64_t k, int64_t m) {
+    /* the slow twin of c_matmul */
+    static void c_matmul_portable(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                                  int64_t n, int64_t k, int64_t m) {
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < m; j++) {
                 u128 s = 0;
@@ -271,10 +366,7 @@ cdef extern from *:
                 }
                 out[i * m + j] = fold128(s);
             }
-        return 0;
     }
-    DISPATCH(c_matmul, (const uint64_t *a, const uint64_t *b, uint64_t *out,
-                        int64_t n, int64_t k, int64_t m), (a, b, out, n, k, m))
 
     /* acc (p, q) += a^T b, the slow twin of c_gram */
     static void c_gram_portable(const uint64_t *a, const uint64_t *b, uint64_t *acc,
@@ -303,14 +395,14 @@ cdef extern from *:
     #define INT_ROWS 65536          /* 2^46 a row: below 2^62 */
     #define SMALL 24                /* rows below which interpolation would dominate */
 
-    /* Digit values of `rows` rows of n elements into five planes. An integer below
+    /* Digit values of `rows` rows of n elements into five planes, `plane` apart. An integer below
        2^52 becomes a double by putting it in the low bits of 2^52. */
     #define SPLIT(NAME, TARGET, BYTES)                                                       \\
         TARGET static void NAME(const uint64_t *x, int64_t rows, int64_t n, double *out,     \\
-                                int64_t stride) {                                            \\
+                                int64_t stride, int64_t plane) {                             \\
             typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));\\
             typedef double vec __attribute__((vector_size(BYTES), may_alias, aligned(8)));   \\
-            const int64_t width = BYTES / 8, plane = ROWS * stride;                          \\
+            const int64_t width = BYTES / 8;                                                 \\
             const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;           \\
             const double two52 = 4503599627370496.0;                                         \\
             for (int64_t i = 0; i < rows; i++, out += stride) {                              \\
@@ -369,6 +461,59 @@ cdef extern from *:
                     *(ivec *)(c + j * sc + k * W) += (ivec)(s[j][k] + magic) - offset;       \\
         }
 
+    /* c (4, K vectors) = a b over at most ROWS terms: the sums stay real */
+    typedef void product_t(const double *a, const double *b, double *c, int64_t terms,
+                           int64_t sa, int64_t sb);
+
+    #define PRODUCT(NAME, TARGET, BYTES, K)                                                  \\
+        TARGET static void NAME(const double *a, const double *b, double *c, int64_t terms,  \\
+                                int64_t sa, int64_t sb) {                                    \\
+            typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
+            enum { W = BYTES / 8 };                                                          \\
+            vec s[4][K];                                                                     \\
+            UNROLL for (int j = 0; j < 4; j++)                                               \\
+                UNROLL for (int k = 0; k < K; k++) s[j][k] = (vec){0};                       \\
+            for (int64_t t = 0; t < terms; t++, a++, b += sb) {                              \\
+                vec v[K];                                                                    \\
+                UNROLL for (int k = 0; k < K; k++) v[k] = *(const vec *)(b + k * W);         \\
+                UNROLL for (int j = 0; j < 4; j++)                                           \\
+                    UNROLL for (int k = 0; k < K; k++) s[j][k] += a[j * sa] * v[k];          \\
+            }                                                                                \\
+            UNROLL for (int j = 0; j < 4; j++)                                               \\
+                UNROLL for (int k = 0; k < K; k++) *(vec *)(c + j * sb + k * W) = s[j][k];   \\
+        }
+
+    /* What `interpolate` does, on real sums over at most ROWS terms: the coefficients
+       are integers between 0 and 2^50 and every step is exact but the division by 3,
+       whose error the next rounding to an integer removes. Writes, or adds to, out. */
+    #define FINISH(NAME, TARGET, BYTES)                                                      \\
+        TARGET static void NAME(const double *s, uint64_t *out, int64_t n, int64_t plane,    \\
+                                int more) {                                                  \\
+            LANES_TYPES(BYTES);                                                              \\
+            typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
+            const uint64_t exponent = 0x4330000000000000ULL;                                 \\
+            const double two52 = 4503599627370496.0, third = 1.0 / 3.0;                      \\
+            for (int64_t i = 0; i < n; i += W, s += W, out += W) {                           \\
+                vec s0 = *(const vec *)s, s4 = *(const vec *)(s + plane);                    \\
+                vec p1 = *(const vec *)(s + 2 * plane), m1 = *(const vec *)(s + 3 * plane);  \\
+                vec p2 = *(const vec *)(s + 4 * plane);                                      \\
+                vec odd = (p1 - m1) * 0.5, c2 = (p1 + m1) * 0.5 - s0 - s4;                   \\
+                vec c3 = (p2 - s0 - 16.0 * s4) * 0.5 - 2.0 * c2 - odd;                       \\
+                c3 = (c3 * third + two52) - two52;                                           \\
+                uvec e0 = (uvec)(s0 + 4.0 * c3 + two52) ^ exponent;                          \\
+                uvec e1 = (uvec)(odd - c3 + 4.0 * s4 + two52) ^ exponent;                    \\
+                uvec e2 = (uvec)(c2 + two52) ^ exponent;                                     \\
+                uvec v = e0 + ((e1 << 21) & P61) + (e1 >> 40) + ((e2 << 42) & P61) + (e2 >> 19); \\
+                v = (v & P61) + (v >> 61);                                                   \\
+                LANES_ONCE(v);                                                               \\
+                if (more) {                                                                  \\
+                    v += *(uvec *)out;                                                       \\
+                    LANES_ONCE(v);                                                           \\
+                }                                                                            \\
+                *(uvec *)out = v;                                                            \\
+            }                                                                                \\
+        }
+
     #if HAVE_TARGETS
     #define UNROLL _Pragma("GCC unroll 8")
     SPLIT(split_2, TARGET_2, 64)
@@ -379,10 +524,18 @@ cdef extern from *:
     TILE(tile_11_2, TARGET_2, 64, 1, 1)
     TILE(tile_42_1, TARGET_1, 32, 4, 2)
     TILE(tile_12_1, TARGET_1, 32, 1, 2)
+    PRODUCT(product_4_2, TARGET_2, 64, 4)
+    PRODUCT(product_3_2, TARGET_2, 64, 3)
+    PRODUCT(product_2_2, TARGET_2, 64, 2)
+    PRODUCT(product_1_2, TARGET_2, 64, 1)
+    PRODUCT(product_2_1, TARGET_1, 32, 2)
+    FINISH(finish_2, TARGET_2, 64)
+    FINISH(finish_1, TARGET_1, 32)
 
-    static void split_rows(const uint64_t *x, int64_t rows, int64_t n, double *out, int64_t stride) {
-        if (cpu_level == 1) split_1(x, rows, n, out, stride);
-        else split_2(x, rows, n, out, stride);
+    static void split_rows(const uint64_t *x, int64_t rows, int64_t n, double *out, int64_t stride,
+                           int64_t plane) {
+        if (cpu_level == 1) split_1(x, rows, n, out, stride, plane);
+        else split_2(x, rows, n, out, stride, plane);
     }
 
     /* any a (rows, m) and b (rows, lanes), lanes a multiple of 8 */
@@ -398,9 +551,32 @@ cdef extern from *:
             for (; j < m; j++) one(a + j, b + k, c + j * sc + k, rows, sa, sb, sc, magic);
         }
     }
+
+    /* c (rows, sb) = a b for a row count and strides that are multiples of 4 and 8 */
+    static void real_product(const double *a, const double *b, double *c, int64_t rows,
+                             int64_t terms, int64_t sa, int64_t sb) {
+        static product_t *const products[] = {product_1_2, product_2_2, product_3_2, product_4_2};
+        for (int64_t k = 0, wide; k < sb; k += wide) {
+            wide = cpu_level == 1 ? 8 : sb - k < 32 ? sb - k : 32;
+            product_t *product = cpu_level == 1 ? product_2_1 : products[wide / 8 - 1];
+            for (int64_t j = 0; j < rows; j += 4) product(a + j * sa, b + k, c + j * sb + k, terms, sa, sb);
+        }
+    }
+    static void finish(const double *s, uint64_t *out, int64_t n, int64_t plane, int more) {
+        if (cpu_level == 1) finish_1(s, out, n, plane, more);
+        else finish_2(s, out, n, plane, more);
+    }
     #else       /* never called at level 0 */
-    static void split_rows(const uint64_t *x, int64_t rows, int64_t n, double *out, int64_t stride) {
-        (void)x; (void)rows; (void)n; (void)out; (void)stride;
+    static void real_product(const double *a, const double *b, double *c, int64_t rows,
+                             int64_t terms, int64_t sa, int64_t sb) {
+        (void)a; (void)b; (void)c; (void)rows; (void)terms; (void)sa; (void)sb;
+    }
+    static void finish(const double *s, uint64_t *out, int64_t n, int64_t plane, int more) {
+        (void)s; (void)out; (void)n; (void)plane; (void)more;
+    }
+    static void split_rows(const uint64_t *x, int64_t rows, int64_t n, double *out, int64_t stride,
+                           int64_t plane) {
+        (void)x; (void)rows; (void)n; (void)out; (void)stride; (void)plane;
     }
     static void real_gram(const double *a, const double *b, int64_t *c, int64_t rows, int64_t m,
                           int64_t lanes, int64_t sa, int64_t sb, int64_t sc, double magic) {
@@ -488,13 +664,49 @@ cdef extern from *:
             int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
             for (int64_t i = i0; i < i1; i += ROWS) {
                 int64_t rows = i1 - i < ROWS ? i1 - i : ROWS;
-                split_rows(a + i * p, rows, p, e.a, e.sa);
-                split_rows(b + i * q, rows, q, e.b, e.sb);
+                split_rows(a + i * p, rows, p, e.a, e.sa, ROWS * e.sa);
+                split_rows(b + i * q, rows, q, e.b, e.sb, ROWS * e.sb);
                 engine_block(&e, rows);
             }
             engine_flush(&e, acc);
         }
         free(e.memory);
+        return 1;
+    }
+
+    /* Rows of a taken at once by c_matmul, few enough for the nearest cache */
+    #define MATMUL_ROWS 16
+
+    /* 0 when memory ran out */
+    static int64_t c_matmul(const uint64_t *a, const uint64_t *b, uint64_t *out,
+                            int64_t n, int64_t k, int64_t m) {
+        /* splitting and interpolating cost a few products an element */
+        if (cpu_level == 0 || n < MATMUL_ROWS || m < 4 || k * m < 32) {
+            c_matmul_portable(a, b, out, n, k, m);
+            return 1;
+        }
+        int64_t sa = up8(k), sb = up8(m), pa = MATMUL_ROWS * sa, pb = k * sb, pc = MATMUL_ROWS * sb;
+        /* zeroed: the padding must hold numbers */
+        void *memory = calloc((size_t)(POINTS * (pa + pb + pc) + pc + 8), 8);
+        if (!memory) return 0;
+        double *da = (double *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+        double *db = da + POINTS * pa, *dc = db + POINTS * pb;
+        uint64_t *result = (uint64_t *)(dc + POINTS * pc);
+        split_rows(b, k, m, db, sb, pb);
+        for (int64_t i = 0; i < n; i += MATMUL_ROWS) {
+            int64_t rows = n - i < MATMUL_ROWS ? n - i : MATMUL_ROWS;
+            split_rows(a + i * k, rows, k, da, sa, pa);
+            for (int64_t t = 0; t < k; t += ROWS) {
+                int64_t terms = k - t < ROWS ? k - t : ROWS;
+                for (int64_t d = 0; d < POINTS; d++)
+                    real_product(da + d * pa + t, db + d * pb + t * sb, dc + d * pc,
+                                 (rows + 3) & ~(int64_t)3, terms, sa, sb);
+                finish(dc, result, rows * sb, pc, t > 0);
+            }
+            for (int64_t j = 0; j < rows; j++)
+                memcpy(out + (i + j) * m, result + j * sb, (size_t)m * 8);
+        }
+        free(memory);
         return 1;
     }
 
@@ -524,91 +736,139 @@ cdef extern from *:
     }
 
     /* The banded product in double precision. Rows with the same start form a dense
-       product of few columns, so they are sorted by start. Values are cut into two
-       digits of 24 bits, the upper one signed, elements into three of 21: six
-       products of magnitude at most 2^45, exact over 64 rows. All sums of a group
-       of columns stay in registers, and b is cut as it is read. */
-    #define DIGITS 6
+       product of few columns, so they are sorted by start. With digits of 21 bits
+       the product of a value, whose upper digit is signed, and an element is a cubic
+       in 2^21, known from its values at 0, infinity, 1 and -1. At 1 and -1 they stay
+       below 2^44.8 when values stay below 2^43, which leaves room for 64 rows. All
+       sums of a group of columns stay in registers, and b is cut as it is read. */
+    #define BAND_POINTS 4
+    #define BAND_LIMIT ((int64_t)1 << 43)
     #define AHEAD 8                 /* rows named beyond the last one, to fetch early */
 
     typedef void band_t(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
-                        int64_t rows, int64_t w, int64_t q, int64_t plane);
+                        int64_t rows, int64_t w, int64_t q, int64_t sc, int64_t plane);
 
     #define BAND(NAME, TARGET, BYTES, J)                                                     \\
         TARGET static void NAME(const double *v, const uint64_t *b, const int64_t *index,    \\
-                                int64_t *c, int64_t rows, int64_t w, int64_t q,              \\
+                                int64_t *c, int64_t rows, int64_t w, int64_t q, int64_t sc,  \\
                                 int64_t plane) {                                             \\
-            typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));\\
-            typedef int64_t ivec __attribute__((vector_size(BYTES), may_alias, aligned(8))); \\
+            LANES_TYPES(BYTES);                                                              \\
             typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
             const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;           \\
             const double two52 = 4503599627370496.0, magic = 1.5 * two52;                    \\
+            const double *v1 = v + ROWS * w, *plus = v1 + ROWS * w, *minus = plus + ROWS * w;\\
             int64_t offset;                                                                  \\
             memcpy(&offset, &magic, 8);                                                      \\
-            vec s[J][DIGITS];                                                                \\
+            vec s[J][BAND_POINTS];                                                           \\
             UNROLL for (int j = 0; j < J; j++)                                               \\
-                UNROLL for (int d = 0; d < DIGITS; d++) s[j][d] = (vec){0};                  \\
-            for (int64_t i = 0; i < rows; i++, v += 2 * w) {                                 \\
+                UNROLL for (int d = 0; d < BAND_POINTS; d++) s[j][d] = (vec){0};             \\
+            for (int64_t i = 0; i < rows; i++) {                                             \\
                 __builtin_prefetch(b + index[i + AHEAD] * q);                                \\
                 uvec u = *(const uvec *)(b + index[i] * q);                                  \\
                 vec d0 = (vec)((u & mask) | exponent) - two52;                               \\
                 vec d1 = (vec)(((u >> 21) & mask) | exponent) - two52;                       \\
                 vec d2 = (vec)((u >> 42) | exponent) - two52;                                \\
+                vec even = d0 + d2, at1 = even + d1, at_1 = even - d1;                       \\
                 UNROLL for (int j = 0; j < J; j++) {                                         \\
-                    s[j][0] += v[2 * j] * d0;                                                \\
-                    s[j][1] += v[2 * j] * d1;                                                \\
-                    s[j][2] += v[2 * j] * d2;                                                \\
-                    s[j][3] += v[2 * j + 1] * d0;                                            \\
-                    s[j][4] += v[2 * j + 1] * d1;                                            \\
-                    s[j][5] += v[2 * j + 1] * d2;                                            \\
+                    s[j][0] += v[i * w + j] * d0;                                            \\
+                    s[j][1] += v1[i * w + j] * d2;                                           \\
+                    s[j][2] += plus[i * w + j] * at1;                                        \\
+                    s[j][3] += minus[i * w + j] * at_1;                                      \\
                 }                                                                            \\
             }                                                                                \\
             UNROLL for (int j = 0; j < J; j++)                                               \\
-                UNROLL for (int d = 0; d < DIGITS; d++)                                      \\
-                    *(ivec *)(c + d * plane + j * q) += (ivec)(s[j][d] + magic) - offset;    \\
+                UNROLL for (int d = 0; d < BAND_POINTS; d++)                                 \\
+                    *(ivec *)(c + d * plane + j * sc) += (ivec)(s[j][d] + magic) - offset;   \\
         }
 
+    /* Values of n numbers below BAND_LIMIT at the four points, planes apart */
+    ALWAYS int64_t c_band_values_body(const int64_t *x, double *v, int64_t n, int64_t plane) {
+        const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;
+        const double two52 = 4503599627370496.0;
+        for (int64_t i = 0; i < n; i++) {
+            uint64_t u = (uint64_t)(x[i] + BAND_LIMIT), low = (u & mask) | exponent, high = u >> 21 | exponent;
+            double v0, v1;
+            memcpy(&v0, &low, 8);
+            memcpy(&v1, &high, 8);
+            v0 -= two52;
+            v1 -= two52 + (double)(BAND_LIMIT >> 21);
+            v[i] = v0;
+            v[i + plane] = v1;
+            v[i + 2 * plane] = v0 + v1;
+            v[i + 3 * plane] = v0 - v1;
+        }
+        return 0;
+    }
+    DISPATCH(c_band_values, (const int64_t *x, double *v, int64_t n, int64_t plane), (x, v, n, plane))
+
+    ALWAYS int64_t c_band_fits_body(const int64_t *x, int64_t n) {
+        uint64_t above = 0;
+        for (int64_t i = 0; i < n; i++) above |= (uint64_t)x[i] + BAND_LIMIT;
+        return above < 2 * (uint64_t)BAND_LIMIT;
+    }
+    DISPATCH(c_band_fits, (const int64_t *x, int64_t n), (x, n))
+
     #if HAVE_TARGETS
+    BAND(band_5_2, TARGET_2, 64, 5)
     BAND(band_4_2, TARGET_2, 64, 4)
     BAND(band_1_2, TARGET_2, 64, 1)
+    BAND(half_5_2, TARGET_2, 32, 5)
+    BAND(half_4_2, TARGET_2, 32, 4)
+    BAND(half_1_2, TARGET_2, 32, 1)
+    BAND(band_2_1, TARGET_1, 32, 2)
     BAND(band_1_1, TARGET_1, 32, 1)
 
     static void band_block(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
-                           int64_t rows, int64_t w, int64_t lanes, int64_t q, int64_t plane) {
-        int wide = cpu_level == 1 ? 4 : 8;
-        band_t *one = cpu_level == 1 ? band_1_1 : band_1_2;
-        for (int64_t k = 0; k < lanes; k += wide) {
-            int64_t j = 0;
-            /* four columns fill the registers of AVX-512; AVX2 has half as many */
-            if (cpu_level == 2)
-                for (; j + 4 <= w; j += 4)
-                    band_4_2(v + 2 * j, b + k, index, c + j * q + k, rows, w, q, plane);
-            for (; j < w; j++) one(v + 2 * j, b + k, index, c + j * q + k, rows, w, q, plane);
+                           int64_t rows, int64_t w, int64_t q, int64_t sc, int64_t plane) {
+        for (int64_t k = 0, wide; k < sc; k += wide) {
+            wide = cpu_level == 1 || sc - k < 8 ? 4 : 8;
+            for (int64_t j = 0, some; j < w; j += some) {
+                band_t *band;
+                /* as many columns as there are registers for */
+                if (cpu_level == 1) {
+                    some = w - j < 2 ? 1 : 2;
+                    band = some == 2 ? band_2_1 : band_1_1;
+                } else {
+                    some = w - j == 5 ? 5 : w - j < 4 ? 1 : 4;
+                    if (wide == 8) band = some == 5 ? band_5_2 : some == 4 ? band_4_2 : band_1_2;
+                    else band = some == 5 ? half_5_2 : some == 4 ? half_4_2 : half_1_2;
+                }
+                band(v + j, b + k, index, c + j * sc + k, rows, w, q, sc, plane);
+            }
         }
     }
     #else       /* never called at level 0 */
     static void band_block(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
-                           int64_t rows, int64_t w, int64_t lanes, int64_t q, int64_t plane) {
-        (void)v; (void)b; (void)index; (void)c; (void)rows; (void)w; (void)lanes; (void)q; (void)plane;
+                           int64_t rows, int64_t w, int64_t q, int64_t sc, int64_t plane) {
+        (void)v; (void)b; (void)index; (void)c; (void)rows; (void)w; (void)q; (void)sc; (void)plane;
     }
     #endif
 
     /* 0 when memory ran out */
     static int64_t c_gram_banded(const int64_t *values, const int64_t *start, const uint64_t *b,
                                  uint64_t *acc, int64_t n, int64_t w, int64_t ncols, int64_t q) {
-        int64_t starts = ncols - w + 1, total = n < INT_ROWS ? n : INT_ROWS;
-        int64_t plane = ncols * q, lanes = q & ~(int64_t)7;
-        i128 *work = calloc((size_t)plane, sizeof(i128));   /* columns past the last whole vector */
-        if (!work) return 0;
-        if (cpu_level == 0 || n < SMALL || lanes == 0) {
+        if (cpu_level == 0 || n < SMALL || q < 8 || !c_band_fits(values, n * w)) {
+            i128 *work = calloc((size_t)(ncols * q), sizeof(i128));
+            if (!work) return 0;
             c_gram_banded_portable(values, start, b, acc, work, n, w, ncols, q);
             free(work);
             return 1;
         }
-        int64_t *sums = calloc((size_t)(DIGITS * plane + total + AHEAD + starts + 1 + 2 * ROWS * w), 8);
-        if (!sums) { free(work); return 0; }
-        int64_t *order = sums + DIGITS * plane, *first = order + total + AHEAD;
-        double *v = (double *)(first + starts + 1);
+        /* The last vector of a row may run into the next one, and those sums are not
+           used; so the very last row is not for vectors. */
+        n--;
+        for (int64_t j = 0; j < w; j++) {
+            uint64_t x = from_signed(values[n * w + j]), *row = acc + (start[n] + j) * q;
+            for (int64_t k = 0; k < q; k++) row[k] = once(row[k] + mul1(x, b[n * q + k]));
+        }
+        int64_t starts = ncols - w + 1, total = n < INT_ROWS ? n : INT_ROWS;
+        int64_t sc = (q + 3) & ~(int64_t)3, plane = ncols * sc;
+        int64_t *sums = calloc((size_t)(BAND_POINTS * (plane + ROWS * w) + total + AHEAD
+                                        + starts + 1 + ROWS * w), 8);
+        if (!sums) return 0;
+        int64_t *order = sums + BAND_POINTS * plane, *first = order + total + AHEAD;
+        int64_t *x = first + starts + 1;
+        double *v = (double *)(x + ROWS * w);
         for (int64_t i0 = 0; i0 < n; i0 += INT_ROWS) {
             int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
             memset(first, 0, (size_t)(starts + 1) * 8);
@@ -619,29 +879,22 @@ cdef extern from *:
             for (int64_t s = 0, k = 0; s < starts; s++)
                 for (int64_t rows; k < first[s]; k += rows) {
                     rows = first[s] - k < ROWS ? first[s] - k : ROWS;
-                    for (int64_t i = 0; i < rows; i++) {
-                        const int64_t *x = values + order[k + i] * w;
-                        for (int64_t j = 0; j < w; j++) {
-                            v[2 * (i * w + j)] = (double)(x[j] & 0xffffff);
-                            v[2 * (i * w + j) + 1] = (double)(x[j] >> 24);
-                        }
-                        for (int64_t t = lanes; t < q; t++)
-                            for (int64_t j = 0; j < w; j++)
-                                work[(s + j) * q + t] += (i128)x[j] * (int64_t)b[order[k + i] * q + t];
-                    }
-                    band_block(v, b, order + k, sums + s * q, rows, w, lanes, q, plane);
+                    for (int64_t i = 0; i < rows; i++)
+                        for (int64_t j = 0; j < w; j++) x[i * w + j] = values[order[k + i] * w + j];
+                    c_band_values(x, v, rows * w, ROWS * w);
+                    band_block(v, b, order + k, sums + s * sc, rows, w, q, sc, plane);
                 }
-            for (int64_t k = 0; k < plane; k++) {
-                i128 x = work[k];           /* zero where the digits are not, and conversely */
-                for (int d = 0; d < DIGITS; d++)
-                    x += (i128)sums[d * plane + k] * ((int64_t)1 << (21 * (d % 3))) * (d < 3 ? 1 : 1 << 24);
-                acc[k] = once(acc[k] + fold_signed(x));
-            }
-            memset(work, 0, (size_t)plane * sizeof(i128));
-            memset(sums, 0, (size_t)(DIGITS * plane) * 8);
+            for (int64_t j = 0; j < ncols; j++)
+                for (int64_t k = 0; k < q; k++) {
+                    const int64_t *s = sums + j * sc + k;
+                    int64_t c0 = s[0], c3 = s[plane], p1 = s[2 * plane], m1 = s[3 * plane];
+                    i128 y = (i128)((p1 - m1) / 2 - c3) * (1 << 21) + (i128)((p1 + m1) / 2 - c0) * ((int64_t)1 << 42)
+                             + c0 + 4 * (i128)c3;
+                    acc[j * q + k] = once(acc[j * q + k] + fold_signed(y));
+                }
+            memset(sums, 0, (size_t)(BAND_POINTS * plane) * 8);
         }
         free(sums);
-        free(work);
         return 1;
     }
 
@@ -666,10 +919,27 @@ cdef extern from *:
                                     uint64_t *out, int64_t n, int64_t w, int64_t ncols),
              (r, values, start, out, n, w, ncols))
 
-    ALWAYS int64_t c_weighted_sums_body(const uint64_t *z, const uint64_t *g, uint64_t *acc,
-                                        u128 *work, int64_t n, int64_t d) {
+    static int64_t c_weighted_sums(const uint64_t *z, const uint64_t *g, uint64_t *acc,
+                                   u128 *work, int64_t n, int64_t d) {
+        int64_t i0 = 0;
+    #if HAVE_TARGETS
+        /* Vectors may run into the next row, and those sums are not used; with rows
+           this long, only from the very last row would they leave the array. */
+        if (cpu_level && d >= 4 && n > 1) {
+            i0 = n - 1;
+            for (int64_t j = 0; j < d;) {
+                if (cpu_level == 2 && d >= 8 && d - j > 4) {
+                    column_sums_2(z, g + j, acc + j, i0, d, d - j < 8 ? d - j : 8);
+                    j += 8;
+                } else {
+                    column_sums_1(z, g + j, acc + j, i0, d, d - j < 4 ? d - j : 4);
+                    j += 4;
+                }
+            }
+        }
+    #endif
         for (int64_t j = 0; j < d; j++) work[j] = acc[j];
-        for (int64_t i0 = 0; i0 < n; i0 += LAZY) {
+        for (; i0 < n; i0 += LAZY) {
             int64_t i1 = i0 + LAZY < n ? i0 + LAZY : n;
             for (int64_t i = i0; i < i1; i++)
                 for (int64_t j = 0; j < d; j++) work[j] += (u128)z[i] * g[i * d + j];
@@ -678,8 +948,6 @@ cdef extern from *:
         for (int64_t j = 0; j < d; j++) acc[j] = fold128(work[j]);
         return 0;
     }
-    DISPATCH(c_weighted_sums, (const uint64_t *z, const uint64_t *g, uint64_t *acc,
-                               u128 *work, int64_t n, int64_t d), (z, g, acc, work, n, d))
 
     /* products below 2^85: 2^40 of them fit */
     ALWAYS int64_t c_weighted_moments_body(const uint64_t *z, const uint64_t *g, const int32_t *w,
@@ -713,9 +981,10 @@ cdef extern from *:
     int64_t c_scale(const uint64_t *, uint64_t, uint64_t *, int64_t) noexcept nogil
     int64_t c_axpby(uint64_t, const uint64_t *, uint64_t, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_encode(const double *, double, double, uint64_t *, int64_t) noexcept nogil
-    void c_decode(const uint64_t *, double, double *, int64_t) noexcept nogil
-    void c_encode_int(const int64_t *, uint64_t *, int64_t) noexcept nogil
+    int64_t c_decode(const uint64_t *, double, double *, int64_t) noexcept nogil
+    int64_t c_encode_int(const int64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t) noexcept nogil
+    void c_matmul_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_matmul(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     void c_gram_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
@@ -988,7 +1257,7 @@ def matmul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] 
     b : uint64 array, shape (k, m)
     out : uint64 array, shape (n, m)
     """
-    cdef int64_t n = a.shape[0], k = a.shape[1], m = b.shape[1]
+    cdef int64_t n = a.shape[0], k = a.shape[1], m = b.shape[1], done
     same(b.shape[0], k)
     same(out.shape[0], n)
     same(out.shape[1], m)
@@ -998,7 +1267,20 @@ def matmul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] 
         out[:, :] = 0
         return
     with nogil:
-        c_matmul(&a[0, 0], &b[0, 0], &out[0, 0], n, k, m)
+        done = c_matmul(&a[0, 0], &b[0, 0], &out[0, 0], n, k, m)
+    if not done:
+        raise MemoryError
+
+
+def _matmul_portable(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
+    """Do what `matmul` does with 128-bit integers: its slow twin, for tests."""
+    cdef int64_t n = a.shape[0], k = a.shape[1], m = b.shape[1]
+    same(b.shape[0], k)
+    same(out.shape[0], n)
+    same(out.shape[1], m)
+    if n and k and m:
+        with nogil:
+            c_matmul_portable(&a[0, 0], &b[0, 0], &out[0, 0], n, k, m)
 
 
 def gram(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):

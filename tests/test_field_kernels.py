@@ -423,6 +423,48 @@ def test_encode_refuses(field, bad):
 
 
 @EVERY
+@pytest.mark.parametrize("bits", [10, 50, 51, 52, 53, 62])
+def test_encode_around_the_bounds_of_its_shortcuts(field, bits):
+    """Small bounds are rounded by another method; nothing may depend on which."""
+    near = st.integers(-6, 6).flatmap(lambda d: st.sampled_from([d / 2 + s * 2.0**bits for s in (-1, 0, 1)]))
+    large = st.floats(2.0**40, 2.0**60).flatmap(lambda v: st.sampled_from([v, -v]))
+    reals = st.one_of(near, large, st.floats(-1e3, 1e3), st.sampled_from([0.5, -0.5, 1.5, -0.0, 1e-320]))
+
+    @quick(max_examples=80)
+    @given(st.lists(reals, max_size=30), st.integers(-4, 4), st.sampled_from([0, 3, 20]))
+    def check(reals, off, shift):
+        bound = min(2.0**bits + off / 2, limit(field))
+        x, out = np.array(reals, dtype=float) / 2.0**shift, field.empty(len(reals))
+        exact = [round(Fraction(v) * 2**shift) for v in x.tolist()]
+        bad = [i for i, v in enumerate(exact) if abs(v) > bound]
+        where = field.k.encode(x, 2.0**shift, bound, out)
+        assert where == (bad[0] if bad else -1)
+        good = len(exact) if where < 0 else where
+        assert field.unpack(np.ascontiguousarray(out[:good])) == [v % field.p for v in exact[:good]]
+
+    with field.on():
+        check()
+
+
+@EVERY
+@pytest.mark.parametrize("bound", [2.0**20, 2.0**55])
+def test_encode_finds_the_first_offender(field, bound):
+    n = 3000
+    x = np.linspace(-1000, 1000, n)
+    expected = [round(v) % field.p for v in x.tolist()]
+    out = field.empty(n)
+    with field.on() as k:
+        assert k.encode(x, 1.0, bound, out) == -1
+        assert field.unpack(out) == expected
+        for bad in (np.nan, np.inf, -np.inf, 2 * bound, -2 * bound):
+            for where in (0, 5, 1023, 1024, 1025, 2047, 2048, n - 1):
+                y, out = x.copy(), field.empty(n)
+                y[where] = y[-1] = bad
+                assert k.encode(y, 1.0, bound, out) == where
+                assert field.unpack(np.ascontiguousarray(out[:where])) == expected[:where]
+
+
+@EVERY
 def test_encode_keeps_the_sign_recoverable(field):
     top = limit(field)
     out, back = field.empty(2), np.empty(2)
@@ -494,18 +536,55 @@ def test_dot_rows_worst_case(field, k):
 
 
 @EVERY
-def test_matmul(field):
+@pytest.mark.parametrize("twin", [False, True], ids=["matmul", "portable"])
+def test_matmul(field, twin):
+    if twin and field.bits == 127:
+        pytest.skip("has no other")
+
     @quick(max_examples=40)
-    @given(SEEDS, st.integers(0, 5), st.integers(0, 70), st.integers(0, 9))
+    @given(SEEDS, st.integers(0, 37), st.integers(0, 70), st.integers(0, 35))
+    @example(1, 17, 65, 9)
+    @example(2, 16, 8, 4)
+    @example(3, 33, 32, 28)
+    @example(4, 18, 130, 33)
     def check(seed, n, k, m):
         rng = np.random.default_rng(seed)
         a, b, out = field.random(rng, n, k), field.random(rng, k, m), field.empty(n, m)
-        field.k.matmul(field.pack_object(a), field.pack_object(b), out)
+        run = field.k._matmul_portable if twin else field.k.matmul
+        run(field.pack_object(a), field.pack_object(b), out)
+        if twin and k == 0:
+            return          # left alone
         expected = [[sum(a[i, t] * b[t, j] for t in range(k)) % field.p for j in range(m)] for i in range(n)]
         assert field.unpack(out) == [v for row in expected for v in row]
 
     with field.on():
         check()
+
+
+@EVERY
+@pytest.mark.parametrize(("n", "k", "m"), [(16, 4, 8), (19, 63, 5), (17, 64, 28), (16, 65, 33), (20, 200, 9)])
+def test_matmul_worst_case(field, n, k, m):
+    for x in worst(field):
+        for y in (x, field.p - 1):
+            a, b, out = field.pack([x] * (n * k), (n, k)), field.pack([y] * (k * m), (k, m)), field.empty(n, m)
+            with field.on() as kernels:
+                kernels.matmul(a, b, out)
+            assert field.unpack(out) == [k * x * y % field.p] * (n * m)
+
+
+@P61
+@pytest.mark.parametrize(("k", "m"), [(32, 28), (33, 33), (31, 12), (64, 20), (150, 70)])
+def test_matmul_agrees_with_its_twin(field, k, m):
+    rng = np.random.default_rng(k + m)
+    a = rng.integers(0, field.p, (2050, k), dtype=np.uint64)
+    b = rng.integers(0, field.p, (k, m), dtype=np.uint64)
+    a[1000:] |= np.uint64(0x5555555555555)      # runs of ones as well
+    a[a >= np.uint64(field.p)] = field.p - 1
+    out, twin = field.empty(2050, m), field.empty(2050, m)
+    with field.on() as kernels:
+        kernels.matmul(a, b, out)
+        kernels._matmul_portable(a, b, twin)
+    assert np.array_equal(out, twin)
 
 
 def object_gram(a, b):
@@ -602,13 +681,14 @@ def test_gram_from_threads(field):
 # -- banded operands and weighted sums, 61 bits only --------------------------------
 
 BIG = 2**48 - 1
+FAST = 2**43 - 1        # up to here gram_banded works in double precision
 
 
-def banded(rng, n, w, ncols, extreme=0.3):
+def banded(rng, n, w, ncols, extreme=0.3, big=BIG):
     """Draw a banded matrix: its values, its starts, and the same thing dense."""
-    values = rng.integers(-BIG, BIG + 1, (n, w))
+    values = rng.integers(-big, big + 1, (n, w))
     pick = rng.random((n, w)) < extreme
-    values[pick] = rng.choice([BIG, -BIG, 0, 1, -1, 2**24, -(2**24), 2**47], pick.sum())
+    values[pick] = rng.choice([big, -big, 0, 1, -1, 2**21, -(2**21), 2**21 - 1, big // 2], pick.sum())
     start = rng.integers(0, ncols - w + 1, n)
     dense = np.zeros((n, ncols), dtype=object)
     for i in range(n):
@@ -617,15 +697,19 @@ def banded(rng, n, w, ncols, extreme=0.3):
 
 
 @P61
+@pytest.mark.parametrize("big", [FAST, BIG], ids=["fast", "big"])
 @pytest.mark.parametrize("twin", [False, True], ids=["gram_banded", "portable"])
-def test_gram_banded(field, twin):
+def test_gram_banded(field, twin, big):
     @quick(max_examples=60)
-    @given(SEEDS, st.integers(0, 200), st.integers(1, 6), st.integers(0, 9), st.integers(1, 37))
+    @given(SEEDS, st.integers(0, 200), st.integers(1, 10), st.integers(0, 9), st.integers(1, 37))
     @example(1, 130, 4, 28, 33)
     @example(2, 257, 4, 0, 8)
+    @example(3, 200, 5, 23, 28)
+    @example(4, 24, 9, 2, 14)
+    @example(5, 90, 5, 2, 29)
     def check(seed, n, w, more, q):
         rng = np.random.default_rng(seed)
-        values, start, dense = banded(rng, n, w, w + more)
+        values, start, dense = banded(rng, n, w, w + more, big=big)
         b, acc = field.random(rng, n, q), field.random(rng, w + more, q)
         out = field.pack_object(acc)
         run = field.k._gram_banded_portable if twin else field.k.gram_banded
@@ -638,7 +722,9 @@ def test_gram_banded(field, twin):
 
 
 @P61
-@pytest.mark.parametrize("v", [BIG, -BIG, 2**24 - 1, -(2**24), BIG - (2**24 - 1), 0])
+@pytest.mark.parametrize(
+    "v", [BIG, -BIG, FAST, FAST + 1, -FAST, -FAST - 1, -FAST - 2, 2**21 - 1, -(2**21), FAST - 2**21 + 1, 0]
+)
 @pytest.mark.parametrize("n", [256, 2**14, 70000])
 def test_gram_banded_worst_case(field, v, n):
     values = np.full((n, 2), v)
@@ -662,7 +748,7 @@ def test_very_many_rows(field):
         acc = np.zeros((4, 8), np.uint64)
         k.gram(a, b, acc)
         assert field.unpack(acc) == [n] * 32
-        for v in (BIG, -BIG):
+        for v in (BIG, -BIG, FAST, -FAST):
             for run in (k.gram_banded, k._gram_banded_portable):
                 acc = np.zeros((2, 9), np.uint64)
                 run(np.full((n, 2), v), start, np.full((n, 9), p - 1, np.uint64), acc)
@@ -670,11 +756,12 @@ def test_very_many_rows(field):
 
 
 @P61
-def test_gram_banded_agrees_with_gram(field):
+@pytest.mark.parametrize(("w", "q"), [(4, 33), (5, 28), (1, 30)])
+def test_gram_banded_agrees_with_gram(field, w, q):
     rng = np.random.default_rng(3)
-    values, start, dense = banded(rng, 5000, 4, 32)
-    b = field.pack_object(field.random(rng, 5000, 33))
-    acc, plain = np.zeros((32, 33), np.uint64), np.zeros((32, 33), np.uint64)
+    values, start, dense = banded(rng, 5000, w, 32, big=FAST)
+    b = field.pack_object(field.random(rng, 5000, q))
+    acc, plain = np.zeros((32, q), np.uint64), np.zeros((32, q), np.uint64)
     with field.on() as k:
         k.gram_banded(values, start, b, acc)
         k.gram(field.pack_object(dense % field.p), b, plain)
@@ -723,6 +810,10 @@ def test_weighted_sums(field):
 
     @quick(max_examples=60)
     @given(SEEDS, st.integers(0, 150), st.integers(0, 17), st.integers(0, 13))
+    @example(1, 1, 4, 1)
+    @example(2, 2, 5, 1)
+    @example(3, 97, 12, 3)
+    @example(4, 64, 15, 2)
     def check(seed, n, d, e):
         rng = np.random.default_rng(seed)
         z, g = field.random(rng, n), field.random(rng, n, d)
@@ -749,11 +840,14 @@ def test_weighted_sums(field):
 def test_weighted_sums_worst_case(field, n):
     heavy = 2**24 - 1
     for x in worst(field):
-        z, g = np.full(n, x, np.uint64), np.full((n, 3), field.p - 1, np.uint64)
-        acc = field.pack([field.p - 1] * 3)
+        z = np.full(n, x, np.uint64)
         with field.on() as k:
-            k.weighted_sums(z, g, None, acc)
-            assert field.unpack(acc) == [(-n * x - 1) % field.p] * 3
+            for y in (field.p - 1, x):
+                for d in (3, 4, 12, 13) if n <= 5000 else (12,):
+                    acc = field.pack([field.p - 1] * d)
+                    k.weighted_sums(z, np.full((n, d), y, np.uint64), None, acc)
+                    assert field.unpack(acc) == [(n * x * y - 1) % field.p] * d
+            g = np.full((n, 3), field.p - 1, np.uint64)
             for v in (heavy, -heavy):
                 acc = field.pack([field.p - 1] * 6, (3, 2))
                 k.weighted_sums(z, g, np.full((n, 2), v, np.int32), acc)
