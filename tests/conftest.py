@@ -117,7 +117,7 @@ def payload_bytes():
     return lambda frames: sum(len(f[4]) for f in frames if f[2] in (DATA, MPYC))
 
 
-def smooth(seed, shape, sigma=1.5):
+def smooth(seed, shape, sigma):
     """A random smooth image within [0, 1]."""
     rng = np.random.default_rng(seed)
     image = ndimage.gaussian_filter(rng.standard_normal(shape), sigma)
@@ -127,12 +127,16 @@ def smooth(seed, shape, sigma=1.5):
 
 @pytest.fixture(scope="session")
 def images():
-    """Related pairs of small images, by dimension: static, moving, affines."""
+    """Related pairs of small images, by dimension: static, moving, affines.
 
-    def make(dim, size=16):
-        shape = (size + 2, size, size - 2)[:dim]
-        static = smooth(1, shape)
-        moving = np.sqrt(ndimage.shift(static, 0.7, order=1, mode="nearest"))
+    The moving image is larger than 0 everywhere, so that what is interpolated
+    outside it lies outside its range.
+    """
+
+    def make(dim):
+        shape = (40, 36) if dim == 2 else (22, 20, 18)
+        static = smooth(1, shape, 4.0 if dim == 2 else 2.5)
+        moving = 0.1 + np.sqrt(ndimage.shift(static, 0.7, order=1, mode="nearest"))
         moving = moving[tuple(slice(0, n - 1) for n in shape)]
         static_grid2world = np.diag([1.5, 1.0, 1.2][:dim] + [1.0])
         static_grid2world[:dim, dim] = -3.0

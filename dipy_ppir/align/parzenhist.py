@@ -26,7 +26,7 @@ from dipy_ppir._kernels import parzen
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.contingency import SUM_BITS, Contingency, band_bits, choose_scales
-from dipy_ppir.mpc.errors import ProtocolError
+from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.logarithm import WEIGHT_BITS, mutual_information
 from dipy_ppir.mpc.protocols import dither
@@ -45,7 +45,7 @@ declare(
 declare(
     "metric_gradient",
     receivers=(MOVING,),
-    shape="number of parameters of the transform, each evaluation",
+    shape="number of parameters of the transform (and one checksum), each evaluation",
     meaning="in which direction each transform parameter improves the match",
 )
 declare(
@@ -70,8 +70,10 @@ _INTERVALS = 64
 
 # Command words of the moving owner, which conducts.
 END, TABLE, CONTRACT = 0, 1, 2
-#: No transform of DIPY's has more parameters.
-MAX_PARAMETERS = 12
+#: No transform of DIPY's has more parameters; one column checks the others.
+MAX_PARAMETERS = 12 + 1
+#: Bits by which the sums of a gradient may exceed what is proven to fit.
+EXTRA_BITS = 6
 
 
 def check_reveal(reveal):
@@ -146,9 +148,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     Notes
     -----
     With 32 bins and p parameters, an evaluation with gradient sends
-    ``33 + 28 + 2 + p`` elements of 8 bytes per sample over all links with
-    ``reveal="histogram"``, at most 75, in 5 rounds; with ``reveal="gradient"``
-    ``33 + 32 + 3 * 28 + 2 + p`` and 957 logarithms, see `dipy_ppir.mpc.logarithm`.
+    ``33 + 28 + 2 + p + 1`` elements of 8 bytes per sample over all links with
+    ``reveal="histogram"``, at most 76, in 5 rounds; with ``reveal="gradient"``
+    ``33 + 32 + 3 * 28 + 2 + p`` and 956 logarithms, see `dipy_ppir.mpc.logarithm`.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -498,6 +500,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
     def _update_gradient(self, jacobian, moments, columns):
         p = len(jacobian)
+        # With a known histogram a further column checks the others.
+        self._checked = self.reveal == "histogram"
 
         def column_sums(weight=None):
             out = np.zeros(jacobian.shape[1:])
@@ -509,12 +513,20 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         def blocks(start, stop):
             out = np.empty((stop - start, p))
             columns(start, stop, out)
-            return out
+            if not self._checked:
+                return out
+            return np.column_stack([out, out @ self._check])
 
         self._columns = blocks
+        sent = p + self._checked
         with self._guard():
-            self.session.tell(CONTRACT | p << 8)
-            self._contract(p)
+            for extra in (EXTRA_BITS, 0):
+                self._extra = extra
+                self.session.tell(CONTRACT | sent << 8)
+                self._contract(sent)
+                if self.metric_gradient is not None:
+                    return
+        raise FixedPointOverflowError("the gradient's sums do not fit the field")
 
     def _rows(self, start, stop):
         values, mask, *settings = self._moving
@@ -544,10 +556,18 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 sums = self._sums.contract(p, *mine)
             opened = self.session.open(sums, "metric_gradient", (MOVING,))
             if moving:
-                norm = self._valid * self.mdelta
-                self.metric_gradient = scales.undo(opened) * (
-                    -1.0 / norm if norm > 0 else 0.0
-                )
+                self._set_gradient(scales.undo(opened))
+
+    def _set_gradient(self, sums):
+        """Keep the gradient, unless the check column says that a sum wrapped."""
+        self.metric_gradient = None
+        if self._checked:
+            sums, check = sums[:-1], sums[-1]
+            # A wrap moves the left side by at least 2**(4 - extra).
+            if abs(sums @ self._check - check) > 2.0 ** (2 - EXTRA_BITS):
+                return
+        norm = self._valid * self.mdelta
+        self.metric_gradient = sums * (-1.0 / norm if norm > 0 else 0.0)
 
     def _scales_known(self):
         inner = slice(self.padding, self.nbins - self.padding)
@@ -564,7 +584,11 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         total = parzen.sample_bounds(
             values, mask, *settings, bounds, otherwise, 2.0**-10, each
         )
-        return choose_scales(total, self._column_sums(each))
+        sums = self._column_sums(each)
+        # Each column weighs in by its bound, so the check's own bound is their number.
+        self._check = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
+        extra = np.append(np.full(len(sums), self._extra), 0)
+        return choose_scales(total, np.append(sums, len(sums)), extra=extra)
 
     def _scales_shared(self):
         # Derivatives sum to zero, so z is at most 3/4 of the logarithms' range,

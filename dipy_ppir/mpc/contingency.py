@@ -351,7 +351,7 @@ def band_bits(samples, table_bits):
     return left // 2
 
 
-def choose_scales(row_sum, weighted_sums, row_scale=None):
+def choose_scales(row_sum, weighted_sums, row_scale=None, extra=0):
     """Scales that keep every sum of a contraction inside the field.
 
     A sum of products ``z g`` is exact modulo p, so only the final sum must fit.
@@ -367,6 +367,9 @@ def choose_scales(row_sum, weighted_sums, row_scale=None):
     row_scale : float, optional
         scale of the rows; by default rows and columns share the bits so that
         their rounding errors count alike.
+    extra : int or array of int, shape (p,), optional
+        bits by which a column may exceed what is proven to fit. The true sum is
+        usually far smaller than the bound; the caller must check that it was.
 
     Returns
     -------
@@ -382,9 +385,9 @@ def choose_scales(row_sum, weighted_sums, row_scale=None):
             "the gradient of the moving image is not finite; check the image"
         )
     # One bit is kept for the sign, one for what rounding adds to the terms.
-    room = SUM_BITS - 2
+    room = SUM_BITS - 2 + np.asarray(extra)
     if row_scale is None:
-        half = (room - np.log2(max(row_sum, 1.0))) // 2
+        half = (room.max() - np.log2(max(row_sum, 1.0))) // 2
         row_scale = 2.0 ** np.clip(half + ROW_SHARE, 1, 40)
     columns = room - np.log2(np.maximum(row_scale * weighted_sums, 2.0**-40))
     return Scales(row_scale, 2.0 ** np.clip(np.floor(columns), -1000, room))

@@ -105,7 +105,7 @@ class Ledger:
             entry.bits = max(entry.bits, bits)
 
     def about(self, samples):
-        """What is opened from here on are sums over so many samples; None: no longer."""
+        """What is opened from here on are sums over so many samples, or None."""
         self._samples = samples
         if samples is not None:
             self.levels.setdefault(samples, 0)
@@ -239,9 +239,9 @@ def receipt_text(receipt):
     for level in receipt["levels"]:
         samples, numbers = level["samples"], level["numbers"]
         lines.append(
-            f"About {samples:,} samples of the static image (one resolution level) the "
-            f"moving owner learned {numbers:,} numbers, {100 * numbers / samples:.0f} for "
-            "every hundred samples."
+            f"About {samples:,} samples of the static image (one resolution level) "
+            f"the moving owner learned {numbers:,} numbers, "
+            f"{100 * numbers / samples:.0f} for every hundred samples."
         )
         if exact and numbers > RISKY_SHARE * samples:
             lines.append(

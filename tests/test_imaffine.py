@@ -1,0 +1,1063 @@
+"""Secure affine registration against DIPY's, alone, in sessions, and when it fails."""
+
+from concurrent.futures import ThreadPoolExecutor
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import dipy.align
+from dipy.align import vector_fields as vf
+from dipy.align.imaffine import (
+    AffineMap,
+    AffineRegistration,
+    MutualInformationMetric,
+    transform_centers_of_mass as dipy_centers_of_mass,
+)
+from dipy.align.transforms import regtransforms
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dipy_ppir.align import (
+    RemoteImage,
+    affine,
+    affine_registration,
+    center_of_mass,
+    imaffine,
+    rigid,
+    translation,
+)
+from dipy_ppir.align.imaffine import (
+    SecureAffineRegistration,
+    SecureMutualInformationMetric,
+    transform_centers_of_mass,
+)
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.errors import (
+    ParameterMismatchError,
+    PeerError,
+    PeerLostError,
+    PeerTimeoutError,
+)
+from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.session import run_trio
+
+TRANSFORMS = sorted(regtransforms)
+EVERY_TRANSFORM = pytest.mark.parametrize("ttype", TRANSFORMS, ids=lambda t: f"{t[0]}{t[1]}")
+EVERY_REVEAL = pytest.mark.parametrize("reveal", ["histogram", "gradient"])
+EVERY_SAMPLING = pytest.mark.parametrize("sampling", [None, 1.0, 0.3], ids=["dense", "all", "sparse"])
+
+#: Stated tolerances, relative: of the value and of the gradient's largest part.
+TOLERANCE = {"histogram": (1e-6, 1e-5), "gradient": (1e-5, 1e-3)}
+#: Few and quick iterations; the same at both sides.
+QUICK = {"level_iters": [8, 4], "sigmas": [1.0, 0.0], "factors": [2, 1]}
+OPTIONS = {"gtol": 1e-4, "ftol": 1e-9}
+
+
+def near_identity(transform, seed=0):
+    n = transform.get_number_of_parameters()
+    noise = np.random.default_rng(seed).uniform(-1, 1, n)
+    return transform.get_identity_parameters() + 0.03 * noise
+
+
+def metric_pair(transform, arguments, *, sampling, reveal, nbins=16, **kwargs):
+    """DIPY's metric and ours, set up alike."""
+    clear = MutualInformationMetric(nbins=nbins, sampling_proportion=sampling)
+    secure = SecureMutualInformationMetric(
+        nbins=nbins, sampling_proportion=sampling, reveal=reveal
+    )
+    for metric in (clear, secure):
+        metric.setup(transform, *arguments[:2], static_grid2world=arguments[2],
+                     moving_grid2world=arguments[3], **kwargs)
+    return clear, secure
+
+
+def assert_same(clear, secure, theta, reveal):
+    value, gradient = clear.distance_and_gradient(theta)
+    got_value, got_gradient = secure.distance_and_gradient(theta)
+    relative = TOLERANCE[reveal]
+    assert got_value == pytest.approx(value, rel=relative[0])
+    error = np.abs(got_gradient - gradient).max()
+    assert error <= relative[1] * np.abs(gradient).max()
+    assert secure.distance(theta) == pytest.approx(value, rel=relative[0])
+
+
+def displacement(first, second, shape, grid2world):
+    """Root mean square distance, mm, of where two matrices move a grid."""
+    points = np.indices(shape).reshape(len(shape), -1)
+    points = grid2world @ np.vstack([points, np.ones(points.shape[1])])
+    return np.sqrt((((first - second) @ points)[:-1] ** 2).sum(axis=0).mean())
+
+
+# -- one evaluation ----------------------------------------------------------
+
+
+@EVERY_TRANSFORM
+@EVERY_SAMPLING
+@EVERY_REVEAL
+def test_metric(images, ttype, sampling, reveal):
+    transform = regtransforms[ttype]
+    pair = images(ttype[1])
+    clear, secure = metric_pair(transform, pair, sampling=sampling, reveal=reveal)
+    for seed in (0, 1):
+        assert_same(clear, secure, near_identity(transform, seed), reveal)
+    secure.end()
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("masks", ["static", "moving", "both"])
+@EVERY_REVEAL
+def test_metric_with_masks(images, dim, masks, reveal):
+    """Filled discs, as brain masks are; sampled values may leave the mask's range."""
+    transform = regtransforms["AFFINE", dim]
+    static, moving, *grids = images(dim)
+    disc = {}
+    for name, image in (("static", static), ("moving", moving)):
+        grid = np.indices(image.shape)
+        centre = np.array(image.shape).reshape(-1, *[1] * dim) / 2
+        inside = ((grid - centre) ** 2).sum(axis=0) < (min(image.shape) / 2 - 1) ** 2
+        disc[name + "_mask"] = inside.astype(np.int32) if masks in (name, "both") else None
+    clear, secure = metric_pair(
+        transform, (static, moving, *grids), sampling=None, reveal=reveal, **disc
+    )
+    assert_same(clear, secure, near_identity(transform), reveal)
+    secure.end()
+
+
+def test_masks_are_ignored_with_sparse_sampling_as_in_dipy(images):
+    static, moving, *grids = images(3)
+    mask = np.ones(static.shape, dtype=np.int32)
+    secure = SecureMutualInformationMetric(nbins=16, sampling_proportion=0.3)
+    with pytest.warns(UserWarning, match="Masking is not implemented"):
+        secure.setup(
+            regtransforms["RIGID", 3], static, moving, static_grid2world=grids[0],
+            moving_grid2world=grids[1], static_mask=mask,
+        )
+    assert secure.static_mask is None
+    secure.end()
+
+
+@EVERY_SAMPLING
+@EVERY_REVEAL
+def test_metric_with_starting_affine(images, sampling, reveal):
+    transform = regtransforms["AFFINE", 3]
+    start = np.eye(4)
+    start[:3] += np.random.default_rng(3).uniform(-0.05, 0.05, (3, 4))
+    clear, secure = metric_pair(
+        transform, images(3), sampling=sampling, reveal=reveal, starting_affine=start
+    )
+    assert_same(clear, secure, near_identity(transform), reveal)
+    secure.end()
+
+
+@EVERY_REVEAL
+def test_metric_far_from_the_optimum(images, reveal):
+    """Half of the static grid outside the moving image, and all of it."""
+    transform = regtransforms["TRANSLATION", 3]
+    clear, secure = metric_pair(transform, images(3), sampling=None, reveal=reveal)
+    assert_same(clear, secure, np.array([8.0, 3.0, -2.0]), reveal)
+    away = np.full(3, 1000.0)
+    assert secure.distance(away) == pytest.approx(clear.distance(away), abs=1e-5)
+    assert np.abs(secure.gradient(away)).max() < 1e-6
+    secure.end()
+
+
+@EVERY_REVEAL
+def test_values_outside_the_field_of_view_may_lie_below_the_range(images, reveal):
+    """Images without a zero background: outside the moving image there is 0."""
+    static, moving, *grids = images(3)
+    transform = regtransforms["TRANSLATION", 3]
+    clear, secure = metric_pair(
+        transform, (static + 5, moving + 5, *grids), sampling=None, reveal=reveal
+    )
+    assert_same(clear, secure, np.array([3.0, 0.0, 0.0]), reveal)
+    secure.end()
+
+
+@pytest.mark.parametrize("sampling", [None, 0.4], ids=["dense", "sparse"])
+def test_moving_image_is_sampled_as_dipy_does_to_the_last_bit(images, sampling):
+    static, moving, static_grid2world, moving_grid2world = images(3)
+    transform = regtransforms["AFFINE", 3]
+    metric = SecureMutualInformationMetric(nbins=16, sampling_proportion=sampling)
+    metric.setup(
+        transform, static, moving,
+        static_grid2world=static_grid2world, moving_grid2world=moving_grid2world,
+    )
+    for seed in range(5):
+        noise = np.random.default_rng(seed).uniform(-1, 1, 12) * (0.3 if seed else 0)
+        matrix = transform.param_to_matrix(transform.get_identity_parameters() + noise)
+        metric.affine_map.set_affine(matrix)
+        values, gradient = metric._sample_moving(matrix, True)
+        alone, none = metric._sample_moving(matrix, False)
+        assert none is None
+        assert (alone == values).all()
+        if sampling is None:
+            expected = metric.affine_map.transform(moving)
+            expected_gradient, _ = vf.gradient(
+                moving, metric.moving_world2grid, metric.moving_spacing,
+                static.shape, matrix.dot(static_grid2world),
+            )
+        else:
+            points = matrix.dot(metric.samples.T).T
+            on_grid = metric.moving_world2grid.dot(points.T).T[..., :3]
+            expected, _ = metric.interp_method(moving, on_grid)
+            expected_gradient, _ = vf.sparse_gradient(
+                moving, metric.moving_world2grid, metric.moving_spacing, points
+            )
+        expected, expected_gradient = np.asarray(expected), np.asarray(expected_gradient)
+        if sampling is None:
+            assert (values == expected).all()
+            assert (gradient == expected_gradient).all()
+        else:
+            # DIPY moves the points by BLAS, which rounds in another order.
+            assert np.abs(values - expected).max() < 1e-14
+            assert np.abs(gradient - expected_gradient).max() < 1e-14
+    metric.end()
+
+
+def test_invalid_parameters_as_in_dipy(images):
+    transform = regtransforms["AFFINE", 3]
+    clear, secure = metric_pair(transform, images(3), sampling=None, reveal="histogram")
+    for theta in (np.zeros(12), np.full(12, np.nan), np.full(12, np.inf)):
+        assert secure.distance(theta) == clear.distance(theta) == np.inf
+        assert not secure.gradient(theta).any()
+    assert_same(clear, secure, near_identity(transform), "histogram")
+    secure.end()
+
+
+def test_two_metrics_used_alternately(images):
+    """One task runs at a time: each takes the parties from the other."""
+    first = metric_pair(regtransforms["RIGID", 3], images(3), sampling=None, reveal="histogram")
+    second = metric_pair(regtransforms["AFFINE", 2], images(2), sampling=0.5, reveal="gradient")
+    for seed in range(3):
+        assert_same(*first, near_identity(regtransforms["RIGID", 3], seed), "histogram")
+        assert_same(*second, near_identity(regtransforms["AFFINE", 2], seed), "gradient")
+    receipt = first[1].receipt()
+    openings = {e["label"]: e["openings"] for e in receipt["learned"]["moving owner"]}
+    assert openings["metric_gradient"] == 3
+    assert openings["joint_histogram"] == 6
+    assert receipt["bytes_total"] > 0
+    assert "metric_value" not in openings, "entered for the other metric"
+    second[1].end()
+
+
+def test_a_metric_gives_the_parties_up_to_a_registration(images):
+    pair = images(2)
+    clear, secure = metric_pair(regtransforms["RIGID", 2], pair, sampling=None, reveal="histogram")
+    theta = near_identity(regtransforms["RIGID", 2])
+    assert_same(clear, secure, theta, "histogram")
+    transform_centers_of_mass(pair[0], pair[2], pair[1], pair[3])
+    assert_same(clear, secure, theta, "histogram")
+    secure.end()
+
+
+# -- whole registrations -----------------------------------------------------
+
+
+def secure_and_clear(pair, ttype, *, registration=None, metric=None, **optimize):
+    static, moving, static_grid2world, moving_grid2world = pair
+    registration = {**QUICK, "options": OPTIONS, **(registration or {})}
+    metric = {"nbins": 16, **(metric or {})}
+    reveal = metric.pop("reveal", "histogram")
+    results = []
+    for kind, measure in (
+        (SecureAffineRegistration, SecureMutualInformationMetric(reveal=reveal, **metric)),
+        (AffineRegistration, MutualInformationMetric(**metric)),
+    ):
+        runner = kind(metric=measure, **{k: dict(v) if k == "options" else v
+                                         for k, v in registration.items()})
+        results.append(
+            runner.optimize(
+                static, moving, regtransforms[ttype], None,
+                static_grid2world=static_grid2world, moving_grid2world=moving_grid2world,
+                ret_metric=True, **optimize,
+            )
+        )
+    return results
+
+
+def assert_registered_alike(results, pair, tolerance=0.05):
+    (secure, xopt, fopt), (clear, expected_xopt, expected_fopt) = results
+    error = displacement(secure.affine, clear.affine, pair[0].shape, pair[2])
+    assert error <= tolerance, f"{error:g} mm"
+    assert fopt == pytest.approx(expected_fopt, rel=1e-3)
+    assert xopt.shape == expected_xopt.shape
+
+
+@EVERY_TRANSFORM
+def test_registration(images, ttype):
+    pair = images(ttype[1])
+    results = secure_and_clear(pair, ttype)
+    assert_registered_alike(results, pair)
+    assert displacement(results[0][0].affine, np.eye(ttype[1] + 1), pair[0].shape, pair[2]) > 0.05
+
+
+@pytest.mark.parametrize("sampling", [None, 0.4], ids=["dense", "sparse"])
+@pytest.mark.parametrize("dim", [2, 3])
+@EVERY_REVEAL
+def test_registration_by_sampling_and_reveal(images, dim, sampling, reveal):
+    pair = images(dim)
+    metric = {"sampling_proportion": sampling, "reveal": reveal}
+    results = secure_and_clear(pair, ("RIGID", dim), metric=metric)
+    assert_registered_alike(results, pair)
+
+
+@pytest.mark.parametrize("start", ["mass", "voxel-origin", "centers", None, "matrix"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_starting_affine(images, start, dim):
+    pair = images(dim)
+    if start == "matrix":
+        start = np.eye(dim + 1)
+        start[:dim, dim] = 0.5
+    results = secure_and_clear(
+        pair, ("TRANSLATION", dim), registration={"level_iters": [3, 2]}, starting_affine=start
+    )
+    assert_registered_alike(results, pair)
+
+
+def test_registration_with_masks(images):
+    pair = images(3)
+    masks = {}
+    for name, image in (("static", pair[0]), ("moving", pair[1])):
+        mask = np.zeros(image.shape, dtype=np.int32)
+        mask[2:-2, 2:-2, 1:-1] = 1
+        masks[name + "_mask"] = mask
+    results = secure_and_clear(pair, ("RIGID", 3), **masks)
+    assert_registered_alike(results, pair)
+
+
+def test_registration_with_sigma_factor(images):
+    pair = images(3)
+    registration = {"ss_sigma_factor": 0.7, "sigmas": None, "factors": None, "level_iters": [5, 3]}
+    results = secure_and_clear(pair, ("TRANSLATION", 3), registration=registration)
+    assert_registered_alike(results, pair)
+
+
+def test_dipys_own_registration_takes_the_secure_metric(images):
+    pair = images(3)
+    static, moving, static_grid2world, moving_grid2world = pair
+    maps = []
+    for metric in (
+        SecureMutualInformationMetric(nbins=16, reveal="histogram"),
+        MutualInformationMetric(nbins=16),
+    ):
+        runner = AffineRegistration(metric=metric, options=dict(OPTIONS), **QUICK)
+        maps.append(
+            runner.optimize(
+                static, moving, regtransforms["AFFINE", 3], None,
+                static_grid2world=static_grid2world, moving_grid2world=moving_grid2world,
+            )
+        )
+    assert isinstance(maps[0], AffineMap)
+    assert displacement(maps[0].affine, maps[1].affine, static.shape, static_grid2world) < 0.05
+    local.close_local_parties()
+
+
+def test_centers_of_mass(images):
+    for dim in (2, 3):
+        static, moving, static_grid2world, moving_grid2world = images(dim)
+        arguments = static, static_grid2world, moving, moving_grid2world
+        expected = dipy_centers_of_mass(*arguments)
+        got = transform_centers_of_mass(*arguments)
+        assert np.abs(got.affine - expected.affine).max() <= 2.0**-imaffine.CENTER_BITS
+        # only that much is opened: the digits below it would say more
+        shift = got.affine[:dim, dim] * 2.0**imaffine.CENTER_BITS
+        assert (shift == np.rint(shift)).all()
+
+
+# -- affine_registration -----------------------------------------------------
+
+PIPELINES = [
+    None,
+    ["center_of_mass"],
+    ["translation"],
+    ["rigid"],
+    ["rigid_isoscaling"],
+    ["rigid_scaling"],
+    ["affine"],
+    ["center_of_mass", "translation", "rigid", "rigid_isoscaling", "rigid_scaling", "affine"],
+]
+
+
+def both_ways(pair, **kwargs):
+    static, moving, static_affine, moving_affine = pair
+    arguments = {
+        "static_affine": static_affine, "moving_affine": moving_affine, "nbins": 16,
+        **QUICK, **kwargs,
+    }
+    reveal = {"reveal": arguments.pop("reveal", "histogram")}
+    secure = affine_registration(
+        moving, static, optimizer_options=dict(OPTIONS), **arguments, **reveal
+    )
+    clear = dipy.align.affine_registration(
+        moving, static, optimizer_options=dict(OPTIONS), **arguments
+    )
+    return secure, clear
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: "default" if p is None else "-".join(p))
+def test_pipelines(images, pipeline):
+    pair = images(3)
+    (resampled, matrix), (expected, expected_matrix) = both_ways(
+        pair, pipeline=pipeline, level_iters=[4, 2]
+    )
+    assert displacement(matrix, expected_matrix, pair[0].shape, pair[2]) < 0.05
+    assert resampled.shape == pair[0].shape
+    assert np.abs(resampled - expected).max() < 0.05
+
+
+@EVERY_REVEAL
+def test_returned_metric(images, reveal):
+    pair = images(3)
+    secure, clear = both_ways(pair, pipeline=["rigid"], ret_metric=True, reveal=reveal)
+    assert len(secure) == len(clear) == 4
+    assert np.abs(secure[2] - clear[2]).max() < 0.05
+    assert secure[3] == pytest.approx(clear[3], rel=1e-3)
+
+
+def test_starting_affine_and_masks(images):
+    pair = images(3)
+    start = np.eye(4)
+    start[0, 3] = 0.6
+    mask = np.zeros(pair[0].shape, dtype=np.int32)
+    mask[2:-2, 2:-2, 1:-1] = 1
+    secure, clear = both_ways(
+        pair, pipeline=["translation"], starting_affine=start, static_mask=mask
+    )
+    assert displacement(secure[1], clear[1], pair[0].shape, pair[2]) < 0.05
+
+
+def test_partials_and_steps_given_as_functions(images):
+    static, moving, static_affine, moving_affine = images(2)
+    arguments = {
+        "static_affine": static_affine, "moving_affine": moving_affine, "nbins": 16,
+        **QUICK, "level_iters": [2, 1],
+    }
+    for function, name in ((center_of_mass, "center_of_mass"), (translation, "translation"),
+                           (rigid, "rigid"), (affine, "affine")):
+        _, alone = function(moving, static, **arguments)
+        _, piped = affine_registration(moving, static, pipeline=[function], **arguments)
+        _, named = affine_registration(moving, static, pipeline=[name], **arguments)
+        assert np.abs(alone - piped).max() < 1e-2
+        assert np.abs(alone - named).max() < 1e-2
+
+
+def test_files_and_nifti_images(images, tmp_path):
+    static, moving, static_affine, moving_affine = images(3)
+    paths = []
+    for name, data, matrix in (("s", static, static_affine), ("m", moving, moving_affine)):
+        paths.append(str(tmp_path / f"{name}.nii.gz"))
+        nib.save(nib.Nifti1Image(data, matrix), paths[-1])
+    _, from_files = affine_registration(paths[1], paths[0], pipeline=["center_of_mass"])
+    _, from_arrays = affine_registration(
+        moving, static, moving_affine=moving_affine, static_affine=static_affine,
+        pipeline=["center_of_mass"],
+    )
+    assert np.allclose(from_files, from_arrays, atol=1e-5)
+
+
+def test_progress(images):
+    static, moving, static_affine, moving_affine = images(3)
+    steps = []
+    affine_registration(
+        moving, static, static_affine=static_affine, moving_affine=moving_affine,
+        pipeline=["center_of_mass", "rigid"], nbins=16, **QUICK, callback=steps.append,
+    )
+    assert {s["step"] for s in steps} == {"rigid"}
+    assert [s["level"] for s in steps] == sorted((s["level"] for s in steps), reverse=True)
+    for level in (0, 1):
+        numbers = [s["iteration"] for s in steps if s["level"] == level]
+        assert numbers == list(range(1, len(numbers) + 1))
+    sent = [s["bytes_sent"] for s in steps]
+    assert sent == sorted(sent)
+    assert sent[0] > 0
+
+
+# -- three parties, each with its own image ------------------------------------
+
+
+def with_own_images(session, pair, masks=(None, None), common=None, **mine):
+    """One party's call: what it does not hold is a `RemoteImage`."""
+    static, moving, static_affine, moving_affine = pair
+    static_mask, moving_mask = masks
+    if session.pid != STATIC:
+        static, static_mask = RemoteImage(static.shape, static_affine), None
+    if session.pid != MOVING:
+        moving, moving_mask = RemoteImage(moving.shape, moving_affine), None
+    arguments = {
+        "static_affine": static_affine, "moving_affine": moving_affine,
+        "static_mask": static_mask, "moving_mask": moving_mask,
+        "nbins": 16, "pipeline": ["center_of_mass", "rigid"], **QUICK, **(common or {}),
+    }
+    return affine_registration(
+        moving, static, session=session, **{**arguments, **mine}
+    )
+
+
+@EVERY_REVEAL
+@pytest.mark.parametrize("dim", [2, 3])
+def test_session(trio, images, dim, reveal):
+    pair = images(dim)
+    step = ("RIGID", dim)
+    common = {"reveal": reveal, "optimizer_options": dict(OPTIONS), "ret_metric": True}
+    moving, static, helper = run_trio(trio, lambda s: with_own_images(s, pair, common=common))
+    resampled, matrix, xopt, fopt = moving
+    assert resampled.shape == pair[0].shape
+    assert (static[1] == matrix).all(), "the owners get one and the same matrix"
+    assert static[0] is None, "it has no moving image to resample"
+    assert static[2:] == (None, None)
+    assert helper == (None, None, None, None)
+    # DIPY's affine_registration is for 3D only; its AffineRegistration for both.
+    registration = AffineRegistration(
+        metric=MutualInformationMetric(nbins=16), options=dict(OPTIONS), **QUICK
+    )
+    clear, clear_xopt, clear_fopt = registration.optimize(
+        pair[0], pair[1], regtransforms[step], None, static_grid2world=pair[2],
+        moving_grid2world=pair[3], starting_affine="mass", ret_metric=True,
+    )
+    assert displacement(matrix, clear.affine, pair[0].shape, pair[2]) < 0.05
+    assert xopt.shape == clear_xopt.shape
+    assert fopt == pytest.approx(clear_fopt, rel=1e-3)
+
+
+def test_session_with_masks_at_their_owners(trio, images):
+    pair = images(3)
+    masks = []
+    for image in pair[:2]:
+        mask = np.zeros(image.shape, dtype=np.int32)
+        mask[2:-2, 2:-2, 1:-1] = 1
+        masks.append(mask)
+    common = {"reveal": "histogram", "optimizer_options": dict(OPTIONS)}
+    results = run_trio(trio, lambda s: with_own_images(s, pair, masks, common=common))
+    _, clear = both_ways(
+        pair, pipeline=["center_of_mass", "rigid"], static_mask=masks[0], moving_mask=masks[1]
+    )
+    assert displacement(results[MOVING][1], clear[1], pair[0].shape, pair[2]) < 0.05
+
+
+def test_result_to_the_moving_owner_only(trio, images):
+    common = {"result_to": "moving", "ret_receipt": True}
+    moving, static, helper = run_trio(
+        trio, lambda s: with_own_images(s, images(3), common=common)
+    )
+    assert moving[1].shape == (4, 4)
+    assert static[:2] == helper[:2] == (None, None)
+    assert moving[-1]["learned"]["static owner"] == []
+
+
+EXPECTED = {
+    # labels on the receipt of a registration that begins with the centres of mass
+    "histogram": {"center_of_mass", "joint_histogram", "metric_gradient"},
+    "gradient": {"center_of_mass", "metric_value", "metric_gradient", "sample_count"},
+}
+
+
+@EVERY_REVEAL
+@pytest.mark.parametrize("result_to", ["both", "moving"])
+def test_receipt_is_the_declaration(trio, images, reveal, result_to):
+    common = {"reveal": reveal, "result_to": result_to, "ret_receipt": True}
+    results = run_trio(trio, lambda s: with_own_images(s, images(3), common=common))
+    evaluations = None
+    for result in results:
+        receipt = result[-1]
+        labels = {role: {e["label"] for e in entries} for role, entries in receipt["learned"].items()}
+        assert labels["moving owner"] == EXPECTED[reveal]
+        assert labels["static owner"] == ({"affine"} if result_to == "both" else set())
+        assert labels["helper"] == set()
+        for role, entries in receipt["learned"].items():
+            for entry in entries:
+                declared = DECLARATIONS[entry["label"]]
+                assert role in {ROLES[p] for p in declared.receivers}
+                assert entry["meaning"] == declared.meaning
+                assert entry["shape"] == declared.shape
+                if entry["label"] in ("affine", "center_of_mass"):
+                    assert entry["openings"] == 1
+        gradient = next(
+            e for e in receipt["learned"]["moving owner"] if e["label"] == "metric_gradient"
+        )
+        assert gradient["values"] == 6 * gradient["openings"]
+        evaluations = evaluations or gradient["openings"]
+        assert gradient["openings"] == evaluations
+        assert receipt["t"] == 1
+        assert not receipt["insecure"]
+        assert receipt["parameters"]["reveal"] == reveal
+        assert receipt["bytes_sent"] == results[MOVING][-1]["bytes_sent"]
+    sent = sum(sum(p.values()) for p in receipt["bytes_sent"].values())
+    assert receipt["bytes_total"] == sent
+
+
+def test_receipt_of_a_local_run(images):
+    static, moving, static_affine, moving_affine = images(3)
+    *_, receipt = affine_registration(
+        moving, static, static_affine=static_affine, moving_affine=moving_affine,
+        pipeline=["rigid"], nbins=16, **QUICK, ret_receipt=True,
+    )
+    assert {e["label"] for e in receipt["learned"]["moving owner"]} == (
+        EXPECTED["gradient"] - {"center_of_mass"}
+    ), "by default no histogram is opened"
+    assert all(receipt["bytes_sent"][role] for role in ROLES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("nbins", 32),
+        ("reveal", "histogram"),
+        ("sampling_proportion", 0.5),
+        ("pipeline", ["center_of_mass", "affine"]),
+        ("level_iters", [8, 5]),
+        ("sigmas", [2.0, 0.0]),
+        ("factors", [3, 1]),
+        ("result_to", "moving"),
+    ],
+)
+@pytest.mark.parametrize("stranger", [MOVING, STATIC, HELPER])
+def test_parameters_that_differ_are_named_everywhere(trio, outcomes, images, name, others, stranger):
+    def party(session):
+        mine = {name: others} if session.pid == stranger else {}
+        return with_own_images(session, images(2), **mine)
+
+    for error in outcomes(trio, party, stop=False):
+        assert isinstance(error, ParameterMismatchError), error
+        assert f"{name!r}" in str(error)
+        assert ROLES[stranger] in str(error)
+
+
+def test_geometry_that_differs_is_named(trio, outcomes, images):
+    pair = images(2)
+    other = (pair[0], pair[1], pair[2] @ np.diag([1.001, 1, 1]), pair[3])
+
+    def party(session):
+        return with_own_images(session, other if session.pid == HELPER else pair)
+
+    for error in outcomes(trio, party, stop=False):
+        assert isinstance(error, ParameterMismatchError)
+        assert "'static_grid2world'" in str(error)
+
+
+def test_transform_that_differs_is_named(trio, outcomes, images):
+    static, moving, static_grid2world, moving_grid2world = images(2)
+
+    def party(session):
+        ttype = ("AFFINE" if session.pid == STATIC else "RIGID", 2)
+        registration = SecureAffineRegistration(
+            metric=SecureMutualInformationMetric(nbins=16), session=session, **QUICK
+        )
+        registration.join(session)
+        return registration.optimize(
+            static if session.pid == STATIC else RemoteImage(static.shape, static_grid2world),
+            moving if session.pid == MOVING else RemoteImage(moving.shape, moving_grid2world),
+            regtransforms[ttype], None,
+            static_grid2world=static_grid2world, moving_grid2world=moving_grid2world,
+        )
+
+    for error in outcomes(trio, party, stop=False):
+        assert isinstance(error, ParameterMismatchError)
+        assert "'transform'" in str(error)
+
+
+def test_remote_image():
+    image = RemoteImage((5, 6, 7), np.diag([2, 2, 2, 1]))
+    assert (image.dim, image.ndim, image.shape) == (3, 3, (5, 6, 7))
+    with pytest.raises(TypeError, match="belongs to another party"):
+        np.asarray(image)
+    for bad in ((5,), (5, 6, 7, 8), (5, 0)):
+        with pytest.raises(ValueError, match="two or three positive"):
+            RemoteImage(bad)
+    with pytest.raises(ValueError, match=r"has shape \(3, 3\)"):
+        RemoteImage((5, 6), np.eye(4))
+
+
+# -- bad input ----------------------------------------------------------------
+
+
+def _with(image, value):
+    out = np.array(image)
+    out[3, 3] = value
+    return out
+
+
+SINGULAR = np.diag([1.0, 0.0, 1.0, 1.0])
+BAD = {
+    # name: (what to change, given the good arguments; what the message says)
+    "NaN": (lambda a: {"static": _with(a["static"], np.nan)}, "static image contains NaN"),
+    "infinite": (lambda a: {"moving": _with(a["moving"], np.inf)}, "moving image contains NaN"),
+    "constant": (lambda a: {"moving": np.ones((9, 9, 9))}, "moving image is constant"),
+    "empty": (lambda a: {"static": np.ones((0, 9, 9))}, "static image is constant"),
+    "4D": (lambda a: {"static": a["static"][..., None]}, "4 dimensions.*choose one volume"),
+    "1D": (lambda a: {"static": a["static"].reshape(-1)}, "1 dimensions"),
+    "2D and 3D": (
+        lambda a: {"static": a["static"][0], "static_affine": np.eye(3)}, "same dimension"),
+    "complex": (lambda a: {"static": a["static"] * 1j}, "real numbers"),
+    "mask shape": (
+        lambda a: {"static_mask": np.ones((2, 2, 2))}, r"static mask has shape \(2, 2, 2\)"),
+    "mask of one voxel": (lambda a: {"moving_mask": _one(a["moving"])}, "constant inside its mask"),
+    "singular affine": (lambda a: {"moving_affine": SINGULAR}, "moving image's affine is singular"),
+    "affine shape": (lambda a: {"moving_affine": np.eye(3)}, "affine has shape"),
+    "affine NaN": (lambda a: {"static_affine": np.full((4, 4), np.nan)}, "NaN or infinity"),
+    "nbins": (lambda a: {"nbins": 5}, "nbins must be an integer of at least 6"),
+    "nbins fraction": (lambda a: {"nbins": 16.5}, "nbins must be an integer"),
+    "reveal": (lambda a: {"reveal": "all"}, "reveal must be one of"),
+    "sampling": (lambda a: {"sampling_proportion": 0.0}, "sampling_proportion must be in"),
+    "sampling over 1": (lambda a: {"sampling_proportion": 30}, "sampling_proportion must be in"),
+    "levels": (lambda a: {"level_iters": [5, 5, 5]}, "one entry per level; got 3, 2 and 2"),
+    "iterations": (lambda a: {"level_iters": [5, 0]}, "level_iters must be"),
+    "negative sigma": (lambda a: {"sigmas": [1, -1]}, "sigmas must be"),
+    "factors": (lambda a: {"factors": [2, 0]}, "factors must be"),
+    "factors too large": (lambda a: {"factors": [64, 1]}, "use smaller factors"),
+    "pipeline": (lambda a: {"pipeline": ["rigid", "elastic"]}, r"pipeline\[1\] must be one of"),
+    "metric": (lambda a: {"metric": "CC"}, "metric must be 'MI'"),
+    "result_to": (lambda a: {"result_to": "helper"}, "result_to must be"),
+    "no overlap": (
+        lambda a: {"moving_affine": a["moving_affine"] + _far()}, "do not overlap"),
+    "remote without session": (
+        lambda a: {"static": RemoteImage((9, 9, 9)), "static_affine": None}, "needs a session"),
+    "mask of a remote image": (
+        lambda a: {"static": RemoteImage((9, 9, 9)), "static_affine": None,
+                   "static_mask": np.ones((9, 9, 9))}, "belongs to the owner"),
+    "value of the centre of mass": (
+        lambda a: {"pipeline": ["center_of_mass"], "ret_metric": True}, "cannot return"),
+    "starting_affine shape": (lambda a: {"starting_affine": np.eye(3)}, "starting_affine"),
+    "starting_affine NaN": (
+        lambda a: {"starting_affine": np.full((4, 4), np.nan)}, "starting_affine"),
+}
+
+
+def _one(image):
+    mask = np.zeros(image.shape)
+    mask[1, 1, 1] = 1
+    return mask
+
+
+def _far():
+    out = np.zeros((4, 4))
+    out[0, 3] = 5000
+    return out
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Fail at any attempt to start the other parties."""
+    local.close_local_parties()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(local, "LocalParties", refuse)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_is_started(images, no_processes, name):
+    static, moving, static_affine, moving_affine = images(3)
+    good = {
+        "static": static, "moving": moving, "static_affine": static_affine,
+        "moving_affine": moving_affine, "pipeline": ["rigid"], **QUICK,
+    }
+    change, text = BAD[name]
+    with pytest.raises(ValueError, match=text) as caught:
+        affine_registration(**{**good, **change(good)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["NaN", "constant", "4D", "mask shape", "factors too large",
+                                  "remote without session"])
+def test_bad_input_to_the_class(images, no_processes, name):
+    static, moving, static_affine, moving_affine = images(3)
+    good = {
+        "static": static, "moving": moving, "static_affine": static_affine,
+        "moving_affine": moving_affine, **QUICK,
+    }
+    change, text = BAD[name]
+    a = {**good, **change(good)}
+    with pytest.raises(ValueError, match=text):
+        SecureAffineRegistration(
+            level_iters=a["level_iters"], sigmas=a["sigmas"], factors=a["factors"]
+        ).optimize(
+            a["static"], a["moving"], regtransforms["RIGID", 3], None,
+            static_grid2world=a["static_affine"], moving_grid2world=a["moving_affine"],
+            static_mask=a.get("static_mask"),
+        )
+
+
+def test_the_registration_refuses_a_clear_metric():
+    with pytest.raises(ValueError, match="reads both images"):
+        SecureAffineRegistration(metric=MutualInformationMetric())
+
+
+@pytest.mark.parametrize("start", ["middle", np.eye(3)], ids=["word", "shape"])
+def test_bad_starting_affine_of_the_class(images, start):
+    static, moving, *_ = images(3)
+    with pytest.raises(ValueError, match="starting_affine"):
+        SecureAffineRegistration(**QUICK).optimize(
+            static, moving, regtransforms["RIGID", 3], None, starting_affine=start
+        )
+
+
+def test_masks_of_zeros_warn_as_in_dipy(images):
+    static, moving, static_affine, moving_affine = images(2)
+    with pytest.warns(UserWarning, match="mask is all zeros"):
+        affine_registration(
+            moving, static, static_affine=static_affine, moving_affine=moving_affine,
+            moving_mask=np.zeros(moving.shape), pipeline=["center_of_mass"],
+        )
+
+
+def test_bad_input_at_one_site_ends_the_others(trio, outcomes, images):
+    pair = images(3)
+
+    def party(session):
+        own = (pair[0] * np.nan, *pair[1:]) if session.pid == STATIC else pair
+        return with_own_images(session, own)
+
+    start = time.monotonic()
+    errors = outcomes(trio, party)
+    assert time.monotonic() - start < 10
+    assert isinstance(errors[STATIC], ValueError)
+    for pid in (MOVING, HELPER):
+        assert isinstance(errors[pid], PeerError)
+        assert "NaN" not in str(errors[pid])
+
+
+# -- failures on the way -------------------------------------------------------
+
+
+def run_with(images, callback, **kwargs):
+    static, moving, static_affine, moving_affine = images(3)
+    return affine_registration(
+        moving, static, static_affine=static_affine, moving_affine=moving_affine,
+        pipeline=["rigid"], nbins=16, **QUICK, callback=callback, **kwargs,
+    )
+
+
+def at(number, action):
+    """A callback that acts once, at the evaluation of that number."""
+    calls = []
+
+    def callback(progress):
+        calls.append(progress)
+        if len(calls) == number:
+            action()
+
+    return callback
+
+
+@pytest.mark.parametrize("pid", [STATIC, HELPER])
+def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pid):
+    children = {}
+
+    def kill():
+        children.update(local._shared._children)
+        children[pid].kill()
+
+    start = time.monotonic()
+    with pytest.raises(PeerError) as caught:
+        run_with(images, at(3, kill))
+    assert time.monotonic() - start < 20
+    assert caught.value.culprit == pid
+    assert f"party {pid} ({ROLES[pid]})" in str(caught.value)
+    assert all(c.returncode is not None for c in children.values()), "a party outlived it"
+    left = set(descendants(os.getpid()))
+    assert not left & {c.pid for c in children.values()}
+    assert run_with(images, None)[1].shape == (4, 4)
+
+
+@pytest.mark.parametrize("pid", [STATIC, HELPER])
+def test_a_party_that_dies_between_calls_is_replaced(images, pid):
+    assert run_with(images, None)[1].shape == (4, 4)
+    child = local._shared._children[pid]
+    child.kill()
+    child.wait()
+    assert run_with(images, None)[1].shape == (4, 4)
+
+
+def test_a_party_that_dies_between_evaluations(images):
+    transform = regtransforms["RIGID", 3]
+    clear, secure = metric_pair(transform, images(3), sampling=None, reveal="histogram")
+    theta = near_identity(transform)
+    assert_same(clear, secure, theta, "histogram")
+    child = local._shared._children[HELPER]
+    child.kill()
+    child.wait()
+    assert_same(clear, secure, theta, "histogram")
+    secure.end()
+
+
+@pytest.mark.parametrize("pid", [STATIC, HELPER])
+def test_a_party_that_stands_still_is_named(images, pid):
+    """Stopped, not dead: its sockets and pipes stay open, it says nothing."""
+    run_with(images, None)
+    parties = local._shared
+    parties.session.network.timeout = 1.0
+    child = parties._children[pid]
+    box = []
+
+    def call():
+        try:
+            box.append(run_with(images, at(2, lambda: child.send_signal(signal.SIGSTOP))))
+        except BaseException as exc:
+            box.append(exc)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(20)
+    waited = thread.is_alive()
+    for c in parties._children.values():
+        if c.poll() is None:
+            c.kill()
+    thread.join(20)
+    assert not waited, "the caller waits for ever"
+    assert isinstance(box[0], PeerTimeoutError), box
+    assert box[0].culprit == pid
+    assert run_with(images, None)[1].shape == (4, 4)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, ZeroDivisionError])
+def test_an_interrupted_call_leaves_things_usable(images, error):
+    def stop():
+        raise error
+
+    with pytest.raises(error):
+        run_with(images, at(2, stop))
+    assert run_with(images, None)[1].shape == (4, 4)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same metric", "another metric"])
+def test_a_metric_interrupted_within_an_evaluation(images, monkeypatch, same):
+    """As by the stop button of a notebook, while the image is interpolated."""
+    transform = regtransforms["RIGID", 3]
+    clear, secure = metric_pair(transform, images(3), sampling=None, reveal="histogram")
+    theta = near_identity(transform)
+    assert_same(clear, secure, theta, "histogram")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(secure, "_sample_moving", stop)
+        with pytest.raises(KeyboardInterrupt):
+            secure.distance_and_gradient(theta)
+    if not same:
+        clear, secure = metric_pair(transform, images(3), sampling=None, reveal="histogram")
+    assert_same(clear, secure, theta, "histogram")
+    secure.end()
+
+
+def test_calls_from_several_threads_take_turns(images):
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: run_with(images, None)[1], range(3)))
+    for matrix in results[1:]:
+        assert displacement(matrix, results[0], (16, 16, 16), np.eye(4)) < 0.02
+
+
+def test_metrics_in_several_threads_take_turns(images):
+    transform = regtransforms["RIGID", 3]
+    pairs = [
+        metric_pair(transform, images(3), sampling=None, reveal="histogram") for _ in range(2)
+    ]
+    expected = pairs[0][0].distance(near_identity(transform))
+
+    def work(secure):
+        return [secure.distance(near_identity(transform)) for _ in range(5)]
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(work, [secure for _, secure in pairs]))
+    assert np.allclose(results, expected, rtol=1e-6)
+    local.close_local_parties()
+
+
+PARENT = """
+import sys, time
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from dipy_ppir.align import affine_registration
+from dipy_ppir.mpc import local
+image = gaussian_filter(np.random.default_rng(0).random((20, 20, 20)), 1)
+def callback(progress):
+    print(*(c.pid for c in local._shared._children.values()), flush=True)
+    if {idle}:
+        return
+affine_registration(image, image[::-1].copy(), moving_affine=np.eye(4), static_affine=np.eye(4),
+    nbins=16, pipeline=["affine"], level_iters=[{iterations}], sigmas=[0.0], factors=[1],
+    optimizer_options={{"gtol": 0, "ftol": 0}}, callback=callback)
+print("done", flush=True)
+time.sleep(60)
+"""
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["in the middle", "idle"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_orphans_when_the_parent_is_killed(idle, how):
+    code = PARENT.format(idle=idle, iterations=1 if idle else 10_000)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        pids = [int(p) for p in parent.stdout.readline().split()]
+        if idle:
+            while parent.stdout.readline() != "done\n":
+                pass
+        assert len(pids) == 2
+        assert all(map(_alive, pids))
+        parent.send_signal(how)
+        parent.wait(10)
+        deadline = time.monotonic() + 5
+        while any(map(_alive, pids)):
+            assert time.monotonic() < deadline, "orphans"
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+def test_parties_end_with_the_interpreter(descendants):
+    code = PARENT.format(idle=True, iterations=1).replace("time.sleep(60)", "")
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0
+    assert result.stderr == ""
+    pids = {int(p) for p in result.stdout.split("\n")[0].split()}
+    assert len(pids) == 2
+    assert not any(map(_alive, pids))
+
+
+def test_a_forked_child_does_not_use_its_parents_parties(images):
+    """Two processes on one set of streams would send the same masks twice."""
+    run_with(images, None)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        ok = b"0"
+        try:
+            ok = b"1" if not local._shared.usable else b"0"
+        finally:
+            os.write(write, ok)
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    assert os.read(read, 1) == b"1"
+    os.close(read)
+    assert run_with(images, None)[1].shape == (4, 4), "the parent's still work"
+
+
+def test_peer_lost_is_a_connection_error():
+    """Callers catch what they already know."""
+    assert issubclass(PeerLostError, ConnectionError)
+    assert issubclass(PeerTimeoutError, TimeoutError)
+    assert issubclass(ParameterMismatchError, ValueError)
