@@ -120,7 +120,8 @@ def test_writes_what_dipy_writes(command, pair, tmp_path):
     assert (receipt["m"], receipt["t"]) == (3, 1)
     assert {e["label"] for e in receipt["learned"]["moving owner"]} == {
         "center_of_mass",
-        "joint_histogram",
+        "metric_value",
+        "sample_count",
         "metric_gradient",
     }
     assert [e["label"] for e in receipt["learned"]["static owner"]] == ["affine"]
@@ -196,13 +197,14 @@ def test_from_python(pair, tmp_path):
 
 def test_existing_files_need_force(command, pair):
     assert command(*pair, *FAST, *NO_PICTURES)[0] == 0
-    before = Path("affine.txt").read_bytes()
+    before = np.loadtxt("affine.txt")
     Path("affine.txt").write_text("mine")
     status, _, err = command(*pair, *FAST, *NO_PICTURES)
     assert status == 1 and "--force" in err and "affine.txt" in err
     assert Path("affine.txt").read_text() == "mine"
     assert command(*pair, *FAST, *NO_PICTURES, "--force")[0] == 0
-    assert Path("affine.txt").read_bytes() == before
+    # What is opened is blurred afresh in every run.
+    assert_allclose(np.loadtxt("affine.txt"), before, atol=1e-3)
 
 
 def test_many_pairs(command, pair, tmp_path):

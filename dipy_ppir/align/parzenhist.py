@@ -58,8 +58,9 @@ declare(
 declare(
     "sample_count",
     receivers=(MOVING,),
-    shape="1 each evaluation",
-    meaning="how many samples lie inside both images' masks",
+    shape="2 each evaluation",
+    meaning="how many samples lie inside both images' masks, with and without those "
+    "whose moving intensity is out of range",
 )
 
 #: Bits of the gradient's terms that are worth opening with ``reveal="gradient"``.
@@ -168,6 +169,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         self.metric_gradient = None
         self._conversation = local.Conversation() if session is None else None
         self._sums = None
+        self._by_count = False
         self._announced = False
 
     @property
@@ -371,7 +373,12 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                     self._normalize(table)
             else:
                 result = mutual_information(
-                    self.session, table, "metric_value", "sample_count", (MOVING,)
+                    self.session,
+                    table,
+                    "metric_value",
+                    "sample_count",
+                    (MOVING,),
+                    by_count=self._by_count,
                 )
                 self._log_ratio = result.log_ratio
                 self.metric_value, self._valid = result.value, result.count

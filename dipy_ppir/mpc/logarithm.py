@@ -218,14 +218,17 @@ VALUE_DIGITS = 30
 WEIGHT_BITS = 14
 
 
-def mutual_information(session, table, value_label, count_label, receivers):
+def mutual_information(
+    session, table, value_label, count_label, receivers, by_count=False
+):
     r"""Mutual information of a shared contingency table; opens the value only.
 
-    .. math:: \frac{1}{V} \sum_{r,t} v_{rt} (\ln v_{rt} - \ln v_{r\cdot}
-              - \ln s_t) + \ln V
+    .. math:: \frac{1}{D} \left( \sum_{r,t} v_{rt} (\ln v_{rt} - \ln v_{r\cdot}
+              - \ln s_t) + T \ln V \right)
 
-    with the table v, its row sums, the counts s of the static categories and the
-    number V of samples.
+    with the table v, its sum T and row sums, the counts s of the static categories,
+    the number V of samples, and the divisor D = V or T that DIPY uses. T and V are
+    the same unless intensities lie outside the histogram's range.
 
     Parameters
     ----------
@@ -233,8 +236,10 @@ def mutual_information(session, table, value_label, count_label, receivers):
     table : SharedArray, shape (bins + 1, categories), degree 2
         as made by `Contingency.table`: the last row counts the samples.
     value_label, count_label : str
-        declared labels under which the value and V are opened.
+        declared labels under which the value and the pair (T, V) are opened.
     receivers : sequence of int
+    by_count : bool, optional
+        divide by V instead of T.
 
     Returns
     -------
@@ -247,11 +252,17 @@ def mutual_information(session, table, value_label, count_label, receivers):
     # Sums of degree-2 shares are local. One unit in the last place is added to
     # every number, so that none is zero.
     row_sums = f.matmul(table.share[:-1].copy(), f.encode_int(across))[:, 0]
-    total = f.matmul(counted[None].copy(), f.encode_int(across))[0]
+    down = f.encode_int(np.ones((1, bins), dtype=np.int64))
+    totals = np.concatenate(
+        [
+            f.matmul(down, row_sums[:, None].copy())[0],
+            f.matmul(counted[None].copy(), f.encode_int(across))[0],
+        ]
+    )
     size = bins * categories
     every = np.concatenate([table.share[:-1].reshape(-1), row_sums, counted])
     numbers = table._with(every).add_public(1)
-    count = session.open(table._with(total), count_label, receivers)
+    count = session.open(table._with(totals), count_label, receivers)
     bits = take_apart(session, numbers)
     logs = logarithm(session, bits)
     cells = logs[:size].reshape(bins, categories)
@@ -282,11 +293,13 @@ def mutual_information(session, table, value_label, count_label, receivers):
     )
     if energy is None:
         return MutualInformation(None, None, log_ratio)
-    samples = count[0]
-    if samples <= 0:
-        return MutualInformation(0.0, 0.0, log_ratio)
+    mass, samples = count
+    divisor = samples if by_count else mass
+    if divisor <= 0:
+        return MutualInformation(0.0, float(samples), log_ratio)
     # The counts s carry the table's fraction bits into their logarithms.
-    value = energy[0] / samples + np.log(samples) + table.frac_bits * np.log(2.0)
+    log_samples = np.log(samples) + table.frac_bits * np.log(2.0)
+    value = (energy[0] + mass * log_samples) / divisor
     return MutualInformation(float(value), float(samples), log_ratio)
 
 
