@@ -146,3 +146,36 @@ def images():
         return static, moving, static_grid2world, moving_grid2world
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bodies():
+    """Pairs for whole registrations: a body on a background of zero, which two
+    grids see from slightly different places, with different contrast."""
+
+    def make(dim):
+        shape = (44, 40) if dim == 2 else (26, 24, 22)
+        rng = np.random.default_rng(7)
+        centre = (np.array(shape) - 1) / 2
+        blobs = [(centre, np.array(shape) / 6.5, 1.0)]
+        for _ in range(6):
+            where = centre + rng.uniform(-0.2, 0.2, dim) * shape
+            blobs.append((where, rng.uniform(0.06, 0.1, dim) * shape, rng.uniform(-0.6, 0.8)))
+
+        def see(shape, matrix):
+            at = np.indices(shape).reshape(dim, -1)
+            at = (matrix @ np.vstack([at, np.ones(at.shape[1])]))[:dim].T
+            body = sum(h * np.exp(-(((at - c) / w) ** 2).sum(axis=1) / 2) for c, w, h in blobs)
+            return np.maximum(body - 0.05, 0).reshape(shape)
+
+        static_grid2world = np.eye(dim + 1)
+        moving_grid2world = np.diag([1.1, 0.95, 1.05][:dim] + [1.0])
+        moving_grid2world[:dim, dim] = [-1.0, 0.5, -0.5][:dim]
+        truth = np.eye(dim + 1)
+        truth[0, 1], truth[1, 0] = 0.05, -0.04
+        truth[:dim, dim] = [0.9, -0.7, 0.5][:dim]
+        static = see(shape, static_grid2world)
+        moving = np.sqrt(see(shape, truth @ moving_grid2world))
+        return static, moving, static_grid2world, moving_grid2world
+
+    return make
