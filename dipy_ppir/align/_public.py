@@ -20,7 +20,12 @@ from dipy_ppir.align.imaffine import (
     usable_mask,
 )
 from dipy_ppir.align.remote import is_remote
-from dipy_ppir.align.validation import check_image, check_mask, check_overlap
+from dipy_ppir.align.validation import (
+    check_grid2world,
+    check_image,
+    check_mask,
+    check_overlap,
+)
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.ledger import MOVING
 
@@ -135,6 +140,8 @@ def affine_registration(
         raise ValueError("static and moving images must have the same dimension")
     check_mask(static_mask, static, "static")
     check_mask(moving_mask, moving, "moving")
+    if starting_affine is not None:
+        check_grid2world(starting_affine, len(static.shape), "starting_affine of the")
     if starting_affine is None and "center_of_mass" not in steps:
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
     if starting_affine is not None and "center_of_mass" in steps:

@@ -271,41 +271,42 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         self.affine_map.set_affine(current_affine)
 
         histogram = self.histogram
-        if self.session is None:
-            histogram.talk_locally(self._count, *self._local_static)
-        # The others can start while this party interpolates its image.
-        histogram.announce()
-        moving, gradient = self._sample_moving(current_affine, update_gradient)
-        if self.samples is None:
-            static = RemoteImage(self.static.shape)
-            mask = None
-            if self.moving_mask is not None:
-                mask = self.affine_map.transform(
-                    self.moving_mask, interpolation="nearest"
-                ).astype(np.int32)
-            histogram.update_pdfs_dense(static, moving, mmask=mask)
-            if update_gradient:
-                histogram.update_gradient_dense(
-                    params,
-                    self.transform,
-                    static,
-                    moving,
-                    static2prealigned,
-                    gradient,
-                    mmask=mask,
-                )
-        else:
-            static = _RemoteValues(self.ns)
-            histogram.update_pdfs_sparse(static, moving)
-            if update_gradient:
-                histogram.update_gradient_sparse(
-                    params,
-                    self.transform,
-                    static,
-                    moving,
-                    self.samples_prealigned[..., : self.dim],
-                    gradient,
-                )
+        with histogram.undisturbed():
+            if self.session is None:
+                histogram.talk_locally(self._count, *self._local_static)
+            # The others can start while this party interpolates its image.
+            histogram.announce()
+            moving, gradient = self._sample_moving(current_affine, update_gradient)
+            if self.samples is None:
+                static = RemoteImage(self.static.shape)
+                mask = None
+                if self.moving_mask is not None:
+                    mask = self.affine_map.transform(
+                        self.moving_mask, interpolation="nearest"
+                    ).astype(np.int32)
+                histogram.update_pdfs_dense(static, moving, mmask=mask)
+                if update_gradient:
+                    histogram.update_gradient_dense(
+                        params,
+                        self.transform,
+                        static,
+                        moving,
+                        static2prealigned,
+                        gradient,
+                        mmask=mask,
+                    )
+            else:
+                static = _RemoteValues(self.ns)
+                histogram.update_pdfs_sparse(static, moving)
+                if update_gradient:
+                    histogram.update_gradient_sparse(
+                        params,
+                        self.transform,
+                        static,
+                        moving,
+                        self.samples_prealigned[..., : self.dim],
+                        gradient,
+                    )
         self.metric_val = histogram.metric_value
         if update_gradient:
             # A new array: optimizers keep the gradient they are given.

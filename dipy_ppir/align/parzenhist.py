@@ -343,6 +343,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 self.session.tell(TABLE)
             self._announced = True
 
+    def undisturbed(self):
+        """Context in which no other thread takes the local parties over."""
+        return self._guard()
+
     def _guard(self):
         return self._conversation or nullcontext()
 

@@ -11,6 +11,7 @@ from collections import Counter
 import contextlib
 import os
 import secrets
+import select
 import socket
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from dipy_ppir.mpc.pipes import read_message, write_message
 from dipy_ppir.mpc.session import THRESHOLD
 
 START_TIMEOUT = 60.0
+#: Seconds to wait for a party's own account of a failure.
+REPLY_PATIENCE = 2.0
 
 
 class LocalParties:
@@ -50,6 +53,7 @@ class LocalParties:
 
     def __init__(self, timeout=300.0):
         self._children = {}
+        self._ended = False
         self._owner = os.getpid()
         token = secrets.token_bytes(32)
         listeners = {p: _listener() for p in (MOVING, STATIC)}
@@ -117,10 +121,13 @@ class LocalParties:
                     pid,
                 )
 
-    def _reply(self, pid):
+    def _reply(self, pid, patience=None):
+        pipe = self._children[pid].stdout
+        if patience is not None and not select.select([pipe], [], [], patience)[0]:
+            return None
         try:
-            return read_message(self._children[pid].stdout)
-        except EOFError:
+            return read_message(pipe)
+        except (EOFError, ValueError):
             return None
 
     @property
@@ -199,10 +206,13 @@ class LocalParties:
 
     def explain(self, exc):
         """The best account of a failure: a child's own, if it has one."""
+        if self._ended:
+            return exc
         self.session.fail(exc)
         if isinstance(exc, PeerError):
             for pid in (STATIC, HELPER):
-                reply = self._reply(pid)
+                # One that stands still would never answer.
+                reply = self._reply(pid, patience=REPLY_PATIENCE)
                 if reply and not reply["ok"]:
                     error = self._error(pid, reply)
                     if not isinstance(error, PeerError):
@@ -234,6 +244,7 @@ class LocalParties:
         """End the child processes."""
         if self._owner != os.getpid():
             return
+        self._ended = True
         if hasattr(self, "session"):
             self.session.close()
         for child in self._children.values():
@@ -349,7 +360,7 @@ class Conversation:
     def __exit__(self, kind, exc, trace):
         global _current
         try:
-            if exc is not None:
+            if exc is not None and self._parties is not None:
                 _current = None
                 better = self._parties.explain(exc)
                 if better is not exc:
