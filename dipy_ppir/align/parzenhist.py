@@ -258,6 +258,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         """
         if self._conversation is None or self._conversation.active:
             return
+        self._announced = False  # an interrupted evaluation is not taken up again
         self.session = self._conversation.start(
             "dipy_ppir.align.parzenhist:_serve_locally",
             common={"nbins": self.nbins, "reveal": self.reveal, "samples": samples},
