@@ -386,20 +386,6 @@ def test_partials_and_steps_given_as_functions(bodies):
         assert np.abs(alone - named).max() < 1e-2
 
 
-def test_files_and_nifti_bodies(bodies, tmp_path):
-    static, moving, static_affine, moving_affine = bodies(3)
-    paths = []
-    for name, data, matrix in (("s", static, static_affine), ("m", moving, moving_affine)):
-        paths.append(str(tmp_path / f"{name}.nii.gz"))
-        nib.save(nib.Nifti1Image(data, matrix), paths[-1])
-    _, from_files = affine_registration(paths[1], paths[0], pipeline=["center_of_mass"])
-    _, from_arrays = affine_registration(
-        moving, static, moving_affine=moving_affine, static_affine=static_affine,
-        pipeline=["center_of_mass"],
-    )
-    assert np.allclose(from_files, from_arrays, atol=1e-5)
-
-
 def test_files_and_nifti_images(bodies, tmp_path):
     static, moving, static_affine, moving_affine = bodies(3)
     paths = []
@@ -429,24 +415,6 @@ def test_progress(bodies):
     sent = [s["bytes_sent"] for s in steps]
     assert sent == sorted(sent)
     assert sent[0] > 0
-
-
-def with_own_bodies(session, pair, masks=(None, None), common=None, **mine):
-    """One party's call: what it does not hold is a `RemoteImage`."""
-    static, moving, static_affine, moving_affine = pair
-    static_mask, moving_mask = masks
-    if session.pid != STATIC:
-        static, static_mask = RemoteImage(static.shape, static_affine), None
-    if session.pid != MOVING:
-        moving, moving_mask = RemoteImage(moving.shape, moving_affine), None
-    arguments = {
-        "static_affine": static_affine, "moving_affine": moving_affine,
-        "static_mask": static_mask, "moving_mask": moving_mask,
-        "nbins": 16, "pipeline": ["center_of_mass", "rigid"], **QUICK, **(common or {}),
-    }
-    return affine_registration(
-        moving, static, session=session, **{**arguments, **mine}
-    )
 
 
 # -- three parties, each with its own image ------------------------------------
