@@ -297,24 +297,6 @@ def test_registration_with_sigma_factor(bodies):
     assert_registered_alike(results, pair)
 
 
-def test_dipys_own_registration_takes_the_secure_metric(bodies):
-    pair = bodies(3)
-    static, moving, static_grid2world, moving_grid2world = pair
-    maps = []
-    for metric in (
-        SecureMutualInformationMetric(nbins=16, reveal="histogram"),
-        MutualInformationMetric(nbins=16),
-    ):
-        runner = AffineRegistration(metric=metric, options=dict(OPTIONS), **QUICK)
-        maps.append(
-            runner.optimize(
-                static, moving, regtransforms["AFFINE", 3], None,
-                static_grid2world=static_grid2world, moving_grid2world=moving_grid2world,
-            )
-        )
-    assert isinstance(maps[0], AffineMap)
-    assert displacement(maps[0].affine, maps[1].affine, static.shape, static_grid2world) < 0.05
-    local.close_local_parties()
 
 
 def test_centers_of_mass(bodies):
