@@ -11,14 +11,15 @@ from setuptools import Extension, setup
 # continuous integration and for hunting a crash.
 CHECKED = os.environ.get("DIPY_PPIR_BOUNDSCHECK", "0") == "1"
 
-KERNELS = ("field61", "field127", "parzen", "sampling")
+KERNELS = ("field61", "field127", "ring64", "parzen", "sampling")
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 
 extensions = [
     Extension(
         f"dipy_ppir._kernels.{name}",
         [f"cython_kernels/{name}.pyx"],
-        include_dirs=[np.get_include()],
+        include_dirs=[np.get_include(), "cython_kernels"],
+        depends=["cython_kernels/dispatch.h"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=COMPILE_ARGS,
     )

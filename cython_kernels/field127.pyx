@@ -19,6 +19,7 @@ cdef extern from *:
     #include <stdint.h>
     #include <stdlib.h>
     #include <string.h>
+    #include "dispatch.h"
 
     #ifndef __SIZEOF_INT128__
     #error "the field kernels need a compiler with 128-bit integers (GCC or Clang)"
@@ -26,48 +27,8 @@ cdef extern from *:
 
     typedef unsigned __int128 u128;
     typedef __int128 i128;
-    #define ALWAYS static inline __attribute__((always_inline))
     #define P127 ((((u128)1) << 127) - 1)
     #define TOP 0x7fffffffffffffffULL       /* the high word of p */
-
-    /* One source, several instruction sets: `name_body` is always inlined, so each
-       wrapper recompiles it for its own target. Chosen by hand and not with
-       target_clones, which needs ifunc (absent from musl and macOS) and would not
-       let the tests reach the slower paths. */
-    #if defined(__x86_64__) && defined(__GNUC__)
-    #define HAVE_TARGETS 1
-    #define TARGET_2 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
-    #define TARGET_1 __attribute__((target("avx2,fma")))
-    #else
-    #define HAVE_TARGETS 0
-    #define TARGET_2
-    #define TARGET_1
-    #endif
-
-    static int cpu_level = 0;
-
-    static int best_level(void) {
-    #if HAVE_TARGETS
-        __builtin_cpu_init();
-        if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return 0;
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
-            && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-            return 2;
-        return 1;
-    #else
-        return 0;
-    #endif
-    }
-
-    #define DISPATCH(name, PARAMS, ARGS)                                         \\
-        TARGET_2 static int64_t name##_2 PARAMS { return name##_body ARGS; }     \\
-        TARGET_1 static int64_t name##_1 PARAMS { return name##_body ARGS; }     \\
-        static int64_t name##_0 PARAMS { return name##_body ARGS; }              \\
-        static int64_t name PARAMS {                                             \\
-            if (cpu_level == 2) return name##_2 ARGS;                            \\
-            if (cpu_level == 1) return name##_1 ARGS;                            \\
-            return name##_0 ARGS;                                                \\
-        }
 
     /* ---- scalars ---------------------------------------------------------- */
 

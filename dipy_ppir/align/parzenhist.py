@@ -113,11 +113,6 @@ def linear_jacobian(transform, theta):
     return out
 
 
-def _by_column(jacobian):
-    """`linear_jacobian` as the kernels want it: a parameter in each column."""
-    return np.ascontiguousarray(jacobian.reshape(len(jacobian), -1).T)
-
-
 class SecureParzenJointHistogram(ParzenJointHistogram):
     """Joint histogram of two parties' images, computed on secret shares.
 
@@ -151,7 +146,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     With 32 bins and p parameters, an evaluation with gradient sends
     ``33 + 28 + 2 + p + 1`` elements of 8 bytes per sample over all links with
     ``reveal="histogram"``, at most 76, in 5 rounds; with ``reveal="gradient"``
-    ``33 + 32 + 3 * 28 + 2 + p`` and 956 logarithms, see `dipy_ppir.mpc.logarithm`.
+    ``33 + 2 * 32 + 28 + 2 + p + 1`` and 957 logarithms, see
+    `dipy_ppir.mpc.logarithm`.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -460,9 +456,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         def moments(weight, out):
             parzen.absolute_moments_grid(gradient, shape, weight, out)
 
-        by_column = _by_column(jacobian)
-
-        def columns(start, stop, out):
+        def columns(start, stop, by_column, out):
             parzen.gradient_columns_grid(
                 gradient[start:stop], start, shape, by_column, out
             )
@@ -501,9 +495,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         def moments(weight, out):
             parzen.absolute_moments(gradient, points, weight, out)
 
-        by_column = _by_column(jacobian)
-
-        def columns(start, stop, out):
+        def columns(start, stop, by_column, out):
             parzen.gradient_columns(
                 gradient[start:stop], points[start:stop], by_column, out
             )
@@ -512,8 +504,6 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
     def _update_gradient(self, jacobian, moments, columns):
         p = len(jacobian)
-        # With a known histogram a further column checks the others.
-        self._checked = self.reveal == "histogram"
 
         def column_sums(weight=None):
             out = np.zeros(jacobian.shape[1:])
@@ -522,23 +512,23 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
         self._column_sums = column_sums
 
+        by_column = jacobian.reshape(p, -1).T
+
         def blocks(start, stop):
-            out = np.empty((stop - start, p))
-            columns(start, stop, out)
-            if not self._checked:
-                return out
-            return np.column_stack([out, out @ self._check])
+            # One more column, the others times `_check`, checks their sums.
+            checked = np.column_stack([by_column, by_column @ self._check])
+            out = np.empty((stop - start, p + 1))
+            columns(start, stop, np.ascontiguousarray(checked), out)
+            return out
 
         self._columns = blocks
-        sent = p + self._checked
         with self._guard():
             for extra in (EXTRA_BITS, 0):
                 self._extra = extra
-                self.session.tell(CONTRACT | sent << 8)
-                self._contract(sent)
+                self.session.tell(CONTRACT | p + 1 << 8)
+                self._contract(p + 1)
                 if self.metric_gradient is not None:
                     return
-        raise FixedPointOverflowError("the gradient's sums do not fit the field")
 
     def _rows(self, start, stop):
         values, mask, *settings = self._moving
@@ -563,7 +553,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 mine = (rows, self._columns, scales)
             if secret:
                 sums = self._sums.contract_shared(self._log_ratio, p, *mine)
-                sums = dither(self.session, sums, 1 << SUM_BITS - GRADIENT_DIGITS)
+                blur = SUM_BITS + EXTRA_BITS - GRADIENT_DIGITS
+                sums = dither(self.session, sums, 1 << blur)
             else:
                 sums = self._sums.contract(p, *mine)
             opened = self.session.open(sums, "metric_gradient", (MOVING,))
@@ -573,11 +564,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     def _set_gradient(self, sums):
         """Keep the gradient, unless the check column says that a sum wrapped."""
         self.metric_gradient = None
-        if self._checked:
-            sums, check = sums[:-1], sums[-1]
-            # A wrap moves the left side by at least 2**(4 - extra).
-            if abs(sums @ self._check - check) > 2.0 ** (2 - EXTRA_BITS):
-                return
+        sums, check = sums[:-1], sums[-1]
+        # A wrap moves the left side by 2**-2 or more; proven scales cannot wrap.
+        if self._extra and abs(sums @ self._check - check) > 2.0**-3:
+            return
         norm = self._valid * self.mdelta
         self.metric_gradient = sums * (-1.0 / norm if norm > 0 else 0.0)
 
@@ -596,21 +586,25 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         total = parzen.sample_bounds(
             values, mask, *settings, bounds, otherwise, 2.0**-10, each
         )
-        sums = self._column_sums(each)
-        # Each column weighs in by its bound, so the check's own bound is their number.
-        self._check = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
-        extra = np.append(np.full(len(sums), self._extra), 0)
-        return choose_scales(total, np.append(sums, len(sums)), extra=extra)
+        return self._scales(total, self._column_sums(each))
 
     def _scales_shared(self):
         # Derivatives sum to zero, so z is at most 3/4 of the logarithms' range,
         # which is below 45; outside the histogram's range at most 3/2 of 45.
         bound, samples = 1.5 * 45, self._sums.samples
-        row = 2.0 ** band_bits(samples, int(np.ceil(np.log2(bound))) + WEIGHT_BITS)
-        scale = row * 2.0**WEIGHT_BITS
-        scales = choose_scales(samples * bound, bound * self._column_sums(), scale)
-        scales.row, scales.table = row, 2.0**WEIGHT_BITS
+        bits = int(np.ceil(np.log2(bound))) + WEIGHT_BITS
+        row = 2.0 ** band_bits(samples, bits, self._extra)
+        weight = 2.0**WEIGHT_BITS
+        sums = bound * self._column_sums()
+        scales = self._scales(samples * bound, sums, row * weight)
+        scales.row, scales.table = row, weight
         return scales
+
+    def _scales(self, total, sums, row_scale=None):
+        # Each column weighs in by its bound, so the check's own bound is their number.
+        self._check = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
+        extra = np.append(np.full(len(sums), self._extra), 0)
+        return choose_scales(total, np.append(sums, len(sums)), row_scale, extra)
 
     def _derivative_band(self, start, stop, scale):
         values, mask, *settings = self._moving

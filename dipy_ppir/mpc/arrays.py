@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipy_ppir.mpc.errors import FixedPointOverflowError
-from dipy_ppir.mpc.fields import Field
-
-#: Lagrange coefficients at 0 for the evaluation points 1, 2, 3 (degree 2).
-LAGRANGE = (3, -3, 1)
+from dipy_ppir.mpc.fields import R64, Field
 
 
 @dataclass
 class SharedArray:
-    """One party's Shamir share of an array: party i holds f(i + 1), as in MPyC.
+    """One party's share of an array: in a field f(i + 1) for party i, as in MPyC.
+
+    In the ring a secret is the sum of the parties' words, and the degree is 2.
 
     Parameters
     ----------
@@ -110,6 +109,8 @@ class SharedArray:
 
     def add_public(self, integer):
         """Sum with one public integer (in units of the last place); local."""
+        if self.field is R64:
+            raise ValueError("in the ring one party adds a constant to its part")
         constant = self.field.from_ints(integer % self.field.modulus)
         share = np.broadcast_to(constant, self.share.shape)
         return self._with(

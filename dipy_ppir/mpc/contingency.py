@@ -10,19 +10,22 @@ contraction
     :math:`G_k = \sum_x z(x) g_k(x)`, :math:`z(x) = \sum_t K(x, t) B(x, t)`, for
     rows K and columns g that the moving owner knows.
 
-B is shared once (`share_categories`), A, K and g at every evaluation.
+B is shared once (`share_categories`), A, K and g at every evaluation. All of it
+is in the ring of integers modulo 2**64, where a secret is a sum of parts:
 
-Both owners keep what they dealt, and this saves a third of the work. With
-:math:`X = 3 X_1 - 2 X_2` (the moving owner's line at the points of the static
-owner and the helper) and :math:`B = (3 B_0 - B_2) / 2` (the static owner's line
-at the points of the moving owner and the helper),
+- a row X of the moving owner is X_1 + X_2: both owners draw X_1 from their common
+  key stream, the helper is sent X_2;
+- a row B of the static owner is B_0 + B_2: both owners draw B_0 from another
+  stream, the helper is sent B_2.
 
-.. math:: X B = \tfrac{3}{2} X B_0 - \tfrac{3}{2} X_1 B_2 + X_2 B_2,
+Each owner knows its own rows and both their parts, which saves a third of the
+work of multiplying shares. Of
 
-the moving owner can compute the first term from its own clear X, which is five
-weights a row instead of a dense random row; the static owner the second, since
-it dealt B_2; the helper the third. These are the additive parts of a degree-2
-sharing, which is what every other protocol expects.
+.. math:: X B = X B_0 + X_1 B_2 + X_2 B_2
+
+the moving owner computes the first term, with its own clear X: five weights a row
+instead of a dense random row; the static owner the second, since it dealt B_2; the
+helper the third. The product is the sum of the three parties' parts.
 
 =================  ======================================  ==================
 step               elements per sample, all links          rounds
@@ -30,27 +33,28 @@ step               elements per sample, all links          rounds
 share_categories   categories (once)                       1
 table              bins + 1                                1 + opening
 contract           categories + 2 + columns                2 + opening
-contract_shared    bins + 3 categories + 2 + columns       4 + opening
+contract_shared    2 bins + categories + 2 + columns       2 + opening
 =================  ======================================  ==================
 
-What each party sees: the static owner and the helper one point each of fresh
-random lines through the rows of A, K, g and of the parts of z; the moving owner
-one point of the lines through B and z. Each is uniform and independent of the
-secrets, so a simulator draws it at random. Nothing is opened here.
+What each party sees: the static owner the random parts X_1, and the helper's part
+of z hidden by a random number; the helper X_2, B_2 and the static owner's part of z,
+each hidden by random numbers it does not know; the moving owner B_0 and other
+random numbers. All of it is uniform and independent of the secrets, so a simulator
+draws it at random. Nothing is opened here.
 """
 
 import numpy as np
 
-from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
+from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
-from dipy_ppir.mpc.fields import P61
+from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.protocols import reduce, reshare_parts, share_elements
+from dipy_ppir.mpc.protocols import SEED_PARTY
 
 #: Samples handled at a time: the working set stays in the second-level cache.
 BLOCK = 1 << 12
 #: The sum of a contraction stays below 2**SUM_BITS.
-SUM_BITS = 59
+SUM_BITS = 62
 #: No scaled element of a row is larger than 2**ROW_BITS.
 ROW_BITS = 50
 #: Bits that rows get more than half of: most columns are near zero while their
@@ -77,7 +81,7 @@ class Contingency:
         number of bins of the moving owner; public.
     """
 
-    field = P61
+    field = R64
 
     def __init__(self, session, samples, categories, bins):
         self.session = session
@@ -87,28 +91,27 @@ class Contingency:
         self._block_sums = {}
         self._scratch = {}
 
-    def _buffer(self, name, shape):
-        """Scratch elements, allocated once: fresh pages cost more than the sums."""
-        rows, width = shape
-        if name not in self._scratch or self._scratch[name].shape[1] != width:
-            self._scratch[name] = self.field.empty((BLOCK, width))
-        return self._scratch[name][:rows]
-
-    def _draw(self, name, shape):
-        """The moving owner's random points of a block, at it and the static owner."""
-        s = self.session
-        peer = STATIC if s.pid == MOVING else MOVING
-        out = self._buffer(name, shape)
-        return s.random_elements(peer, MOVING, self.field, shape, out=out)
-
-    def _receive(self, name, shape):
-        """The moving owner's other points of a block, at the helper."""
-        out = self._buffer(name, shape)
-        return self.session.receive_elements(MOVING, self.field, shape, name, out=out)
-
     def _blocks(self):
         for start in range(0, self.samples, BLOCK):
             yield start, min(start + BLOCK, self.samples)
+
+    def _buffer(self, name, shape):
+        """Scratch elements, allocated once: fresh pages cost more than the sums."""
+        size = int(np.prod(shape))
+        if name not in self._scratch or self._scratch[name].size < size:
+            self._scratch[name] = self.field.empty((size,))
+        return self._scratch[name][:size].reshape(shape)
+
+    def _random(self, owner, shape):
+        """Numbers that hide an owner's rows, drawn by it and its seed party."""
+        s = self.session
+        peer = SEED_PARTY[owner] if s.pid == owner else owner
+        out = self._buffer("random", shape)
+        return s.random_elements(peer, owner, self.field, shape, out=out)
+
+    def _receive(self, peer, name, shape):
+        out = self._buffer(name, shape)
+        return self.session.receive_elements(peer, self.field, shape, name, out=out)
 
     def share_categories(self, index=None, keep=None):
         """Share the static owner's one-hot rows.
@@ -123,26 +126,25 @@ class Contingency:
             samples to leave out have a zero row; whether any is left out shows
             nowhere.
         """
-        s, f = self.session, self.field
+        s = self.session
         self._index, self._keep = index, keep
-        self._b = np.empty((self.samples, self.categories), dtype=np.uint64)
+        # B_0 at the moving owner, B_2 at the other two.
+        self._b = self.field.empty((self.samples, self.categories))
         for start, stop in self._blocks():
-            shape = (stop - start, self.categories)
             part = self._b[start:stop]
-            if s.pid == STATIC:
-                rows = np.zeros(shape, dtype=np.uint64)
-                chosen = index[start:stop]
-                one = 1 if keep is None else keep[start:stop].astype(np.uint64)
-                rows[np.arange(len(rows)), chosen] = one
-                r = s.random_elements(MOVING, STATIC, f, shape)
-                f.kernels.share_third(f.flat(r), f.flat(rows), f.flat(part))
-                s.network.send(HELPER, "categories", part)
-            elif s.pid == HELPER:
-                s.receive_elements(STATIC, f, shape, "categories", out=part)
-            else:
-                part[...] = s.random_elements(STATIC, STATIC, f, shape)
-                ones = f.encode_int(np.ones((1, len(part)), dtype=np.int64))
-                self._block_sums[start] = f.matmul(ones, part)[0]
+            if s.pid == HELPER:
+                s.receive_elements(
+                    STATIC, self.field, part.shape, "categories", out=part
+                )
+                continue
+            part[...] = self._random(STATIC, part.shape)
+            if s.pid == MOVING:
+                self._block_sums[start] = part.sum(axis=0)
+                continue
+            np.negative(part, out=part)
+            one = 1 if keep is None else keep[start:stop].astype(np.uint64)
+            part[np.arange(stop - start), index[start:stop]] += one
+            s.network.send(HELPER, "categories", part)
 
     def table(self, band=None):
         """Shared table of the weights by bin and category.
@@ -161,41 +163,30 @@ class Contingency:
         table : SharedArray, shape (bins + 1, categories), degree 2
             The last row counts the samples that `keep` keeps.
         """
-        s, f = self.session, self.field
+        s, kernels = self.session, self.field.kernels
         columns = self.bins + 1
-        acc = f.zeros((columns, self.categories))
+        acc = self.field.zeros((columns, self.categories))
         one = 1 << self.frac_bits
-        half = f.inverse(2)
-        kept = []
         for start, stop in self._blocks():
             shape = (stop - start, columns)
             b = self._b[start:stop]
-            if s.pid == MOVING:
-                values, first, keep = band(start, stop, float(one))
-                r = self._draw("points", shape)
-                out = self._buffer("band", shape)
-                f.kernels.share_upper_banded(r, values, first, out)
-                # The band leaves the last column alone; put the counts there.
-                counts = keep.astype(np.int64) * one
-                last = f.scale(f.encode_int(counts), -half)
-                out[:, -1] = f.add(np.ascontiguousarray(out[:, -1]), last)
-                s.network.send(HELPER, "band", out)
-                f.kernels.gram_banded(values, first, b, acc)
-                if keep.all():
-                    kept.append(start)
-                else:
-                    at = np.full(len(counts), self.bins, dtype=first.dtype)
-                    f.kernels.gram_banded(counts[:, None], at, b, acc)
-            elif s.pid == STATIC:
-                f.kernels.gram(self._draw("points", shape), b, acc)
+            if s.pid == STATIC:
+                kernels.gram(self._random(MOVING, shape), b, acc)
+            elif s.pid == HELPER:
+                kernels.gram(self._receive(MOVING, "band", shape), b, acc)
             else:
-                f.kernels.gram(self._receive("band", shape), b, acc)
-        for start in kept:
-            # Blocks of which every sample counts: their sums do not change.
-            acc[-1] = f.add(acc[-1], f.scale(self._block_sums[start], one))
-        if s.pid != HELPER:
-            acc = f.scale(acc, half)
-        return SharedArray(f, acc, 2, self.frac_bits, self.samples * one)
+                values, first, keep = band(start, stop, float(one))
+                counts = keep.astype(np.uint64) * np.uint64(one)
+                rows = self._random(MOVING, shape)
+                kernels.hide_banded(rows, values, first, rows)
+                rows[:, -1] += counts
+                s.network.send(HELPER, "band", rows)
+                kernels.gram_banded(values, first, b, acc)
+                if keep.all():
+                    acc[-1] += self._block_sums[start] * np.uint64(one)
+                else:
+                    acc[-1] += counts @ b
+        return SharedArray(self.field, acc, 2, self.frac_bits, self.samples * one)
 
     def contract(self, columns, rows=None, column_blocks=None, scales=None):
         """Shared sums of categories' values times columns; K known to an owner.
@@ -220,40 +211,35 @@ class Contingency:
         -------
         sums : SharedArray, shape (p,), degree 2
         """
-        s, f = self.session, self.field
 
-        def selected(start, stop):
-            b = self._b[start:stop]
-            z = f.empty((stop - start,))
-            if s.pid == MOVING:
-                k = f.encode(rows(start, stop) * scales.row, 0, 2.0**ROW_BITS)
-                r = self._draw("points", b.shape)
-                out = self._buffer("rows", b.shape)
-                f.kernels.share_upper(f.flat(r), f.flat(k), f.flat(out))
-                s.network.send(HELPER, "rows", out)
-            elif s.pid == STATIC:
-                k = self._draw("points", b.shape)
-            else:
-                k = self._receive("rows", b.shape)
-            f.kernels.dot_rows(k, b, z)
-            return z
+        def own(start, stop):
+            return self.field.encode(rows(start, stop) * scales.row, 0, 2.0**ROW_BITS)
 
-        # Every share of z but the helper's carries a factor of 1/2.
-        weight = 1 if s.pid == HELPER else f.inverse(2)
-        return self._weigh(selected, weight, columns, column_blocks, scales)
+        def selected(start, stop, z):
+            self._select(start, stop, own, z)
+
+        return self._weigh(selected, columns, column_blocks, scales)
 
     def contract_shared(
         self, table, columns, band=None, column_blocks=None, scales=None
     ):
-        """Shared sums of categories' values times columns; K known to nobody.
+        r"""Shared sums of categories' values times columns; K known to nobody.
 
-        K(x, t) is the moving owner's band of x times a shared table.
+        K is the moving owner's band D times a table that the owners hold in two
+        parts, W_0 (moving) and W_1 (static), so that
 
-        Rounds: 4. Elements: ``bins + 3 categories + columns + 2`` per sample.
+        .. math:: z(x) = \sum_t B(x, t) (D W_0)(x, t)
+                         + \sum_r D(x, r) W_1(r, t(x)).
+
+        The first sum is that of `contract`. The second has rows of both owners
+        too: D and the column of W_1 that belongs to the sample's category.
+
+        Rounds: 2. Elements: ``2 bins + categories + columns + 2`` per sample.
 
         Parameters
         ----------
-        table : SharedArray, shape (bins, categories), degree 1
+        table : SharedArray, shape (bins, categories), degree 2
+            in the ring, the helper's part zero.
         columns : int
             number p of columns g; public.
         band : callable, at the moving owner only
@@ -266,64 +252,84 @@ class Contingency:
         -------
         sums : SharedArray, shape (p,), degree 2
         """
-        s, f = self.session, self.field
+        s, kernels = self.session, self.field.kernels
+        by_category = np.ascontiguousarray(table.share.T)
 
-        def selected(start, stop):
+        def own(start, stop):
+            k = self._buffer("k", (stop - start, self.categories))
+            kernels.band_rows(*self._derivative, table.share, k)
+            return k
+
+        def selected(start, stop, z):
             shape = (stop - start, self.bins)
-            if s.pid == MOVING:
-                values, first = band(start, stop, scales.row)
-                r = self._draw("points", shape)
-                out = self._buffer("derivative", shape)
-                f.kernels.share_upper_banded(r, values, first, out)
-                s.network.send(HELPER, "derivative", out)
-                part = f.axpby(2, r, -1, out)
-            elif s.pid == STATIC:
-                part = self._draw("points", shape)
-            else:
-                part = self._receive("derivative", shape)
-            k = SharedArray(f, f.matmul(part, table.share), 2, 0, 0)
-            k = reduce(s, k, "selection")
-            z = f.empty((stop - start,))
-            f.kernels.dot_rows(k.share, self._b[start:stop], z)
             if s.pid == STATIC:
-                # It keeps the helper's point B_2; its own is (B + 2 B_2) / 3.
-                third = f.inverse(3)
-                z = f.axpby(third, self._pick(k.share, start, stop), 2 * third, z)
-            return z
+                v = by_category[self._index[start:stop]]
+                if self._keep is not None:
+                    v[~self._keep[start:stop]] = 0
+                np.subtract(v, self._random(STATIC, shape), out=v)
+                s.network.send(HELPER, "columns-of-table", v)
+                kernels.dot_rows(self._random(MOVING, shape), v, z)
+            elif s.pid == HELPER:
+                v = self._receive(STATIC, "columns-of-table", shape)
+                kernels.dot_rows(self._receive(MOVING, "derivative", shape), v, z)
+            else:
+                values, first = self._derivative = band(start, stop, scales.row)
+                rows = self._random(MOVING, shape)
+                kernels.hide_banded(rows, values, first, rows)
+                s.network.send(HELPER, "derivative", rows)
+                v = self._random(STATIC, shape)
+                kernels.dot_banded(values, first, v, z)
+            self._select(start, stop, own, z)
 
-        return self._weigh(selected, 1, columns, column_blocks, scales)
+        return self._weigh(selected, columns, column_blocks, scales)
 
-    def _pick(self, rows, start, stop):
-        """Each row's element at the static owner's own category; 0 if left out."""
-        picked = rows[np.arange(len(rows)), self._index[start:stop]]
-        if self._keep is not None:
-            picked[~self._keep[start:stop]] = 0
-        return picked
+    def _select(self, start, stop, own, z):
+        """Add to z the elements of the moving owner's rows at the categories."""
+        s, kernels, b = self.session, self.field.kernels, self._b[start:stop]
+        if s.pid == STATIC:
+            kernels.dot_rows(self._random(MOVING, b.shape), b, z)
+        elif s.pid == HELPER:
+            kernels.dot_rows(self._receive(MOVING, "rows", b.shape), b, z)
+        else:
+            k = own(start, stop)
+            rows = self._random(MOVING, b.shape)
+            s.network.send(HELPER, "rows", np.subtract(k, rows, out=rows))
+            kernels.dot_rows(k, b, z)
 
-    def _weigh(self, selected, weight, columns, column_blocks, scales):
-        """Sums of ``z g`` for degree-2 shares of z, each party's times `weight`."""
-        s, f = self.session, self.field
-        acc, own = f.zeros((columns,)), f.zeros((columns,))
+    def _weigh(self, selected, columns, column_blocks, scales):
+        """Sums of ``z g``, g the moving owner's columns, z of three parts.
+
+        The static owner and the helper hide their parts of z by numbers that the
+        moving owner draws too, and exchange them: with its own part it knows one
+        summand of z, they both know the other. Of g it knows all, they a part each.
+        """
+        s, kernels = self.session, self.field.kernels
+        acc = self.field.zeros((columns,))
         for start, stop in self._blocks():
             n = stop - start
-            z = selected(start, stop)
-            g = None
-            parts = {STATIC: None, HELPER: None}
+            z = self._buffer("z", (n,))
+            z[...] = 0
+            selected(start, stop, z)
+            shape = (n, columns)
             if s.pid == MOVING:
-                # Its own term of z meets its own g: nothing needs to be shared.
-                g = f.encode(
+                z += self._random(STATIC, (n,))
+                z += self._random(HELPER, (n,))
+                g = self.field.encode(
                     column_blocks(start, stop) * scales.columns, 0, 2.0**SUM_BITS
                 )
-                f.kernels.weighted_sums(z, g, None, own)
+                rows = self._random(MOVING, shape)
+                s.network.send(HELPER, "columns", np.subtract(g, rows, out=rows))
             else:
-                parts[s.pid] = f.scale(z, LAGRANGE[s.pid] * weight)
-            g = share_elements(s, MOVING, g, (n, columns), f, "columns")
-            z = reshare_parts(
-                s, parts, (n,), f, frac_bits=0, bound=1 << SUM_BITS, name="part"
-            ).share
-            f.kernels.weighted_sums(z, g, None, acc)
-        acc = f.add(acc, f.scale(own, weight))
-        return SharedArray(f, acc, 2, 0, 1 << SUM_BITS)
+                z -= self._random(s.pid, (n,))
+                peer = STATIC + HELPER - s.pid
+                s.network.send(peer, "part", z)
+                z += self._receive(peer, "part", (n,))
+                if s.pid == STATIC:
+                    g = self._random(MOVING, shape)
+                else:
+                    g = self._receive(MOVING, "columns", shape)
+            kernels.weighted_sums(z, g, acc)
+        return SharedArray(self.field, acc, 2, 0, 1 << SUM_BITS)
 
 
 class Scales:
@@ -345,16 +351,16 @@ class Scales:
         return sums / (self.row * self.columns * self.table)
 
 
-def band_bits(samples, table_bits):
+def band_bits(samples, table_bits, extra=0):
     """Bits of the integers to which the band of `contract_shared` is scaled."""
-    left = SUM_BITS - table_bits - max(int(samples), 1).bit_length()
+    left = SUM_BITS + extra - table_bits - max(int(samples), 1).bit_length()
     return left // 2
 
 
 def choose_scales(row_sum, weighted_sums, row_scale=None, extra=0):
     """Scales that keep every sum of a contraction inside the field.
 
-    A sum of products ``z g`` is exact modulo p, so only the final sum must fit.
+    A sum of products ``z g`` is exact modulo 2**64, so only the final sum must fit.
     Where the caller can bound z for each sample, it hands in sums weighted with
     these bounds: the tighter they are, the finer the numbers are rounded.
 

@@ -1,7 +1,7 @@
 r"""Logarithms and mutual information of a shared table, on shares.
 
 A shared count v is first written as bits that the two owners share
-(`boolean.add_modulo`), its highest one is shifted to a fixed place
+(`boolean.add_words`), its highest one is shifted to a fixed place
 (`boolean.normalize`), and position e and mantissa 1 + u return to arithmetic
 shares in the 127-bit field, where
 
@@ -11,9 +11,9 @@ with a polynomial of degree 8 for :math:`\ln(1 + u)` in powers of u (around
 u = 0; expanded elsewhere the coefficients would amplify rounding). Absolute
 error below 2e-7 plus 2**-22.
 
-Cost per number: 20 ANDs deep and 26 words of AND (1,040 bytes), 31 bits brought
-to arithmetic shares (992 bytes), 7 truncations of powers, some 2.6 kB in all and
-37 rounds. Everything received before an opening is uniform (see `protocols` and
+Cost per number: 19 ANDs deep and 24 words of AND (960 bytes), 31 bits brought
+to arithmetic shares (992 bytes), 7 truncations of powers, some 2.5 kB in all and
+36 rounds. Everything received before an opening is uniform (see `protocols` and
 `boolean`).
 """
 
@@ -22,16 +22,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.boolean import add_modulo, normalize
-from dipy_ppir.mpc.fields import P61, P127
-from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.boolean import add_words, normalize
+from dipy_ppir.mpc.fields import P127, R64
+from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.protocols import (
-    additive_part,
+    between_owners,
     dither,
     reduce,
     share_elements,
     truncate,
-    zero_share,
+    truncate_between_owners,
 )
 
 #: Bits of the mantissa that are used, and fraction bits of its powers.
@@ -75,31 +75,22 @@ class Bits(NamedTuple):
 
 
 def take_apart(session, array):
-    """Bits of positive shared integers of the 61-bit field.
+    """Bits of positive shared integers of the ring.
 
-    Rounds: 25. Exact, for every value in (0, p).
+    Rounds: 24. Exact, for every value in (0, 2**64).
 
     Parameters
     ----------
     session : Session
-    array : SharedArray, shape (n,), field P61
+    array : SharedArray, shape (n,), field R64
         positive integers.
 
     Returns
     -------
     bits : Bits
     """
-    n = array.shape[0]
-    # The helper gives its (re-randomised) additive part to the moving owner.
-    part = additive_part(
-        session,
-        array._with(P61.add(array.share, zero_share(session, P61, (n,))), degree=2),
-    )
-    if session.pid == HELPER:
-        session.network.send(MOVING, "bits", part)
-    elif session.pid == MOVING:
-        part = P61.add(part, session.receive_elements(HELPER, P61, (n,), "bits"))
-    total, wrapped = add_modulo(session, part, part)
+    part = between_owners(session, array, "bits")
+    total, wrapped = add_words(session, part, part)
     shifted, exponent = normalize(total)
     mantissa = [shifted.bit(62 - i) for i in range(MANTISSA_BITS)]
     words = [*mantissa, *exponent, wrapped]
@@ -109,9 +100,9 @@ def take_apart(session, array):
     weights[1, MANTISSA_BITS:-1] = 1 << np.arange(6)
     weights[2, -1] = 1
     sums = _to_arithmetic(session, bits, weights)
-    # As integers, first + second - p * wrapped is the number itself.
-    lifted = _lift(session, part, (n,))
-    integer = lifted - sums[2].times(P61.modulus)
+    # As integers, first + second - 2**64 * wrapped is the number itself.
+    lifted = _lift(session, part, array.shape)
+    integer = lifted - sums[2].times(R64.modulus)
     return Bits(
         integer._with(integer.share, frac_bits=array.frac_bits, bound=array.bound),
         sums[1]._with(sums[1].share, bound=63),
@@ -155,7 +146,7 @@ def _lift(session, part, shape):
             x = np.stack([part, np.zeros_like(part)], axis=-1)
         share = share_elements(session, owner, x, shape, P127, f"lift-{owner}")
         total = share if total is None else P127.add(total, share)
-    return SharedArray(P127, total, 1, 0, 2 * P61.modulus)
+    return SharedArray(P127, total, 1, 0, 2 * R64.modulus)
 
 
 def logarithm(session, bits):
@@ -204,7 +195,7 @@ class MutualInformation(NamedTuple):
         number of samples that count, at the receivers.
     log_ratio : SharedArray, shape (bins, categories)
         ``log(table / its sum over categories)``, WEIGHT_BITS fraction bits, in
-        the 61-bit field.
+        the ring; the helper's part is zero.
     """
 
     value: float
@@ -246,22 +237,17 @@ def mutual_information(
     result : MutualInformation
     """
     bins, categories = table.shape[0] - 1, table.shape[1]
-    f = table.field
     counted = table.share[-1]
     across = np.ones((categories, 1), dtype=np.int64)
-    # Sums of degree-2 shares are local. One unit in the last place is added to
-    # every number, so that none is zero.
-    row_sums = f.matmul(table.share[:-1].copy(), f.encode_int(across))[:, 0]
-    down = f.encode_int(np.ones((1, bins), dtype=np.int64))
-    totals = np.concatenate(
-        [
-            f.matmul(down, row_sums[:, None].copy())[0],
-            f.matmul(counted[None].copy(), f.encode_int(across))[0],
-        ]
-    )
+    # Sums are local. One unit in the last place is added to every number, so that
+    # none is zero.
+    row_sums = table.share[:-1].sum(axis=1)
+    totals = np.array([row_sums.sum(), counted.sum()])
     size = bins * categories
     every = np.concatenate([table.share[:-1].reshape(-1), row_sums, counted])
-    numbers = table._with(every).add_public(1)
+    if session.pid == MOVING:
+        every += np.uint64(1)
+    numbers = table._with(every, bound=table.bound + 1)
     count = session.open(table._with(totals), count_label, receivers)
     bits = take_apart(session, numbers)
     logs = logarithm(session, bits)
@@ -284,13 +270,14 @@ def mutual_information(
     blur = table.bound << LOG_BITS >> VALUE_DIGITS
     energy = session.open(dither(session, total, blur), value_label, receivers)
     bound = 45 << LOG_BITS
-    log_ratio = truncate(
+    log_ratio = truncate_between_owners(
         session,
         ratio._with(ratio.share, bound=bound),
         LOG_BITS - WEIGHT_BITS,
-        field=P61,
+        field=R64,
         name="weights",
     )
+    log_ratio = SharedArray(R64, log_ratio, 2, WEIGHT_BITS, 45 << WEIGHT_BITS)
     if energy is None:
         return MutualInformation(None, None, log_ratio)
     mass, samples = count

@@ -24,10 +24,10 @@ import secrets
 
 import numpy as np
 
-from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
+from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
-from dipy_ppir.mpc.fields import P61
-from dipy_ppir.mpc.ledger import STATIC
+from dipy_ppir.mpc.fields import P61, R64
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 
 # An owner's line is fixed by the point of one party, which that party derives
 # from the seed it shares with the owner; the other party is sent its point.
@@ -127,12 +127,12 @@ def zero_share(session, field, shape):
         session.zero_elements(after, field, shape),
         session.zero_elements(before, field, shape),
     )
-    return field.scale(part, field.inverse(LAGRANGE[session.pid]))
+    return field.scale(part, field.inverse(field.weights[session.pid]))
 
 
 def additive_part(session, array):
     """This party's additive part of a degree-2 array (its Lagrange term)."""
-    return array.field.scale(array.share, LAGRANGE[session.pid])
+    return array.field.scale(array.share, array.field.weights[session.pid])
 
 
 def reshare_parts(session, parts, shape, field, *, frac_bits, bound, name):
@@ -185,26 +185,52 @@ def reduce(session, array, name="reduce"):
 SECURITY = 40
 
 
-def truncate(session, array, bits, *, field=None, name="truncate"):
-    """Reduce the degree, drop low bits and change the field in one step.
+def between_owners(session, array, name="owners"):
+    """Bring an array to one additive part of each owner.
 
-    The helper sends its additive part, hidden by a sharing of zero, to the
-    moving owner; the two owners then hold ``u - w = x + offset`` as integers
-    unless a wrap occurs, each shifts its own integer and shares it in the
-    target field. The result is ``floor(x / 2**bits)`` or that plus one.
+    The helper sends its part, hidden by a sharing of zero, to the moving owner.
 
-    Rounds: 2. Elements: 1 of the source and 2 of the target field per value.
-    The moving owner sees a uniform element; everyone sees fresh points.
+    Rounds: 1. Elements: 1 per value. The moving owner sees a uniform element.
+
+    Returns
+    -------
+    part : array of uint64
+        this owner's part; at the helper zeros.
+    """
+    field, shape = array.field, array.shape
+    weight = field.weights[session.pid]
+    part = additive_part(session, array)
+    part = field.add(part, field.scale(zero_share(session, field, shape), weight))
+    if session.pid == HELPER:
+        session.network.send(MOVING, name, part)
+        return field.zeros(shape)
+    if session.pid == MOVING:
+        part = field.add(part, session.receive_elements(HELPER, field, shape, name))
+    return part
+
+
+def truncate_between_owners(session, array, bits, *, field=None, name="truncate"):
+    """Drop low bits and change the field; the owners hold the result's parts.
+
+    With the parts u and -w of `between_owners`, ``u - w = x + offset`` as integers
+    unless a wrap occurs, so each owner shifts its own integer. The result is
+    ``floor(x / 2**bits)`` or that plus one.
+
+    Rounds: 1. Elements: 1 of the source field per value.
 
     Parameters
     ----------
     session : Session
     array : SharedArray
-        of degree 1 or 2.
     bits : int
         low bits to drop; they come off `frac_bits`.
     field : Field, optional
-        target field; the source field by default.
+        target field or ring; the source field by default.
+
+    Returns
+    -------
+    part : array of uint64
+        this owner's additive part in the target field; at the helper zeros.
 
     Raises
     ------
@@ -220,34 +246,52 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
             f"could go wrong more often than once in 2^{SECURITY}; use the larger "
             "field or fewer fraction bits"
         )
-    shape = array.shape
-    if array.degree == 1:
-        array = array._with(array.share, degree=2)
-    part = additive_part(session, array)
-    mask = source.scale(zero_share(session, source, shape), LAGRANGE[session.pid])
-    part = source.add(part, mask)
-    parts = {0: None, 1: None}
-    if session.pid == 2:
-        session.network.send(0, name, part)
-    elif session.pid == 0:
-        u = source.add(part, session.receive_elements(2, source, shape, name))
-        u = source.add(
-            u, np.ascontiguousarray(np.broadcast_to(source.from_ints(offset), u.shape))
-        )
-        parts[0] = shift_right(source, u, bits, target)
-    else:
-        w = shift_right(source, source.neg(part), bits, target)
-        parts[1] = target.neg(w)
-    result = reshare_parts(
+    part = between_owners(session, array, name)
+    if session.pid == MOVING:
+        u = source.add(part, _constant(source, offset, part))
+        u = shift_right(source, u, bits, target)
+        return target.add(u, _constant(target, -(offset >> bits), u))
+    if session.pid == STATIC:
+        return target.neg(shift_right(source, source.neg(part), bits, target))
+    return target.zeros(array.shape)
+
+
+def _constant(field, integer, like):
+    words = np.broadcast_to(field.from_ints(integer), like.shape)
+    return np.ascontiguousarray(words)
+
+
+def truncate(session, array, bits, *, field=None, name="truncate"):
+    """Reduce the degree, drop low bits and change the field in one step.
+
+    `truncate_between_owners`, and each owner shares its part.
+
+    Rounds: 2. Elements: 1 of the source and 2 of the target field per value.
+    The moving owner sees a uniform element; everyone sees fresh points.
+
+    Parameters
+    ----------
+    session : Session
+    array : SharedArray
+        of degree 1 or 2.
+    bits, field
+        as for `truncate_between_owners`.
+
+    Returns
+    -------
+    array : SharedArray, degree 1
+    """
+    target = field or array.field
+    part = truncate_between_owners(session, array, bits, field=target, name=name)
+    return reshare_parts(
         session,
-        parts,
-        shape,
+        {p: part if p == session.pid else None for p in (MOVING, STATIC)},
+        array.shape,
         target,
         frac_bits=array.frac_bits - bits,
         bound=(array.bound >> bits) + 1,
         name=name + "-share",
     )
-    return result._with(result.add_public(-(offset >> bits)).share)
 
 
 def shift_right(source, a, bits, target):
@@ -263,6 +307,8 @@ def shift_right(source, a, bits, target):
             high = high >> np.uint64(bits)
     if target.words == 2:
         return np.ascontiguousarray(np.stack([low, high], axis=-1))
+    if target is R64:
+        return np.ascontiguousarray(low)
     # 2**64 = 8 modulo 2**61 - 1, and times 8 is a rotation of 61 bits.
     p = np.uint64(target.modulus)
     high = high % p
@@ -290,7 +336,7 @@ def dither(session, array, magnitude):
     count = int(np.prod(array.shape))
     noise = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in range(count)]
     noise = field.from_ints(noise).reshape(array.share.shape)
-    noise = field.scale(noise, field.inverse(LAGRANGE[STATIC]))
+    noise = field.scale(noise, field.inverse(field.weights[STATIC]))
     return array._with(field.add(array.share, noise))
 
 

@@ -240,7 +240,7 @@ class Session:
         for p, values in shares.items():
             protocols.check_elements(field, values, self.network.links[p].name, p)
         shares[self.pid] = share
-        value = _recombine(field, shares)
+        value = _recombine(field, array.degree, shares)
         return value if raw else field.decode(value, array.frac_bits)
 
     # -- public metadata -------------------------------------------------
@@ -360,15 +360,16 @@ def _is_dict(obj):
     return isinstance(obj, dict)
 
 
-def _recombine(field, shares):
+def _recombine(field, degree, shares):
+    """Secrets from all three shares of degree 2, or from two of degree 1."""
     points = {p + 1: s for p, s in shares.items()}
     total = None
-    for x, s in points.items():
-        weight = 1
-        for other in points:
-            if other != x:
-                weight = weight * other * field.inverse(other - x) % field.modulus
-        term = field.scale(s, weight)
+    for x, share in points.items():
+        weight = field.weights[x - 1]
+        if degree == 1:
+            (y,) = set(points) - {x}
+            weight = y * field.inverse(y - x)
+        term = field.scale(share, weight)
         total = term if total is None else field.add(total, term)
     return total
 
