@@ -9,6 +9,51 @@ index, five offsets) are kept to the letter.
 from libc.math cimport fabs as abs, rint
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #include <string.h>
+    #include "dispatch.h"
+
+    #define LANES 8
+    typedef double vec __attribute__((vector_size(64), aligned(8), may_alias));
+
+    /* out[i] = sum_j a[i, j] table[first[i] + j], or table[j] where first is NULL */
+    ALWAYS int64_t c_weigh_rows_body(const double *a, const int32_t *first, const double *table,
+                                     double *out, int64_t n, int64_t w, int64_t rows, int64_t q) {
+        int64_t stride = (q + LANES - 1) / LANES * LANES;
+        double *padded = calloc((size_t)((rows + 1) * stride), sizeof(double));
+        double *line = padded + rows * stride;
+        if (!padded) return 0;
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(padded + r * stride, table + r * q, (size_t)q * sizeof(double));
+        for (int64_t i = 0; i < n; i++) {
+            const double *from = padded + (first ? first[i] * stride : 0);
+            for (int64_t c = 0; c < stride; c += LANES) {
+                vec sum = {0};
+                for (int64_t j = 0; j < w; j++)
+                    sum += a[i * w + j] * *(const vec *)(from + j * stride + c);
+                *(vec *)(line + c) = sum;
+            }
+            memcpy(out + i * q, line, (size_t)q * sizeof(double));
+        }
+        free(padded);
+        return 1;
+    }
+    DISPATCH(c_weigh_rows, (const double *a, const int32_t *first, const double *table, double *out,
+                            int64_t n, int64_t w, int64_t rows, int64_t q),
+             (a, first, table, out, n, w, rows, q))
+    """
+    int cpu_level
+    int best_level()
+    int64_t c_weigh_rows(const double *, const int32_t *, const double *, double *, int64_t, int64_t,
+                         int64_t, int64_t) noexcept nogil
+
+cpu_level = best_level()
+
+# Samples whose weights are made before they are multiplied.
+DEF CHUNK = 256
+
 
 cdef inline double _normalize(double x, double minimum, double delta) noexcept nogil:
     # dipy.align.parzenhist._bin_normalize
@@ -133,24 +178,30 @@ def derivative_rows(const double[::1] values, const int32_t[::1] mask, double mi
     out : array, shape (n, q)
     """
     cdef:
-        Py_ssize_t i, t, q = table.shape[1]
+        Py_ssize_t i, k, m, n = values.shape[0], q = table.shape[1]
         int c, j
-        double cn, arg, d
+        double cn, arg
+        double weights[CHUNK * 5]
+        int32_t first[CHUNK]
+        int64_t done = 1
+    if n == 0 or q == 0:
+        return
     with nogil:
-        for i in range(values.shape[0]):
-            for t in range(q):
-                out[i, t] = 0
-            if mask is not None and mask[i] == 0:
-                continue
-            cn = _normalize(values[i], minimum, delta)
-            c = _index(cn, nbins, padding)
-            arg = (c - 2) - cn
-            for j in range(5):
-                d = _spline_derivative(arg)
-                if d != 0:
-                    for t in range(q):
-                        out[i, t] += d * table[c - 2 + j, t]
-                arg += 1.0
+        for i in range(0, n, CHUNK):
+            m = min(CHUNK, n - i)
+            for k in range(m):
+                cn = _normalize(values[i + k], minimum, delta)
+                c = _index(cn, nbins, padding)
+                first[k] = c - 2
+                arg = (c - 2) - cn
+                for j in range(5):
+                    weights[5 * k + j] = _spline_derivative(arg)
+                    if mask is not None and mask[i + k] == 0:
+                        weights[5 * k + j] = 0
+                    arg += 1.0
+            done &= c_weigh_rows(weights, first, &table[0, 0], &out[i, 0], m, 5, nbins, q)
+    if not done:
+        raise MemoryError
 
 
 def derivative_weights(const double[::1] values, const int32_t[::1] mask,
@@ -210,19 +261,25 @@ def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
     out : array, shape (n, p)
     """
     cdef:
-        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[1]
-        double m[12]
+        Py_ssize_t i, k, m, d, e, n = gradient.shape[0], dim = gradient.shape[1]
+        Py_ssize_t p = jacobian.shape[1], terms = dim * (dim + 1)
+        double x
+        double weights[CHUNK * 12]
+        int64_t done = 1
+    if n == 0 or p == 0:
+        return
     with nogil:
-        for i in range(gradient.shape[0]):
-            for d in range(dim):
-                for e in range(dim):
-                    m[d * (dim + 1) + e] = gradient[i, d] * points[i, e]
-                m[d * (dim + 1) + dim] = gradient[i, d]
-            for k in range(p):
-                out[i, k] = 0
-            for d in range(dim * (dim + 1)):
-                for k in range(p):
-                    out[i, k] += m[d] * jacobian[d, k]
+        for i in range(0, n, CHUNK):
+            m = min(CHUNK, n - i)
+            for k in range(m):
+                for d in range(dim):
+                    x = gradient[i + k, d]
+                    for e in range(dim):
+                        weights[k * terms + d * (dim + 1) + e] = x * points[i + k, e]
+                    weights[k * terms + d * (dim + 1) + dim] = x
+            done &= c_weigh_rows(weights, NULL, &jacobian[0, 0], &out[i, 0], m, terms, terms, p)
+    if not done:
+        raise MemoryError
 
 
 cdef inline void _next(Py_ssize_t* index, const int32_t[::1] shape,
@@ -260,22 +317,28 @@ def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
     out : array, shape (n, p)
     """
     cdef:
-        Py_ssize_t i, k, d, e, dim = gradient.shape[1], p = jacobian.shape[1]
+        Py_ssize_t i, k, m, d, e, n = gradient.shape[0], dim = gradient.shape[1]
+        Py_ssize_t p = jacobian.shape[1], terms = dim * (dim + 1)
         Py_ssize_t index[3]
-        double m[12]
+        double x
+        double weights[CHUNK * 12]
+        int64_t done = 1
+    if n == 0 or p == 0:
+        return
     with nogil:
         _unravel(start, shape, dim, index)
-        for i in range(gradient.shape[0]):
-            for d in range(dim):
-                for e in range(dim):
-                    m[d * (dim + 1) + e] = gradient[i, d] * index[e]
-                m[d * (dim + 1) + dim] = gradient[i, d]
-            for k in range(p):
-                out[i, k] = 0
-            for d in range(dim * (dim + 1)):
-                for k in range(p):
-                    out[i, k] += m[d] * jacobian[d, k]
-            _next(index, shape, dim)
+        for i in range(0, n, CHUNK):
+            m = min(CHUNK, n - i)
+            for k in range(m):
+                for d in range(dim):
+                    x = gradient[i + k, d]
+                    for e in range(dim):
+                        weights[k * terms + d * (dim + 1) + e] = x * index[e]
+                    weights[k * terms + d * (dim + 1) + dim] = x
+                _next(index, shape, dim)
+            done &= c_weigh_rows(weights, NULL, &jacobian[0, 0], &out[i, 0], m, terms, terms, p)
+    if not done:
+        raise MemoryError
 
 
 def selection_bounds(const double[:, ::1] counts, const double[:, ::1] table,

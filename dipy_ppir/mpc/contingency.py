@@ -52,7 +52,7 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.protocols import SEED_PARTY
 
 #: Samples handled at a time: the working set stays in the second-level cache.
-BLOCK = 1 << 12
+BLOCK = 1 << 11
 #: The sum of a contraction stays below 2**SUM_BITS.
 SUM_BITS = 62
 #: No scaled element of a row is larger than 2**ROW_BITS.
