@@ -21,15 +21,19 @@ cdef extern from *:
     typedef uint64_t vec __attribute__((vector_size(64), aligned(8), may_alias));
     #define AT(p) (*(vec *)(p))
     #define LOAD(p) (*(const vec *)(p))
-    /* Columns that are worked on together, and rows of a chunk that fits the cache. */
-    #define GROUP 32
+    /* rows of a chunk that fits the cache */
     #define CHUNK 256
 
     static int64_t padded(int64_t q) { return (q + LANES - 1) / LANES * LANES; }
 
-    /* acc += a^T b for `rows` columns of a and `width` vectors of b: in registers */
-    ALWAYS void tile(const uint64_t *a, int64_t p, const uint64_t *b, int64_t stride,
-                     uint64_t *acc, int64_t n, const int rows, const int width) {
+    /* Each adds a^T b to acc for some columns of a and of b, summing in registers.
+       Three times, because the product of words costs what the processor makes of it. */
+    typedef void tile_function(const uint64_t *a, int64_t p, const uint64_t *b, int64_t stride,
+                               uint64_t *acc, int64_t n);
+
+    /* AVX-512 has it; 4 columns of a, `width` vectors of b */
+    ALWAYS void tile_wide(const uint64_t *a, int64_t p, const uint64_t *b, int64_t stride,
+                          uint64_t *acc, int64_t n, const int rows, const int width) {
         vec sum[4][4];
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < width; v++) sum[r][v] = LOAD(acc + r * stride + v * LANES);
@@ -40,16 +44,51 @@ cdef extern from *:
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < width; v++) AT(acc + r * stride + v * LANES) = sum[r][v];
     }
+    #define WIDE(rows, width)                                                        \\
+        TARGET_2 static void tile_##rows##_##width(const uint64_t *a, int64_t p,     \\
+                const uint64_t *b, int64_t stride, uint64_t *acc, int64_t n) {       \\
+            tile_wide(a, p, b, stride, acc, n, rows, width);                         \\
+        }
+    WIDE(4, 1) WIDE(4, 2) WIDE(4, 3) WIDE(4, 4) WIDE(1, 1) WIDE(1, 2) WIDE(1, 3) WIDE(1, 4)
 
-    ALWAYS void tiles(const uint64_t *a, int64_t p, const uint64_t *b, int64_t stride,
-                      uint64_t *acc, int64_t n, const int width) {
-        int64_t r = 0;
-        for (; r + 4 <= p; r += 4) tile(a + r, p, b, stride, acc + r * stride, n, 4, width);
-        for (; r < p; r++) tile(a + r, p, b, stride, acc + r * stride, n, 1, width);
+    /* AVX2 multiplies halves of words: low halves, and the two mixed pairs, whose sum
+       is shifted once at the end. */
+    #if HAVE_TARGETS
+    TARGET_1 static void tile_halves(const uint64_t *a, int64_t p, const uint64_t *b,
+                                     int64_t stride, uint64_t *acc, int64_t n) {
+        __m256i low[2], mixed[2];
+        for (int v = 0; v < 2; v++) low[v] = mixed[v] = _mm256_setzero_si256();
+        for (int64_t i = 0; i < n; i++) {
+            __m256i x = _mm256_set1_epi64x((int64_t)a[i * p]), xh = _mm256_srli_epi64(x, 32);
+            for (int v = 0; v < 2; v++) {
+                __m256i y = _mm256_loadu_si256((const __m256i *)(b + i * stride + 4 * v));
+                low[v] = _mm256_add_epi64(low[v], _mm256_mul_epu32(x, y));
+                mixed[v] = _mm256_add_epi64(mixed[v], _mm256_add_epi64(
+                    _mm256_mul_epu32(x, _mm256_srli_epi64(y, 32)), _mm256_mul_epu32(xh, y)));
+            }
+        }
+        for (int v = 0; v < 2; v++) {
+            __m256i *to = (__m256i *)(acc + 4 * v);
+            __m256i sum = _mm256_add_epi64(low[v], _mm256_slli_epi64(mixed[v], 32));
+            _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), sum));
+        }
+    }
+    #endif
+
+    /* one word at a time */
+    static void tile_words(const uint64_t *a, int64_t p, const uint64_t *b, int64_t stride,
+                           uint64_t *acc, int64_t n) {
+        uint64_t sum[LANES];
+        memcpy(sum, acc, sizeof sum);
+        for (int64_t i = 0; i < n; i++)
+            for (int v = 0; v < LANES; v++) sum[v] += a[i * p] * b[i * stride + v];
+        memcpy(acc, sum, sizeof sum);
     }
 
-    ALWAYS int64_t c_gram_body(const uint64_t *a, const uint64_t *b, uint64_t *acc,
-                               int64_t n, int64_t p, int64_t q) {
+    static int64_t c_gram(const uint64_t *a, const uint64_t *b, uint64_t *acc,
+                          int64_t n, int64_t p, int64_t q) {
+        static tile_function *const wide[2][4] = {
+            {tile_1_1, tile_1_2, tile_1_3, tile_1_4}, {tile_4_1, tile_4_2, tile_4_3, tile_4_4}};
         int64_t stride = padded(q);
         uint64_t *memory = malloc((size_t)((p + CHUNK) * stride + LANES) * 8);
         uint64_t *sums, *rows;
@@ -59,16 +98,20 @@ cdef extern from *:
         memset(sums, 0, (size_t)((p + CHUNK) * stride) * 8);
         for (int64_t i = 0; i < n; i += CHUNK) {
             int64_t m = n - i < CHUNK ? n - i : CHUNK;
+            int64_t width, height;
             for (int64_t k = 0; k < m; k++)
                 memcpy(rows + k * stride, b + (i + k) * q, (size_t)q * 8);
-            for (int64_t c = 0; c < stride; c += GROUP) {
-                int64_t width = (stride - c) / LANES;
-                const uint64_t *x = a + i * p, *y = rows + c;
-                uint64_t *z = sums + c;
-                if (width >= 4) tiles(x, p, y, stride, z, m, 4);
-                else if (width == 3) tiles(x, p, y, stride, z, m, 3);
-                else if (width == 2) tiles(x, p, y, stride, z, m, 2);
-                else tiles(x, p, y, stride, z, m, 1);
+            for (int64_t c = 0; c < stride; c += width * LANES) {
+                width = cpu_level < 2 ? 1 : (stride - c) / LANES < 4 ? (stride - c) / LANES : 4;
+                for (int64_t r = 0; r < p; r += height) {
+                    tile_function *tile = tile_words;
+                    height = cpu_level == 2 && p - r >= 4 ? 4 : 1;
+                    if (cpu_level == 2) tile = wide[height == 4][width - 1];
+    #if HAVE_TARGETS
+                    if (cpu_level == 1) tile = tile_halves;
+    #endif
+                    tile(a + i * p + r, p, rows + c, stride, sums + r * stride + c, m);
+                }
             }
         }
         for (int64_t r = 0; r < p; r++)
@@ -76,8 +119,6 @@ cdef extern from *:
         free(memory);
         return 1;
     }
-    DISPATCH(c_gram, (const uint64_t *a, const uint64_t *b, uint64_t *acc, int64_t n, int64_t p,
-                      int64_t q), (a, b, acc, n, p, q))
 
     static int64_t c_check_band(const int64_t *start, int64_t n, int64_t width, int64_t ncols) {
         int64_t bad = 0;
@@ -85,68 +126,38 @@ cdef extern from *:
         return !bad;
     }
 
-    /* Rows of b whose padded width stays inside the array; the others are copied. */
-    static int64_t inside(int64_t n, int64_t q) {
-        int64_t beyond = (padded(q) - q + q - 1) / q;
-        return n > beyond ? n - beyond : 0;
-    }
-
     ALWAYS int64_t c_gram_banded_body(const int64_t *values, const int64_t *start,
                                       const uint64_t *b, uint64_t *acc, int64_t n, int64_t w,
-                                      int64_t ncols, int64_t q) {
-        int64_t stride = padded(q), safe = inside(n, q);
-        uint64_t *sums = calloc((size_t)((ncols + 1) * stride), 8);
-        uint64_t *spare = sums + ncols * stride;
-        if (!sums) return 0;
-        for (int64_t i = 0; i < n; i++) {
-            const uint64_t *row = b + i * q;
-            if (i >= safe) {
-                memcpy(spare, row, (size_t)q * 8);
-                row = spare;
-            }
+                                      int64_t q) {
+        for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < w; j++) {
                 uint64_t x = (uint64_t)values[i * w + j];
-                uint64_t *to = sums + (start[i] + j) * stride;
-                for (int64_t c = 0; c < stride; c += LANES)
-                    AT(to + c) += x * LOAD(row + c);
+                uint64_t *to = acc + (start[i] + j) * q;
+                for (int64_t c = 0; c < q; c++) to[c] += x * b[i * q + c];
             }
-        }
-        for (int64_t r = 0; r < ncols; r++)
-            for (int64_t c = 0; c < q; c++) acc[r * q + c] += sums[r * stride + c];
-        free(sums);
-        return 1;
+        return 0;
     }
     DISPATCH(c_gram_banded, (const int64_t *values, const int64_t *start, const uint64_t *b,
-                             uint64_t *acc, int64_t n, int64_t w, int64_t ncols, int64_t q),
-             (values, start, b, acc, n, w, ncols, q))
+                             uint64_t *acc, int64_t n, int64_t w, int64_t q),
+             (values, start, b, acc, n, w, q))
 
     ALWAYS int64_t c_band_rows_body(const int64_t *values, const int64_t *start,
                                     const uint64_t *table, uint64_t *out, int64_t n, int64_t w,
-                                    int64_t nrows, int64_t q) {
-        int64_t stride = padded(q), safe = inside(n, q);
-        uint64_t *rows = calloc((size_t)((nrows + 1) * stride), 8);
-        uint64_t *spare = rows + nrows * stride;
-        if (!rows) return 0;
-        for (int64_t r = 0; r < nrows; r++)
-            memcpy(rows + r * stride, table + r * q, (size_t)q * 8);
+                                    int64_t q) {
         for (int64_t i = 0; i < n; i++) {
-            /* what runs over into the next row is overwritten with it */
-            uint64_t *to = i < safe ? out + i * q : spare;
-            const uint64_t *from = rows + start[i] * stride;
-            for (int64_t c = 0; c < stride; c += LANES) {
-                vec sum = {0};
-                for (int64_t j = 0; j < w; j++)
-                    sum += (uint64_t)values[i * w + j] * LOAD(from + j * stride + c);
-                AT(to + c) = sum;
+            uint64_t *to = out + i * q;
+            memset(to, 0, (size_t)q * 8);
+            for (int64_t j = 0; j < w; j++) {
+                uint64_t x = (uint64_t)values[i * w + j];
+                const uint64_t *from = table + (start[i] + j) * q;
+                for (int64_t c = 0; c < q; c++) to[c] += x * from[c];
             }
-            if (i >= safe) memcpy(out + i * q, spare, (size_t)q * 8);
         }
-        free(rows);
-        return 1;
+        return 0;
     }
     DISPATCH(c_band_rows, (const int64_t *values, const int64_t *start, const uint64_t *table,
-                           uint64_t *out, int64_t n, int64_t w, int64_t nrows, int64_t q),
-             (values, start, table, out, n, w, nrows, q))
+                           uint64_t *out, int64_t n, int64_t w, int64_t q),
+             (values, start, table, out, n, w, q))
 
     ALWAYS int64_t c_hide_banded_body(const uint64_t *r, const int64_t *values,
                                       const int64_t *start, uint64_t *out, int64_t n, int64_t w,
@@ -211,9 +222,9 @@ cdef extern from *:
                    int64_t) noexcept nogil
     int64_t c_check_band(const int64_t *, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_gram_banded(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, int64_t,
-                          int64_t, int64_t, int64_t) noexcept nogil
+                          int64_t, int64_t) noexcept nogil
     int64_t c_band_rows(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, int64_t,
-                        int64_t, int64_t, int64_t) noexcept nogil
+                        int64_t, int64_t) noexcept nogil
     int64_t c_hide_banded(const uint64_t *, const int64_t *, const int64_t *, uint64_t *, int64_t,
                           int64_t, int64_t) noexcept nogil
     int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t,
@@ -319,16 +330,14 @@ def gram_banded(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b,
     acc : uint64 array, shape (ncols, q)
     """
     cdef int64_t n = values.shape[0], w = values.shape[1], ncols = acc.shape[0]
-    cdef int64_t q = b.shape[1], done
+    cdef int64_t q = b.shape[1]
     cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
     same(b.shape[0], n)
     same(acc.shape[1], q)
     if n == 0 or w == 0 or q == 0:
         return
     with nogil:
-        done = c_gram_banded(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], n, w, ncols, q)
-    if not done:
-        raise MemoryError
+        c_gram_banded(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], n, w, q)
 
 
 def band_rows(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] table,
@@ -343,7 +352,7 @@ def band_rows(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] table,
     out : uint64 array, shape (n, q)
     """
     cdef int64_t n = values.shape[0], w = values.shape[1], ncols = table.shape[0]
-    cdef int64_t q = table.shape[1], done
+    cdef int64_t q = table.shape[1]
     cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
     same(out.shape[0], n)
     same(out.shape[1], q)
@@ -353,9 +362,7 @@ def band_rows(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] table,
         out[:, :] = 0
         return
     with nogil:
-        done = c_band_rows(&values[0, 0], &s[0], &table[0, 0], &out[0, 0], n, w, ncols, q)
-    if not done:
-        raise MemoryError
+        c_band_rows(&values[0, 0], &s[0], &table[0, 0], &out[0, 0], n, w, q)
 
 
 def hide_banded(const uint64_t[:, ::1] r, const int64_t[:, ::1] values, start,
