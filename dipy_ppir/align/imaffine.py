@@ -249,9 +249,9 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         self.static_vals = np.array(values, dtype=np.float64)
         return self.static_vals, None
 
-    def serve(self):
-        """Take part in evaluations until the moving owner ends them."""
-        self.histogram.serve()
+    def serve(self, limit=None):
+        """Take part in at most `limit` evaluations, until the moving owner ends."""
+        self.histogram.serve(limit)
 
     def end(self):
         """End the evaluations, at the moving owner."""
@@ -683,6 +683,7 @@ class SecureAffineRegistration(AffineRegistration):
             "nbins": metric.histogram.nbins,
             "sampling_proportion": metric.sampling_proportion,
             "reveal": metric.reveal,
+            "method": self.method,
             "level_iters": [int(n) for n in self.level_iters],
             "factors": list(self.factors) if self.use_isotropic else None,
             "sigmas": list(self.sigmas) if self.use_isotropic else None,
@@ -785,7 +786,7 @@ class SecureAffineRegistration(AffineRegistration):
                 moving_mask=self.moving_mask,
             )
             if not conducts:
-                self.metric.serve()
+                self.metric.serve(self._most_evaluations(level))
                 continue
             key = "maxfun" if self.method == "L-BFGS-B" else "maxiter"
             options[key] = self.level_iters[-1 - level]
@@ -806,6 +807,14 @@ class SecureAffineRegistration(AffineRegistration):
             return affine_map, None, None
         affine_map.set_affine(self.starting_affine)
         return affine_map, optimum.xopt, optimum.fopt
+
+    def _most_evaluations(self, level):
+        """What the static owner agrees to; None where `method` sets no bound."""
+        if self.method != "L-BFGS-B":
+            return None
+        # A line search may begin at the limit, take 20 steps, fail, and be tried once
+        # more along the gradient.
+        return self.level_iters[-1 - level] + 2 * 21
 
     def _progress(self, metric):
         self._iteration += 1

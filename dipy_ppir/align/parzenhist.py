@@ -223,18 +223,43 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         with self.session.phase("static image"):
             self._sums.share_categories(index, mask)
 
-    def serve(self):
-        """Take part in the moving owner's evaluations until it says end."""
+    def serve(self, limit=None):
+        """Take part in the moving owner's evaluations until it says end.
+
+        Parameters
+        ----------
+        limit : int, optional
+            most evaluations that this party takes part in.
+
+        Raises
+        ------
+        ProtocolError
+            if the moving owner asks for more, or for anything unknown.
+        """
+        tables = gradients = 0
         while True:
             command = self.session.hear()
             if command == END:
                 return
             if command == TABLE:
+                tables += 1
+                self._check_limit(tables, limit)
                 self._table()
             elif command & 0xFF == CONTRACT and 0 < command >> 8 <= MAX_PARAMETERS:
+                gradients += 1
+                # A gradient whose sums wrapped is computed a second time.
+                self._check_limit(gradients, 2 * tables)
                 self._contract(command >> 8)
             else:
                 raise ProtocolError("the moving owner sent an unknown command", MOVING)
+
+    def _check_limit(self, count, limit):
+        if limit is not None and count > limit:
+            raise ProtocolError(
+                f"the moving owner asked for more than the {limit} evaluations that "
+                "the agreed level_iters allow",
+                MOVING,
+            )
 
     def end(self):
         """Tell the other parties that the evaluations are over."""

@@ -18,7 +18,7 @@ import sys
 import threading
 
 from dipy_ppir.mpc import errors
-from dipy_ppir.mpc.errors import MPCError, PeerError
+from dipy_ppir.mpc.errors import MPCError, PeerError, ProtocolError
 from dipy_ppir.mpc.ledger import (
     HELPER,
     MOVING,
@@ -215,7 +215,9 @@ class LocalParties:
                 reply = self._reply(pid, patience=REPLY_PATIENCE)
                 if reply and not reply["ok"]:
                     error = self._error(pid, reply)
-                    if not isinstance(error, PeerError):
+                    if isinstance(error, ProtocolError) or not isinstance(
+                        error, PeerError
+                    ):
                         exc = error
                         break
         self.close()

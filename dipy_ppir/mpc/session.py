@@ -26,6 +26,8 @@ from dipy_ppir.mpc.errors import (
     InsecureSetupError,
     ParameterMismatchError,
     PeerError,
+    PeerLostError,
+    PeerTimeoutError,
     ProtocolError,
 )
 from dipy_ppir.mpc.ledger import (
@@ -330,7 +332,8 @@ class Session:
 
     def fail(self, exc):
         """Tell the other parties that this one stops because of `exc`."""
-        lost = isinstance(exc, PeerError) and exc.culprit is not None
+        silent = isinstance(exc, (PeerLostError, PeerTimeoutError))
+        lost = silent and exc.culprit is not None
         reason = 2 if lost else 1 if isinstance(exc, Exception) else 3
         self.network.abort(reason, exc.culprit if lost else None)
 
