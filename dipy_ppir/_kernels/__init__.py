@@ -1,12 +1,13 @@
 """Compiled kernels, private to the package.
 
 The sources are in ``cython_kernels/``. Python callers validate, the kernels
-trust: they are reached through `dipy_ppir.mpc.fields` (`field61`, `field127`)
-and `dipy_ppir.align.parzenhist` (`parzen`), and from nowhere else.
+trust: each is reached through the modules named here, and from nowhere else.
 
 ::
 
     align.parzenhist ──> _kernels.parzen      Parzen weights, bin indices
+    align.imaffine   ──> _kernels.sampling    interpolation of an owner's image
     mpc.fields       ──> _kernels.field61     GF(2^61 - 1), 8 bytes an element
                      ──> _kernels.field127    GF(2^127 - 1), 16 bytes
+                     ──> _kernels.ring64      integers modulo 2^64, sums of products
 """

@@ -14,6 +14,7 @@ import math
 import platform
 
 from dipy_ppir.mpc.errors import UndeclaredOpeningError
+from dipy_ppir.mpc.fields import P127, R64
 
 MOVING, STATIC, HELPER = 0, 1, 2
 #: Party number to the name of its role.
@@ -157,7 +158,7 @@ def run_facts(threshold):
         "m": len(ROLES),
         "t": threshold,
         "insecure": threshold == 0,
-        "field": "GF(2^61 - 1)",
+        "fields": f"{R64!r}, {P127!r}",
         "versions": {
             "dipy_ppir": version("dipy-ppir"),
             **{name: version(name) for name in ("dipy", "mpyc", "numpy")},
