@@ -1,5 +1,6 @@
 """Fixtures: three parties in threads, what crosses their wires, small images."""
 
+from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 import os
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from scipy import ndimage
 
 from dipy_ppir.mpc import local
-from dipy_ppir.mpc.ledger import declare
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.fields import R64
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.session import local_trio, run_trio
 from dipy_ppir.mpc.transport import DATA, MPYC
 
@@ -117,6 +120,71 @@ def payload_bytes():
     return lambda frames: sum(len(f[4]) for f in frames if f[2] in (DATA, MPYC))
 
 
+@pytest.fixture(scope="session")
+def depth():
+    """Count rounds: the longest chain of messages, each sent after the one before.
+
+    ``depth(sessions)`` returns a function that says how long it is so far. Only
+    for arrays that fit one frame.
+    """
+
+    def watch(sessions):
+        clocks = defaultdict(int)
+        under_way = defaultdict(deque)
+
+        def follow(network, pid):
+            send, receive_all = network._send_frame, network.receive_all
+            receive_json = network.receive_json
+
+            def heard(peer):
+                clocks[pid] = max(clocks[pid], under_way[peer, pid].popleft())
+
+            def sending(peer, *frame):
+                under_way[pid, peer].append(clocks[pid] + 1)
+                send(peer, *frame)
+
+            def receiving(arrays, name):
+                receive_all(arrays, name)
+                for peer in arrays:
+                    heard(peer)
+
+            def receiving_json(peer, name):
+                received = receive_json(peer, name)
+                heard(peer)
+                return received
+
+            network._send_frame, network.receive_all = sending, receiving
+            network.receive_json = receiving_json
+
+        for session in sessions:
+            follow(session.network, session.pid)
+        return lambda: max(clocks.values())
+
+    return watch
+
+
+@pytest.fixture(scope="session")
+def ring_array():
+    """One party's part of an array in the ring whose integers the test knows.
+
+    With `owners` the helper's part is zero, as the owners hold what
+    `truncate_between_owners` returns.
+    """
+
+    def make(session, values, *, frac_bits=0, bound=None, owners=False):
+        total = R64.from_ints(values)
+        parts = np.random.default_rng(3).integers(
+            0, 1 << 64, (3, *total.shape), dtype=np.uint64
+        )
+        if owners:
+            parts[HELPER] = 0
+        parts[MOVING] = total - parts[STATIC] - parts[HELPER]
+        bound = R64.modulus // 2 - 1 if bound is None else bound
+        return SharedArray(R64, parts[session.pid], 2, frac_bits, bound)
+
+    return make
+
+
 def smooth(seed, shape, sigma):
     """A random smooth image within [0, 1]."""
     rng = np.random.default_rng(seed)
@@ -160,12 +228,16 @@ def bodies():
         blobs = [(centre, np.array(shape) / 6.5, 1.0)]
         for _ in range(6):
             where = centre + rng.uniform(-0.2, 0.2, dim) * shape
-            blobs.append((where, rng.uniform(0.06, 0.1, dim) * shape, rng.uniform(-0.6, 0.8)))
+            blobs.append(
+                (where, rng.uniform(0.06, 0.1, dim) * shape, rng.uniform(-0.6, 0.8))
+            )
 
         def see(shape, matrix):
             at = np.indices(shape).reshape(dim, -1)
             at = (matrix @ np.vstack([at, np.ones(at.shape[1])]))[:dim].T
-            body = sum(h * np.exp(-(((at - c) / w) ** 2).sum(axis=1) / 2) for c, w, h in blobs)
+            body = sum(
+                h * np.exp(-(((at - c) / w) ** 2).sum(axis=1) / 2) for c, w, h in blobs
+            )
             return np.maximum(body - 0.05, 0).reshape(shape)
 
         static_grid2world = np.eye(dim + 1)

@@ -1,5 +1,7 @@
 """Tables and contractions on shares, against numpy on the clear."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -15,11 +17,10 @@ from dipy_ppir.mpc.contingency import (
     table_frac_bits,
 )
 from dipy_ppir.mpc.errors import FixedPointOverflowError
-from dipy_ppir.mpc.fields import P61
+from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.protocols import share
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import DATA
+from dipy_ppir.mpc.transport import DATA, operation_code
 
 BINS, CATEGORIES = 32, 28
 
@@ -27,7 +28,9 @@ BINS, CATEGORIES = 32, 28
 class Case:
     """Random rows of both owners, and the sums they should give."""
 
-    def __init__(self, n, p=4, seed=0, leave_out=True, bins=BINS, categories=CATEGORIES, width=5):
+    def __init__(
+        self, n, p=4, seed=0, leave_out=True, bins=BINS, categories=CATEGORIES, width=5
+    ):
         rng = np.random.default_rng(seed)
         self.n, self.p, self.bins, self.categories = n, p, bins, categories
         self.index = rng.integers(0, categories, n).astype(np.int32)
@@ -55,7 +58,11 @@ class Case:
 
     def band(self, start, stop, scale):
         values = np.rint(self.weights[start:stop] * scale).astype(np.int64)
-        return values, self.first[start:stop], self.moving_keep[start:stop].astype(np.uint8)
+        return (
+            values,
+            self.first[start:stop],
+            self.moving_keep[start:stop].astype(np.uint8),
+        )
 
     def derivative(self, start, stop, scale):
         values = np.rint(self.signed[start:stop] * scale).astype(np.int64)
@@ -137,35 +144,41 @@ def test_contract(three, n, p):
     assert (error <= 1e-6 * np.maximum(terms / 8, 1e-300)).all()
 
 
+@pytest.mark.parametrize("leave_out", [False, True], ids=["all", "some"])
 @pytest.mark.parametrize("n", [1, 37, BLOCK + 1])
-def test_contract_shared(three, n):
-    case = Case(n)
+def test_contract_shared(three, ring_array, n, leave_out):
+    case = Case(n, leave_out=leave_out)
     p, table_bits = case.p, 10
     table = np.random.default_rng(1).uniform(-3, 3, (BINS, CATEGORIES))
+    integers = np.rint(table * 2.0**table_bits).astype(np.int64)
     bound = 5 * 3.0
 
     def party(session):
         sums = case.start(session)
-        shared = share(session, HELPER, table, table.shape, frac_bits=table_bits, bound=3)
+        shared = ring_array(session, integers, frac_bits=table_bits, owners=True)
         row = 2.0 ** band_bits(n, 4 + table_bits)
         scales = choose_scales(
-            n * bound, bound * np.abs(case.columns).sum(axis=0), row * 2.0**table_bits
+            n * bound,
+            bound * np.abs(case.columns).sum(axis=0),
+            row * 2.0**table_bits,
         )
         scales.row, scales.table = row, 2.0**table_bits
         mine = ()
         if session.pid == MOVING:
             mine = (case.derivative, lambda i, j: case.columns[i:j], scales)
-        opened = session.open(sums.contract_shared(shared, p, *mine), "test-any", (MOVING,))
+        result = sums.contract_shared(shared, p, *mine)
+        assert (result.field, result.degree) == (R64, 2)
+        opened = session.open(result, "test-any", (MOVING,))
         return None if opened is None else scales.undo(opened)
 
-    rounded = np.rint(table * 2.0**table_bits) / 2.0**table_bits
+    rounded = integers / 2.0**table_bits
     z = ((case.dense(case.signed) @ rounded) * case.one_hot).sum(axis=1)
     error = np.abs(three(party)[MOVING] - z @ case.columns)
-    assert (error <= 1e-3 * np.abs(case.columns).sum(axis=0)).all()
+    assert (error <= 1e-4 * np.abs(case.columns).sum(axis=0)).all()
 
 
 def test_the_largest_sums_fit(three):
-    """Every term at its bound and of one sign: nothing wraps around p."""
+    """Every term at its bound and of one sign: nothing wraps around 2**64."""
     n = 1000
     case = Case(n, 2, leave_out=False)
     case.rows[...] = 8.0
@@ -182,7 +195,9 @@ def test_the_largest_sums_fit(three):
 
     sums, largest = three(party)[MOVING]
     assert np.allclose(sums, [8 * 5.0 * n, -8 * 3.0 * n], rtol=1e-9)
-    assert 2.0 ** (SUM_BITS - 4) < largest < 2.0**SUM_BITS, "bits are wasted, or too few"
+    assert 2.0 ** (SUM_BITS - 4) < largest < 2.0**SUM_BITS, (
+        "bits are wasted, or too few"
+    )
 
 
 @pytest.mark.parametrize("row_sum", [1e-12, 1.0, 1e3, 1e9])
@@ -221,67 +236,89 @@ def test_rows_beyond_their_scale_are_refused_by_their_owner(trio, outcomes, tap)
 
 # -- cost --------------------------------------------------------------------
 
-N, P = 2 * BLOCK + 10, 6
+P = 6
+#: Elements per sample and rounds before an opening, in words and in numbers.
 COST = {
-    # elements per sample, as the docstrings say
-    "categories": CATEGORIES,
-    "table": BINS + 1,
-    "contract": CATEGORIES + 2 + P,
-    "contract_shared": BINS + 3 * CATEGORIES + 2 + P,
+    "share_categories": ("categories", CATEGORIES, "1", lambda blocks: 1),
+    "table": ("bins + 1", BINS + 1, "1", lambda blocks: 1),
+    "contract": (
+        "categories + columns + 2",
+        CATEGORIES + P + 2,
+        "1 + blocks",
+        lambda blocks: 1 + blocks,
+    ),
+    "contract_shared": (
+        "2 bins + categories + columns + 2",
+        2 * BINS + CATEGORIES + P + 2,
+        "2 blocks",
+        lambda blocks: 2 * blocks,
+    ),
 }
 
 
-def test_elements_are_as_stated(trio):
-    case = Case(N, P)
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("step", COST)
+def test_elements_and_rounds_are_as_stated(trio, depth, ring_array, step, blocks):
+    n = (blocks - 1) * BLOCK + 10
+    case = Case(n, P)
+    zeros = np.zeros((BINS, CATEGORIES), dtype=np.int64)
+
+    def prepare(session):
+        return case.start(session)
 
     def party(session):
         moving = session.pid == MOVING
-        sums = case.start(session)
-        with session.phase("table"):
-            sums.table(case.band if moving else None)
-        scales = Scales(1.0, np.ones(P))
-        columns = lambda i, j: case.columns[i:j]  # noqa: E731
-        with session.phase("contract"):
-            mine = (lambda i, j: case.rows[i:j], columns, scales) if moving else ()
-            sums.contract(P, *mine)
-        table = share(session, MOVING, np.zeros((BINS, CATEGORIES)), (BINS, CATEGORIES))
-        with session.phase("contract_shared"):
-            mine = (case.derivative, columns, scales) if moving else ()
-            sums.contract_shared(table, P, *mine)
-        return session.ledger.sent_by_phase()
+        own = (lambda i, j: case.columns[i:j], Scales(1.0, np.ones(P)))
+        known = (lambda i, j: case.rows[i:j], *own) if moving else ()
+        secret = (case.derivative, *own) if moving else ()
+        sums = prepared[session.pid]
+        with session.phase(step):
+            if step == "share_categories":
+                case.start(session)
+            if step == "table":
+                sums.table(case.band if moving else None)
+            if step == "contract":
+                sums.contract(P, *known)
+            if step == "contract_shared":
+                table = ring_array(session, zeros, owners=True)
+                sums.contract_shared(table, P, *secret)
 
-    sent = run_trio(trio, party)
-    for phase, elements in COST.items():
-        total = sum(s.get(phase, 0) for s in sent)
-        assert total == 8 * elements * N, phase
-    assert "8 * (64 + p)" in evaluation_cost()
-    # With a known histogram one more column checks the others.
-    assert COST["table"] + COST["contract"] == 63 + P
-
-
-def evaluation_cost():
-    from dipy_ppir.align.imaffine import SecureMutualInformationMetric
-
-    return SecureMutualInformationMetric.__doc__
+    prepared = run_trio(trio, prepare)
+    rounds = depth(trio)
+    before = [sum(s.ledger.sent.values()) for s in trio]
+    run_trio(trio, party)
+    sent = [sum(s.ledger.sent.values()) for s in trio]
+    _, elements, _, expected = COST[step]
+    assert sum(sent) - sum(before) == 8 * elements * n
+    assert rounds() == expected(blocks)
 
 
-def test_the_docstring_states_the_same():
-    text = contingency.__doc__
-    for line in (
-        "share_categories   categories (once) ",
-        "table              bins + 1 ",
-        "contract           categories + 2 + columns ",
-        "contract_shared    bins + 3 categories + 2 + columns ",
-    ):
-        assert line in text
+@pytest.mark.parametrize("step", COST)
+def test_the_docstrings_state_the_same(step):
+    elements, _, rounds, _ = COST[step]
+    row = rf"^{step} +{re.escape(elements)}( \(once\))? +{re.escape(rounds)}( \+|$)"
+    assert re.search(row, contingency.__doc__, re.MULTILINE)
+    method = " ".join(getattr(Contingency, step).__doc__.replace("`", "").split())
+    assert f"Rounds: {rounds}. Elements: {elements} per sample" in method
 
 
 # -- what is seen ------------------------------------------------------------
 
 
-def test_what_is_sent_is_uniform_whatever_the_images(trio, tap):
+def columns_of(frames, n):
+    """Each column of every array by itself: one bare column must not hide."""
+    for sender, receiver, kind, op, payload in frames:
+        if kind != DATA:
+            continue
+        words = np.frombuffer(payload, dtype=np.uint64)
+        whole = len(words) % n == 0
+        for column in words.reshape(n, -1).T if whole else [words]:
+            yield (sender, receiver, op), column
+
+
+def test_what_is_sent_is_uniform_whatever_the_images(trio, tap, ring_array):
     """Constant images of one bin: the hardest case for a mask."""
-    n = 3000
+    n = BLOCK
     case = Case(n, 2, leave_out=False)
     case.index[...] = 3
     case.first[...] = 7
@@ -295,34 +332,45 @@ def test_what_is_sent_is_uniform_whatever_the_images(trio, tap):
     def party(session):
         moving = session.pid == MOVING
         sums = case.start(session)
-        table = sums.table(case.band if moving else None)
-        session.open(table, "test-moving", (MOVING,))
-        scales = Scales(1.0, np.ones(2))
-        columns = lambda i, j: case.columns[i:j]  # noqa: E731
-        mine = (lambda i, j: case.rows[i:j], columns, scales) if moving else ()
+        for _ in range(2):
+            table = sums.table(case.band if moving else None)
+            session.open(table, "test-moving", (MOVING,))
+        own = (lambda i, j: case.columns[i:j], Scales(1.0, np.ones(2)))
+        mine = (lambda i, j: case.rows[i:j], *own) if moving else ()
         sums.contract(2, *mine)
-        shared = share(session, MOVING, np.zeros((BINS, CATEGORIES)), (BINS, CATEGORIES))
-        mine = (case.derivative, columns, scales) if moving else ()
+        shared = ring_array(
+            session, np.zeros((BINS, CATEGORIES), dtype=np.int64), owners=True
+        )
+        mine = (case.derivative, *own) if moving else ()
         sums.contract_shared(shared, 2, *mine)
 
     run_trio(trio, party)
-    data = [f for f in frames if f[2] == DATA]
-    assert len(data) > 10
-    for sender, receiver, _, op, payload in data:
-        words = np.frombuffer(payload, dtype=np.uint64)
-        if len(words) % n == 0 and len(words) > n:
-            # each column by itself: a single bare one must not hide among many
-            columns = words.reshape(n, -1).T
-        else:
-            columns = [words]
-        for column in columns:
-            for part in (column >> np.uint64(57), column & np.uint64(15)):
-                counts = np.bincount(part.astype(np.int64), minlength=16)
-                p = stats.chisquare(counts).pvalue
-                assert p > 1e-8, (sender, receiver, op)
+    seen = {}
+    for where, column in columns_of(frames, n):
+        seen[where] = seen.get(where, 0) + 1
+        for part in (column >> np.uint64(60), column & np.uint64(15)):
+            counts = np.bincount(part.astype(np.int64), minlength=16)
+            assert stats.chisquare(counts).pvalue > 1e-8, where
+    # What was looked at: both evaluations' arrays, column by column.
+    opened = operation_code("open-test-moving")
+    assert seen == {
+        (STATIC, HELPER, operation_code("categories")): CATEGORIES,
+        (MOVING, HELPER, operation_code("band")): 2 * (BINS + 1),
+        (STATIC, MOVING, opened): 2,
+        (HELPER, MOVING, opened): 2,
+        (MOVING, HELPER, operation_code("rows")): 2 * CATEGORIES,
+        (MOVING, HELPER, operation_code("columns")): 2 * 2,
+        (MOVING, HELPER, operation_code("derivative")): BINS,
+        (STATIC, HELPER, operation_code("columns-of-table")): BINS,
+        (STATIC, HELPER, operation_code("part")): 2,
+        (HELPER, STATIC, operation_code("part")): 2,
+    }
+    # No mask serves twice: under constant images its words would come again.
+    words = np.concatenate([column for _, column in columns_of(frames, n)])
+    assert len(np.unique(words)) == len(words)
 
 
 def test_field_of_the_sums():
-    assert Contingency.field is P61
+    assert Contingency.field is R64
     for n in (0, 1, 2**10, 2**21, 2**31):
         assert n * 2.0 ** table_frac_bits(n) < 2.0**SUM_BITS

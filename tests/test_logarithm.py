@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 import dipy_ppir.align.parzenhist  # noqa: F401, declares what is opened
-from dipy_ppir.mpc import boolean, logarithm as module
-from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.boolean import Words, add_modulo, and_all, normalize
-from dipy_ppir.mpc.fields import P61, P127
+from dipy_ppir.mpc import boolean
+from dipy_ppir.mpc import logarithm as module
+from dipy_ppir.mpc.boolean import Words, add_words, and_all, normalize
+from dipy_ppir.mpc.fields import P127, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.logarithm import (
     COEFFICIENT_BITS,
@@ -22,28 +22,21 @@ from dipy_ppir.mpc.logarithm import (
     mutual_information,
     take_apart,
 )
-from dipy_ppir.mpc.protocols import share_elements
 from dipy_ppir.mpc.session import run_trio
 from dipy_ppir.mpc.transport import DATA
 
 ALL = (MOVING, STATIC, HELPER)
-P = P61.modulus
+Q = R64.modulus
 
-EDGES = [1, 2, 3, P - 1, P - 2, P // 2, P // 2 + 1]
-EDGES += [v for k in range(2, 61) for v in (2**k - 1, 2**k, 2**k + 1) if v < P]
+EDGES = [1, 2, 3, Q - 1, Q - 2, Q // 2 - 1, Q // 2, Q // 2 + 1]
+EDGES += [v for k in range(2, 63) for v in (2**k - 1, 2**k, 2**k + 1)]
 EDGES += [2**24 - 1, 2**24 + 1, 2**25 - 1, (2**24 - 1) << 30, ((2**25 - 1) << 30) + 1]
-
-
-def share_ints(session, values):
-    x = P61.from_ints(values) if session.pid == STATIC else None
-    part = share_elements(session, STATIC, x, (len(values),), P61, "numbers")
-    return SharedArray(P61, part, 1, 0, P // 2)
 
 
 def random_ints(n, seed=0):
     rng = np.random.default_rng(seed)
-    bits = rng.integers(1, 61, n)
-    return [int(rng.integers(1 << (b - 1), 1 << b)) for b in bits]
+    bits = rng.integers(1, 64, n)
+    return [int(rng.integers(1 << (b - 1), 1 << b)) for b in map(int, bits)]
 
 
 def halves(session, words):
@@ -76,33 +69,42 @@ def test_bit_operations(three):
     one = np.uint64(1)
     third = a >> np.uint64(3) & one
     parity = np.array([bin(int(v) & 0xF0F0).count("1") % 2 for v in a], dtype=np.uint64)
-    expected = [a & b, a | b, a ^ b, a << np.uint64(5), a >> np.uint64(7), a ^ np.uint64(255)]
+    expected = [
+        a & b,
+        a | b,
+        a ^ b,
+        a << np.uint64(5),
+        a >> np.uint64(7),
+        a ^ np.uint64(255),
+    ]
     expected += [third, np.uint64(0) - third, parity, a & b, b]
     for i, value in enumerate(expected):
         assert together([r[i] for r in results]) == value.tolist(), i
 
 
-def test_addition_modulo_p(three):
-    pairs = [(0, 0), (P - 1, 1), (P - 1, P - 1), (1, P - 1), (0, P - 1), (5, 7)]
-    pairs += [(2**60, 2**60), (2**60 - 1, 2**60), (2**60 - 1, 2**60 + 1)]
+def test_sum_of_two_words(three):
+    pairs = [(0, 0), (Q - 1, 1), (Q - 1, Q - 1), (1, Q - 1), (0, Q - 1), (5, 7)]
+    pairs += [(2**63, 2**63), (2**63 - 1, 2**63), (2**63 - 1, 2**63 + 1)]
+    pairs += [(Q - 2**k, 2**k) for k in range(64)]  # a carry through all the rest
+    pairs += [(Q - 2**k, 2**k - 1) for k in range(64)]
     pairs += list(zip(random_ints(200, 1), random_ints(200, 2), strict=True))
     first = np.array([a for a, _ in pairs], dtype=np.uint64)
     second = np.array([b for _, b in pairs], dtype=np.uint64)
 
     def party(session):
-        zero = np.zeros_like(first)
-        a = first if session.pid == MOVING else zero
-        b = second if session.pid == STATIC else zero
-        total, wrapped = add_modulo(session, a, b)
+        noise = np.full_like(first, session.pid + 3)
+        a = first if session.pid == MOVING else noise
+        b = second if session.pid == STATIC else noise
+        total, wrapped = add_words(session, a, b)
         return total.bits, wrapped.bits
 
     results = three(party)
-    assert together([r[0] for r in results]) == [(a + b) % P for a, b in pairs]
-    assert together([r[1] for r in results]) == [int(a + b >= P) for a, b in pairs]
+    assert together([r[0] for r in results]) == [(a + b) % Q for a, b in pairs]
+    assert together([r[1] for r in results]) == [int(a + b >= Q) for a, b in pairs]
 
 
 def test_normalize(three):
-    values = EDGES + random_ints(100) + [2**63, 2**64 - 1]
+    values = EDGES + random_ints(100)
 
     def party(session):
         shifted, exponent = normalize(halves(session, values))
@@ -117,26 +119,36 @@ def test_normalize(three):
         assert sum(bits[j][i] << j for j in range(6)) == top
 
 
-def test_ands_cost_five_words(trio):
+CIRCUITS = {
+    # words of AND per number, and how deep
+    "and": (1, 1, lambda s, x: x & x),
+    "add_words": (12, 7, lambda s, x: add_words(s, x.bits, x.bits)),
+    "normalize": (12, 12, lambda s, x: normalize(x)),
+}
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_ands_are_as_many_as_stated(trio, depth, name):
     n = 100
-
-    def party(session):
-        with session.phase("and"):
-            halves(session, [1] * n) & halves(session, [3] * n)
-        return session.ledger.sent_by_phase()["and"]
-
-    assert sum(run_trio(trio, party)) == 5 * 8 * n
-    assert "5 words per 64 gates" in boolean.__doc__
+    words, deep, circuit = CIRCUITS[name]
+    rounds = depth(trio)
+    run_trio(trio, lambda s: circuit(s, halves(s, [5] * n)))
+    assert sum(sum(s.ledger.sent.values()) for s in trio) == words * 5 * 8 * n
+    assert rounds() == 1 + deep, "the helper's first words, then a round an AND"
+    assert "AND: 1 round, 5 words per 64 gates" in boolean.__doc__
+    if name != "and":
+        stated = f"{deep} ANDs deep, {words} words of AND per number"
+        assert stated in getattr(boolean, name).__doc__
 
 
 # -- taking numbers apart ----------------------------------------------------
 
 
-def test_take_apart_is_exact(three):
+def test_take_apart_is_exact(three, ring_array):
     values = EDGES + random_ints(200)
 
     def party(session):
-        bits = take_apart(session, share_ints(session, values))
+        bits = take_apart(session, ring_array(session, values))
         return [
             P127.to_ints(session.open(a, "test-any", ALL, raw=True)).tolist()
             for a in (bits.integer, bits.exponent, bits.mantissa)
@@ -147,16 +159,17 @@ def test_take_apart_is_exact(three):
             top = v.bit_length() - 1
             assert integer[i] == v
             assert exponent[i] == top
-            assert mantissa[i] == ((v << 63 - top) >> (63 - MANTISSA_BITS)) - (1 << MANTISSA_BITS)
+            after = ((v << 63 - top) >> (63 - MANTISSA_BITS)) - (1 << MANTISSA_BITS)
+            assert mantissa[i] == after
 
 
-def test_taken_apart_again_with_other_masks(three):
+def test_taken_apart_again_with_other_masks(three, ring_array):
     """The same numbers many times: every split into two parts is right."""
-    values = [1, P - 1, P // 2] * 300
+    values = [1, Q - 1, Q // 2] * 300
 
     def party(session):
-        bits = take_apart(session, share_ints(session, values))
-        return P127.to_ints(session.open(bits.integer, "test-any", ALL, raw=True)).tolist()
+        integer = take_apart(session, ring_array(session, values)).integer
+        return P127.to_ints(session.open(integer, "test-any", ALL, raw=True)).tolist()
 
     assert three(party)[MOVING] == values
 
@@ -170,18 +183,20 @@ def test_polynomial():
     error = np.abs(powers @ (COEFFICIENTS / 2.0**COEFFICIENT_BITS) - np.log1p(u))
     assert error.max() < 4e-7
     assert error[0] == 0
-    assert np.abs(COEFFICIENTS).max() < 2.0 ** (COEFFICIENT_BITS + 1), "rounding would grow"
+    assert np.abs(COEFFICIENTS).max() < 2.0 ** (COEFFICIENT_BITS + 1), (
+        "rounding would grow"
+    )
 
 
 #: What the module's docstring promises.
 ERROR_BOUND = 2e-7 + 2.0**-22
 
 
-def test_logarithm(three):
+def test_logarithm(three, ring_array):
     values = EDGES + random_ints(2000)
 
     def party(session):
-        logs = logarithm(session, take_apart(session, share_ints(session, values)))
+        logs = logarithm(session, take_apart(session, ring_array(session, values)))
         assert logs.field is P127
         assert logs.frac_bits == LOG_BITS
         return session.open(logs, "test-any", (MOVING,))
@@ -191,46 +206,43 @@ def test_logarithm(three):
     assert "2e-7 plus 2**-22" in " ".join(module.__doc__.split())
 
 
-def test_bytes_and_rounds_are_as_stated(trio):
+def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
     n = 500
-
-    def party(session):
-        array = share_ints(session, random_ints(n))
-        with session.phase("bits"):
-            bits = take_apart(session, array)
-        with session.phase("log"):
-            logarithm(session, bits)
-        ledger = session.ledger
-        return ledger.sent_by_phase(), ledger.rounds["bits"], ledger.rounds["log"]
-
-    results = run_trio(trio, party)
-    in_all = [sum(r[0].get(phase, 0) for r in results) / n for phase in ("bits", "log")]
-    # 8 to hide the helper's part, 26 ANDs of 40, 31 bits of 2 elements and 3 sums
-    # of 3, 16 bytes each, and 2 elements for the number itself
-    assert in_all[0] == 8 + 26 * 40 + 16 * (31 * 2 + 3 * 3 + 2)
-    assert in_all[1] == 24 * 16, "24 elements: 8 truncations of 3"
+    rounds = depth(trio)
+    arrays = [ring_array(s, random_ints(n)) for s in trio]
+    bits = run_trio(trio, lambda s: take_apart(s, arrays[s.pid]))
+    apart, deep = sum(sum(s.ledger.sent.values()) for s in trio), rounds()
+    run_trio(trio, lambda s: logarithm(s, bits[s.pid]))
+    taken = sum(sum(s.ledger.sent.values()) for s in trio) - apart
+    # One part to the moving owner, the ANDs, 31 bits of which each owner shares its
+    # half, the parts shared by the owners, 3 sums reduced; then 8 truncations.
+    assert apart == n * (8 + 24 * 40 + (2 * 31 + 2 + 3 * 3) * 16)
+    assert taken == n * 8 * 3 * 16
+    assert "Rounds: %d. " % deep in take_apart.__doc__
+    assert "Rounds: %d. " % (rounds() - deep) in logarithm.__doc__
     stated = " ".join(module.__doc__.split())
-    assert "26 words of AND (1,040 bytes)" in stated
+    assert "24 words of AND (960 bytes)" in stated
     assert "31 bits brought to arithmetic shares (992 bytes)" in stated
-    assert "2.6 kB" in stated
-    assert abs(sum(in_all) - 2600) < 50
+    assert "some 2.5 kB in all and %d rounds" % rounds() in stated
+    assert abs(apart + taken - 2500 * n) < 50 * n
 
 
-def test_what_is_sent_is_uniform(trio, tap):
+def test_what_is_sent_is_uniform(trio, tap, ring_array):
     n = 4000
     frames = tap(trio)
 
     def party(session):
-        logarithm(session, take_apart(session, share_ints(session, [1] * n)))
+        logarithm(session, take_apart(session, ring_array(session, [1] * n)))
 
     run_trio(trio, party)
     data = [f for f in frames if f[2] == DATA]
     assert len(data) > 60
     for i, (*_, payload) in enumerate(data):
-        words = np.frombuffer(payload, dtype=np.uint64)
-        low = words[::2] if len(words) % (2 * n) == 0 else words
-        counts = np.bincount((low & np.uint64(15)).astype(np.int64), minlength=16)
-        assert stats.chisquare(counts).pvalue > 1e-8, i
+        # n words at a time: a single bare array must not hide among several
+        for words in np.frombuffer(payload, dtype=np.uint64).reshape(-1, n):
+            for part in (words >> np.uint64(56) & np.uint64(15), words & np.uint64(15)):
+                counts = np.bincount(part.astype(np.int64), minlength=16)
+                assert stats.chisquare(counts).pvalue > 1e-8, i
 
 
 # -- mutual information ------------------------------------------------------
@@ -244,7 +256,7 @@ def clear_mi(table):
 
 
 @pytest.mark.parametrize("kind", ["random", "sparse", "one cell"])
-def test_mutual_information(three, kind):
+def test_mutual_information(three, ring_array, kind):
     bins, categories, frac_bits, n = 12, 8, 30, 3000
     rng = np.random.default_rng(2)
     cells = rng.random((bins, categories)) ** 4
@@ -254,20 +266,22 @@ def test_mutual_information(three, kind):
         cells[...] = 0
         cells[3, 3] = 1
     counts = rng.multinomial(n, cells.reshape(-1) / cells.sum()).reshape(cells.shape)
-    table = np.vstack([counts, counts.sum(axis=0)]).astype(float)
+    table = np.vstack([counts, counts.sum(axis=0)])
 
     def party(session):
-        x = P61.encode(table, frac_bits, n) if session.pid == STATIC else None
-        part = share_elements(session, STATIC, x, table.shape, P61, "table")
-        shared = SharedArray(P61, part, 2, frac_bits, n << frac_bits)
+        shared = ring_array(
+            session, table << frac_bits, frac_bits=frac_bits, bound=n << frac_bits
+        )
         result = mutual_information(
             session, shared, "metric_value", "sample_count", (MOVING,)
         )
-        ratio = session.open(result.log_ratio, "test-any", (MOVING,))
-        return result.value, result.count, ratio
+        ratio = result.log_ratio
+        assert (ratio.field, ratio.degree) == (R64, 2)
+        opened = session.open(ratio, "test-any", (MOVING,))
+        return result.value, result.count, opened, ratio.share
 
     results = three(party)
-    value, count, ratio = results[MOVING]
+    value, count, ratio, _ = results[MOVING]
     assert count == n
     assert abs(value - clear_mi(table)) < 2e-6
     rows = counts.sum(axis=1, keepdims=True)
@@ -278,13 +292,16 @@ def test_mutual_information(three, kind):
     assert np.abs(ratio).max() < 45
     for pid in (STATIC, HELPER):
         assert results[pid][:2] == (None, None)
+    # The logarithms stay with the owners.
+    assert not results[HELPER][3].any()
+    assert results[MOVING][3].all()
+    assert results[STATIC][3].all()
 
 
-def test_an_empty_table_has_no_information(three):
+def test_an_empty_table_has_no_information(three, ring_array):
     def party(session):
-        x = P61.zeros((4, 3)) if session.pid == STATIC else None
-        part = share_elements(session, STATIC, x, (4, 3), P61, "table")
-        shared = SharedArray(P61, part, 2, 20, 100 << 20)
+        zeros = np.zeros((4, 3), dtype=np.int64)
+        shared = ring_array(session, zeros, frac_bits=20, bound=100 << 20)
         return mutual_information(
             session, shared, "metric_value", "sample_count", (MOVING,)
         )[:2]

@@ -7,10 +7,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 import numpy as np
 import pytest
 
-from dipy_ppir.mpc.fields import P61, P127
+from dipy_ppir.mpc.fields import P61, P127, R64
 from dipy_ppir.mpc.prg import Pairwise, Stream, derive_key
 
-BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)
+PRIMES = pytest.mark.parametrize("field", [P61, P127], ids=repr)
+EVERY = pytest.mark.parametrize("field", [P61, P127, R64], ids=repr)
 KEY = bytes(range(32))
 
 
@@ -19,22 +20,21 @@ def hkdf(key, salt, info, length):
     prk = hmac.new(salt, key, hashlib.sha256).digest()
     out = block = b""
     while len(out) < length:
-        block = hmac.new(prk, block + info + bytes([len(out) // 32 + 1]), hashlib.sha256).digest()
+        counted = block + info + bytes([len(out) // 32 + 1])
+        block = hmac.new(prk, counted, hashlib.sha256).digest()
         out += block
     return out[:length]
 
 
-def key_stream(key, nbytes):
-    """AES-256 of 0, 1, 2, ... as big-endian blocks, one block at a time."""
+def key_stream(key, nbytes, start=0):
+    """AES-256 of start, start + 1, ... as big-endian blocks, one at a time."""
     ecb = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
-    blocks = (nbytes + 15) // 16
-    return b"".join(ecb.update(i.to_bytes(16, "big")) for i in range(blocks))[:nbytes]
+    counters = range(start, start + (nbytes + 15) // 16)
+    return b"".join(ecb.update(i.to_bytes(16, "big")) for i in counters)[:nbytes]
 
 
 def test_twin_of_hkdf_gives_rfc_5869_case_1():
-    okm = hkdf(
-        bytes([0x0B] * 22), bytes(range(13)), bytes(range(0xF0, 0xFA)), 42
-    )
+    okm = hkdf(bytes([0x0B] * 22), bytes(range(13)), bytes(range(0xF0, 0xFA)), 42)
     assert okm.hex() == (
         "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
         "34007208d5b887185865"
@@ -42,12 +42,33 @@ def test_twin_of_hkdf_gives_rfc_5869_case_1():
 
 
 def test_derive_key():
-    assert derive_key(KEY, b"input-0-61") == hkdf(KEY, b"dipy_ppir/prg", b"input-0-61", 32)
+    key = derive_key(KEY, b"input-0-61")
+    assert key == hkdf(KEY, b"dipy_ppir/prg", b"input-0-61", 32)
     assert derive_key(KEY, b"a") != derive_key(KEY, b"b")
     # A change of this value makes a version that cannot talk to earlier ones.
-    assert derive_key(KEY, b"input-0-61").hex() == (
+    assert key.hex() == (
         "6637923fe8549991014e751f6ef3fe7bec99289367442fa0664fae58ca5fb848"
     )
+
+
+def test_twin_of_the_key_stream_gives_nist_sp_800_38a_f_5_5():
+    """CTR-AES256.Encrypt: the plaintext XOR the key stream is the ciphertext."""
+    key = "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4"
+    plaintext = (
+        "6bc1bee22e409f96e93d7e117393172a"
+        "ae2d8a571e03ac9c9eb76fac45af8e51"
+        "30c81c46a35ce411e5fbc1191a0a52ef"
+        "f69f2445df4f9b17ad2b417be66c3710"
+    )
+    ciphertext = (
+        "601ec313775789a5b7a7f504bbf3d228"
+        "f443e3ca4d62b59aca84e990cacaf5c5"
+        "2b0930daa23de94ce87017ba2d84988d"
+        "dfc9c58db67aada613c2dd08457941a6"
+    )
+    counter = 0xF0F1F2F3F4F5F6F7F8F9FAFBFCFDFEFF
+    stream = key_stream(bytes.fromhex(key), 64, counter)
+    assert int(plaintext, 16) ^ int.from_bytes(stream, "big") == int(ciphertext, 16)
 
 
 def test_stream_is_aes_256_counting_from_zero():
@@ -76,28 +97,35 @@ def test_stream_is_read_forward_across_chunks():
     assert pieces == bytes(whole)
 
 
-@BOTH
+@EVERY
 def test_elements_are_the_masked_words_of_the_stream(field):
     drawn = field.to_ints(Stream(KEY).elements(field, (50, 2)))
     raw = key_stream(KEY, 100 * field.nbytes)
     ints = [
-        int.from_bytes(raw[i : i + field.nbytes], "little") & field.modulus
+        int.from_bytes(raw[i : i + field.nbytes], "little") & (1 << field.bits) - 1
         for i in range(0, len(raw), field.nbytes)
     ]
     assert drawn.reshape(-1).tolist() == ints
 
 
 VECTORS = {
-    61: [0x109F492AB60090F2, 0x772EDD6A9AF3A9, 0x59FB94AAE765DF0],
-    127: [0x772EDD6A9AF3A9D09F492AB60090F2, 0x3D36C248319BF6A6E59FB94AAE765DF0],
+    # the first elements that both ends of a link draw for an input of party 0
+    61: ["148ca9e21cdb4d4a", "14f4971511635ea4", "0eba011b9f838dc0"],
+    127: [
+        "08a27a53a0ecf56a0f12fdcc6493bee4",
+        "12338282b6c79946702a156cba9df5a3",
+        "47ba7aec212e2f3cacf5bc4c9618e75a",
+    ],
+    64: ["5536549a7909caaa", "8d39dae3606d9dd4", "8358ae160381247e"],
 }
 
 
-@BOTH
-def test_fixed_vectors(field):
-    """Values printed once: all versions must agree on them."""
-    known = VECTORS[field.bits]
-    assert Stream(KEY).elements(field, (len(known),)).tolist() == field.from_ints(known).tolist()
+@EVERY
+def test_known_elements(field):
+    """Computed with hmac and OpenSSL: parties of all versions agree on them."""
+    stream = Pairwise({1: KEY}).stream(1, b"input-0-%d" % field.bits)
+    elements = field.to_ints(stream.elements(field, (3,)))
+    assert [f"{x:0{2 * field.nbytes}x}" for x in elements] == VECTORS[field.bits]
 
 
 class Scripted(Stream):
@@ -113,13 +141,14 @@ class Scripted(Stream):
         self.at += n
 
 
-@BOTH
+@PRIMES
 def test_the_modulus_is_rejected_and_drawn_again(field):
     p = field.modulus
     bad = np.full(field.storage((1,)), 2**64 - 1, dtype=np.uint64)
     good = [field.from_ints([v]) for v in (5, 6, 7, 8)]
     # five wanted: three of them rejected, then one of the three spares as well
-    script = [bad, good[0], bad, good[1], bad, good[2], bad, good[3], field.from_ints([p - 1])]
+    last = field.from_ints([p - 1])
+    script = [bad, good[0], bad, good[1], bad, good[2], bad, good[3], last]
     stream = Scripted(script, field)
     drawn = field.to_ints(stream.elements(field, (5,))).tolist()
     assert sorted(drawn) == [5, 6, 7, 8, p - 1]
@@ -128,7 +157,7 @@ def test_the_modulus_is_rejected_and_drawn_again(field):
     assert stream.at == len(stream.words), "an element was thrown away or used twice"
 
 
-@BOTH
+@EVERY
 def test_elements_into_a_given_array(field):
     out = field.empty((7,))
     assert Stream(KEY).elements(field, (7,), out=out) is out

@@ -2,13 +2,14 @@
 
 import logging
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 from scipy import stats
 
 from dipy_ppir.mpc import mpyc_bridge
-from dipy_ppir.mpc.arrays import LAGRANGE, SharedArray
+from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import (
     FixedPointOverflowError,
     InsecureSetupError,
@@ -16,16 +17,18 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
     UndeclaredOpeningError,
 )
-from dipy_ppir.mpc.fields import P61, P127
+from dipy_ppir.mpc.fields import P61, P127, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare, receipt_text
 from dipy_ppir.mpc.protocols import (
     additive_part,
+    between_owners,
     reduce,
     reshare_parts,
     share,
     share_elements,
     shift_right,
     truncate,
+    truncate_between_owners,
     zero_share,
 )
 from dipy_ppir.mpc.session import Session, check_setup, local_trio, run_trio
@@ -33,6 +36,7 @@ from dipy_ppir.mpc.transport import DATA, operation_code
 
 ALL = (MOVING, STATIC, HELPER)
 BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)
+EVERY = pytest.mark.parametrize("field", [P61, P127, R64], ids=repr)
 few = settings(max_examples=15, deadline=None)
 
 
@@ -46,7 +50,9 @@ def share_ints(session, owner, values, field, *, bound=None):
     """Share Python integers of any residue; for tests."""
     x = field.from_ints(values) if session.pid == owner else None
     part = share_elements(session, owner, x, (len(values),), field, "share")
-    return SharedArray(field, part, 1, 0, field.modulus // 2 if bound is None else bound)
+    return SharedArray(
+        field, part, 1, 0, field.modulus // 2 if bound is None else bound
+    )
 
 
 def open_ints(session, array, receivers=ALL):
@@ -108,11 +114,18 @@ def test_products_and_their_reduction(three, field, data):
     assert ((first - 2 * second + third) % p == 0).all(), "not reduced to degree 1"
 
 
-@pytest.mark.parametrize("receivers", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+SOME_RECEIVERS = pytest.mark.parametrize(
+    "receivers", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)]
+)
+
+
+@SOME_RECEIVERS
 @pytest.mark.parametrize("degree", [1, 2])
 def test_only_receivers_learn(three, receivers, degree):
     def party(session):
-        array = share(session, STATIC, np.array([3.0, -2.0]), (2,), frac_bits=4, bound=4)
+        array = share(
+            session, STATIC, np.array([3.0, -2.0]), (2,), frac_bits=4, bound=4
+        )
         if degree == 2:
             array = array * array
         return session.open(array, "test-any", receivers)
@@ -123,6 +136,23 @@ def test_only_receivers_learn(three, receivers, degree):
             assert opened.tolist() == expected
         else:
             assert opened is None
+
+
+@SOME_RECEIVERS
+def test_only_receivers_learn_arrays_of_the_ring(three, ring_array, receivers):
+    values = [0, 5, -7, 2**63 - 1, 1 - 2**63]
+
+    def party(session):
+        array = ring_array(session, values, frac_bits=2)
+        raw = session.open(array, "test-any", receivers, raw=True)
+        return session.open(array, "test-any", receivers), raw
+
+    for pid, (opened, raw) in enumerate(three(party)):
+        if pid in receivers:
+            assert raw.tolist() == [v % 2**64 for v in values]
+            assert opened.tolist() == [v / 4 for v in values]
+        else:
+            assert opened is raw is None
 
 
 def test_matrix_products(three):
@@ -165,51 +195,114 @@ def test_sum_of_terms_of_two_parties(three):
     assert three(party) == [[5, 20]] * 3
 
 
-@BOTH
+@EVERY
 def test_sharing_of_zero(trio, field):
     n = 4000
     shares = run_trio(trio, zero_share, field, (n,))
-    parts = [field.scale(s, c) for s, c in zip(shares, LAGRANGE, strict=True)]
+    parts = [field.scale(s, c) for s, c in zip(shares, field.weights, strict=True)]
     total = field.add(field.add(parts[0], parts[1]), parts[2])
     assert not total.any()
     for part in parts:
         top = field.to_ints(part) >> (field.bits - 4)
-        assert stats.chisquare(np.bincount(top.astype(int), minlength=16)).pvalue > 1e-6
+        counts = np.bincount(top.astype(int), minlength=16)
+        assert stats.chisquare(counts).pvalue > 1e-6
     again = run_trio(trio, zero_share, field, (n,))
     assert (again[0] != shares[0]).reshape(n, -1).any(axis=1).all()
 
 
-# -- truncation --------------------------------------------------------------
+# -- parts of the owners, truncation -----------------------------------------
 
 
-@pytest.mark.parametrize("source", [P61, P127], ids=repr)
-@pytest.mark.parametrize("target", [P61, P127], ids=repr)
+@pytest.fixture
+def shared(ring_array):
+    """A shared array of any field and degree; in the ring the degree is 2."""
+
+    def make(session, values, field, degree=2, bound=None):
+        if field is R64:
+            return ring_array(session, values, bound=bound)
+        array = share_ints(session, STATIC, values, field, bound=bound)
+        if degree == 1:
+            return array
+        return array * share_ints(session, MOVING, [1] * len(values), field, bound=1)
+
+    return make
+
+
+EVERY_DEGREE = pytest.mark.parametrize(
+    ("field", "degree"), [(P61, 1), (P61, 2), (P127, 1), (P127, 2), (R64, 2)], ids=str
+)
+fixture_too = settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@EVERY_DEGREE
 @given(data=st.data())
-@few
-def test_truncation_is_right_to_one_unit(three, source, target, data):
-    room = source.bits - 42
-    bits = data.draw(st.integers(0, 70 if source is P127 else 18))
+@fixture_too
+def test_between_owners_is_exact(three, shared, field, degree, data):
+    values = data.draw(ints(field))
+
+    def party(session):
+        array = shared(session, values, field, degree)
+        return field.to_ints(between_owners(session, array))
+
+    moving, static, helper = three(party)
+    assert ((moving + static) % field.modulus).tolist() == values
+    assert helper.tolist() == [0] * len(values)
+
+
+@EVERY_DEGREE
+@pytest.mark.parametrize("target", [P61, P127, R64], ids=repr)
+@given(data=st.data())
+@fixture_too
+def test_truncation_is_right_to_one_unit(three, shared, field, degree, target, data):
+    room = field.bits - 42
+    bits = data.draw(st.integers(0, 70 if field is P127 else 18))
     magnitude = 2 ** data.draw(st.integers(1, min(room, target.bits - 2 + bits)))
     values = data.draw(
         st.lists(st.integers(-magnitude, magnitude), min_size=4, max_size=4)
     )
-    degree = data.draw(st.sampled_from([1, 2]))
+
+    def check(results):
+        for x, y in zip(values, signed(results, target.modulus), strict=True):
+            assert y - (x >> bits) in ((0, 1) if bits else (0,))
 
     def party(session):
-        array = share_ints(session, STATIC, values, source, bound=magnitude)
-        if degree == 2:
-            one = share_ints(session, MOVING, [1] * len(values), source, bound=1)
-            array = array * one
+        array = shared(session, values, field, degree, magnitude)
+        part = truncate_between_owners(session, array, bits, field=target)
+        if target is R64:  # which has no shares of degree 1
+            return target.to_ints(part), None
         result = truncate(session, array, bits, field=target)
-        assert result.degree == 1
-        assert result.frac_bits == -bits
-        return open_ints(session, result), result.bound
+        assert (result.degree, result.frac_bits) == (1, -bits)
+        assert result.bound <= (magnitude >> bits) + 1
+        return target.to_ints(part), open_ints(session, result)
 
-    for opened, bound in three(party):
-        for x, y in zip(values, signed(opened, target.modulus), strict=True):
-            assert y - (x >> bits) in (0, 1)
-            assert abs(y) <= bound
-        assert bound <= (magnitude >> bits) + 1
+    parts, opened = zip(*three(party), strict=True)
+    assert parts[HELPER].tolist() == [0] * len(values)
+    check(((parts[MOVING] + parts[STATIC]) % target.modulus).tolist())
+    if target is not R64:
+        for values_there in opened:
+            check(values_there)
+
+
+@EVERY
+def test_truncation_is_refused_where_it_could_wrap(trio, outcomes, tap, field):
+    limit = 1 << (field.bits - 41)
+    frames = tap(trio)
+
+    def party(session, bound):
+        zeros = SharedArray(field, field.zeros((2,)), 2, 0, bound)
+        return truncate_between_owners(session, zeros, 3, field=R64)
+
+    for error in outcomes(trio, party, limit, stop=False):
+        assert isinstance(error, FixedPointOverflowError)
+        assert "2^40" in str(error)
+    assert not frames
+    moving, static, _ = run_trio(trio, party, limit - 1)
+    assert (moving + static <= 1).all()
+    assert "2**(field bits - 41) or more" in truncate_between_owners.__doc__
 
 
 def test_truncation_is_right_on_average_and_everywhere(three):
@@ -233,21 +326,25 @@ def test_truncation_is_right_on_average_and_everywhere(three):
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("source", [P61, P127], ids=repr)
-@pytest.mark.parametrize("target", [P61, P127], ids=repr)
+@pytest.mark.parametrize("source", [P61, P127, R64], ids=repr)
+@pytest.mark.parametrize("target", [P61, P127, R64], ids=repr)
 def test_shift_right(source, target, data):
     values = data.draw(ints(source))
     bits = data.draw(st.integers(0, source.bits - 1))
     out = shift_right(source, source.from_ints(values), bits, target)
     assert target.is_canonical(out)
-    assert target.to_ints(out).tolist() == [(v >> bits) % target.modulus for v in values]
+    assert target.to_ints(out).tolist() == [
+        (v >> bits) % target.modulus for v in values
+    ]
 
 
 # -- scales and bounds -------------------------------------------------------
 
 
 def local_array(values, frac_bits=0, bound=100, field=P61, degree=1):
-    return SharedArray(field, field.encode_int(np.array(values)), degree, frac_bits, bound)
+    return SharedArray(
+        field, field.encode_int(np.array(values)), degree, frac_bits, bound
+    )
 
 
 def test_bounds_cover_what_is_computed():
@@ -275,6 +372,33 @@ def test_bounds_are_never_too_small(bound, factor, offset):
     for array in (a.times(factor), a.add_public(offset), a + a.times(factor), a * a):
         values = P127.to_ints(array.share).tolist()
         assert max(map(abs, signed(values, P127.modulus))) <= array.bound
+
+
+def test_sums_and_multiples_in_the_ring(three, ring_array):
+    a, b = [3, -5, 2**40], [4, 7, -(2**40)]
+
+    def party(session):
+        x, y = (ring_array(session, v, bound=2**40) for v in (a, b))
+        rows = x.reshape(3, 1).combine(np.array([[1, -1, 0], [0, 1, 1]]))
+        results = [x + y, x - y, -x, x.times(-3), rows.reshape(2), x[1:]]
+        assert [r.degree for r in results] == [2] * 6
+        return [session.open(r, "test-any", ALL).tolist() for r in results]
+
+    expected = [
+        [7, 2, 0],
+        [-1, -12, 2**41],
+        [-3, 5, -(2**40)],
+        [-9, 15, -3 * 2**40],
+        [8, 2**40 - 5],
+        [-5, 2**40],
+    ]
+    assert three(party) == [expected] * 3
+
+
+def test_in_the_ring_a_public_constant_would_be_added_three_times(ring_array, trio):
+    array = ring_array(trio[MOVING], [1, 2])
+    with pytest.raises(ValueError, match="one party adds a constant"):
+        array.add_public(1)
 
 
 def test_scales_follow_products_and_must_agree_in_sums():
@@ -306,15 +430,15 @@ OVERFLOWS = {
 
 
 @pytest.mark.parametrize("name", OVERFLOWS)
-def test_overflow_is_raised_everywhere_before_anything_is_sent(trio, outcomes, tap, name):
+def test_overflow_is_raised_everywhere_before_anything_is_sent(
+    trio, outcomes, tap, name
+):
     def prepare(session):
         return share(session, MOVING, np.zeros(4), (4,), bound=2.0**31)
 
     arrays = run_trio(trio, prepare)
     frames = tap(trio)
-    errors = outcomes(
-        trio, lambda s: OVERFLOWS[name](s, arrays[s.pid]), stop=False
-    )
+    errors = outcomes(trio, lambda s: OVERFLOWS[name](s, arrays[s.pid]), stop=False)
     for error in errors:
         assert isinstance(error, FixedPointOverflowError), error
     assert isinstance(errors[0], OverflowError)
@@ -323,9 +447,7 @@ def test_overflow_is_raised_everywhere_before_anything_is_sent(trio, outcomes, t
 
 def test_input_beyond_its_bound_sends_nothing(trio, outcomes, tap):
     frames = tap(trio)
-    errors = outcomes(
-        trio, lambda s: share(s, MOVING, np.array([5.0]), (1,), bound=4)
-    )
+    errors = outcomes(trio, lambda s: share(s, MOVING, np.array([5.0]), (1,), bound=4))
     assert isinstance(errors[MOVING], FixedPointOverflowError)
     assert not [f for f in frames if f[2] == DATA]
 
@@ -341,12 +463,18 @@ def test_input_of_another_shape_is_refused(trio, outcomes):
 
 def secret_steps(session, value, n, field):
     """Every step that sends, on one constant secret."""
-    a = share(session, MOVING, np.full(n, value), (n,), frac_bits=2, bound=4, field=field)
-    b = share(session, STATIC, np.full(n, value), (n,), frac_bits=2, bound=4, field=field)
-    c = share(session, HELPER, np.full(n, value), (n,), frac_bits=2, bound=4, field=field)
+    a = share(
+        session, MOVING, np.full(n, value), (n,), frac_bits=2, bound=4, field=field
+    )
+    b = share(
+        session, STATIC, np.full(n, value), (n,), frac_bits=2, bound=4, field=field
+    )
+    c = share(
+        session, HELPER, np.full(n, value), (n,), frac_bits=2, bound=4, field=field
+    )
     product = reduce(session, a * b)
     truncated = truncate(session, product, 2)
-    total = (product + (truncated * c))
+    total = product + (truncated * c)
     assert total.frac_bits == 4
     session.open(total, "test-moving", (MOVING,))
 
@@ -376,6 +504,23 @@ def test_everything_on_the_wire_is_uniform(trio, tap, field, value):
     assert len([f for f in frames if f[2] == DATA]) == 11
     low = {k: p for k, p in uniformity(frames, field).items() if p < 1e-6}
     assert not low, low
+
+
+@EVERY
+def test_parts_sent_are_uniform_though_constant(trio, tap, field):
+    """What a party sends of an array of degree 2 is hidden by a sharing of zero."""
+    frames = tap(trio)
+
+    def party(session):
+        constant = field.encode_int(np.full(6000, session.pid + 1))
+        array = SharedArray(field, constant, 2, 0, 100)
+        between_owners(session, array)
+        session.open(array, "test-moving", (MOVING,))
+
+    run_trio(trio, party)
+    worst = uniformity(frames, field)
+    assert len(worst) == 3
+    assert min(worst.values()) > 1e-6, worst
 
 
 def test_the_measure_of_uniformity_notices_bare_values(tap):
@@ -415,7 +560,9 @@ def test_the_helper_sees_no_difference_between_secrets(tap):
     for value in (0.0, 1.0):
         sessions = local_trio(timeout=30)
         frames = tap(sessions)
-        run_trio(sessions, lambda s, v=value: share(s, MOVING, np.full(6000, v), (6000,)))
+        run_trio(
+            sessions, lambda s, v=value: share(s, MOVING, np.full(6000, v), (6000,))
+        )
         for session in sessions:
             session.close()
         (payload,) = [f[4] for f in frames if f[2] == DATA]
@@ -424,45 +571,58 @@ def test_the_helper_sees_no_difference_between_secrets(tap):
     assert stats.chi2_contingency(tables).pvalue > 1e-6
 
 
-ELEMENTS = {
-    # what the docstrings say: elements per value over all links, and rounds
-    "share": (1, 1),
-    "reduce": (3, 1),
-    "truncate": (3, 2),
-    "open-1": (1, 1),
-    "open-2": (2, 1),
+COSTS = {
+    # what the docstrings say: elements per value over all links, of the source and
+    # of the target field, and rounds
+    "share": (1, 0, 1),
+    "reduce": (3, 0, 1),
+    "between_owners": (1, 0, 1),
+    "truncate_between_owners": (1, 0, 1),
+    "truncate": (1, 2, 2),
+    "open degree 1": (1, 0, 1),
+    "open degree 2": (2, 0, 1),
 }
+OF_THE_RING = ["between_owners", "truncate_between_owners", "open degree 2"]
 
 
-@pytest.mark.parametrize("name", ELEMENTS)
-@BOTH
-def test_costs_are_as_stated(trio, name, field):
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(n, f) for n in COSTS for f in (P61, P127)] + [(n, R64) for n in OF_THE_RING],
+    ids=str,
+)
+def test_costs_are_as_stated(trio, depth, shared, name, field):
     n = 50
+    target = P127 if field is P61 else P61
+    single, double = (
+        [shared(s, [1] * n, field, degree, bound=1) for s in trio]
+        if field is R64
+        else run_trio(trio, shared, [1] * n, field, degree, 1)
+        for degree in (1, 2)
+    )
+    steps = {
+        "share": lambda s: share(s, MOVING, np.ones(n), (n,), field=field),
+        "reduce": lambda s: reduce(s, double[s.pid]),
+        "between_owners": lambda s: between_owners(s, double[s.pid]),
+        "truncate_between_owners": lambda s: truncate_between_owners(
+            s, double[s.pid], 0, field=target
+        ),
+        "truncate": lambda s: truncate(s, double[s.pid], 0, field=target),
+        "open degree 1": lambda s: s.open(single[s.pid], "test-any", (STATIC,)),
+        "open degree 2": lambda s: s.open(double[s.pid], "test-any", (STATIC,)),
+    }
 
     def party(session):
-        def fresh():
-            return share(session, MOVING, np.ones(n), (n,), bound=1, field=field)
-
-        steps = {
-            "share": fresh,
-            "reduce": lambda: reduce(session, product),
-            "truncate": lambda: truncate(session, product, 0),
-            "open-1": lambda: session.open(single, "test-any", (STATIC,)),
-            "open-2": lambda: session.open(product, "test-any", (STATIC,)),
-        }
-        single = fresh()
-        product = single * single
         with session.phase("counted"):
-            steps[name]()
-        rounds = session.ledger.rounds["counted"]
-        return session.ledger.sent_by_phase().get("counted", 0), rounds
+            steps[name](session)
+        return session.ledger.sent_by_phase().get("counted", 0)
 
-    results = run_trio(trio, party)
-    per_value, rounds = ELEMENTS[name]
-    assert sum(sent for sent, _ in results) == per_value * n * field.nbytes
-    # Messages that one party waits for one after the other, at most.
-    waits = {"reduce": 2, "truncate": 2}.get(name, rounds)
-    assert max(r for _, r in results) == waits
+    rounds = depth(trio)
+    sent = run_trio(trio, party)
+    of_source, of_target, deep = COSTS[name]
+    assert sum(sent) == n * (of_source * field.nbytes + of_target * target.nbytes)
+    assert rounds() == deep
+    if name.endswith("between_owners"):
+        assert sent[HELPER] == sum(sent), "only the helper sends"
 
 
 # -- opening is declared -----------------------------------------------------
@@ -516,7 +676,11 @@ def test_receipt_counts_openings_and_bytes(three):
         assert {**receipt, "waits": 0} == {**receipts[0], "waits": 0}
     receipt = receipts[0]
     entry = receipt["learned"]["moving owner"][0]
-    assert (entry["label"], entry["openings"], entry["values"]) == ("test-moving", 1, 10)
+    assert (entry["label"], entry["openings"], entry["values"]) == (
+        "test-moving",
+        1,
+        10,
+    )
     assert entry["bits"] == 3  # magnitudes up to 3, and the sign
     assert [e["bits"] for e in receipt["learned"]["helper"]] == [5]
     assert receipt["bytes_sent"]["moving owner"]["first"] == 80
@@ -581,7 +745,9 @@ def test_disagreement_is_named_at_every_party(trio, outcomes, tap):
         assert isinstance(error, ParameterMismatchError)
         text = str(error)
         assert "'nbins'" in text
-        assert "32 at the moving owner, 16 at the static owner, 'nothing' at the" in text
+        assert (
+            "32 at the moving owner, 16 at the static owner, 'nothing' at the" in text
+        )
         assert "same" not in text.split("give every")[0]
     assert not [f for f in frames if f[2] == DATA]
 
@@ -649,7 +815,9 @@ def test_mpyc_recombines_our_shares(three, field, data):
     )
     for pair in [(0, 1), (0, 2), (1, 2), (0, 1, 2)]:
         points = [(p + 1, shares[p]) for p in pair]
-        assert [int(v) % field.modulus for v in mpyc.thresha.recombine(gf, points)] == values
+        assert [
+            int(v) % field.modulus for v in mpyc.thresha.recombine(gf, points)
+        ] == values
 
 
 @BOTH
@@ -676,12 +844,22 @@ def test_to_mpyc_and_back_sends_nothing(trio, tap, field, kind):
 
     def party(session):
         bits = 0 if kind == "integer" else 4
-        a = share(session, MOVING, x if bits else x * 4, (2, 2), frac_bits=bits, bound=16, field=field)
+        a = share(
+            session,
+            MOVING,
+            x if bits else x * 4,
+            (2, 2),
+            frac_bits=bits,
+            bound=16,
+            field=field,
+        )
         sent = len(frames)
 
         async def there_and_back(mpc):
             secure = mpyc_bridge.to_mpyc(a, kind)
-            return await mpyc_bridge.from_mpyc(mpc, secure, field, frac_bits=bits, bound=16)
+            return await mpyc_bridge.from_mpyc(
+                mpc, secure, field, frac_bits=bits, bound=16
+            )
 
         back = mpyc_bridge.run(session, there_and_back)
         assert (back.share == a.share).all()
@@ -758,7 +936,16 @@ def test_mpyc_messages_are_uniform_too(trio, tap):
         assert stats.chisquare(np.bincount(middle, minlength=16)).pvalue > 1e-6
 
 
-CLOSED = ["output", "peek", "transfer", "shutdown", "start", "run", "parties", "_reshare"]
+CLOSED = [
+    "output",
+    "peek",
+    "transfer",
+    "shutdown",
+    "start",
+    "run",
+    "parties",
+    "_reshare",
+]
 CLOSED += ["is_zero_public", "_rt", "_recv_message"]
 
 

@@ -7,9 +7,9 @@ come from the seeds each shares with the helper, so that only one corrected word
 travels from the helper; the owners then exchange their operands, hidden by the
 random words.
 
-AND: 1 round, 5 words per 64 gates (1 from the helper, 2 each way between the
-owners). Seen: the static owner one uniform word from the helper; each owner two
-uniform words from the other. The helper receives nothing.
+AND: 1 round, 5 words per 64 gates (1 from the helper, which runs ahead, 2 each way
+between the owners). Seen: the static owner one uniform word from the helper; each
+owner two uniform words from the other. The helper receives nothing.
 """
 
 import numpy as np

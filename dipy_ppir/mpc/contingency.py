@@ -27,14 +27,17 @@ the moving owner computes the first term, with its own clear X: five weights a r
 instead of a dense random row; the static owner the second, since it dealt B_2; the
 helper the third. The product is the sum of the three parties' parts.
 
-=================  ======================================  ==================
-step               elements per sample, all links          rounds
-=================  ======================================  ==================
-share_categories   categories (once)                       1
-table              bins + 1                                1 + opening
-contract           categories + 2 + columns                2 + opening
-contract_shared    2 bins + categories + 2 + columns       2 + opening
-=================  ======================================  ==================
+=================  ==================================  ====================
+step               elements per sample, all links      rounds
+=================  ==================================  ====================
+share_categories   categories (once)                   1
+table              bins + 1                            1 + opening
+contract           categories + columns + 2            1 + blocks + opening
+contract_shared    2 bins + categories + columns + 2   2 blocks + opening
+=================  ==================================  ====================
+
+A block is `BLOCK` samples: the static owner and the helper exchange their parts of z
+block by block.
 
 What each party sees: the static owner the random parts X_1, and the helper's part
 of z hidden by a random number; the helper X_2, B_2 and the static owner's part of z,
@@ -194,7 +197,7 @@ class Contingency:
         The moving owner scales its numbers to integers on its own; the sums
         come out scaled by ``row_scale * column_scales``, known to it alone.
 
-        Rounds: 2. Elements: ``categories + columns + 2`` per sample.
+        Rounds: 1 + blocks. Elements: ``categories + columns + 2`` per sample.
 
         Parameters
         ----------
@@ -234,7 +237,7 @@ class Contingency:
         The first sum is that of `contract`. The second has rows of both owners
         too: D and the column of W_1 that belongs to the sample's category.
 
-        Rounds: 2. Elements: ``2 bins + categories + columns + 2`` per sample.
+        Rounds: 2 blocks. Elements: ``2 bins + categories + columns + 2`` per sample.
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ error below 2e-7 plus 2**-22.
 
 Cost per number: 19 ANDs deep and 24 words of AND (960 bytes), 31 bits brought
 to arithmetic shares (992 bytes), 7 truncations of powers, some 2.5 kB in all and
-36 rounds. Everything received before an opening is uniform (see `protocols` and
+31 rounds. Everything received before an opening is uniform (see `protocols` and
 `boolean`).
 """
 
@@ -77,7 +77,7 @@ class Bits(NamedTuple):
 def take_apart(session, array):
     """Bits of positive shared integers of the ring.
 
-    Rounds: 24. Exact, for every value in (0, 2**64).
+    Rounds: 23. Exact, for every value in (0, 2**64).
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ protocol            rounds  elements on all links      what a party sees
 ==================  ======  =========================  =======================
 `share`             1       1 per value                one uniform element
 `reduce`            1       3 per value                uniform elements
+`between_owners`    1       1 per value                a uniform element
 `truncate`          2       3 per value                uniform elements
 `Session.open`      1       2 (degree 2) or 1          the value, if receiver
                             (degree 1) per receiver
@@ -235,12 +236,12 @@ def truncate_between_owners(session, array, bits, *, field=None, name="truncate"
     Raises
     ------
     FixedPointOverflowError
-        if the array's bound is above 2**(field bits - 41): a wrap, which would
+        if the array's bound is 2**(field bits - 41) or more: a wrap, which would
         change the result by p, must stay rarer than 2**-40 per value.
     """
     source, target = array.field, field or array.field
     offset = 1 << max(array.bound.bit_length(), bits)
-    if array.bound + offset > 1 << (source.bits - SECURITY + 1):
+    if array.bound + offset > 1 << (source.bits - SECURITY):
         raise FixedPointOverflowError(
             f"truncating values of {array.bound.bit_length()} bits in {source!r} "
             f"could go wrong more often than once in 2^{SECURITY}; use the larger "
