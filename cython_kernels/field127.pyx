@@ -52,10 +52,6 @@ cdef extern from *:
     }
     ALWAYS u128 neg1(u128 a) { return sub1(0, a); }
 
-    /* Halving is a rotation of the 127 bits, doubling the rotation back. */
-    ALWAYS u128 half1(u128 a) { return (a >> 1) | ((a & 1) << 126); }
-    ALWAYS u128 twice1(u128 a) { return ((a << 1) & P127) | (a >> 126); }
-
     /* b is doubled to bring bit 127 of the product to a word boundary: shifts
        across words are slow */
     ALWAYS u128 mul1(u128 a, u128 b) {
@@ -143,9 +139,6 @@ cdef extern from *:
     BINARY(c_add, add1(x, y))
     BINARY(c_sub, sub1(x, y))
     BINARY(c_mul, mul1(x, y))
-    /* f(3) = r + (r - x)/2 and f(3) = r + 2 (r - x) */
-    BINARY(c_share_upper, add1(x, half1(sub1(x, y))))
-    BINARY(c_share_third, add1(x, twice1(sub1(x, y))))
 
     ALWAYS int64_t c_neg_body(const uint64_t *a, uint64_t *out, int64_t n) {
         for (int64_t i = 0; i < n; i++) store(out + 2 * i, neg1(load(a + 2 * i)));
@@ -206,15 +199,6 @@ cdef extern from *:
         for (int64_t t = 0; t < k; t++) lazy_add(&s, a + 2 * t, b + 2 * t);
         return lazy_value(&s);
     }
-
-    ALWAYS int64_t c_dot_rows_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
-                                   int64_t n, int64_t k) {
-        for (int64_t i = 0; i < n; i++)
-            store(out + 2 * i, dot(a + 2 * i * k, b + 2 * i * k, k));
-        return 0;
-    }
-    DISPATCH(c_dot_rows, (const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n, int64_t k),
-             (a, b, out, n, k))
 
     ALWAYS int64_t c_matmul_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
                                  int64_t n, int64_t k, int64_t m) {
@@ -280,8 +264,6 @@ cdef extern from *:
     int64_t c_add(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_sub(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_mul(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
-    int64_t c_share_upper(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
-    int64_t c_share_third(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_neg(const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_scale(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_axpby(const uint64_t *, const uint64_t *, const uint64_t *,
@@ -289,7 +271,6 @@ cdef extern from *:
     int64_t c_encode(const double *, double, double, uint64_t *, int64_t) noexcept nogil
     void c_decode(const uint64_t *, double, double *, int64_t) noexcept nogil
     void c_encode_int(const int64_t *, uint64_t *, int64_t) noexcept nogil
-    int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t) noexcept nogil
     int64_t c_matmul(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     void c_gram_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
@@ -471,44 +452,6 @@ def axpby(alpha, const uint64_t[:, ::1] a, beta, const uint64_t[:, ::1] b, uint6
             c_axpby(ca, &a[0, 0], cb, &b[0, 0], &out[0, 0], n)
 
 
-def share_upper(const uint64_t[:, ::1] r, const uint64_t[:, ::1] x, uint64_t[:, ::1] out):
-    """Write (3 r - x) / 2 to `out`: f(3) of the line with f(0) = x, f(2) = r.
-
-    Parameters
-    ----------
-    r, x, out : uint64 array, shape (n, 2)
-        `out` may be an input.
-    """
-    cdef int64_t n = out.shape[0]
-    same(r.shape[1], 2)
-    same(x.shape[1], 2)
-    same(out.shape[1], 2)
-    same(r.shape[0], n)
-    same(x.shape[0], n)
-    if n:
-        with nogil:
-            c_share_upper(&r[0, 0], &x[0, 0], &out[0, 0], n)
-
-
-def share_third(const uint64_t[:, ::1] r, const uint64_t[:, ::1] x, uint64_t[:, ::1] out):
-    """Write 3 r - 2 x to `out`: f(3) of the line with f(0) = x, f(1) = r.
-
-    Parameters
-    ----------
-    r, x, out : uint64 array, shape (n, 2)
-        `out` may be an input.
-    """
-    cdef int64_t n = out.shape[0]
-    same(r.shape[1], 2)
-    same(x.shape[1], 2)
-    same(out.shape[1], 2)
-    same(r.shape[0], n)
-    same(x.shape[0], n)
-    if n:
-        with nogil:
-            c_share_third(&r[0, 0], &x[0, 0], &out[0, 0], n)
-
-
 def encode(const double[::1] x, double scale, double bound, uint64_t[:, ::1] out):
     """Encode reals as fixed-point field elements, rounding half to even.
 
@@ -562,28 +505,6 @@ def encode_int(const int64_t[::1] x, uint64_t[:, ::1] out):
     if n:
         with nogil:
             c_encode_int(&x[0], &out[0, 0], n)
-
-
-def dot_rows(const uint64_t[:, :, ::1] a, const uint64_t[:, :, ::1] b, uint64_t[:, ::1] out):
-    """Write the inner product of each pair of rows to `out`.
-
-    Parameters
-    ----------
-    a, b : uint64 array, shape (n, k, 2)
-    out : uint64 array, shape (n, 2)
-    """
-    cdef int64_t n = out.shape[0], k = a.shape[1]
-    same(a.shape[2], 2)
-    same(b.shape[2], 2)
-    same(out.shape[1], 2)
-    same(a.shape[0], n)
-    same(b.shape[0], n)
-    same(b.shape[1], k)
-    if k == 0:
-        out[:, :] = 0
-    elif n:
-        with nogil:
-            c_dot_rows(&a[0, 0, 0], &b[0, 0, 0], &out[0, 0], n, k)
 
 
 def matmul(const uint64_t[:, :, ::1] a, const uint64_t[:, :, ::1] b, uint64_t[:, :, ::1] out):

@@ -9,10 +9,7 @@ The loops are C, compiled once per instruction set and chosen when the module is
 imported, so that one wheel serves old and new processors.
 """
 
-import numpy as np
-
-from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from *:
     """
@@ -27,7 +24,6 @@ cdef extern from *:
     #endif
 
     typedef unsigned __int128 u128;
-    typedef __int128 i128;
     #define P61 ((((uint64_t)1) << 61) - 1)
 
     /* ---- scalars ---------------------------------------------------------- */
@@ -44,11 +40,6 @@ cdef extern from *:
         return fold64((lo & P61) + (lo >> 61) + ((hi << 3) & P61) + (hi >> 58));
     }
 
-    /* |x| <= 2^125 -> [0, p) */
-    ALWAYS uint64_t fold_signed(i128 x) {
-        return fold128((u128)(x + (i128)((u128)P61 << 65)));
-    }
-
     /* a b -> [0, 2p), the factor 8 being there to bring bit 61 to the word boundary */
     ALWAYS uint64_t mul_lazy(uint64_t a, uint64_t b) {
         u128 x = (u128)(a << 3) * b;
@@ -60,10 +51,6 @@ cdef extern from *:
         return d + (P61 & (uint64_t)((int64_t)d >> 63));
     }
     ALWAYS uint64_t neg1(uint64_t a) { return once(P61 - a); }
-
-    /* Halving is a rotation of the 61 bits, doubling the rotation back. */
-    ALWAYS uint64_t half1(uint64_t a) { return (a >> 1) | ((a & 1) << 60); }
-    ALWAYS uint64_t twice1(uint64_t a) { return ((a << 1) & P61) | (a >> 60); }
 
     /* any int64 -> [0, p): the signed top digit, from -4 to 3, has weight 1 too */
     ALWAYS uint64_t from_signed(int64_t v) {
@@ -113,9 +100,6 @@ cdef extern from *:
 
     BINARY(c_add, once(x + y))
     BINARY(c_sub, sub1(x, y))
-    /* f(3) = r + (r - x)/2 and f(3) = r + 2 (r - x) */
-    BINARY(c_share_upper, once(x + half1(sub1(x, y))))
-    BINARY(c_share_third, once(x + twice1(sub1(x, y))))
 
     ALWAYS int64_t c_neg_body(const uint64_t *a, uint64_t *out, int64_t n) {
         for (int64_t i = 0; i < n; i++) out[i] = neg1(a[i]);
@@ -213,105 +197,6 @@ cdef extern from *:
 
     /* 32 products of canonical elements stay below 2^127 */
     #define LAZY 32
-
-    ALWAYS uint64_t dot(const uint64_t *a, const uint64_t *b, int64_t k) {
-        u128 s = 0;
-        int64_t t = 0;
-        for (; t + LAZY <= k; t += LAZY) {
-            for (int u = 0; u < LAZY; u++) s += (u128)a[t + u] * b[t + u];
-            s = (s & P61) + (s >> 61);
-        }
-        for (; t < k; t++) s += (u128)a[t] * b[t];
-        return fold128(s);
-    }
-
-    /* Sums of products in vector lanes, from 32-bit halves x0 + 2^32 x1. Of each kind
-       of product the sum modulo 2^64 and the sum of its upper words are kept; what
-       the upper words do not explain is the sum of the lower ones, which is small.
-       Good for LAZY terms: tops are below 2^58. */
-    #define LANES_ZERO uvec low = {0}, low_up = {0}, mid = {0}, mid_up = {0}, top = {0}
-    #define LANES_ADD(MUL, X, X1, Y)                                                         \\
-        do {                                                                                 \\
-            uvec x0 = X, x1 = X1, y0 = Y, y1 = y0 >> 32;                                     \\
-            uvec l = MUL(x0, y0), m = MUL(x0, y1) + MUL(x1, y0);                             \\
-            low += l;                                                                        \\
-            low_up += l >> 32;                                                               \\
-            mid += m;                                                                        \\
-            mid_up += m >> 32;                                                               \\
-            top += MUL(x1, y1);                                                              \\
-        } while (0)
-    /* the sums modulo p, in [0, p) */
-    #define LANES_VALUE(V)                                                                   \\
-        do {                                                                                 \\
-            uvec m = low_up + (mid - (mid_up << 32)), t = mid_up + top;                      \\
-            V = low - (low_up << 32) + ((m << 32) & P61) + (m >> 29) + ((t << 3) & P61)      \\
-                + (t >> 58);                                                                 \\
-            V = (V & P61) + (V >> 61);                                                       \\
-            LANES_ONCE(V);                                                                   \\
-        } while (0)
-    #define LANES_ONCE(V) V -= (uvec)((ivec)V >= (int64_t)P61) & P61
-    #define LANES_TYPES(BYTES)                                                               \\
-        typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));    \\
-        typedef int64_t ivec __attribute__((vector_size(BYTES), may_alias, aligned(8)));     \\
-        enum { W = BYTES / 8 }
-
-    /* acc += sum_i z_i g_i for the `columns` first of a vector's width of columns */
-    #define COLUMN_SUMS(NAME, TARGET, BYTES, MUL)                                            \\
-        TARGET static void NAME(const uint64_t *z, const uint64_t *g, uint64_t *acc,         \\
-                                int64_t n, int64_t d, int64_t columns) {                     \\
-            LANES_TYPES(BYTES);                                                              \\
-            uvec total = {0}, v;                                                             \\
-            for (int64_t i0 = 0; i0 < n; i0 += LAZY) {                                       \\
-                int64_t i1 = i0 + LAZY < n ? i0 + LAZY : n;                                  \\
-                LANES_ZERO;                                                                  \\
-                for (int64_t i = i0; i < i1; i++) {                                          \\
-                    uvec zero = {0}, x = z[i] + zero;                                        \\
-                    LANES_ADD(MUL, x, x >> 32, *(const uvec *)(g + i * d));                  \\
-                }                                                                            \\
-                LANES_VALUE(v);                                                              \\
-                total += v;                                                                  \\
-                LANES_ONCE(total);                                                           \\
-            }                                                                                \\
-            for (int64_t j = 0; j < columns; j++) acc[j] = once(acc[j] + total[j]);          \\
-        }
-
-    #if HAVE_TARGETS
-    #define MUL_8(X, Y) ((uvec)_mm512_mul_epu32((__m512i)(X), (__m512i)(Y)))
-    #define MUL_4(X, Y) ((uvec)_mm256_mul_epu32((__m256i)(X), (__m256i)(Y)))
-    COLUMN_SUMS(column_sums_2, TARGET_2, 64, MUL_8)
-    COLUMN_SUMS(column_sums_1, TARGET_1, 32, MUL_4)
-
-    /* wider vectors would gain less than adding up their lanes costs */
-    TARGET_1 static void dot_rows_1(const uint64_t *a, const uint64_t *b, uint64_t *out,
-                                    int64_t n, int64_t k) {
-        LANES_TYPES(32);
-        const int64_t whole = k / W * W;
-        for (int64_t i = 0; i < n; i++, a += k, b += k) {
-            uint64_t total = dot(a + whole, b + whole, k - whole);
-            for (int64_t t0 = 0; t0 < whole; t0 += LAZY * W) {
-                int64_t t1 = t0 + LAZY * W < whole ? t0 + LAZY * W : whole;
-                LANES_ZERO;
-                for (int64_t t = t0; t < t1; t += W) {
-                    uvec x = *(const uvec *)(a + t);
-                    LANES_ADD(MUL_4, x, x >> 32, *(const uvec *)(b + t));
-                }
-                uvec v;
-                LANES_VALUE(v);
-                total = once(total + fold64(v[0] + v[1] + v[2] + v[3]));
-            }
-            out[i] = total;
-        }
-    }
-    #endif
-
-    static int64_t c_dot_rows(const uint64_t *a, const uint64_t *b, uint64_t *out,
-                              int64_t n, int64_t k) {
-    #if HAVE_TARGETS
-        if (cpu_level && k >= 8) { dot_rows_1(a, b, out, n, k); return 0; }
-    #endif
-        for (int64_t i = 0; i < n; i++) out[i] = dot(a + i * k, b + i * k, k);
-        return 0;
-    }
 
     /* the slow twin of c_matmul */
     static void c_matmul_portable(const uint64_t *a, const uint64_t *b, uint64_t *out,
@@ -449,8 +334,10 @@ cdef extern from *:
     #define FINISH(NAME, TARGET, BYTES)                                                      \\
         TARGET static void NAME(const double *s, uint64_t *out, int64_t n, int64_t plane,    \\
                                 int more) {                                                  \\
-            LANES_TYPES(BYTES);                                                              \\
+            typedef uint64_t uvec __attribute__((vector_size(BYTES), may_alias, aligned(8)));\\
+            typedef int64_t ivec __attribute__((vector_size(BYTES), may_alias, aligned(8))); \\
             typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
+            enum { W = BYTES / 8 };                                                          \\
             const uint64_t exponent = 0x4330000000000000ULL;                                 \\
             const double two52 = 4503599627370496.0, third = 1.0 / 3.0;                      \\
             for (int64_t i = 0; i < n; i += W, s += W, out += W) {                           \\
@@ -465,10 +352,10 @@ cdef extern from *:
                 uvec e2 = (uvec)(c2 + two52) ^ exponent;                                     \\
                 uvec v = e0 + ((e1 << 21) & P61) + (e1 >> 40) + ((e2 << 42) & P61) + (e2 >> 19); \\
                 v = (v & P61) + (v >> 61);                                                   \\
-                LANES_ONCE(v);                                                               \\
+                v -= (uvec)((ivec)v >= (int64_t)P61) & P61;                                  \\
                 if (more) {                                                                  \\
                     v += *(uvec *)out;                                                       \\
-                    LANES_ONCE(v);                                                           \\
+                    v -= (uvec)((ivec)v >= (int64_t)P61) & P61;                              \\
                 }                                                                            \\
                 *(uvec *)out = v;                                                            \\
             }                                                                                \\
@@ -670,263 +557,7 @@ cdef extern from *:
         return 1;
     }
 
-    static int64_t c_check_band(const int64_t *start, int64_t n, int64_t width, int64_t ncols) {
-        int64_t bad = 0;
-        for (int64_t i = 0; i < n; i++) bad |= (start[i] < 0) | (start[i] > ncols - width);
-        return !bad;
-    }
-
-    /* |values| < 2^48, elements < 2^61: 2^16 terms stay below 2^125 */
-    #define BAND_LAZY 65536
-
-    static void c_gram_banded_portable(const int64_t *values, const int64_t *start, const uint64_t *b,
-                                       uint64_t *acc, i128 *work, int64_t n, int64_t w,
-                                       int64_t ncols, int64_t q) {
-        for (int64_t i0 = 0; i0 < n; i0 += BAND_LAZY) {
-            int64_t i1 = i0 + BAND_LAZY < n ? i0 + BAND_LAZY : n;
-            memset(work, 0, (size_t)(ncols * q) * sizeof(i128));
-            for (int64_t i = i0; i < i1; i++)
-                for (int64_t j = 0; j < w; j++) {
-                    i128 *row = work + (start[i] + j) * q;
-                    int64_t v = values[i * w + j];
-                    for (int64_t k = 0; k < q; k++) row[k] += (i128)v * (int64_t)b[i * q + k];
-                }
-            for (int64_t k = 0; k < ncols * q; k++) acc[k] = once(acc[k] + fold_signed(work[k]));
-        }
-    }
-
-    /* The banded product in double precision. Rows with the same start form a dense
-       product of few columns, so they are sorted by start. With digits of 21 bits
-       the product of a value, whose upper digit is signed, and an element is a cubic
-       in 2^21, known from its values at 0, infinity, 1 and -1. At 1 and -1 they stay
-       below 2^44.8 when values stay below 2^43, which leaves room for 64 rows. All
-       sums of a group of columns stay in registers, and b is cut as it is read. */
-    #define BAND_POINTS 4
-    #define BAND_LIMIT ((int64_t)1 << 43)
-    #define AHEAD 8                 /* rows named beyond the last one, to fetch early */
-
-    typedef void band_t(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
-                        int64_t rows, int64_t w, int64_t q, int64_t sc, int64_t plane);
-
-    #define BAND(NAME, TARGET, BYTES, J)                                                     \\
-        TARGET static void NAME(const double *v, const uint64_t *b, const int64_t *index,    \\
-                                int64_t *c, int64_t rows, int64_t w, int64_t q, int64_t sc,  \\
-                                int64_t plane) {                                             \\
-            LANES_TYPES(BYTES);                                                              \\
-            typedef double vec __attribute__((vector_size(BYTES), may_alias));               \\
-            const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;           \\
-            const double two52 = 4503599627370496.0, magic = 1.5 * two52;                    \\
-            const double *v1 = v + ROWS * w, *plus = v1 + ROWS * w, *minus = plus + ROWS * w;\\
-            int64_t offset;                                                                  \\
-            memcpy(&offset, &magic, 8);                                                      \\
-            vec s[J][BAND_POINTS];                                                           \\
-            UNROLL for (int j = 0; j < J; j++)                                               \\
-                UNROLL for (int d = 0; d < BAND_POINTS; d++) s[j][d] = (vec){0};             \\
-            for (int64_t i = 0; i < rows; i++) {                                             \\
-                __builtin_prefetch(b + index[i + AHEAD] * q);                                \\
-                uvec u = *(const uvec *)(b + index[i] * q);                                  \\
-                vec d0 = (vec)((u & mask) | exponent) - two52;                               \\
-                vec d1 = (vec)(((u >> 21) & mask) | exponent) - two52;                       \\
-                vec d2 = (vec)((u >> 42) | exponent) - two52;                                \\
-                vec even = d0 + d2, at1 = even + d1, at_1 = even - d1;                       \\
-                UNROLL for (int j = 0; j < J; j++) {                                         \\
-                    s[j][0] += v[i * w + j] * d0;                                            \\
-                    s[j][1] += v1[i * w + j] * d2;                                           \\
-                    s[j][2] += plus[i * w + j] * at1;                                        \\
-                    s[j][3] += minus[i * w + j] * at_1;                                      \\
-                }                                                                            \\
-            }                                                                                \\
-            UNROLL for (int j = 0; j < J; j++)                                               \\
-                UNROLL for (int d = 0; d < BAND_POINTS; d++)                                 \\
-                    *(ivec *)(c + d * plane + j * sc) += (ivec)(s[j][d] + magic) - offset;   \\
-        }
-
-    /* Values of n numbers below BAND_LIMIT at the four points, planes apart */
-    ALWAYS int64_t c_band_values_body(const int64_t *x, double *v, int64_t n, int64_t plane) {
-        const uint64_t mask = (1 << 21) - 1, exponent = 0x4330000000000000ULL;
-        const double two52 = 4503599627370496.0;
-        for (int64_t i = 0; i < n; i++) {
-            uint64_t u = (uint64_t)(x[i] + BAND_LIMIT), low = (u & mask) | exponent, high = u >> 21 | exponent;
-            double v0, v1;
-            memcpy(&v0, &low, 8);
-            memcpy(&v1, &high, 8);
-            v0 -= two52;
-            v1 -= two52 + (double)(BAND_LIMIT >> 21);
-            v[i] = v0;
-            v[i + plane] = v1;
-            v[i + 2 * plane] = v0 + v1;
-            v[i + 3 * plane] = v0 - v1;
-        }
-        return 0;
-    }
-    DISPATCH(c_band_values, (const int64_t *x, double *v, int64_t n, int64_t plane), (x, v, n, plane))
-
-    ALWAYS int64_t c_band_fits_body(const int64_t *x, int64_t n) {
-        uint64_t above = 0;
-        for (int64_t i = 0; i < n; i++) above |= (uint64_t)x[i] + BAND_LIMIT;
-        return above < 2 * (uint64_t)BAND_LIMIT;
-    }
-    DISPATCH(c_band_fits, (const int64_t *x, int64_t n), (x, n))
-
-    #if HAVE_TARGETS
-    BAND(band_5_2, TARGET_2, 64, 5)
-    BAND(band_4_2, TARGET_2, 64, 4)
-    BAND(band_1_2, TARGET_2, 64, 1)
-    BAND(half_5_2, TARGET_2, 32, 5)
-    BAND(half_4_2, TARGET_2, 32, 4)
-    BAND(half_1_2, TARGET_2, 32, 1)
-    BAND(band_2_1, TARGET_1, 32, 2)
-    BAND(band_1_1, TARGET_1, 32, 1)
-
-    static void band_block(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
-                           int64_t rows, int64_t w, int64_t q, int64_t sc, int64_t plane) {
-        for (int64_t k = 0, wide; k < sc; k += wide) {
-            wide = cpu_level == 1 || sc - k < 8 ? 4 : 8;
-            for (int64_t j = 0, some; j < w; j += some) {
-                band_t *band;
-                /* as many columns as there are registers for */
-                if (cpu_level == 1) {
-                    some = w - j < 2 ? 1 : 2;
-                    band = some == 2 ? band_2_1 : band_1_1;
-                } else {
-                    some = w - j == 5 ? 5 : w - j < 4 ? 1 : 4;
-                    if (wide == 8) band = some == 5 ? band_5_2 : some == 4 ? band_4_2 : band_1_2;
-                    else band = some == 5 ? half_5_2 : some == 4 ? half_4_2 : half_1_2;
-                }
-                band(v + j, b + k, index, c + j * sc + k, rows, w, q, sc, plane);
-            }
-        }
-    }
-    #else       /* never called at level 0 */
-    static void band_block(const double *v, const uint64_t *b, const int64_t *index, int64_t *c,
-                           int64_t rows, int64_t w, int64_t q, int64_t sc, int64_t plane) {
-        (void)v; (void)b; (void)index; (void)c; (void)rows; (void)w; (void)q; (void)sc; (void)plane;
-    }
-    #endif
-
-    /* 0 when memory ran out */
-    static int64_t c_gram_banded(const int64_t *values, const int64_t *start, const uint64_t *b,
-                                 uint64_t *acc, int64_t n, int64_t w, int64_t ncols, int64_t q) {
-        if (cpu_level == 0 || n < SMALL || q < 8 || !c_band_fits(values, n * w)) {
-            i128 *work = calloc((size_t)(ncols * q), sizeof(i128));
-            if (!work) return 0;
-            c_gram_banded_portable(values, start, b, acc, work, n, w, ncols, q);
-            free(work);
-            return 1;
-        }
-        /* The last vector of a row may run into the next one, and those sums are not
-           used; so the very last row is not for vectors. */
-        n--;
-        for (int64_t j = 0; j < w; j++) {
-            uint64_t x = from_signed(values[n * w + j]), *row = acc + (start[n] + j) * q;
-            for (int64_t k = 0; k < q; k++) row[k] = once(row[k] + mul1(x, b[n * q + k]));
-        }
-        int64_t starts = ncols - w + 1, total = n < INT_ROWS ? n : INT_ROWS;
-        int64_t sc = (q + 3) & ~(int64_t)3, plane = ncols * sc;
-        int64_t *sums = calloc((size_t)(BAND_POINTS * (plane + ROWS * w) + total + AHEAD
-                                        + starts + 1 + ROWS * w), 8);
-        if (!sums) return 0;
-        int64_t *order = sums + BAND_POINTS * plane, *first = order + total + AHEAD;
-        int64_t *x = first + starts + 1;
-        double *v = (double *)(x + ROWS * w);
-        for (int64_t i0 = 0; i0 < n; i0 += INT_ROWS) {
-            int64_t i1 = i0 + INT_ROWS < n ? i0 + INT_ROWS : n;
-            memset(first, 0, (size_t)(starts + 1) * 8);
-            for (int64_t i = i0; i < i1; i++) first[start[i] + 1]++;
-            for (int64_t s = 0; s < starts; s++) first[s + 1] += first[s];
-            for (int64_t i = i0; i < i1; i++) order[first[start[i]]++] = i;
-            /* first[s] has moved on to the end of run s */
-            for (int64_t s = 0, k = 0; s < starts; s++)
-                for (int64_t rows; k < first[s]; k += rows) {
-                    rows = first[s] - k < ROWS ? first[s] - k : ROWS;
-                    for (int64_t i = 0; i < rows; i++)
-                        for (int64_t j = 0; j < w; j++) x[i * w + j] = values[order[k + i] * w + j];
-                    c_band_values(x, v, rows * w, ROWS * w);
-                    band_block(v, b, order + k, sums + s * sc, rows, w, q, sc, plane);
-                }
-            for (int64_t j = 0; j < ncols; j++)
-                for (int64_t k = 0; k < q; k++) {
-                    const int64_t *s = sums + j * sc + k;
-                    int64_t c0 = s[0], c3 = s[plane], p1 = s[2 * plane], m1 = s[3 * plane];
-                    i128 y = (i128)((p1 - m1) / 2 - c3) * (1 << 21) + (i128)((p1 + m1) / 2 - c0) * ((int64_t)1 << 42)
-                             + c0 + 4 * (i128)c3;
-                    acc[j * q + k] = once(acc[j * q + k] + fold_signed(y));
-                }
-            memset(sums, 0, (size_t)(BAND_POINTS * plane) * 8);
-        }
-        free(sums);
-        return 1;
-    }
-
-    /* (3 r)/2 everywhere in one sweep, then x/2 off the band: halving is linear */
-    ALWAYS int64_t c_share_upper_banded_body(const uint64_t *r, const int64_t *values,
-                                             const int64_t *start, uint64_t *out,
-                                             int64_t n, int64_t w, int64_t ncols) {
-        for (int64_t i0 = 0; i0 < n; i0 += 16) {
-            int64_t i1 = i0 + 16 < n ? i0 + 16 : n;
-            for (int64_t k = i0 * ncols; k < i1 * ncols; k++) out[k] = once(r[k] + half1(r[k]));
-            for (int64_t i = i0; i < i1; i++)
-                for (int64_t j = 0; j < w; j++) {
-                    int64_t v = values[i * w + j];
-                    uint64_t x = (uint64_t)v + (P61 & (uint64_t)(v >> 63));
-                    uint64_t *o = out + i * ncols + start[i] + j;
-                    *o = sub1(*o, half1(x));
-                }
-        }
-        return 0;
-    }
-    DISPATCH(c_share_upper_banded, (const uint64_t *r, const int64_t *values, const int64_t *start,
-                                    uint64_t *out, int64_t n, int64_t w, int64_t ncols),
-             (r, values, start, out, n, w, ncols))
-
-    static int64_t c_weighted_sums(const uint64_t *z, const uint64_t *g, uint64_t *acc,
-                                   u128 *work, int64_t n, int64_t d) {
-        int64_t i0 = 0;
-    #if HAVE_TARGETS
-        /* Vectors may run into the next row, and those sums are not used; with rows
-           this long, only from the very last row would they leave the array. */
-        if (cpu_level && d >= 4 && n > 1) {
-            i0 = n - 1;
-            for (int64_t j = 0; j < d;) {
-                if (cpu_level == 2 && d >= 8 && d - j > 4) {
-                    column_sums_2(z, g + j, acc + j, i0, d, d - j < 8 ? d - j : 8);
-                    j += 8;
-                } else {
-                    column_sums_1(z, g + j, acc + j, i0, d, d - j < 4 ? d - j : 4);
-                    j += 4;
-                }
-            }
-        }
-    #endif
-        for (int64_t j = 0; j < d; j++) work[j] = acc[j];
-        for (; i0 < n; i0 += LAZY) {
-            int64_t i1 = i0 + LAZY < n ? i0 + LAZY : n;
-            for (int64_t i = i0; i < i1; i++)
-                for (int64_t j = 0; j < d; j++) work[j] += (u128)z[i] * g[i * d + j];
-            for (int64_t j = 0; j < d; j++) work[j] = (work[j] & P61) + (work[j] >> 61);
-        }
-        for (int64_t j = 0; j < d; j++) acc[j] = fold128(work[j]);
-        return 0;
-    }
-
-    /* products below 2^85: 2^40 of them fit */
-    ALWAYS int64_t c_weighted_moments_body(const uint64_t *z, const uint64_t *g, const int32_t *w,
-                                           uint64_t *acc, i128 *work, int64_t n, int64_t d, int64_t e) {
-        for (int64_t j = 0; j < d * e; j++) work[j] = acc[j];
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < d; j++) {
-                int64_t t = (int64_t)mul1(z[i], g[i * d + j]);
-                for (int64_t k = 0; k < e; k++) work[j * e + k] += (i128)t * w[i * e + k];
-            }
-        for (int64_t j = 0; j < d * e; j++) acc[j] = fold_signed(work[j]);
-        return 0;
-    }
-    DISPATCH(c_weighted_moments, (const uint64_t *z, const uint64_t *g, const int32_t *w,
-                                  uint64_t *acc, i128 *work, int64_t n, int64_t d, int64_t e),
-             (z, g, w, acc, work, n, d, e))
     """
-    ctypedef long long i128 "i128"
-    ctypedef unsigned long long u128 "u128"
     int cpu_level
     int best_level() noexcept nogil
     int64_t c_reduce_random(uint64_t *, int64_t) noexcept nogil
@@ -935,29 +566,16 @@ cdef extern from *:
     int64_t c_add(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_sub(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_mul(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
-    int64_t c_share_upper(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
-    int64_t c_share_third(const uint64_t *, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_neg(const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_scale(const uint64_t *, uint64_t, uint64_t *, int64_t) noexcept nogil
     int64_t c_axpby(uint64_t, const uint64_t *, uint64_t, const uint64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_encode(const double *, double, double, uint64_t *, int64_t) noexcept nogil
     int64_t c_decode(const uint64_t *, double, double *, int64_t) noexcept nogil
     int64_t c_encode_int(const int64_t *, uint64_t *, int64_t) noexcept nogil
-    int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t) noexcept nogil
     void c_matmul_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_matmul(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     void c_gram_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
     int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
-    int64_t c_gram_banded(const int64_t *, const int64_t *, const uint64_t *, uint64_t *,
-                          int64_t, int64_t, int64_t, int64_t) noexcept nogil
-    int64_t c_check_band(const int64_t *, int64_t, int64_t, int64_t) noexcept nogil
-    void c_gram_banded_portable(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, i128 *,
-                                int64_t, int64_t, int64_t, int64_t) noexcept nogil
-    int64_t c_share_upper_banded(const uint64_t *, const int64_t *, const int64_t *, uint64_t *,
-                                 int64_t, int64_t, int64_t) noexcept nogil
-    int64_t c_weighted_sums(const uint64_t *, const uint64_t *, uint64_t *, u128 *, int64_t, int64_t) noexcept nogil
-    int64_t c_weighted_moments(const uint64_t *, const uint64_t *, const int32_t *, uint64_t *, i128 *,
-                               int64_t, int64_t, int64_t) noexcept nogil
 
 
 BITS = 61
@@ -1105,38 +723,6 @@ def axpby(alpha, const uint64_t[::1] a, beta, const uint64_t[::1] b, uint64_t[::
             c_axpby(ca, &a[0], cb, &b[0], &out[0], n)
 
 
-def share_upper(const uint64_t[::1] r, const uint64_t[::1] x, uint64_t[::1] out):
-    """Write (3 r - x) / 2 to `out`: f(3) of the line with f(0) = x, f(2) = r.
-
-    Parameters
-    ----------
-    r, x, out : uint64 array, shape (n,)
-        `out` may be an input.
-    """
-    cdef int64_t n = out.shape[0]
-    same(r.shape[0], n)
-    same(x.shape[0], n)
-    if n:
-        with nogil:
-            c_share_upper(&r[0], &x[0], &out[0], n)
-
-
-def share_third(const uint64_t[::1] r, const uint64_t[::1] x, uint64_t[::1] out):
-    """Write 3 r - 2 x to `out`: f(3) of the line with f(0) = x, f(1) = r.
-
-    Parameters
-    ----------
-    r, x, out : uint64 array, shape (n,)
-        `out` may be an input.
-    """
-    cdef int64_t n = out.shape[0]
-    same(r.shape[0], n)
-    same(x.shape[0], n)
-    if n:
-        with nogil:
-            c_share_third(&r[0], &x[0], &out[0], n)
-
-
 def encode(const double[::1] x, double scale, double bound, uint64_t[::1] out):
     """Encode reals as fixed-point field elements, rounding half to even.
 
@@ -1187,25 +773,6 @@ def encode_int(const int64_t[::1] x, uint64_t[::1] out):
     if n:
         with nogil:
             c_encode_int(&x[0], &out[0], n)
-
-
-def dot_rows(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[::1] out):
-    """Write the inner product of each pair of rows to `out`.
-
-    Parameters
-    ----------
-    a, b : uint64 array, shape (n, k)
-    out : uint64 array, shape (n,)
-    """
-    cdef int64_t n = out.shape[0], k = a.shape[1]
-    same(a.shape[0], n)
-    same(b.shape[0], n)
-    same(b.shape[1], k)
-    if k == 0:
-        out[:] = 0
-    elif n:
-        with nogil:
-            c_dot_rows(&a[0, 0], &b[0, 0], &out[0], n, k)
 
 
 def matmul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
@@ -1273,128 +840,3 @@ def _gram_portable(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[
     if n and p and q:
         with nogil:
             c_gram_portable(&a[0, 0], &b[0, 0], &acc[0, 0], n, p, q)
-
-
-cdef const int64_t[::1] band_starts(start, int64_t n, int64_t width, int64_t ncols):
-    """Widen the band starts to int64 and check that every band lies inside the matrix."""
-    cdef const int64_t[::1] s = np.ascontiguousarray(
-        np.asarray(start).astype(np.int64, casting="safe", copy=False))
-    same(s.shape[0], n)
-    if n and not c_check_band(&s[0], n, width, ncols):
-        raise ValueError("a band leaves the matrix")
-    return s
-
-
-def gram_banded(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):
-    """Add a^T b to `acc` for a banded matrix a of small public-sized integers.
-
-    Row i of a holds ``values[i, j]`` at column ``start[i] + j``.
-
-    Parameters
-    ----------
-    values : int64 array, shape (n, w)
-        Magnitudes below 2**48.
-    start : int32 or int64 array, shape (n,)
-        Between 0 and ncols - w.
-    b : uint64 array, shape (n, q)
-    acc : uint64 array, shape (ncols, q)
-    """
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = acc.shape[0], q = b.shape[1], done
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    same(b.shape[0], n)
-    same(acc.shape[1], q)
-    if n == 0 or w == 0 or q == 0:
-        return
-    with nogil:
-        done = c_gram_banded(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], n, w, ncols, q)
-    if not done:
-        raise MemoryError
-
-
-def _gram_banded_portable(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b,
-                          uint64_t[:, ::1] acc):
-    """Do what `gram_banded` does with 128-bit integers: its slow twin, for tests."""
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = acc.shape[0], q = b.shape[1]
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    cdef i128 *work
-    same(b.shape[0], n)
-    same(acc.shape[1], q)
-    if n == 0 or w == 0 or q == 0:
-        return
-    work = <i128 *>calloc(ncols * q, 16)
-    if work == NULL:
-        raise MemoryError
-    with nogil:
-        c_gram_banded_portable(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], work, n, w, ncols, q)
-        free(work)
-
-
-def share_upper_banded(const uint64_t[:, ::1] r, const int64_t[:, ::1] values, start,
-                       uint64_t[:, ::1] out):
-    """Write (3 r - a) / 2 to `out` for the banded matrix a of `gram_banded`.
-
-    Parameters
-    ----------
-    r : uint64 array, shape (n, ncols)
-    values : int64 array, shape (n, w)
-        Magnitudes below 2**60.
-    start : int32 or int64 array, shape (n,)
-        Between 0 and ncols - w.
-    out : uint64 array, shape (n, ncols)
-        May be `r`.
-    """
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = r.shape[1]
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    same(r.shape[0], n)
-    same(out.shape[0], n)
-    same(out.shape[1], ncols)
-    if n and ncols:
-        with nogil:
-            c_share_upper_banded(&r[0, 0], &values[0, 0] if w else NULL, &s[0], &out[0, 0], n, w, ncols)
-
-
-def weighted_sums(const uint64_t[::1] z, const uint64_t[:, ::1] g, w, acc):
-    """Add weighted column sums to `acc`.
-
-    Parameters
-    ----------
-    z : uint64 array, shape (n,)
-    g : uint64 array, shape (n, d)
-    w : int32 array, shape (n, e), or None
-        Public weights of magnitude below 2**24.
-    acc : uint64 array
-        Without `w`, shape (d,): receives ``sum_i z_i g_id``. With it, shape
-        (d, e): receives ``sum_i z_i g_id w_ie``.
-    """
-    cdef int64_t n = z.shape[0], d = g.shape[1], e
-    cdef const int32_t[:, ::1] weights
-    cdef uint64_t[::1] sums
-    cdef uint64_t[:, ::1] moments
-    cdef void *work
-    same(g.shape[0], n)
-    if w is None:
-        sums = acc
-        same(sums.shape[0], d)
-        if n == 0 or d == 0:
-            return
-        work = calloc(d, 16)
-        if work == NULL:
-            raise MemoryError
-        with nogil:
-            c_weighted_sums(&z[0], &g[0, 0], &sums[0], <u128 *>work, n, d)
-            free(work)
-        return
-    weights = w
-    moments = acc
-    e = weights.shape[1]
-    same(weights.shape[0], n)
-    same(moments.shape[0], d)
-    same(moments.shape[1], e)
-    if n == 0 or d == 0 or e == 0:
-        return
-    work = calloc(d * e, 16)
-    if work == NULL:
-        raise MemoryError
-    with nogil:
-        c_weighted_moments(&z[0], &g[0, 0], &weights[0, 0], &moments[0, 0], <i128 *>work, n, d, e)
-        free(work)
