@@ -236,27 +236,28 @@ class Ring(Field):
 
     def add(self, a, b):
         """Elementwise sum of arrays of one shape."""
-        return a + b
+        return np.add(a, b, out=np.empty_like(a))
 
     def sub(self, a, b):
         """Elementwise difference."""
-        return a - b
+        return np.subtract(a, b, out=np.empty_like(a))
 
     def mul(self, a, b):
         """Elementwise product."""
-        return a * b
+        return np.multiply(a, b, out=np.empty_like(a))
 
     def neg(self, a):
         """Elementwise negation."""
-        return np.negative(a)
+        return np.negative(a, out=np.empty_like(a))
 
     def scale(self, a, constant):
         """Product with a public integer."""
-        return a * np.uint64(constant % self.modulus)
+        factor = np.uint64(constant % self.modulus)
+        return np.multiply(a, factor, out=np.empty_like(a))
 
     def axpby(self, alpha, a, beta, b):
         """``alpha * a + beta * b`` with public integers alpha and beta."""
-        return self.scale(a, alpha) + self.scale(b, beta)
+        return self.add(self.scale(a, alpha), self.scale(b, beta))
 
     def matmul(self, a, b):
         """Matrix product; for small matrices."""
