@@ -26,7 +26,7 @@ from dipy_ppir._kernels import parzen
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.contingency import SUM_BITS, Contingency, band_bits, choose_scales
-from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
+from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.logarithm import WEIGHT_BITS, mutual_information
 from dipy_ppir.mpc.protocols import dither
@@ -145,9 +145,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     -----
     With 32 bins and p parameters, an evaluation with gradient sends
     ``33 + 28 + 2 + p + 1`` elements of 8 bytes per sample over all links with
-    ``reveal="histogram"``, at most 76, in 5 rounds; with ``reveal="gradient"``
-    ``33 + 2 * 32 + 28 + 2 + p + 1`` and 957 logarithms, see
-    `dipy_ppir.mpc.logarithm`.
+    ``reveal="histogram"``, at most 76, in ``4 + blocks`` rounds, a block being 2,048
+    samples; with ``reveal="gradient"`` ``33 + 2 * 32 + 28 + 2 + p + 1`` and 956
+    logarithms (see `dipy_ppir.mpc.logarithm`) in ``35 + 2 * blocks``.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -590,8 +590,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         """Keep the gradient, unless the check column says that a sum wrapped."""
         self.metric_gradient = None
         sums, check = sums[:-1], sums[-1]
-        # A wrap moves the left side by 2**-2 or more; proven scales cannot wrap.
-        if self._extra and abs(sums @ self._check - check) > 2.0**-3:
+        # One wrap moves the left side by 2**(3 - extra) or more, rounding by some
+        # 2**-20; proven scales cannot wrap.
+        if self._extra and abs(sums @ self._check - check) > 2.0 ** (-8 - self._extra):
             return
         norm = self._valid * self.mdelta
         self.metric_gradient = sums * (-1.0 / norm if norm > 0 else 0.0)
@@ -626,8 +627,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         return scales
 
     def _scales(self, total, sums, row_scale=None):
-        # Each column weighs in by its bound, so the check's own bound is their number.
-        self._check = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
+        # Each column weighs in by its bound, so the check's own bound is their number;
+        # by chance a little less, so that wraps of two columns do not cancel.
+        weights = np.random.default_rng().uniform(0.5, 1.0, len(sums))
+        self._check = np.divide(weights, sums, out=np.zeros_like(sums), where=sums > 0)
         extra = np.append(np.full(len(sums), self._extra), 0)
         return choose_scales(total, np.append(sums, len(sums)), row_scale, extra)
 

@@ -238,7 +238,6 @@ def mutual_information(
     """
     bins, categories = table.shape[0] - 1, table.shape[1]
     counted = table.share[-1]
-    across = np.ones((categories, 1), dtype=np.int64)
     # Sums are local. One unit in the last place is added to every number, so that
     # none is zero.
     row_sums = table.share[:-1].sum(axis=1)
