@@ -22,7 +22,6 @@ from dipy_ppir.align.parzenhist import (
     SecureParzenJointHistogram,
     linear_jacobian,
 )
-from dipy_ppir.mpc.contingency import BLOCK
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
 from dipy_ppir.mpc.session import run_trio
@@ -353,7 +352,7 @@ def test_what_is_opened_is_what_is_declared(trio, reveal):
 @EVERY_REVEAL
 def test_bytes_and_rounds_of_an_evaluation_are_as_stated(trio, depth, reveal, shape):
     static, moving = pair(shape)
-    n, p, blocks = static.size, 3, -(-static.size // BLOCK)
+    n, p = static.size, 3
 
     def rounds_and_bytes(times):
         rounds = depth(trio)
@@ -378,23 +377,23 @@ def test_bytes_and_rounds_of_an_evaluation_are_as_stated(trio, depth, reveal, sh
     table, numbers = 8 * 33 * n, 32 * 28 + 32 + 28
     if reveal == "histogram":
         assert sent["histogram"] == 3 * (table + opening * 33 * 28)
-        assert after - before == 2 * (4 + blocks)
+        assert after - before == 2 * 5
     else:
         logarithms = numbers * (8 + 24 * 40 + (2 * 31 + 2 + 3 * 3 + 8 * 3) * 16)
         logarithms += 2 * opening + 2 * 16  # two counts, the value
         logarithms += 32 * 28 * 16  # the weights of the gradient
         assert sent["histogram"] == 3 * (table + logarithms)
-        assert after - before == 2 * (35 + 2 * blocks)
+        assert after - before == 2 * 37
         assert f"{logarithms / 1e6:.1f} MB" == "2.4 MB"
     known, secret = 33 + 28 + 2 + 1, 33 + 2 * 32 + 28 + 2 + 1
     stated = " ".join(SecureMutualInformationMetric.__doc__.split())
     assert f"``8 * ({known} + p)`` per sample" in stated
     assert f"``8 * ({secret} + p)`` plus 2.4 MB" in stated
-    assert "Rounds: ``4 + blocks`` and ``35 + 2 * blocks``" in stated
+    assert "Rounds: 5 and 37" in stated
     stated = " ".join(SecureParzenJointHistogram.__doc__.split())
-    assert f"at most {known + 12}, in ``4 + blocks`` rounds" in stated
+    assert f"at most {known + 12}, in 5 rounds" in stated
     assert f"and {numbers} logarithms" in stated
-    assert "in ``35 + 2 * blocks``" in stated
+    assert "in 37 rounds" in stated
 
 
 # -- sums that wrap ------------------------------------------------------------

@@ -106,8 +106,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     Bytes: with 32 bins and p parameters, an evaluation with gradient takes
     ``8 * (64 + p)`` per sample over all links with ``reveal="histogram"`` and
     ``8 * (128 + p)`` plus 2.4 MB with ``reveal="gradient"``; either way
-    ``8 * 28`` per sample once per resolution level. Rounds: ``4 + blocks`` and
-    ``35 + 2 * blocks``, a block being 2,048 samples.
+    ``8 * 28`` per sample once per resolution level. Rounds: 5 and 37.
     """
 
     def __init__(

@@ -145,9 +145,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     -----
     With 32 bins and p parameters, an evaluation with gradient sends
     ``33 + 28 + 2 + p + 1`` elements of 8 bytes per sample over all links with
-    ``reveal="histogram"``, at most 76, in ``4 + blocks`` rounds, a block being 2,048
-    samples; with ``reveal="gradient"`` ``33 + 2 * 32 + 28 + 2 + p + 1`` and 956
-    logarithms (see `dipy_ppir.mpc.logarithm`) in ``35 + 2 * blocks``.
+    ``reveal="histogram"``, at most 76, in 5 rounds; with ``reveal="gradient"``
+    ``33 + 2 * 32 + 28 + 2 + p + 1`` and 956 logarithms (see
+    `dipy_ppir.mpc.logarithm`), in 37 rounds.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -243,23 +243,24 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 return
             if command == TABLE:
                 tables += 1
-                self._check_limit(tables, limit)
+                if limit is not None and tables > limit:
+                    raise ProtocolError(
+                        f"the moving owner asked for more than the {limit} "
+                        "evaluations that the agreed level_iters allow",
+                        MOVING,
+                    )
                 self._table()
             elif command & 0xFF == CONTRACT and 0 < command >> 8 <= MAX_PARAMETERS:
                 gradients += 1
                 # A gradient whose sums wrapped is computed a second time.
-                self._check_limit(gradients, 2 * tables)
+                if gradients > 2 * tables:
+                    raise ProtocolError(
+                        "the moving owner asked for a third gradient of one evaluation",
+                        MOVING,
+                    )
                 self._contract(command >> 8)
             else:
                 raise ProtocolError("the moving owner sent an unknown command", MOVING)
-
-    def _check_limit(self, count, limit):
-        if limit is not None and count > limit:
-            raise ProtocolError(
-                f"the moving owner asked for more than the {limit} evaluations that "
-                "the agreed level_iters allow",
-                MOVING,
-            )
 
     def end(self):
         """Tell the other parties that the evaluations are over."""

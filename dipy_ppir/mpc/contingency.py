@@ -27,17 +27,14 @@ the moving owner computes the first term, with its own clear X: five weights a r
 instead of a dense random row; the static owner the second, since it dealt B_2; the
 helper the third. The product is the sum of the three parties' parts.
 
-=================  ==================================  ====================
+=================  ==================================  ===========
 step               elements per sample, all links      rounds
-=================  ==================================  ====================
+=================  ==================================  ===========
 share_categories   categories (once)                   1
 table              bins + 1                            1 + opening
-contract           categories + columns + 2            1 + blocks + opening
-contract_shared    2 bins + categories + columns + 2   2 blocks + opening
-=================  ==================================  ====================
-
-A block is `BLOCK` samples: the static owner and the helper exchange their parts of z
-block by block.
+contract           categories + columns + 2            2 + opening
+contract_shared    2 bins + categories + columns + 2   2 + opening
+=================  ==================================  ===========
 
 What each party sees: the static owner the random parts X_1, and the helper's part
 of z hidden by a random number; the helper X_2, B_2 and the static owner's part of z,
@@ -197,7 +194,7 @@ class Contingency:
         The moving owner scales its numbers to integers on its own; the sums
         come out scaled by ``row_scale * column_scales``, known to it alone.
 
-        Rounds: 1 + blocks. Elements: ``categories + columns + 2`` per sample.
+        Rounds: 2. Elements: ``categories + columns + 2`` per sample.
 
         Parameters
         ----------
@@ -237,7 +234,7 @@ class Contingency:
         The first sum is that of `contract`. The second has rows of both owners
         too: D and the column of W_1 that belongs to the sample's category.
 
-        Rounds: 2 blocks. Elements: ``2 bins + categories + columns + 2`` per sample.
+        Rounds: 2. Elements: ``2 bins + categories + columns + 2`` per sample.
 
         Parameters
         ----------
@@ -307,31 +304,30 @@ class Contingency:
         summand of z, they both know the other. Of g it knows all, they a part each.
         """
         s, kernels = self.session, self.field.kernels
+        z = self.field.zeros((self.samples,))
+        for start, stop in self._blocks():
+            selected(start, stop, z[start:stop])
+        if s.pid == MOVING:
+            z += self._random(STATIC, z.shape)
+            z += self._random(HELPER, z.shape)
+        else:
+            z -= self._random(s.pid, z.shape)
+            peer = STATIC + HELPER - s.pid
+            s.network.send(peer, "part", z)
+            z += self._receive(peer, "part", z.shape)
         acc = self.field.zeros((columns,))
         for start, stop in self._blocks():
-            n = stop - start
-            z = self._buffer("z", (n,))
-            z[...] = 0
-            selected(start, stop, z)
-            shape = (n, columns)
-            if s.pid == MOVING:
-                z += self._random(STATIC, (n,))
-                z += self._random(HELPER, (n,))
-                g = self.field.encode(
-                    column_blocks(start, stop) * scales.columns, 0, 2.0**SUM_BITS
-                )
+            shape = (stop - start, columns)
+            if s.pid == STATIC:
+                g = self._random(MOVING, shape)
+            elif s.pid == HELPER:
+                g = self._receive(MOVING, "columns", shape)
+            else:
+                g = column_blocks(start, stop) * scales.columns
+                g = self.field.encode(g, 0, 2.0**SUM_BITS)
                 rows = self._random(MOVING, shape)
                 s.network.send(HELPER, "columns", np.subtract(g, rows, out=rows))
-            else:
-                z -= self._random(s.pid, (n,))
-                peer = STATIC + HELPER - s.pid
-                s.network.send(peer, "part", z)
-                z += self._receive(peer, "part", (n,))
-                if s.pid == STATIC:
-                    g = self._random(MOVING, shape)
-                else:
-                    g = self._receive(MOVING, "columns", shape)
-            kernels.weighted_sums(z, g, acc)
+            kernels.weighted_sums(z[start:stop], g, acc)
         return SharedArray(self.field, acc, 2, 0, 1 << SUM_BITS)
 
 
