@@ -664,6 +664,37 @@ def test_steps_given_as_functions(lockstep, bodies):
     assert_same_matrix(*matrices)
 
 
+def test_arguments_by_position_as_in_dipy(images):
+    """DIPY still takes them so, with a warning; so do older tutorials of its."""
+    static, moving, *grids = images(2)
+    matrices = []
+    for metric_class, driver_class in (
+        (SecureMutualInformationMetric, SecureAffineRegistration),
+        (MutualInformationMetric, AffineRegistration),
+    ):
+        with pytest.warns(UserWarning, match="Pass .* as keyword args") as warned:
+            driver = driver_class(metric_class(16, None), [3], [0.0], [1])
+            result = driver.optimize(
+                static, moving, regtransforms["TRANSLATION", 2], None, *grids
+            )
+        assert {w.filename for w in warned} == {__file__}
+        assert len(warned) == 3
+        matrices.append(result.affine)
+    assert np.abs(matrices[0] - matrices[1]).max() < 1e-3
+    with pytest.warns(UserWarning, match="Pass .* as keyword args"):
+        affine_registration(moving, static, *grids, ["center_of_mass"])
+    with pytest.warns(UserWarning, match="overwritten") as warned:
+        affine_registration(
+            moving,
+            static,
+            moving_affine=grids[1],
+            static_affine=grids[0],
+            starting_affine=np.eye(3),
+            pipeline=["center_of_mass"],
+        )
+    assert warned[0].filename == __file__
+
+
 def test_files_and_nifti_images(bodies, tmp_path):
     static, moving, static_affine, moving_affine = bodies(3)
     paths = []
@@ -1340,20 +1371,89 @@ def test_masks_of_zeros_warn_as_in_dipy(images):
         )
 
 
-def test_bad_input_at_one_site_ends_the_others(trio, outcomes, images):
+SPOILT = {
+    "NaN": (lambda image: image * np.nan, "image contains NaN"),
+    "constant": (np.ones_like, "image is constant"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("pid", [MOVING, STATIC])
+def test_bad_input_at_one_site_ends_the_others(trio, outcomes, images, pid, spoilt):
     pair = images(3)
+    spoil, text = SPOILT[spoilt]
 
     def party(session):
-        own = (pair[0] * np.nan, *pair[1:]) if session.pid == STATIC else pair
+        own = list(pair)
+        if session.pid == pid:
+            index = 0 if pid == STATIC else 1
+            own[index] = spoil(own[index])
         return with_own_images(session, own)
 
     start = time.monotonic()
     errors = outcomes(trio, party)
     assert time.monotonic() - start < 10
+    assert isinstance(errors[pid], ValueError)
+    name = "static" if pid == STATIC else "moving"
+    assert f"{name} {text}" in str(errors[pid])
+    for other in {MOVING, STATIC, HELPER} - {pid}:
+        assert isinstance(errors[other], PeerError)
+        assert errors[other].culprit == pid
+        assert ROLES[pid] in str(errors[other])
+        assert text not in str(errors[other])
+
+
+def test_masks_of_zeros_at_their_owners_warn_as_in_dipy(lockstep, trio, bodies):
+    pair = bodies(3)
+    nothing = [np.zeros(image.shape) for image in pair[:2]]
+    common = {"pipeline": ["rigid"]}
+    with pytest.warns(UserWarning, match="mask is all zeros") as warned:
+        results = run_trio(
+            trio, lambda s: with_own_images(s, pair, nothing, common=common)
+        )
+    for name in ("static_mask", "moving_mask"):
+        assert any(name in str(w.message) for w in warned)
+    clear, *_ = registered(
+        pair, AffineRegistration, MutualInformationMetric(nbins=16), ("RIGID", 3)
+    )
+    lockstep.check("gradient")
+    assert_same_matrix(results[MOVING][1], clear.affine)
+
+
+def vanishing(image):
+    """A mask of single voxels, none of which a coarse grid has."""
+    mask = np.zeros(image.shape, dtype=np.int32)
+    mask[9, 9, 9] = mask[10, 10, 10] = mask[9, 10, 11] = 1
+    return mask
+
+
+VANISHED = "no voxel of the static mask is left where the image is reduced to 6x6x5"
+
+
+def test_a_mask_that_vanishes_on_a_coarse_level(bodies):
+    static, moving, static_affine, moving_affine = bodies(3)
+    with pytest.raises(ValueError, match=VANISHED):
+        affine_registration(
+            moving,
+            static,
+            static_affine=static_affine,
+            moving_affine=moving_affine,
+            static_mask=vanishing(static),
+            **{**BRIEF, "factors": [4, 1]},
+        )
+
+
+def test_a_mask_that_vanishes_at_its_owner(trio, outcomes, bodies):
+    pair = bodies(3)
+    masks = vanishing(pair[0]), None
+    common = {"factors": [4, 1]}
+    errors = outcomes(trio, lambda s: with_own_images(s, pair, masks, common=common))
     assert isinstance(errors[STATIC], ValueError)
+    assert VANISHED in str(errors[STATIC])
     for pid in (MOVING, HELPER):
         assert isinstance(errors[pid], PeerError)
-        assert "NaN" not in str(errors[pid])
+        assert errors[pid].culprit == STATIC
+        assert "mask" not in str(errors[pid])
 
 
 # -- failures on the way -------------------------------------------------------
@@ -1409,6 +1509,46 @@ def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pi
 
 
 @pytest.mark.parametrize("pid", [STATIC, HELPER])
+@pytest.mark.parametrize(
+    ("moment", "reveal"), [("values", "histogram"), ("gradient", "gradient")]
+)
+def test_a_party_killed_within_an_evaluation(images, monkeypatch, pid, moment, reveal):
+    """The others have begun; no number of the evaluation has been opened."""
+    metric = SecureMutualInformationMetric(nbins=16, reveal=reveal)
+    transform = regtransforms["RIGID", 3]
+    static, moving, *_ = images(3)
+    metric.setup(transform, static, moving)
+    theta = near_identity(transform)
+    expected = metric.distance_and_gradient(theta)
+    children = dict(local._shared._children)
+    where = {
+        "values": (metric, "_sample_moving"),
+        "gradient": (metric.histogram, "_update_gradient"),
+    }
+    inner = getattr(*where[moment])
+
+    def killing(*args, **kwargs):
+        children[pid].kill()
+        children[pid].wait()
+        return inner(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where[moment], killing)
+        error = bounded(lambda: metric.distance_and_gradient(theta))
+    assert isinstance(error, PeerLostError), error
+    assert error.culprit == pid
+    assert f"party {pid} ({ROLES[pid]})" in str(error)
+    assert "\n" not in str(error)
+    assert all(c.returncode is not None for c in children.values()), (
+        "a party outlived it"
+    )
+    value, gradient = metric.distance_and_gradient(theta)
+    assert abs(value - expected[0]) < 1e-5
+    assert np.abs(gradient - expected[1]).max() < 1e-3 * np.abs(expected[1]).max()
+    metric.end()
+
+
+@pytest.mark.parametrize("pid", [STATIC, HELPER])
 def test_a_party_that_dies_between_calls_is_replaced(images, pid):
     assert run_with(images, None)[1].shape == (4, 4)
     child = local._shared._children[pid]
@@ -1452,8 +1592,9 @@ def bounded(function, seconds=20):
 
 
 @pytest.mark.parametrize("pid", [STATIC, HELPER])
-def test_a_party_that_stands_still_is_named(images, pid):
+def test_a_party_that_stands_still_is_named(images, monkeypatch, pid):
     """Stopped, not dead: its sockets and pipes stay open, it says nothing."""
+    monkeypatch.setattr(local, "REPLY_PATIENCE", 0.3)
     run_with(images, None)
     parties = local._shared
     parties.session.network.timeout = 1.0

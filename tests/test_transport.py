@@ -5,16 +5,23 @@ The test plays the peer: it holds the other end of a socket and writes bytes.
 
 import ast
 import json
+import os
 from pathlib import Path
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 
+from dipy.align.transforms import regtransforms
 import numpy as np
 import pytest
 
 import dipy_ppir
-from dipy_ppir.mpc import mpyc_bridge, transport
+from dipy_ppir.align import RemoteImage
+from dipy_ppir.align.imaffine import SecureMutualInformationMetric
+from dipy_ppir.mpc import local, mpyc_bridge, transport
 from dipy_ppir.mpc.errors import (
     AuthenticationError,
     MPCError,
@@ -25,17 +32,38 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
 )
 from dipy_ppir.mpc.fields import P61, P127
-from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
+from dipy_ppir.mpc.party import meet
 from dipy_ppir.mpc.protocols import share
-from dipy_ppir.mpc.session import authenticate, run_trio
-from dipy_ppir.mpc.transport import ABORT, DATA, JSON, MPYC, Link, Network, operation_code
+from dipy_ppir.mpc.session import authenticate, local_trio, run_trio
+from dipy_ppir.mpc.transport import (
+    ABORT,
+    DATA,
+    JSON,
+    MPYC,
+    Link,
+    Network,
+    operation_code,
+)
 
 HEADER = transport._HEADER
 
 
-def frame(payload=b"", *, name="step", kind=DATA, sequence=0, magic=b"PP", version=1, length=None):
+def frame(
+    payload=b"",
+    *,
+    name="step",
+    kind=DATA,
+    sequence=0,
+    magic=b"PP",
+    version=1,
+    length=None,
+):
     length = len(payload) if length is None else length
-    return HEADER.pack(magic, version, kind, operation_code(name), sequence, length) + payload
+    return (
+        HEADER.pack(magic, version, kind, operation_code(name), sequence, length)
+        + payload
+    )
 
 
 class Wire:
@@ -44,7 +72,9 @@ class Wire:
     def __init__(self, timeout=5.0):
         ours, self.peer = socket.socketpair()
         self.ledger = Ledger()
-        self.network = Network({STATIC: Link(ours, STATIC)}, timeout, lambda: self.ledger)
+        self.network = Network(
+            {STATIC: Link(ours, STATIC)}, timeout, lambda: self.ledger
+        )
 
     def close(self):
         self.network.close()
@@ -111,8 +141,16 @@ BAD_FRAMES = {
     "kind 9": (frame(TWO, kind=9), ProtocolError, "unknown kind or size"),
     "oversized": (frame(length=(1 << 24) + 1), ProtocolError, "unknown kind or size"),
     "huge": (frame(length=(1 << 64) - 1), ProtocolError, "unknown kind or size"),
-    "huge JSON": (frame(kind=JSON, length=1 << 21), ProtocolError, "unknown kind or size"),
-    "huge abort": (frame(kind=ABORT, length=1 << 11), ProtocolError, "unknown kind or size"),
+    "huge JSON": (
+        frame(kind=JSON, length=1 << 21),
+        ProtocolError,
+        "unknown kind or size",
+    ),
+    "huge abort": (
+        frame(kind=ABORT, length=1 << 11),
+        ProtocolError,
+        "unknown kind or size",
+    ),
     "too short": (frame(TWO[:8]), ProtocolError, "8 bytes where 16 were due"),
     "too long": (frame(TWO + TWO), ProtocolError, "32 bytes where 16 were due"),
     "empty": (frame(), ProtocolError, "0 bytes where 16 were due"),
@@ -120,13 +158,34 @@ BAD_FRAMES = {
     "another kind": (frame(TWO, kind=MPYC), ProtocolError, "another step"),
     "JSON for data": (frame(b"{}", kind=JSON), ProtocolError, "another step"),
     "sequence ahead": (frame(TWO, sequence=1), ProtocolError, "out of order or twice"),
-    "truncated header": (frame(TWO)[:10], PeerLostError, "closed the connection or died"),
-    "truncated payload": (frame(TWO)[:-1], PeerLostError, "closed the connection or died"),
+    "truncated header": (
+        frame(TWO)[:10],
+        PeerLostError,
+        "closed the connection or died",
+    ),
+    "truncated payload": (
+        frame(TWO)[:-1],
+        PeerLostError,
+        "closed the connection or died",
+    ),
     "nothing": (b"", PeerLostError, "closed the connection or died"),
     "abort": (frame(b"\x01\xff", kind=ABORT), PeerAbortedError, "error on its side"),
     "interrupt": (frame(b"\x03\xff", kind=ABORT), PeerAbortedError, "interrupted"),
-    "lost the helper": (frame(b"\x02\x02", kind=ABORT), PeerLostError, "helper.* is gone, says"),
-    "strange abort": (frame(b"\xee\xee", kind=ABORT), PeerAbortedError, "error on its side"),
+    "lost the helper": (
+        frame(b"\x02\x02", kind=ABORT),
+        PeerLostError,
+        "helper.* is gone, says",
+    ),
+    "the helper ended it": (
+        frame(b"\x04\x02", kind=ABORT),
+        PeerAbortedError,
+        "helper.* ended the computation, says",
+    ),
+    "strange abort": (
+        frame(b"\xee\xee", kind=ABORT),
+        PeerAbortedError,
+        "error on its side",
+    ),
     "empty abort": (frame(b"", kind=ABORT), PeerAbortedError, "error on its side"),
 }
 
@@ -139,7 +198,9 @@ def test_bad_frames(wire, name, early):
         wire.peer.sendall(raw)
         wire.peer.shutdown(socket.SHUT_WR)
     else:
-        timer = threading.Timer(0.05, lambda: (wire.peer.sendall(raw), wire.peer.shutdown(socket.SHUT_WR)))
+        timer = threading.Timer(
+            0.05, lambda: (wire.peer.sendall(raw), wire.peer.shutdown(socket.SHUT_WR))
+        )
         timer.start()
     start = time.monotonic()
     with pytest.raises(error, match=text) as caught:
@@ -148,7 +209,7 @@ def test_bad_frames(wire, name, early):
         timer.join()
     assert time.monotonic() - start < 2
     assert type(caught.value) is error
-    culprit = HELPER if name == "lost the helper" else STATIC
+    culprit = HELPER if "the helper" in name else STATIC
     assert caught.value.culprit == culprit
     assert isinstance(caught.value, (MPCError, ConnectionError))
     assert "static owner" in str(caught.value)
@@ -183,7 +244,17 @@ def test_step_that_ran_ahead_is_noticed(wire):
         b'{"a": 1} {"b": 2}',
         b"\x80\x04\x95",
     ],
-    ids=["empty", "open", "word", "no utf-8", "deep", "long number", "python", "two", "pickle"],
+    ids=[
+        "empty",
+        "open",
+        "word",
+        "no utf-8",
+        "deep",
+        "long number",
+        "python",
+        "two",
+        "pickle",
+    ],
 )
 def test_malformed_metadata(wire, raw):
     wire.peer.sendall(frame(raw, name="meta", kind=JSON))
@@ -206,7 +277,9 @@ def test_numbers_outside_the_field_are_refused(trio, outcomes, field, excess):
     """p and p + 1 stand for 0 and 1 as well: two spellings of one element."""
     bad = field.empty((4,))
     field.flat(bad)[:] = field.from_ints([1, 2, 3, 4])
-    words = [(field.modulus + excess) >> 64 * w & (1 << 64) - 1 for w in range(field.words)]
+    words = [
+        (field.modulus + excess) >> 64 * w & (1 << 64) - 1 for w in range(field.words)
+    ]
     field.flat(bad)[2] = words if field.words == 2 else words[0]
 
     def party(session):
@@ -384,7 +457,9 @@ def test_an_error_at_one_party_ends_all(trio, outcomes):
     def party(session):
         if session.pid == STATIC:
             raise ValueError(secret)
-        session.network.receive(HELPER if session.pid == MOVING else MOVING, "x", bytearray(8))
+        session.network.receive(
+            HELPER if session.pid == MOVING else MOVING, "x", bytearray(8)
+        )
 
     start = time.monotonic()
     errors = outcomes(trio, party)
@@ -418,6 +493,209 @@ def test_a_session_that_is_left_closes(trio):
     assert trio[1].network.closed
     with pytest.raises(PeerError):
         trio[2].network.receive(1, "x", bytearray(8))
+
+
+# -- in the middle of an evaluation -------------------------------------------
+
+
+def small_pair():
+    rng = np.random.default_rng(5)
+    static = rng.random((7, 6, 5))
+    return static, np.sqrt(static) + 0.1 * rng.random(static.shape)
+
+
+def evaluate(session, reveal):
+    """One party's part of one evaluation of the metric and its gradient."""
+    static, moving = small_pair()
+    metric = SecureMutualInformationMetric(nbins=8, reveal=reveal, session=session)
+    metric.setup(
+        regtransforms["TRANSLATION", 3],
+        static if session.pid == STATIC else RemoteImage(static.shape),
+        moving if session.pid == MOVING else RemoteImage(moving.shape),
+    )
+    if session.pid == MOVING:
+        metric.distance_and_gradient(np.array([0.2, -0.1, 0.3]))
+        metric.end()
+    else:
+        metric.serve()
+
+
+def steps_of(three, reveal):
+    """The protocol steps of an evaluation, by sender, in order, each once."""
+    steps = {pid: [] for pid in ROLES}
+
+    def party(session):
+        send = session.network.send
+
+        def watched(peer, name, array):
+            if name not in steps[session.pid]:
+                steps[session.pid].append(name)
+            send(peer, name, array)
+
+        session.network.send = watched
+        evaluate(session, reveal)
+
+    three(party)
+    return [(pid, name) for pid in steps for name in steps[pid]]
+
+
+def die(session):
+    """As the kernel does it when a process is killed: no farewell."""
+    for link in session.network.links.values():
+        link.sock.shutdown(socket.SHUT_RDWR)
+        link.sock.close()
+    session.network.closed = True
+    raise ConnectionAbortedError
+
+
+CHEATS = {
+    # name: (what is sent instead, what the receiver says)
+    "short": (lambda raw, name: (raw[:-8], name), "bytes where .* were due"),
+    "long": (lambda raw, name: (raw + bytes(8), name), "bytes where .* were due"),
+    "another step": (lambda raw, name: (raw, name + "?"), "another step"),
+}
+
+
+@pytest.mark.parametrize("how", [*CHEATS, "death"])
+@pytest.mark.parametrize("reveal", ["histogram", "gradient"])
+def test_a_party_that_breaks_off_in_an_evaluation(three, outcomes, how, reveal):
+    """At every step of every party: both others learn of it at once."""
+    steps = steps_of(three, reveal)
+    assert len(steps) > 9
+    for pid, step in steps:
+        sessions = local_trio(timeout=20)
+
+        def party(session, pid=pid, step=step):
+            send = session.network.send
+
+            def cheating(peer, name, array):
+                if name != step:
+                    send(peer, name, array)
+                elif how == "death":
+                    die(session)
+                else:
+                    raw, name = CHEATS[how][0](bytes(memoryview(array).cast("B")), name)
+                    send(peer, name, raw)
+
+            if session.pid == pid:
+                session.network.send = cheating
+            evaluate(session, reveal)
+
+        start = time.monotonic()
+        errors = outcomes(sessions, party)
+        assert time.monotonic() - start < 10, "the time-out is 20 s"
+        others = [errors[p] for p in ROLES if p != pid]
+        at = f"{step} of party {pid}"
+        for error in others:
+            assert isinstance(error, PeerError), (at, error)
+            assert "\n" not in str(error)
+        if how == "death":
+            assert {type(error) for error in others} == {PeerLostError}, at
+            assert {error.culprit for error in others} == {pid}, at
+        else:
+            refusals = [e for e in others if type(e) is ProtocolError]
+            assert refusals, (at, others)
+            for refusal in refusals:
+                assert refusal.culprit == pid, at
+                assert f"party {pid} ({ROLES[pid]})" in str(refusal)
+                assert re.search(CHEATS[how][1], str(refusal)), at
+        for session in sessions:
+            session.close()
+
+
+# -- meeting -----------------------------------------------------------------
+
+
+def meeting(present, timeout=0.5, accepts=True):
+    """What each party that comes to a meeting returns or raises."""
+    listeners = {p: socket.create_server(("127.0.0.1", 0)) for p in (MOVING, STATIC)}
+    addresses = {p: s.getsockname()[:2] for p, s in listeners.items()}
+    results = {}
+
+    def come(pid):
+        try:
+            results[pid] = meet(pid, b"t" * 32, addresses, listeners.get(pid), timeout)
+        except Exception as exc:
+            results[pid] = exc
+
+    threads = [threading.Thread(target=come, args=(pid,)) for pid in present]
+    if not accepts:
+        for listener in listeners.values():
+            listener.close()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive(), "waits for ever"
+    for listener in listeners.values():
+        listener.close()
+    for result in results.values():
+        if not isinstance(result, Exception):
+            result.close()
+    return results
+
+
+def test_a_meeting():
+    results = meeting(ROLES, timeout=10)
+    assert [results[p].pid for p in sorted(results)] == [0, 1, 2]
+    assert all(results[p].peers == sorted(set(ROLES) - {p}) for p in results)
+
+
+@pytest.mark.parametrize("absent", [[STATIC], [HELPER], [STATIC, HELPER], [MOVING]])
+def test_a_party_that_never_comes_is_named(absent):
+    present = [p for p in ROLES if p not in absent]
+    results = meeting(present)
+    for pid in present:
+        error = results[pid]
+        assert isinstance(error, PeerTimeoutError), error
+        assert error.culprit == absent[0]
+        assert "did not connect within 0.5 s" in str(error)
+        assert "\n" not in str(error)
+    for pid in absent:
+        named = [e for e in results.values() if f"party {pid} ({ROLES[pid]})" in str(e)]
+        assert named, f"nobody names party {pid}"
+
+
+@pytest.mark.parametrize("pid", [STATIC, HELPER])
+def test_nobody_listens(pid):
+    error = meeting([pid], accepts=False)[pid]
+    assert isinstance(error, PeerLostError), error
+    assert error.culprit == MOVING
+    assert "party 0 (moving owner)" in str(error)
+
+
+@pytest.fixture
+def own_parties(monkeypatch):
+    """Local parties of this test's own, and a short time to start them."""
+    local.close_local_parties()
+    monkeypatch.setattr(local, "START_TIMEOUT", 1.0)
+    yield
+    local.close_local_parties()
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "text"),
+    [
+        ("raise SystemExit(3)", PeerLostError, "ended as it started"),
+        ("import time; time.sleep(3)", PeerTimeoutError, "did not connect within 1 s"),
+    ],
+    ids=["ends", "sleeps"],
+)
+def test_a_local_party_that_does_not_start(
+    own_parties, monkeypatch, descendants, program, error, text
+):
+    before = set(descendants(os.getpid()))
+    popen = subprocess.Popen
+
+    def other(command, **options):
+        return popen([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(local.subprocess, "Popen", other)
+    with pytest.raises(error, match=text) as caught:
+        local.LocalParties()
+    assert caught.value.culprit in (STATIC, HELPER)
+    assert ROLES[caught.value.culprit] in str(caught.value)
+    assert set(descendants(os.getpid())) <= before, "a process is left"
 
 
 # -- who is at the other end -------------------------------------------------
@@ -523,7 +801,9 @@ def test_the_package_cannot_unpickle_or_evaluate(path):
             called = getattr(node.func, "id", None)
             assert called not in ("eval", "exec", "__import__"), f"line {node.lineno}"
             for keyword in node.keywords:
-                unsafe = keyword.arg == "allow_pickle" and getattr(keyword.value, "value", 1)
+                unsafe = keyword.arg == "allow_pickle" and getattr(
+                    keyword.value, "value", 1
+                )
                 assert not unsafe, f"line {node.lineno}"
 
 

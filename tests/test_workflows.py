@@ -1,5 +1,6 @@
 """The command: its files, its display, and one line for every mistake."""
 
+import contextlib
 import gzip
 import json
 import logging
@@ -18,6 +19,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 from scipy import ndimage
 
+from dipy_ppir.align.imaffine import SecureMutualInformationMetric
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.ledger import HELPER, ROLES, STATIC
 from dipy_ppir.workflows import cli, figures, inputs, progress
 from dipy_ppir.workflows.align import SecureImageRegistrationFlow
 from dipy_ppir.workflows.outputs import OutputFiles
@@ -508,6 +512,56 @@ def test_interrupted(tmp_path, sent, status):
     assert _group_ends(process.pid)
     if sent != signal.SIGKILL:
         assert not (tmp_path / "res").exists()
+
+
+@pytest.mark.parametrize("pid", [STATIC, HELPER])
+def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
+    inner = SecureMutualInformationMetric._sample_moving
+    children = {}
+
+    def killing(metric, *args):
+        if metric.evaluations == 2 and not children:
+            children.update(local._shared._children)
+            children[pid].kill()
+        return inner(metric, *args)
+
+    monkeypatch.setattr(SecureMutualInformationMetric, "_sample_moving", killing)
+    result = command(*pair, *FAST, "--out_dir", "res")
+    assert_refused(result, f"party {pid} ({ROLES[pid]})")
+    assert "--debug" not in result[2], "it is no error of the program's"
+    assert all(c.returncode is not None for c in children.values()), "one outlived it"
+    assert command(*pair, *FAST, *NO_PICTURES)[0] == 0
+
+
+def _parties(parent, pids):
+    """The parties among some processes: children of `parent` that have started."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            started = Path(f"/proc/{pid}/cmdline").read_bytes()
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if b"dipy_ppir.mpc.party" in started and int(state[1]) == parent:
+                yield pid
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_party_killed_early_as_users_see_it(tmp_path, descendants, which):
+    """As it starts, or right after: one line on the terminal, nothing else."""
+    static = save(tmp_path / "s.nii.gz", blobs(n=64))
+    moving = save(tmp_path / "m.nii.gz", blobs((3, 1, 2), n=64))
+    process = _start(static, moving, "--progressive", "--out_dir", "res", cwd=tmp_path)
+    parties = []
+    while len(parties) < 2:
+        assert process.poll() is None
+        parties = sorted(_parties(process.pid, descendants(process.pid)))
+        time.sleep(0.02)
+    os.kill(parties[which], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.count("\n") == 1, err
+    assert err.startswith(f"{COMMAND}: error: ")
+    assert any(f"party {p} ({ROLES[p]})" in err for p in (STATIC, HELPER))
+    assert _group_ends(process.pid)
+    assert not (tmp_path / "res").exists()
 
 
 def test_a_run_leaves_no_process(pair, tmp_path):

@@ -6,6 +6,7 @@ from warnings import warn
 from dipy.align.imaffine import AffineMap
 from dipy.align.transforms import regtransforms
 from dipy.io.utils import read_img_arr_or_path
+from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align.imaffine import (
@@ -50,6 +51,7 @@ PIPELINE_STEPS = {
 }
 
 
+@warning_for_keywords()
 def affine_registration(
     moving,
     static,
@@ -148,7 +150,7 @@ def affine_registration(
         warn(
             "starting_affine overwritten by center_of_mass transform",
             UserWarning,
-            stacklevel=2,
+            stacklevel=4,  # past the decorator
         )
     registration = SecureAffineRegistration(
         metric=SecureMutualInformationMetric(**metric_kwargs),

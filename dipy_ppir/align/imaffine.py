@@ -30,6 +30,7 @@ from dipy.align.scalespace import IsotropicScaleSpace
 from dipy.align.transforms import regtransforms
 from dipy.core.interpolation import interpolate_scalar_2d, interpolate_scalar_3d
 from dipy.core.optimize import Optimizer
+from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 import numpy.linalg as npl
 from scipy import ndimage
@@ -109,6 +110,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     ``8 * 28`` per sample once per resolution level. Rounds: 5 and 37.
     """
 
+    @warning_for_keywords()
     def __init__(
         self, *, nbins=32, sampling_proportion=None, reveal="gradient", session=None
     ):
@@ -136,6 +138,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
             self.histogram.nbins, reveal=self.reveal, session=session
         )
 
+    @warning_for_keywords()
     def setup(
         self,
         transform,
@@ -215,7 +218,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
                 "Masking is not implemented for sampling_proportion < 1, "
                 "setting static_mask = None and moving_mask = None",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=5,  # past the decorator of `setup`
             )
         return None, None
 
@@ -517,6 +520,7 @@ class SecureAffineRegistration(AffineRegistration):
         if parameters contradict each other.
     """
 
+    @warning_for_keywords()
     def __init__(
         self,
         *,
@@ -561,6 +565,7 @@ class SecureAffineRegistration(AffineRegistration):
 
     # -- the same program at every party ---------------------------------
 
+    @warning_for_keywords()
     def optimize(
         self,
         static,
@@ -853,11 +858,15 @@ class SecureAffineRegistration(AffineRegistration):
     def _level_mask(self, level):
         if self.static_mask is None:
             return None
-        return (
-            self._to_level(level)
-            .transform(self.static_mask, interpolation="nearest")
-            .astype(np.int32)
-        )
+        to_level = self._to_level(level)
+        mask = to_level.transform(self.static_mask, interpolation="nearest")
+        if not mask.any():
+            raise ValueError(
+                f"no voxel of the static mask is left where the image is reduced to "
+                f"{'x'.join(map(str, mask.shape))} voxels; use a larger mask or "
+                "smaller factors"
+            )
+        return mask.astype(np.int32)
 
     def _init_optimizer(
         self,

@@ -35,11 +35,18 @@ def meet(pid, token, addresses, listener, timeout, check=None):
     Returns
     -------
     session : Session
+
+    Raises
+    ------
+    PeerLostError
+        if nobody listens where a party should.
+    PeerTimeoutError
+        naming who did not come.
     """
     import socket
     import time
 
-    from dipy_ppir.mpc.errors import PeerError, PeerTimeoutError
+    from dipy_ppir.mpc.errors import PeerError, PeerLostError, PeerTimeoutError
     from dipy_ppir.mpc.ledger import ROLES
     from dipy_ppir.mpc.session import Session, authenticate
     from dipy_ppir.mpc.transport import Link
@@ -47,7 +54,14 @@ def meet(pid, token, addresses, listener, timeout, check=None):
     links, seeds = {}, {}
     try:
         for peer in sorted(p for p in ROLES if p < pid):
-            sock = socket.create_connection(addresses[peer], timeout)
+            try:
+                sock = socket.create_connection(addresses[peer], timeout)
+            except ConnectionError as exc:
+                raise PeerLostError(
+                    f"party {peer} ({ROLES[peer]}) cannot be reached: {exc.strerror}; "
+                    "start it first",
+                    peer,
+                ) from None
             sock.sendall(bytes([pid]))
             links[peer] = Link(sock, peer)
             seeds[peer] = authenticate(links[peer], pid, token, timeout=timeout)
@@ -81,7 +95,11 @@ def meet(pid, token, addresses, listener, timeout, check=None):
                 continue
             links[peer] = link
             waiting.discard(peer)
-    except TimeoutError:
+    except BaseException as exc:
+        for link in links.values():
+            link.sock.close()
+        if not isinstance(exc, TimeoutError):
+            raise
         missing = sorted(set(ROLES) - {pid} - set(seeds))
         names = ", ".join(f"party {p} ({ROLES[p]})" for p in missing)
         raise PeerTimeoutError(
@@ -101,6 +119,7 @@ def resolve(path):
 
 def serve(commands, replies):
     """Run this party until its parent closes the pipe."""
+    from dipy_ppir.mpc.errors import PeerError
     from dipy_ppir.mpc.pipes import read_message, write_message
 
     def receive():
@@ -116,13 +135,16 @@ def serve(commands, replies):
         import socket
 
         listener = socket.socket(fileno=setup["listen_fd"])
-    session = meet(
-        setup["pid"],
-        bytes.fromhex(setup["token"]),
-        addresses,
-        listener,
-        setup["timeout"],
-    )
+    try:
+        session = meet(
+            setup["pid"],
+            bytes.fromhex(setup["token"]),
+            addresses,
+            listener,
+            setup["timeout"],
+        )
+    except PeerError:
+        return  # the parent waits for the same parties, and says who is missing
     write_message(replies, {"ok": True})
     while True:
         task = receive()

@@ -25,6 +25,7 @@ from dipy_ppir.mpc.errors import (
     AuthenticationError,
     InsecureSetupError,
     ParameterMismatchError,
+    PeerAbortedError,
     PeerError,
     PeerLostError,
     PeerTimeoutError,
@@ -332,10 +333,14 @@ class Session:
 
     def fail(self, exc):
         """Tell the other parties that this one stops because of `exc`."""
-        silent = isinstance(exc, (PeerLostError, PeerTimeoutError))
-        lost = silent and exc.culprit is not None
-        reason = 2 if lost else 1 if isinstance(exc, Exception) else 3
-        self.network.abort(reason, exc.culprit if lost else None)
+        reason, culprit = 1 if isinstance(exc, Exception) else 3, None
+        for kinds, code in (
+            ((PeerLostError, PeerTimeoutError), 2),
+            (PeerAbortedError, 4),
+        ):
+            if isinstance(exc, kinds) and exc.culprit is not None:
+                reason, culprit = code, exc.culprit
+        self.network.abort(reason, culprit)
 
     def close(self):
         """Close all connections."""

@@ -49,6 +49,7 @@ REASONS = {
     1: "it stopped because of an error on its side",
     2: "it lost another party",
     3: "it was interrupted",
+    4: "another party ended it",
 }
 
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -402,12 +403,20 @@ class Network:
         if len(frame.body) == 2:
             reason, culprit = frame.body[0], frame.body[1]
         words = REASONS.get(reason, REASONS[1])
-        if reason == 2 and culprit in ROLES and culprit != link.peer:
-            raise PeerLostError(
-                f"party {culprit} ({ROLES[culprit]}) is gone, says {link.name}; "
-                "start it again and rerun the session",
-                culprit,
-            )
+        if culprit in ROLES and culprit != link.peer:
+            name = f"party {culprit} ({ROLES[culprit]})"
+            if reason == 2:
+                raise PeerLostError(
+                    f"{name} is gone, says {link.name}; start it again and rerun the "
+                    "session",
+                    culprit,
+                )
+            if reason == 4:
+                raise PeerAbortedError(
+                    f"{name} ended the computation, says {link.name}; see its own log "
+                    "for the cause",
+                    culprit,
+                )
         raise PeerAbortedError(
             f"{link.name} ended the computation: {words}; see its own log for the "
             "cause",
