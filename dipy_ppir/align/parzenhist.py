@@ -591,9 +591,12 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         """Keep the gradient, unless the check column says that a sum wrapped."""
         self.metric_gradient = None
         sums, check = sums[:-1], sums[-1]
-        # One wrap moves the left side by 2**(3 - extra) or more, rounding by some
-        # 2**-20; proven scales cannot wrap.
-        if self._extra and abs(sums @ self._check - check) > 2.0 ** (-8 - self._extra):
+        # One wrap moves the left side by 2**(3 - extra) or more; rounding moves it by
+        # less than 2**-24, with the blur of "gradient" by less than 2**-18. The less
+        # is let through, the less likely is it that several wraps cancel so far.
+        # Proven scales cannot wrap.
+        digits = self._extra + (14 if self.reveal == "histogram" else 8)
+        if self._extra and abs(sums @ self._check - check) > 2.0**-digits:
             return
         norm = self._valid * self.mdelta
         self.metric_gradient = sums * (-1.0 / norm if norm > 0 else 0.0)
