@@ -90,7 +90,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     reveal : {"gradient", "histogram"}, optional
         what the moving owner learns at each evaluation: the metric's value and
         gradient only (the default), or the joint histogram and the gradient. The
-        latter is two to three times faster and rounds finer, but the histograms
+        latter is up to twice as fast and rounds finer, but the histograms
         of one registration can determine the static image at coarse resolution
         levels: see ``doc/security.md`` before you choose it.
     session : Session, optional
