@@ -249,13 +249,14 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                         "evaluations that the agreed level_iters allow",
                         MOVING,
                     )
+                gradients = 0
                 self._table()
             elif command & 0xFF == CONTRACT and 0 < command >> 8 <= MAX_PARAMETERS:
                 gradients += 1
                 # A gradient whose sums wrapped is computed a second time.
-                if gradients > 2 * tables:
+                if not tables or gradients > 2:
                     raise ProtocolError(
-                        "the moving owner asked for a third gradient of one evaluation",
+                        "the moving owner asked for a gradient out of turn",
                         MOVING,
                     )
                 self._contract(command >> 8)

@@ -255,8 +255,8 @@ def receipt_text(receipt):
                 "level, or leaving it out, opens less."
             )
     lines.append(
-        "No voxel of an image, and no number made from a single voxel, was shown to "
-        "anybody but the image's owner."
+        "No voxel of an image was shown to anybody but the image's owner, as long as "
+        "the moving owner chose its transforms as the program does."
     )
     lines += ["", "What crossed the network", "------------------------"]
     for role, phases in receipt["bytes_sent"].items():
