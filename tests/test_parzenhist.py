@@ -1,5 +1,7 @@
 """The secure histogram, and the gradient of its metric, against DIPY's."""
 
+from types import SimpleNamespace
+
 from dipy.align.parzenhist import (
     ParzenJointHistogram,
     compute_parzen_mi,
@@ -312,6 +314,33 @@ def test_parties_in_a_session(trio, tap, reveal):
     # The same numbers twice, and yet nothing is sent again.
     sent = [f[4] for f in frames if f[2] == DATA and len(f[4]) > 8]
     assert len(set(sent)) == len(sent) > 15
+
+
+GRADIENT = CONTRACT | 4 << 8
+EXCESSES = {
+    "an evaluation too many": ([TABLE] * 3, "more than the 2 evaluations"),
+    "a gradient first": ([GRADIENT], "out of turn"),
+    "a third gradient": ([TABLE, *[GRADIENT] * 3], "out of turn"),
+    "allowances saved up": ([TABLE] * 2 + [GRADIENT] * 3, "out of turn"),
+    "too many columns": ([CONTRACT | 99 << 8], "unknown command"),
+    "nonsense": ([77], "unknown command"),
+}
+
+
+@pytest.mark.parametrize("excess", EXCESSES)
+def test_a_moving_owner_that_asks_for_more_is_refused(monkeypatch, excess):
+    """The commands alone: what they ask for is not computed."""
+    commands, message = EXCESSES[excess]
+    heard = iter(commands)
+    done = []
+    session = SimpleNamespace(hear=lambda: next(heard), pid=STATIC)
+    h = SecureParzenJointHistogram(16, session=session)
+    monkeypatch.setattr(h, "_table", lambda: done.append(TABLE))
+    monkeypatch.setattr(h, "_contract", lambda columns: done.append(GRADIENT))
+    with pytest.raises(ProtocolError, match=message) as raised:
+        h.serve(limit=2)
+    assert raised.value.culprit == MOVING
+    assert done == commands[: len(done)] and len(done) == len(commands) - 1
 
 
 OPENED = {
