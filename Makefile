@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py MANIFEST.in \
 	$(shell find dipy_ppir -name '*.py') \
-	$(wildcard cython_kernels/*.pyx cython_kernels/*.pxd cython_kernels/*.h)
+	$(wildcard cython_kernels/*.pyx cython_kernels/*.px[di] cython_kernels/*.h)
 
 # The kernels are in the installed package only: keep the source tree, which has
 # the same name, off the path of every Python that is started from here.

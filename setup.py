@@ -19,7 +19,7 @@ extensions = [
         f"dipy_ppir._kernels.{name}",
         [f"cython_kernels/{name}.pyx"],
         include_dirs=[np.get_include(), "cython_kernels"],
-        depends=["cython_kernels/dispatch.h"],
+        depends=["cython_kernels/dispatch.h", "cython_kernels/dispatch.pxi"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=COMPILE_ARGS,
     )

@@ -255,9 +255,7 @@ cdef extern from *:
     DISPATCH(c_gram, (const uint64_t *a, const uint64_t *b, uint64_t *acc, uint64_t *work,
                       int64_t n, int64_t p, int64_t q), (a, b, acc, work, n, p, q))
     """
-    int cpu_level
     int BLOCK
-    int best_level() noexcept nogil
     int64_t c_reduce_random(uint64_t *, int64_t) noexcept nogil
     int64_t c_replace_rejected(uint64_t *, int64_t, const uint64_t *, int64_t) noexcept nogil
     int64_t c_is_canonical(const uint64_t *, int64_t) noexcept nogil
@@ -280,23 +278,7 @@ BITS = 127
 WORDS = 2
 cdef object P = (1 << 127) - 1
 
-cpu_level = best_level()
-
-
-def _use_level(int level):
-    """Choose the instruction set, for tests: 0 baseline, 1 AVX2, 2 AVX-512.
-
-    Returns the level now in force, never above what this processor has.
-    """
-    global cpu_level
-    cpu_level = max(0, min(level, best_level()))
-    return cpu_level
-
-
-cdef int same(Py_ssize_t m, Py_ssize_t n) except -1:
-    if m != n:
-        raise ValueError(f"arrays do not match: {m} and {n}")
-    return 0
+include "dispatch.pxi"
 
 
 cdef int split(c, uint64_t *words) except -1:

@@ -558,8 +558,6 @@ cdef extern from *:
     }
 
     """
-    int cpu_level
-    int best_level() noexcept nogil
     int64_t c_reduce_random(uint64_t *, int64_t) noexcept nogil
     int64_t c_replace_rejected(uint64_t *, int64_t, const uint64_t *, int64_t) noexcept nogil
     int64_t c_is_canonical(const uint64_t *, int64_t) noexcept nogil
@@ -582,23 +580,7 @@ BITS = 61
 WORDS = 1
 cdef object P = (1 << 61) - 1
 
-cpu_level = best_level()
-
-
-def _use_level(int level):
-    """Choose the instruction set, for tests: 0 baseline, 1 AVX2, 2 AVX-512.
-
-    Returns the level now in force, never above what this processor has.
-    """
-    global cpu_level
-    cpu_level = max(0, min(level, best_level()))
-    return cpu_level
-
-
-cdef int same(Py_ssize_t m, Py_ssize_t n) except -1:
-    if m != n:
-        raise ValueError(f"arrays do not match: {m} and {n}")
-    return 0
+include "dispatch.pxi"
 
 
 def reduce_random(uint64_t[::1] a):

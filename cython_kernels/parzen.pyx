@@ -44,12 +44,10 @@ cdef extern from *:
                             int64_t n, int64_t w, int64_t rows, int64_t q),
              (a, first, table, out, n, w, rows, q))
     """
-    int cpu_level
-    int best_level()
     int64_t c_weigh_rows(const double *, const int32_t *, const double *, double *, int64_t, int64_t,
                          int64_t, int64_t) noexcept nogil
 
-cpu_level = best_level()
+include "dispatch.pxi"
 
 # Samples whose weights are made before they are multiplied.
 DEF CHUNK = 256
@@ -243,6 +241,16 @@ def derivative_weights(const double[::1] values, const int32_t[::1] mask,
                 weights[i, 2 - skip] -= total
 
 
+cdef inline void _moments(const double* gradient, const double* at, Py_ssize_t dim,
+                          double* out) noexcept nogil:
+    """Gradient of one sample times its position and one, row by row."""
+    cdef Py_ssize_t d, e
+    for d in range(dim):
+        for e in range(dim):
+            out[d * (dim + 1) + e] = gradient[d] * at[e]
+        out[d * (dim + 1) + dim] = gradient[d]
+
+
 def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
                      const double[:, ::1] jacobian, double[:, ::1] out):
     """Image gradient times transform Jacobian, for Jacobians linear in position.
@@ -261,9 +269,8 @@ def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
     out : array, shape (n, p)
     """
     cdef:
-        Py_ssize_t i, k, m, d, e, n = gradient.shape[0], dim = gradient.shape[1]
+        Py_ssize_t i, k, m, n = gradient.shape[0], dim = gradient.shape[1]
         Py_ssize_t p = jacobian.shape[1], terms = dim * (dim + 1)
-        double x
         double weights[CHUNK * 12]
         int64_t done = 1
     if n == 0 or p == 0:
@@ -272,11 +279,7 @@ def gradient_columns(const double[:, ::1] gradient, const double[:, ::1] points,
         for i in range(0, n, CHUNK):
             m = min(CHUNK, n - i)
             for k in range(m):
-                for d in range(dim):
-                    x = gradient[i + k, d]
-                    for e in range(dim):
-                        weights[k * terms + d * (dim + 1) + e] = x * points[i + k, e]
-                    weights[k * terms + d * (dim + 1) + dim] = x
+                _moments(&gradient[i + k, 0], &points[i + k, 0], dim, &weights[k * terms])
             done &= c_weigh_rows(weights, NULL, &jacobian[0, 0], &out[i, 0], m, terms, terms, p)
     if not done:
         raise MemoryError
@@ -317,10 +320,10 @@ def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
     out : array, shape (n, p)
     """
     cdef:
-        Py_ssize_t i, k, m, d, e, n = gradient.shape[0], dim = gradient.shape[1]
+        Py_ssize_t i, k, m, d, n = gradient.shape[0], dim = gradient.shape[1]
         Py_ssize_t p = jacobian.shape[1], terms = dim * (dim + 1)
         Py_ssize_t index[3]
-        double x
+        double at[3]
         double weights[CHUNK * 12]
         int64_t done = 1
     if n == 0 or p == 0:
@@ -331,10 +334,8 @@ def gradient_columns_grid(const double[:, ::1] gradient, Py_ssize_t start,
             m = min(CHUNK, n - i)
             for k in range(m):
                 for d in range(dim):
-                    x = gradient[i + k, d]
-                    for e in range(dim):
-                        weights[k * terms + d * (dim + 1) + e] = x * index[e]
-                    weights[k * terms + d * (dim + 1) + dim] = x
+                    at[d] = index[d]
+                _moments(&gradient[i + k, 0], at, dim, &weights[k * terms])
                 _next(index, shape, dim)
             done &= c_weigh_rows(weights, NULL, &jacobian[0, 0], &out[i, 0], m, terms, terms, p)
     if not done:

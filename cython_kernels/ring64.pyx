@@ -216,8 +216,6 @@ cdef extern from *:
     DISPATCH(c_encode, (const double *x, double scale, double bound, uint64_t *out, int64_t n),
              (x, scale, bound, out, n))
     """
-    int cpu_level
-    int best_level()
     int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t,
                    int64_t) noexcept nogil
     int64_t c_check_band(const int64_t *, int64_t, int64_t, int64_t) noexcept nogil
@@ -239,23 +237,7 @@ cdef extern from *:
 BITS = 64
 WORDS = 1
 
-cpu_level = best_level()
-
-
-def _use_level(int level):
-    """Choose the instruction set, for tests: 0 baseline, 1 AVX2, 2 AVX-512.
-
-    Returns the level now in force, never above what this processor has.
-    """
-    global cpu_level
-    cpu_level = max(0, min(level, best_level()))
-    return cpu_level
-
-
-cdef int same(Py_ssize_t m, Py_ssize_t n) except -1:
-    if m != n:
-        raise ValueError(f"arrays do not match: {m} and {n}")
-    return 0
+include "dispatch.pxi"
 
 
 cdef const int64_t[::1] band_starts(start, int64_t n, int64_t width, int64_t ncols):
