@@ -368,3 +368,40 @@ def test_field_of_the_sums():
     assert Contingency.field is R64
     for n in (0, 1, 2**10, 2**21, 2**31):
         assert n * 2.0 ** table_frac_bits(n) < 2.0**SUM_BITS
+
+
+def test_parts_of_z_are_hidden_from_those_who_know_the_rows_they_come_from(trio, tap):
+    """By itself an unhidden part looks uniform too; beside the other messages not."""
+    n, k = 1000, 5
+    case = Case(n, 2, leave_out=False)
+    case.rows[...] = k
+    frames = tap(trio)
+
+    def party(session):
+        sums = case.start(session)
+        own = (lambda i, j: case.columns[i:j], Scales(1.0, np.ones(2)))
+        sums.contract(
+            2, *((lambda i, j: case.rows[i:j], *own) if session.pid == MOVING else ())
+        )
+
+    run_trio(trio, party)
+
+    def message(sender, receiver, name):
+        (payload,) = (
+            f[4]
+            for f in frames
+            if f[:2] == (sender, receiver) and f[2:4] == (DATA, operation_code(name))
+        )
+        return np.frombuffer(payload, dtype=np.uint64).reshape(n, -1)
+
+    b = message(STATIC, HELPER, "categories")
+    selected = (message(MOVING, HELPER, "rows") * b).sum(axis=1)
+    # What the receiver would be left with if the part were the bare product.
+    left = {
+        STATIC: message(HELPER, STATIC, "part")[:, 0] - selected,
+        HELPER: message(STATIC, HELPER, "part")[:, 0] + selected - k * b.sum(axis=1),
+    }
+    for receiver, words in left.items():
+        for part in (words >> np.uint64(60), words & np.uint64(15)):
+            counts = np.bincount(part.astype(np.int64), minlength=16)
+            assert stats.chisquare(counts).pvalue > 1e-8, receiver
