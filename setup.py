@@ -1,7 +1,9 @@
 """Build the Cython kernels. Everything else about the package is in pyproject.toml."""
 
 import os
+from pathlib import Path
 import sys
+import tempfile
 
 from Cython.Build import cythonize
 import numpy as np
@@ -11,8 +13,36 @@ from setuptools import Extension, setup
 # continuous integration and for hunting a crash.
 CHECKED = os.environ.get("DIPY_PPIR_BOUNDSCHECK", "0") == "1"
 
-KERNELS = ("field61", "field127", "ring64", "parzen", "sampling")
+KERNELS = ("field61", "field127", "ring64", "ring128", "windows", "parzen", "sampling")
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
+
+
+def openmp_flags():
+    """The compiler's flags for OpenMP; none where it lacks OpenMP."""
+    from distutils.ccompiler import new_compiler
+    from distutils.errors import CCompilerError, DistutilsError
+    from distutils.sysconfig import customize_compiler
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(
+            "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        )
+        compiler = new_compiler()
+        customize_compiler(compiler)
+        try:
+            objects = compiler.compile(
+                [str(source)], output_dir=folder, extra_postargs=["-fopenmp"]
+            )
+            compiler.link_executable(
+                objects, str(Path(folder, "probe")), extra_postargs=["-fopenmp"]
+            )
+        except (CCompilerError, DistutilsError, OSError):
+            return []
+    return ["-fopenmp"]
+
+
+OPENMP = openmp_flags()
 
 extensions = [
     Extension(
@@ -21,7 +51,8 @@ extensions = [
         include_dirs=[np.get_include(), "cython_kernels"],
         depends=["cython_kernels/dispatch.h", "cython_kernels/dispatch.pxi"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=COMPILE_ARGS,
+        extra_compile_args=COMPILE_ARGS + OPENMP,
+        extra_link_args=OPENMP,
     )
     for name in KERNELS
 ]

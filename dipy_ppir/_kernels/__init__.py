@@ -10,4 +10,6 @@ trust: each is reached through the modules named here, and from nowhere else.
     mpc.fields       ──> _kernels.field61     GF(2^61 - 1), 8 bytes an element
                      ──> _kernels.field127    GF(2^127 - 1), 16 bytes
                      ──> _kernels.ring64      integers modulo 2^64, sums of products
+                     ──> _kernels.ring128     integers modulo 2^128, filters
+    align.metrics    ──> _kernels.windows     window statistics of an owner's image
 """

@@ -1,14 +1,14 @@
-"""The two prime fields, the ring of 64-bit words, and their packed arrays.
+"""The two prime fields, the rings of 64 and 128 bits, and their packed arrays.
 
 An element of GF(2^61 - 1) is one 64-bit word; an element of GF(2^127 - 1) is
-two, low word first, on a trailing axis of length 2. An element of the ring of
-integers modulo 2^64 is one word, any. All bulk arithmetic runs in the Cython
-kernels: this module gives them names, shapes and checks.
+two, low word first, on a trailing axis of length 2. Any word is an element of the
+ring of integers modulo 2^64, any two of that modulo 2^128. All bulk arithmetic runs
+in the Cython kernels: this module gives them names, shapes and checks.
 """
 
 import numpy as np
 
-from dipy_ppir._kernels import field61, field127, ring64
+from dipy_ppir._kernels import field61, field127, ring64, ring128
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 
 
@@ -210,11 +210,10 @@ class Field:
 
 
 class Ring(Field):
-    """The ring of integers modulo 2**64, whose arithmetic is the processor's own.
+    """Integers modulo 2**128; `Ring64` has fewer.
 
-    It has no Shamir shares. A secret is the plain sum of three words, one of each
-    party, which stands where a field has shares of degree 2. Products of rows are
-    several times faster here than in a field (see `contingency`).
+    It has no Shamir shares. A secret is the plain sum of three elements, one of each
+    party, which stands where a field has shares of degree 2.
     """
 
     weights = (1, 1, 1)
@@ -233,6 +232,28 @@ class Ring(Field):
     def is_canonical(self, a):
         """Every word is an element."""
         return True
+
+    def axpby(self, alpha, a, beta, b):
+        """``alpha * a + beta * b`` with public integers alpha and beta."""
+        return self.add(self.scale(a, alpha), self.scale(b, beta))
+
+    def addmul(self, out, a, b, c=1):
+        """Add ``c * a * b``, elementwise with a public integer c, to `out`."""
+        self.kernels.addmul(self.flat(a), self.flat(b), c, self.flat(out))
+
+    def dot(self, a, b):
+        """Sum of products of packed arrays; one element."""
+        out = self.empty((1,))
+        self.kernels.dot(self.flat(a), self.flat(b), out)
+        return out
+
+
+class Ring64(Ring):
+    """Integers modulo 2**64, whose arithmetic is the processor's own.
+
+    Products of rows are several times faster here than in a field (see
+    `contingency`).
+    """
 
     def add(self, a, b):
         """Elementwise sum of arrays of one shape."""
@@ -255,9 +276,16 @@ class Ring(Field):
         factor = np.uint64(constant % self.modulus)
         return np.multiply(a, factor, out=np.empty_like(a))
 
-    def axpby(self, alpha, a, beta, b):
-        """``alpha * a + beta * b`` with public integers alpha and beta."""
-        return self.add(self.scale(a, alpha), self.scale(b, beta))
+    def addmul(self, out, a, b, c=1):
+        """Add ``c * a * b``, elementwise with a public integer c, to `out`."""
+        product = a * b
+        if c != 1:
+            product *= np.uint64(c % self.modulus)
+        out += product
+
+    def dot(self, a, b):
+        """Sum of products; one element."""
+        return np.array([np.dot(a.reshape(-1), b.reshape(-1))], dtype=np.uint64)
 
     def matmul(self, a, b):
         """Matrix product; for small matrices."""
@@ -277,4 +305,5 @@ class Ring(Field):
 
 P61 = Field(field61)
 P127 = Field(field127)
-R64 = Ring(ring64)
+R64 = Ring64(ring64)
+R128 = Ring(ring128)

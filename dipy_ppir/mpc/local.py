@@ -139,7 +139,7 @@ class LocalParties:
             and all(c.poll() is None for c in self._children.values())
         )
 
-    def run(self, function, call, *, moving, static, helper):
+    def run(self, function, call, *, moving, static, helper, account=None):
         """Run one task at all three parties.
 
         Parameters
@@ -150,6 +150,8 @@ class LocalParties:
             ``package.module:function`` that the other two parties run.
         moving, static, helper : dict
             keyword arguments of the task, by party.
+        account : Account, optional
+            counts this task's openings and traffic with those of others.
 
         Returns
         -------
@@ -165,8 +167,12 @@ class LocalParties:
         try:
             self.start(call, {STATIC: static, HELPER: helper})
             self.session.new_run()
+            if account is not None:
+                self.session.ledger = account.ledger
             results = {MOVING: function(self.session, **moving)}
             replies = self.finish()
+            if account is not None:
+                account.add(replies)
             return {**results, **{p: r["result"] for p, r in replies.items()}}
         except BaseException as exc:
             better = self.explain(exc)
@@ -286,29 +292,22 @@ def _parties():
     return _shared
 
 
-def run_locally(function, call, *, moving, static, helper):
+def run_locally(function, call, **arguments):
     """`LocalParties.run` with parties that are kept between calls.
 
     One task runs at a time; calls from several threads take turns.
     """
     with _lock:
-        return _parties().run(
-            function, call, moving=moving, static=static, helper=helper
-        )
+        return _parties().run(function, call, **arguments)
 
 
-class Conversation:
-    """A task of the other parties that lasts over several calls made here.
-
-    The other parties wait for command words until they are told 0. Whatever
-    else needs them ends the conversation first; its owner then starts it anew.
-    As a context manager it guards one exchange: an error inside ends the
-    parties, so that nobody is left in the middle of a protocol.
+class Account:
+    """Openings and traffic of several tasks.
 
     Attributes
     ----------
     ledger : Ledger
-        openings and traffic of all exchanges so far.
+        what this process opened and sent.
     sent : dict
         payload bytes that the other parties sent, by role and phase.
     """
@@ -316,6 +315,31 @@ class Conversation:
     def __init__(self):
         self.ledger = Ledger()
         self.sent = {STATIC: Counter(), HELPER: Counter()}
+
+    def add(self, replies):
+        """Enter what the other parties sent; see `LocalParties.finish`."""
+        for pid, reply in replies.items():
+            self.sent[pid].update(reply["sent"])
+
+    def receipt(self, **facts):
+        """Receipt of all tasks so far."""
+        by_party = {ROLES[MOVING]: self.ledger.sent_by_phase()}
+        for pid, sent in self.sent.items():
+            by_party[ROLES[pid]] = dict(sent)
+        return make_receipt(self.ledger, by_party, **run_facts(THRESHOLD), **facts)
+
+
+class Conversation(Account):
+    """A task of the other parties that lasts over several calls made here.
+
+    The other parties wait for command words until they are told 0. Whatever
+    else needs them ends the conversation first; its owner then starts it anew.
+    As a context manager it guards one exchange: an error inside ends the
+    parties, so that nobody is left in the middle of a protocol.
+    """
+
+    def __init__(self):
+        super().__init__()
         self._parties = None
 
     @property
@@ -344,16 +368,12 @@ class Conversation:
                 return
             with self:
                 self._parties.session.tell(0)
-                for pid, reply in self._parties.finish().items():
-                    self.sent[pid].update(reply["sent"])
+                self.add(self._parties.finish())
 
     def receipt(self, **facts):
         """Receipt of all exchanges so far; ends the conversation."""
         self.end()
-        by_party = {ROLES[MOVING]: self.ledger.sent_by_phase()}
-        for pid, sent in self.sent.items():
-            by_party[ROLES[pid]] = dict(sent)
-        return make_receipt(self.ledger, by_party, **run_facts(THRESHOLD), **facts)
+        return super().receipt(**facts)
 
     def __enter__(self):
         _lock.acquire()

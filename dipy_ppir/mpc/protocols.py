@@ -29,6 +29,7 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
 from dipy_ppir.mpc.fields import P61, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.prg import Stream
 
 # An owner's line is fixed by the point of one party, which that party derives
 # from the seed it shares with the owner; the other party is sent its point.
@@ -240,21 +241,49 @@ def truncate_between_owners(session, array, bits, *, field=None, name="truncate"
         change the result by p, must stay rarer than 2**-40 per value.
     """
     source, target = array.field, field or array.field
-    offset = 1 << max(array.bound.bit_length(), bits)
-    if array.bound + offset > 1 << (source.bits - SECURITY):
+    check_truncation(source, array.bound, bits)
+    part = between_owners(session, array, name)
+    if session.pid == HELPER:
+        return target.zeros(array.shape)
+    return truncate_part(session.pid, source, part, array.bound, bits, target)
+
+
+def check_truncation(source, bound, bits):
+    """Raise FixedPointOverflowError if a truncation could go wrong too often."""
+    if bound + _offset(bound, bits) > 1 << (source.bits - SECURITY):
         raise FixedPointOverflowError(
-            f"truncating values of {array.bound.bit_length()} bits in {source!r} "
+            f"truncating values of {bound.bit_length()} bits in {source!r} "
             f"could go wrong more often than once in 2^{SECURITY}; use the larger "
             "field or fewer fraction bits"
         )
-    part = between_owners(session, array, name)
-    if session.pid == MOVING:
+
+
+def _offset(bound, bits):
+    return 1 << max(bound.bit_length(), bits)
+
+
+def truncate_part(pid, source, part, bound, bits, target):
+    """One owner's part of a sum without its low bits; local.
+
+    Parameters
+    ----------
+    pid : int
+        this owner.
+    source, target : Field
+        field or ring of the parts, before and after.
+    part : array of uint64
+        this owner's additive part.
+    bound : int
+        bound on the magnitude of the sum.
+    bits : int
+        low bits to drop.
+    """
+    if pid == MOVING:
+        offset = _offset(bound, bits)
         u = source.add(part, _constant(source, offset, part))
         u = shift_right(source, u, bits, target)
-        return target.add(u, _constant(target, -(offset >> bits), u))
-    if session.pid == STATIC:
-        return target.neg(shift_right(source, source.neg(part), bits, target))
-    return target.zeros(array.shape)
+        return target.sub(u, _constant(target, offset >> bits, u))
+    return target.neg(shift_right(source, source.neg(part), bits, target))
 
 
 def _constant(field, integer, like):
@@ -338,6 +367,30 @@ def dither(session, array, magnitude):
     noise = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in range(count)]
     noise = field.from_ints(noise).reshape(array.share.shape)
     noise = field.scale(noise, field.inverse(field.weights[STATIC]))
+    return array._with(field.add(array.share, noise))
+
+
+def blur(session, array, bits, receiver):
+    """Bury the low bits of an array about to be opened to one owner.
+
+    The other owner adds secret uniform numbers below ``2**bits``; see `dither`, which
+    is for few values. Local.
+
+    Parameters
+    ----------
+    array : SharedArray
+        of degree 2, in a ring.
+    bits : int
+        above 63 in the ring of 128 bits, below 64 in that of 64.
+    receiver : int
+        the owner that will see the values.
+    """
+    if session.pid != MOVING + STATIC - receiver:
+        return array
+    field = array.field
+    noise = Stream(secrets.token_bytes(32)).words(array.share.shape)
+    top = noise if field.words == 1 else noise[..., 1]
+    top &= np.uint64((1 << bits % 64) - 1)
     return array._with(field.add(array.share, noise))
 
 

@@ -1,0 +1,404 @@
+"""Arithmetic modulo 2**128: products, window sums and filters of packed arrays.
+
+An element is two words, low word first, on a trailing axis of length 2. Sums of
+any order are the same, so the result does not depend on the number of threads.
+Shapes are checked here, because a mismatch would overrun memory. All loops run
+without the GIL.
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <math.h>
+    #include <string.h>
+    #include "dispatch.h"
+
+    typedef unsigned __int128 u128 __attribute__((aligned(8), may_alias));
+    typedef __int128 i128 __attribute__((aligned(8), may_alias));
+
+    static u128 of_words(uint64_t low, uint64_t high) { return (u128)high << 64 | low; }
+
+    #define EACH(name, PARAMS, expression)                                         \\
+        static void name PARAMS {                                                  \\
+            for (int64_t i = 0; i < n; i++) out[i] = expression;                   \\
+        }
+    EACH(c_add, (const u128 *a, const u128 *b, u128 *out, int64_t n), a[i] + b[i])
+    EACH(c_sub, (const u128 *a, const u128 *b, u128 *out, int64_t n), a[i] - b[i])
+    EACH(c_neg, (const u128 *a, u128 *out, int64_t n), -a[i])
+    EACH(c_mul, (const u128 *a, const u128 *b, u128 *out, int64_t n), a[i] * b[i])
+    EACH(c_scale, (const u128 *a, u128 c, u128 *out, int64_t n), a[i] * c)
+    EACH(c_addmul, (const u128 *a, const u128 *b, u128 c, u128 *out, int64_t n),
+         out[i] + c * (a[i] * b[i]))
+    EACH(c_widen, (const int64_t *a, u128 *out, int64_t n), (u128)(i128)a[i])
+    EACH(c_decode, (const u128 *a, double scale, double *out, int64_t n),
+         (double)(i128)a[i] / scale)
+
+    static u128 c_dot(const u128 *a, const u128 *b, int64_t n) {
+        u128 sum = 0;
+        for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+        return sum;
+    }
+
+    static int64_t c_encode(const double *x, double scale, double limit, u128 *out,
+                            int64_t n) {
+        int64_t bad = -1;
+        for (int64_t i = 0; i < n; i++) {
+            double scaled = nearbyint(x[i] * scale);
+            if (!(fabs(scaled) <= limit)) {
+                if (bad < 0) bad = i;
+                scaled = 0;
+            }
+            out[i] = (u128)(i128)scaled;
+        }
+        return bad;
+    }
+
+    /* Sums over windows of 2 r + 1 along one axis of (n, inner) elements, for the
+       centres first, first + 1, ...; a window that crosses the border is cut off. */
+    static void c_box(const u128 *x, int64_t n, int64_t inner, int64_t radius,
+                      int64_t first, int64_t count, u128 *out) {
+        int64_t end = first + radius < n ? first + radius : n - 1;
+        memset(out, 0, inner * sizeof(u128));
+        for (int64_t k = first > radius ? first - radius : 0; k <= end; k++)
+            for (int64_t j = 0; j < inner; j++) out[j] += x[k * inner + j];
+        for (int64_t i = 1; i < count; i++) {
+            int64_t enters = first + i + radius, leaves = first + i - radius - 1;
+            const u128 *last = out, *in = x + enters * inner, *gone = x + leaves * inner;
+            out += inner;
+            if (enters < n && leaves >= 0)
+                for (int64_t j = 0; j < inner; j++) out[j] = last[j] + in[j] - gone[j];
+            else if (enters < n)
+                for (int64_t j = 0; j < inner; j++) out[j] = last[j] + in[j];
+            else if (leaves >= 0)
+                for (int64_t j = 0; j < inner; j++) out[j] = last[j] - gone[j];
+            else memcpy(out, last, inner * sizeof(u128));
+        }
+    }
+
+    /* One row of a filter: weights times `taps` rows of `width` words each. Halves of
+       words times weights below 2**15 are summed apart, then put together. */
+    #define MOST_TAPS 4096
+    #define STRIP 128
+    #define SUM_HALVES                                                             \\
+        for (int64_t k = 0; k < taps; k++) {                                       \\
+            const uint64_t *row = x + k * stride + at;                             \\
+            uint64_t w = weights[k];                                               \\
+            for (int64_t j = 0; j < m; j++) {                                      \\
+                low[j] += (row[j] & 0xffffffff) * w;                               \\
+                high[j] += (row[j] >> 32) * w;                                     \\
+            }                                                                      \\
+        }
+    ALWAYS void join_halves(const uint64_t *low, const uint64_t *high, int64_t m,
+                            uint64_t *out) {
+        for (int64_t j = 0; j < m; j += 2) {
+            u128 sum = low[j] + ((u128)high[j] << 32);
+            sum += (u128)low[j + 1] << 64;
+            sum += (u128)high[j + 1] << 96;
+            out[j] = (uint64_t)sum;
+            out[j + 1] = (uint64_t)(sum >> 64);
+        }
+    }
+    static void filter_row_0(const uint64_t *x, int64_t stride, const uint32_t *weights,
+                             int64_t taps, int64_t width, uint64_t *out) {
+        uint64_t low[STRIP], high[STRIP];
+        for (int64_t at = 0; at < width; at += STRIP) {
+            int64_t m = width - at < STRIP ? width - at : STRIP;
+            memset(low, 0, sizeof low);
+            memset(high, 0, sizeof high);
+            SUM_HALVES
+            join_halves(low, high, m, out + at);
+        }
+    }
+    #if HAVE_TARGETS
+    TARGET_1 static void filter_row_1(const uint64_t *x, int64_t stride,
+            const uint32_t *weights, int64_t taps, int64_t width, uint64_t *out) {
+        int64_t at = 0;
+        uint64_t low[16], high[16];
+        for (; at + 16 <= width; at += 16) {
+            __m256i l[4], h[4];
+            for (int v = 0; v < 4; v++) l[v] = h[v] = _mm256_setzero_si256();
+            for (int64_t k = 0; k < taps; k++) {
+                const uint64_t *row = x + k * stride + at;
+                __m256i w = _mm256_set1_epi64x(weights[k]);
+                for (int v = 0; v < 4; v++) {
+                    __m256i word = _mm256_loadu_si256((const __m256i *)(row + 4 * v));
+                    l[v] = _mm256_add_epi64(l[v], _mm256_mul_epu32(word, w));
+                    word = _mm256_srli_epi64(word, 32);
+                    h[v] = _mm256_add_epi64(h[v], _mm256_mul_epu32(word, w));
+                }
+            }
+            for (int v = 0; v < 4; v++) {
+                _mm256_storeu_si256((__m256i *)(low + 4 * v), l[v]);
+                _mm256_storeu_si256((__m256i *)(high + 4 * v), h[v]);
+            }
+            join_halves(low, high, 16, out + at);
+        }
+        if (at < width) filter_row_0(x + at, stride, weights, taps, width - at, out + at);
+    }
+    TARGET_2 static void filter_row_2(const uint64_t *x, int64_t stride,
+            const uint32_t *weights, int64_t taps, int64_t width, uint64_t *out) {
+        int64_t at = 0;
+        uint64_t low[32], high[32];
+        for (; at + 32 <= width; at += 32) {
+            __m512i l[4], h[4];
+            for (int v = 0; v < 4; v++) l[v] = h[v] = _mm512_setzero_si512();
+            for (int64_t k = 0; k < taps; k++) {
+                const uint64_t *row = x + k * stride + at;
+                __m512i w = _mm512_set1_epi64(weights[k]);
+                for (int v = 0; v < 4; v++) {
+                    __m512i word = _mm512_loadu_si512(row + 8 * v);
+                    l[v] = _mm512_add_epi64(l[v], _mm512_mul_epu32(word, w));
+                    word = _mm512_srli_epi64(word, 32);
+                    h[v] = _mm512_add_epi64(h[v], _mm512_mul_epu32(word, w));
+                }
+            }
+            for (int v = 0; v < 4; v++) {
+                _mm512_storeu_si512(low + 8 * v, l[v]);
+                _mm512_storeu_si512(high + 8 * v, h[v]);
+            }
+            join_halves(low, high, 32, out + at);
+        }
+        if (at < width) filter_row_1(x + at, stride, weights, taps, width - at, out + at);
+    }
+    #endif
+    /* The same for rows of one element. */
+    static u128 filter_one(const u128 *x, const uint32_t *weights, int64_t taps) {
+        u128 sum = 0;
+        for (int64_t k = 0; k < taps; k++) sum += x[k] * weights[k];
+        return sum;
+    }
+    /* `count` rows of output, each from `taps` rows of x. */
+    static void c_filter(const uint64_t *x, const int64_t *first, const uint32_t *weights,
+                         int64_t taps, int64_t count, int64_t width, uint64_t *out) {
+        for (int64_t i = 0; i < count; i++) {
+            const uint64_t *from = x + first[i] * width;
+            const uint32_t *w = weights + i * taps;
+            if (width == 2) {
+                ((u128 *)out)[i] = filter_one((const u128 *)from, w, taps);
+                continue;
+            }
+    #if HAVE_TARGETS
+            if (cpu_level == 2) { filter_row_2(from, width, w, taps, width, out + i * width);
+                                  continue; }
+            if (cpu_level == 1) { filter_row_1(from, width, w, taps, width, out + i * width);
+                                  continue; }
+    #endif
+            filter_row_0(from, width, w, taps, width, out + i * width);
+        }
+    }
+    """
+    ctypedef struct u128:
+        pass
+    u128 of_words(uint64_t low, uint64_t high) nogil
+    void c_add(const u128 *a, const u128 *b, u128 *out, int64_t n) nogil
+    void c_sub(const u128 *a, const u128 *b, u128 *out, int64_t n) nogil
+    void c_neg(const u128 *a, u128 *out, int64_t n) nogil
+    void c_mul(const u128 *a, const u128 *b, u128 *out, int64_t n) nogil
+    void c_scale(const u128 *a, u128 c, u128 *out, int64_t n) nogil
+    void c_addmul(const u128 *a, const u128 *b, u128 c, u128 *out, int64_t n) nogil
+    void c_widen(const int64_t *a, u128 *out, int64_t n) nogil
+    void c_decode(const u128 *a, double scale, double *out, int64_t n) nogil
+    u128 c_dot(const u128 *a, const u128 *b, int64_t n) nogil
+    int64_t c_encode(const double *x, double scale, double limit, u128 *out,
+                     int64_t n) nogil
+    void c_box(const u128 *x, int64_t n, int64_t inner, int64_t radius, int64_t first,
+               int64_t count, u128 *out) nogil
+    void c_filter(const uint64_t *x, const int64_t *first, const unsigned int *weights,
+                  int64_t taps, int64_t count, int64_t width, uint64_t *out) nogil
+    int MOST_TAPS
+
+include "dispatch.pxi"
+
+BITS = 128
+WORDS = 2
+#: Weights of a filter are below this, so that sums of halves of words fit a word.
+MOST_WEIGHT = 1 << 16
+
+
+cdef const u128* reading(const uint64_t[:, ::1] a) except? NULL:
+    same(a.shape[1], 2)
+    return <const u128 *>&a[0, 0] if a.shape[0] else NULL
+
+
+cdef u128* writing(uint64_t[:, ::1] a) except? NULL:
+    same(a.shape[1], 2)
+    return <u128 *>&a[0, 0] if a.shape[0] else NULL
+
+
+cdef u128 constant(c) except *:
+    c = int(c) % (1 << 128)
+    return of_words(c & 0xFFFFFFFFFFFFFFFF, c >> 64)
+
+
+def add(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
+    """Elementwise ``a + b``."""
+    same(a.shape[0], b.shape[0])
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    cdef const u128 *q = reading(b)
+    cdef u128 *r = writing(out)
+    with nogil:
+        c_add(p, q, r, a.shape[0])
+
+
+def sub(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
+    """Elementwise ``a - b``."""
+    same(a.shape[0], b.shape[0])
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    cdef const u128 *q = reading(b)
+    cdef u128 *r = writing(out)
+    with nogil:
+        c_sub(p, q, r, a.shape[0])
+
+
+def neg(const uint64_t[:, ::1] a, uint64_t[:, ::1] out):
+    """Elementwise ``-a``."""
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    cdef u128 *r = writing(out)
+    with nogil:
+        c_neg(p, r, a.shape[0])
+
+
+def mul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
+    """Elementwise ``a * b``."""
+    same(a.shape[0], b.shape[0])
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    cdef const u128 *q = reading(b)
+    cdef u128 *r = writing(out)
+    with nogil:
+        c_mul(p, q, r, a.shape[0])
+
+
+def scale(const uint64_t[:, ::1] a, c, uint64_t[:, ::1] out):
+    """Elementwise ``c * a`` with an integer c."""
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    cdef u128 *r = writing(out)
+    cdef u128 factor = constant(c)
+    with nogil:
+        c_scale(p, factor, r, a.shape[0])
+
+
+def addmul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, c,
+           uint64_t[:, ::1] out):
+    """Add ``c * a * b``, elementwise with an integer c, to `out`."""
+    same(a.shape[0], b.shape[0])
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    cdef const u128 *q = reading(b)
+    cdef u128 *r = writing(out)
+    cdef u128 factor = constant(c)
+    with nogil:
+        c_addmul(p, q, factor, r, a.shape[0])
+
+
+def dot(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
+    """Sum of products; `out` is one element."""
+    same(a.shape[0], b.shape[0])
+    same(out.shape[0], 1)
+    cdef const u128 *p = reading(a)
+    cdef const u128 *q = reading(b)
+    cdef u128 *r = writing(out)
+    with nogil:
+        r[0] = c_dot(p, q, a.shape[0])
+
+
+def encode_int(const int64_t[::1] a, uint64_t[:, ::1] out):
+    """Elements of signed integers."""
+    same(a.shape[0], out.shape[0])
+    cdef u128 *r = writing(out)
+    if a.shape[0]:
+        with nogil:
+            c_widen(&a[0], r, a.shape[0])
+
+
+def encode(const double[::1] x, double scale, double limit, uint64_t[:, ::1] out):
+    """Elements nearest to ``x * scale``.
+
+    Returns the index of the first number that is not finite or whose scaled
+    magnitude exceeds `limit`, or -1.
+    """
+    same(x.shape[0], out.shape[0])
+    cdef u128 *r = writing(out)
+    cdef int64_t bad = -1
+    if x.shape[0]:
+        with nogil:
+            bad = c_encode(&x[0], scale, limit, r, x.shape[0])
+    return bad
+
+
+def decode(const uint64_t[:, ::1] a, double scale, double[::1] out):
+    """Real numbers ``a / scale``; elements from 2**127 are negative."""
+    same(a.shape[0], out.shape[0])
+    cdef const u128 *p = reading(a)
+    if a.shape[0]:
+        with nogil:
+            c_decode(p, scale, &out[0], a.shape[0])
+
+
+def box(const uint64_t[:, :, ::1] x, Py_ssize_t radius, Py_ssize_t first,
+        uint64_t[:, :, ::1] out, int threads=1):
+    """Sums over windows of ``2 * radius + 1`` elements along one axis.
+
+    Parameters
+    ----------
+    x : array, shape (outer, n, 2 * inner)
+    radius : int
+    first : int
+        centre of the first window; windows are cut off at the borders.
+    out : array, shape (outer, count, 2 * inner)
+    threads : int, optional
+        the outer index is divided among so many threads.
+    """
+    cdef Py_ssize_t outer = x.shape[0], n = x.shape[1], count = out.shape[1], i
+    cdef Py_ssize_t inner = x.shape[2] // 2
+    same(outer, out.shape[0])
+    same(2 * inner, x.shape[2])
+    same(2 * inner, out.shape[2])
+    if radius < 0 or first < 0 or first + count > n:
+        raise ValueError("windows lie outside the array")
+    if outer == 0 or count == 0 or inner == 0:
+        return
+    for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):
+        c_box(<const u128 *>&x[i, 0, 0], n, inner, radius, first, count,
+              <u128 *>&out[i, 0, 0])
+
+
+def filter_axis(const uint64_t[:, :, ::1] x, const int64_t[::1] first,
+                const unsigned int[:, ::1] weights, uint64_t[:, :, ::1] out,
+                int threads=1):
+    """Weighted sums of neighbours along one axis.
+
+    Parameters
+    ----------
+    x : array, shape (outer, n, 2 * inner)
+    first : array of int64, shape (count,)
+        index along the axis of each sum's first term.
+    weights : array of uint32, shape (count, taps)
+        non-negative weights below `MOST_WEIGHT`.
+    out : array, shape (outer, count, 2 * inner)
+    threads : int, optional
+    """
+    cdef Py_ssize_t outer = x.shape[0], n = x.shape[1], count = out.shape[1], i
+    cdef Py_ssize_t taps = weights.shape[1], width = x.shape[2]
+    same(outer, out.shape[0])
+    same(width, out.shape[2])
+    same(width % 2, 0)
+    same(count, first.shape[0])
+    same(count, weights.shape[0])
+    if outer == 0 or count == 0 or width == 0:
+        return
+    if not 0 < taps <= MOST_TAPS or np.max(weights) >= MOST_WEIGHT:
+        raise ValueError("the filter is too long or its weights too large")
+    if np.min(first) < 0 or np.max(first) + taps > n:
+        raise ValueError("the filter reaches outside the array")
+    for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):
+        c_filter(&x[i, 0, 0], &first[0], &weights[0, 0], taps, count, width,
+                 &out[i, 0, 0])
