@@ -83,7 +83,9 @@ def check_mask(mask, image, name):
         )
 
 
-def check_overlap(static_shape, static_grid2world, moving_shape, moving_grid2world):
+def check_overlap(
+    static_shape, static_grid2world, moving_shape, moving_grid2world, remedy=""
+):
     """Raise ValueError if the two fields of view do not touch in world space.
 
     Only public geometry is looked at: the boxes around the two grids.
@@ -101,8 +103,8 @@ def check_overlap(static_shape, static_grid2world, moving_shape, moving_grid2wor
         boxes.append((world.min(axis=1), world.max(axis=1)))
     (low_a, high_a), (low_b, high_b) = boxes
     if (low_a > high_b).any() or (low_b > high_a).any():
-        raise ValueError(
-            "the two images do not overlap in world space; check their headers, or "
-            "start with their centres aligned (center_of_mass, or "
-            "starting_affine='centers')"
+        remedy = remedy or (
+            "check their headers, or start with their centres aligned "
+            "(center_of_mass, or starting_affine='centers')"
         )
+        raise ValueError(f"the two images do not overlap in world space; {remedy}")

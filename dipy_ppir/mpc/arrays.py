@@ -167,3 +167,31 @@ class SharedArray:
         return self._with(
             self.field.matmul(coefficients, self.share), bound=self.bound * weight
         )
+
+
+@dataclass
+class OwnedArray:
+    """Numbers that one party knows in the clear, about to be opened to others.
+
+    Parameters
+    ----------
+    owner : int
+    values : array or None
+        at the owner only.
+    shape : tuple of int
+        public shape.
+    dtype : dtype
+    """
+
+    owner: int
+    values: np.ndarray | None
+    shape: tuple
+    dtype: type
+
+    def __post_init__(self):
+        if self.values is not None:
+            self.values = np.ascontiguousarray(self.values, dtype=self.dtype)
+            if self.values.shape != tuple(self.shape):
+                raise ValueError(
+                    f"expected an array of shape {self.shape}, got {self.values.shape}"
+                )

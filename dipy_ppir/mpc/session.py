@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 import numpy as np
 
 from dipy_ppir.mpc import protocols
+from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.errors import (
     AuthenticationError,
     InsecureSetupError,
@@ -202,8 +203,9 @@ class Session:
 
         Parameters
         ----------
-        array : SharedArray
-            this party's share.
+        array : SharedArray or OwnedArray
+            this party's share; or a party's own numbers, which it sends as they are
+            (1 message per receiver).
         label : str
             a label declared with `ledger.declare`.
         receivers : sequence of int
@@ -221,6 +223,8 @@ class Session:
         UndeclaredOpeningError
             before anything is sent.
         """
+        if isinstance(array, OwnedArray):
+            return self._open_owned(array, label, receivers)
         field = array.field
         self.ledger.record_opening(
             label, receivers, int(np.prod(array.shape)), array.bound.bit_length() + 1
@@ -245,6 +249,19 @@ class Session:
         shares[self.pid] = share
         value = _recombine(field, array.degree, shares)
         return value if raw else field.decode(value, array.frac_bits)
+
+    def _open_owned(self, array, label, receivers):
+        size, dtype = int(np.prod(array.shape)), np.dtype(array.dtype)
+        self.ledger.record_opening(label, receivers, size, 8 * dtype.itemsize)
+        name = "open-" + label
+        if self.pid == array.owner:
+            for receiver in receivers:
+                self.network.send(receiver, name, array.values)
+        if self.pid not in receivers:
+            return None
+        out = np.empty(array.shape, dtype=dtype)
+        self.network.receive(array.owner, name, out)
+        return out
 
     # -- public metadata -------------------------------------------------
 

@@ -1,0 +1,534 @@
+"""Symmetric diffeomorphic registration of two images that two parties hold.
+
+Mirrors ``dipy.align.imwarp``: `SecureSymmetricDiffeomorphicRegistration` subclasses
+its namesake there and takes the same arguments. SyN moves both images towards a common
+reference; each owner warps its own image, keeps its own half of the map, and updates
+and inverts it as DIPY does. Only the metric needs both images, and only the finished
+halves are exchanged, for the composition.
+
+Every party calls the same functions: the image it does not hold is a `RemoteImage`.
+Called with both images, the other two parties are started as processes on this machine
+and run the same protocol.
+"""
+
+from dipy.align import VerbosityLevels, floating
+from dipy.align.imwarp import (
+    DiffeomorphicMap,
+    RegistrationStages,
+    ScaleSpace,
+    SymmetricDiffeomorphicRegistration,
+    get_direction_and_spacings,
+)
+from dipy.testing.decorators import warning_for_keywords
+import numpy as np
+import numpy.linalg as npl
+
+from dipy_ppir.align.imaffine import split, unite
+from dipy_ppir.align.metrics import SecureCCMetric, check_size
+from dipy_ppir.align.remote import RemoteImage, is_remote
+from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.arrays import OwnedArray
+from dipy_ppir.mpc.errors import ProtocolError
+from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC, declare
+
+__all__ = [
+    "DiffeomorphicMap",
+    "RegistrationStages",
+    "SecureSymmetricDiffeomorphicRegistration",
+]
+
+for _owner, _receiver, _name in (
+    (MOVING, STATIC, "moving"),
+    (STATIC, MOVING, "static"),
+):
+    declare(
+        f"{_name}_to_ref",
+        receivers=(_receiver,),
+        shape="grid of the static image x dim x 2, once",
+        meaning=f"the {ROLES[_owner]}'s half of the resulting map, to compose it with "
+        "its own",
+    )
+declare(
+    "prealign",
+    receivers=(STATIC,),
+    shape="(dim + 1) x (dim + 1), once",
+    meaning="the affine transform from which the registration started",
+)
+
+RESULT_TO = {
+    "both": (MOVING, STATIC),
+    "moving": (MOVING,),
+    "static": (STATIC,),
+}
+
+# Command words of the moving owner, which conducts.
+END_LEVEL, ITERATE = 0, 1
+
+
+class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
+    """Symmetric diffeomorphic registration (SyN) of two parties' images.
+
+    Takes the place of ``dipy.align.imwarp.SymmetricDiffeomorphicRegistration``.
+
+    Parameters
+    ----------
+    metric : SecureCCMetric
+    level_iters : list of int, optional
+        iterations at each level, from the coarsest to the finest.
+    step_length, ss_sigma_factor, opt_tol, inv_iter, inv_tol
+        as in DIPY.
+    callback : callable, optional
+        called at the owners with this object and a `RegistrationStages`, as in DIPY.
+    session : Session, optional
+        this party's session. By default the other parties are started as processes on
+        this machine.
+    result_to : {"both", "moving", "static"}, optional
+        which image owners get the resulting map.
+
+    Attributes
+    ----------
+    static_to_ref, moving_to_ref : DiffeomorphicMap
+        the two halves; each at its owner, at the end also at who gets the result.
+    receipt : dict or None
+        what each party learned in the last registration and what it cost.
+
+    Raises
+    ------
+    ValueError
+        if an argument is out of range.
+    """
+
+    @warning_for_keywords()
+    def __init__(
+        self,
+        metric,
+        *,
+        level_iters=None,
+        step_length=0.25,
+        ss_sigma_factor=0.2,
+        opt_tol=1e-5,
+        inv_iter=20,
+        inv_tol=1e-3,
+        callback=None,
+        session=None,
+        result_to="both",
+    ):
+        if metric is not None and not isinstance(metric, SecureCCMetric):
+            raise ValueError(
+                "SecureSymmetricDiffeomorphicRegistration needs a SecureCCMetric; any "
+                "other metric reads both images"
+            )
+        super().__init__(
+            metric,
+            level_iters=level_iters,
+            step_length=step_length,
+            ss_sigma_factor=ss_sigma_factor,
+            opt_tol=opt_tol,
+            inv_iter=inv_iter,
+            inv_tol=inv_tol,
+            callback=callback,
+        )
+        if any(n != int(n) or n < 0 for n in self.level_iters):
+            raise ValueError(
+                f"level_iters must be integers of at least 0, got {self.level_iters}"
+            )
+        if not (np.isfinite(step_length) and step_length > 0):
+            raise ValueError(f"step_length must be positive, got {step_length}")
+        if result_to not in RESULT_TO:
+            raise ValueError(
+                f"result_to must be one of {tuple(RESULT_TO)}, got {result_to!r}"
+            )
+        self.verbosity = VerbosityLevels.NONE
+        self.session = session
+        self.result_to = result_to
+        self.receipt = None
+
+    def config(self):
+        """Public parameters of the registration, JSON-able."""
+        return {
+            "metric": self.metric.config(),
+            "level_iters": [int(n) for n in self.level_iters],
+            "step_length": float(self.step_length),
+            "ss_sigma_factor": float(self.ss_sigma_factor),
+            "opt_tol": float(self.opt_tol),
+            "inv_iter": int(self.inv_iter),
+            "inv_tol": float(self.inv_tol),
+            "result_to": self.result_to,
+        }
+
+    def join(self, session):
+        """Make the registration part of `session`, or of none with None."""
+        self.session = session
+        self.metric.join(session)
+
+    @warning_for_keywords()
+    def optimize(
+        self,
+        static,
+        moving,
+        *,
+        static_grid2world=None,
+        moving_grid2world=None,
+        prealign=None,
+    ):
+        """Register, as DIPY does, without showing either image.
+
+        Parameters
+        ----------
+        static, moving : array or RemoteImage, shape (S, R, C) or (R, C)
+            the image that another party holds is a `RemoteImage`.
+        static_grid2world, moving_grid2world : array, shape (dim + 1, dim + 1), optional
+            voxel-to-space transformations, mm; of a `RemoteImage`, its own.
+        prealign : array, shape (dim + 1, dim + 1), optional
+            affine transform from the static to the moving image's space, at the moving
+            owner.
+
+        Returns
+        -------
+        static_to_moving : DiffeomorphicMap or None
+            the map, at the owners that get it.
+
+        Raises
+        ------
+        ValueError
+            if an image or a parameter cannot be used; before any connection is opened.
+        ParameterMismatchError
+            if the parties do not use the same parameters.
+        """
+        images = {
+            "static": static,
+            "moving": moving,
+            "static_grid2world": _grid2world(static, static_grid2world),
+            "moving_grid2world": _grid2world(moving, moving_grid2world),
+        }
+        prealign = None if prealign is None else np.asarray(prealign, dtype=np.float64)
+        self._check(images, prealign)
+        if self.session is not None:
+            return self._register(images, prealign)
+        if is_remote(static) or is_remote(moving):
+            raise ValueError(
+                "a RemoteImage needs a session with the party that holds the image"
+            )
+        here, there, helper = split({**images, "static_mask": None, "moving_mask": None})
+        here = {name: here[name] for name in images}
+        common = {"config": self.config()}
+
+        def run_here(session):
+            self.join(session)
+            try:
+                return self._register(here, prealign)
+            finally:
+                self.join(None)
+
+        return local.run_locally(
+            run_here,
+            "dipy_ppir.align.imwarp:_register_party",
+            moving={},
+            static={**common, **there},
+            helper={**common, **helper},
+        )[MOVING]
+
+    # -- before the session ----------------------------------------------
+
+    def _check(self, images, prealign):
+        for name in ("static", "moving"):
+            image, matrix = images[name], images[name + "_grid2world"]
+            check_image(image, matrix, name)
+            if len(image.shape) != self.dim:
+                raise ValueError(
+                    f"the metric is for {self.dim}D images, but the {name} image has "
+                    f"{len(image.shape)} dimensions; give the metric its dim"
+                )
+        check_grid2world(prealign, self.dim, "prealign of the")
+        shape, grid2world = images["static"].shape, images["static_grid2world"]
+        scales = self._scale_space(RemoteImage(shape), grid2world)
+        for level in range(self.levels):
+            if self.level_iters[self.levels - 1 - level]:
+                check_size(scales.get_domain_shape(level), self.metric.radius, "static")
+        start = grid2world if prealign is None else prealign.dot(grid2world)
+        check_overlap(
+            shape,
+            start,
+            images["moving"].shape,
+            images["moving_grid2world"],
+            remedy="check their headers, or pass prealign (see affine_registration)"
+            if prealign is None
+            else "the prealign matrix maps the static image outside the moving one; it "
+            "must map static to moving world coordinates, mm",
+        )
+
+    def _agree(self, images):
+        parameters = self.config()
+        parameters.update(parameters.pop("metric"))
+        for name in ("static", "moving"):
+            parameters[name + "_shape"] = list(images[name].shape)
+            parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()
+        with self.session.phase("agreement"):
+            self.session.agree("registration", parameters)
+
+    # -- the same program at every party ---------------------------------
+
+    def _register(self, images, prealign):
+        """One registration inside a session; see `optimize`."""
+        self._agree(images)
+        self._init_optimizer(prealign=prealign, **images)
+        self._optimize()
+        self._end_optimizer()
+        self.receipt = self.session.receipt(parameters=self.config())
+        return self.static_to_moving
+
+    def _scale_space(self, image, grid2world):
+        _, spacing = get_direction_and_spacings(grid2world, self.dim)
+        remote = is_remote(image)
+        if remote:
+            # Only the grids are needed; without smoothing they cost little.
+            image = np.zeros(image.shape, dtype=floating)
+        with np.errstate(all="ignore" if remote else None):
+            return ScaleSpace(
+                np.asarray(image).astype(floating),
+                self.levels,
+                image_grid2world=grid2world,
+                input_spacing=spacing,
+                sigma_factor=0.0 if remote else self.ss_sigma_factor,
+                mask0=self.mask0,
+            )
+
+    def _init_optimizer(
+        self, static, moving, static_grid2world, moving_grid2world, prealign
+    ):
+        # Follows DIPY step by step, each owner with its own image.
+        self._connect_functions()
+        direction, _ = get_direction_and_spacings(static_grid2world, self.dim)
+        self.static_direction = np.eye(self.dim + 1)
+        self.static_direction[: self.dim, : self.dim] = direction
+        self._static, self._moving = static, moving
+        self.static_ss = self._scale_space(static, static_grid2world)
+        self.moving_ss = None
+        if not is_remote(moving):
+            self.moving_ss = self._scale_space(moving, moving_grid2world)
+        reference = {
+            "dim": self.dim,
+            "disp_shape": self.static_ss.get_domain_shape(self.levels - 1),
+            "disp_grid2world": self.static_ss.get_affine(self.levels - 1),
+            "codomain_shape": static.shape,
+            "codomain_grid2world": static_grid2world,
+        }
+        self.static_to_ref = DiffeomorphicMap(
+            domain_shape=static.shape,
+            domain_grid2world=static_grid2world,
+            prealign=None,
+            **reference,
+        )
+        self.moving_to_ref = DiffeomorphicMap(
+            domain_shape=moving.shape,
+            domain_grid2world=moving_grid2world,
+            prealign=None if prealign is None else npl.inv(prealign),
+            **reference,
+        )
+        self.static_to_moving = None
+        for half in self._own_halves():
+            half.allocate()
+
+    def _own_halves(self):
+        """The maps of the images that are here."""
+        halves = []
+        if not is_remote(self._static):
+            halves.append(self.static_to_ref)
+        if not is_remote(self._moving):
+            halves.append(self.moving_to_ref)
+        return halves
+
+    def _end_optimizer(self):
+        super()._end_optimizer()
+        del self._static, self._moving
+
+    def _tell(self, stage):
+        if self.callback is not None:
+            self.callback(self, stage)
+
+    def _optimize(self):
+        self.full_energy_profile = []
+        self._tell(RegistrationStages.OPT_START)
+        for level in range(self.levels - 1, -1, -1):
+            self.current_level = level
+            self.metric.set_levels_below(self.levels - level)
+            self.metric.set_levels_above(level)
+            if level < self.levels - 1:
+                factors = self.static_ss.get_expand_factors(level + 1, level)
+                shape = self.static_ss.get_domain_shape(level)
+                for half in self._own_halves():
+                    half.expand_fields(factors, shape)
+            self.niter = 0
+            self.energy_list = []
+            self._derivative = np.inf
+            self._tell(RegistrationStages.SCALE_START)
+            while self._continues():
+                self._derivative = self._iterate()
+                self.niter += 1
+            self.full_energy_profile.extend(self.energy_list)
+            self._tell(RegistrationStages.SCALE_END)
+        self._compose()
+        self._tell(RegistrationStages.OPT_END)
+
+    def _continues(self):
+        """Whether there is another iteration: the moving owner says so."""
+        session, limit = self.session, self.level_iters[-1 - self.current_level]
+        if session.pid == MOVING:
+            go = self.niter < limit and self.opt_tol < self._derivative
+            session.tell(ITERATE if go else END_LEVEL)
+            return go
+        command = session.hear()
+        if command not in (ITERATE, END_LEVEL):
+            raise ProtocolError("the moving owner sent an unknown command", MOVING)
+        if command == ITERATE and self.niter >= limit:
+            raise ProtocolError(
+                f"the moving owner asked for more than the {limit} iterations that "
+                "were agreed",
+                MOVING,
+            )
+        return command == ITERATE
+
+    def _iterate(self):
+        """One iteration at this party; see ``dipy.align.imwarp``."""
+        level = self.current_level
+        shape = self.static_ss.get_domain_shape(level)
+        grid2world = self.static_ss.get_affine(level)
+        world2grid = self.static_ss.get_affine_inv(level)
+        spacing = self.static_ss.get_spacing(level)
+        metric, own = self.metric, None
+        remote = RemoteImage(shape)
+        place = (grid2world, spacing, self.static_direction)
+        metric.set_static_image(remote, *place)
+        metric.set_moving_image(remote, *place)
+        if not is_remote(self._static):
+            own, image = self.static_to_ref, self.static_ss.get_image(level)
+            metric.set_static_image(self._warp(own, image, shape, grid2world), *place)
+        elif not is_remote(self._moving):
+            own, image = self.moving_to_ref, self.moving_ss.get_image(level)
+            metric.set_moving_image(self._warp(own, image, shape, grid2world), *place)
+        metric.initialize_iteration()
+        if own is None:
+            metric.free_iteration()
+            return np.inf
+        self._tell(RegistrationStages.ITER_START)
+        if own is self.static_to_ref:
+            step = metric.compute_forward()
+        else:
+            step = metric.compute_backward()
+        self._advance(own, step, world2grid, spacing)
+        derivative = np.inf
+        if len(self.energy_list) >= self.energy_window:
+            derivative = self._get_energy_derivative()
+        # DIPY adds up the energies of the two steps, which are equal.
+        self.energy_list.append(2 * metric.get_energy())
+        self._tell(RegistrationStages.ITER_END)
+        metric.free_iteration()
+        return derivative
+
+    def _warp(self, half, image, shape, grid2world):
+        return half.transform_inverse(
+            image,
+            interpolation="linear",
+            image_world2grid=None,
+            out_shape=shape,
+            out_grid2world=grid2world,
+        )
+
+    def _advance(self, half, step, world2grid, spacing):
+        """Move one half of the map along a step, and invert it, as DIPY does."""
+        for axis in range(self.dim):
+            edge = [slice(None)] * self.dim
+            for at in (0, -1):
+                edge[axis] = at
+                step[tuple(edge)] = 0
+        longest = np.sqrt(np.sum((step / spacing) ** 2, -1)).max()
+        if longest > 0:
+            step /= longest
+        half.forward, _ = self.update(half.forward, step, world2grid, self.step_length)
+        options = world2grid, spacing, self.inv_iter, self.inv_tol
+        half.backward = np.array(
+            self.invert_vector_field(half.forward, *options, start=half.backward)
+        )
+        half.forward = np.array(
+            self.invert_vector_field(half.backward, *options, start=half.forward)
+        )
+
+    def _compose(self):
+        """Exchange the finished halves and compose them, where the result goes."""
+        session = self.session
+        session.ledger.about(None)
+        shape = (*map(int, self.static_ss.get_domain_shape(0)), self.dim, 2)
+        with session.phase("result"):
+            if STATIC in RESULT_TO[self.result_to]:
+                self._hand_over(MOVING, STATIC, "moving_to_ref", shape)
+                inverse = self.moving_to_ref.prealign
+                matrix = np.eye(self.dim + 1) if inverse is None else npl.inv(inverse)
+                matrix = OwnedArray(
+                    MOVING, matrix, (self.dim + 1, self.dim + 1), np.float64
+                )
+                matrix = session.open(matrix, "prealign", (STATIC,))
+                if matrix is not None:
+                    check_received(matrix, MOVING)
+                    self.moving_to_ref.prealign = npl.inv(matrix)
+                    self.moving_to_ref.prealign_inv = matrix
+            if MOVING in RESULT_TO[self.result_to]:
+                self._hand_over(STATIC, MOVING, "static_to_ref", shape)
+        if session.pid not in RESULT_TO[self.result_to]:
+            return
+        self.static_to_moving = self.moving_to_ref.warp_endomorphism(
+            self.static_to_ref.inverse()
+        ).inverse()
+        for name in ("forward", "backward"):
+            field = np.array(getattr(self.static_to_moving, name))
+            setattr(self.static_to_moving, name, field)
+
+    def _hand_over(self, owner, receiver, name, shape):
+        half = getattr(self, name)
+        fields = None
+        if self.session.pid == owner:
+            fields = np.stack([half.forward, half.backward], axis=-1)
+        fields = self.session.open(
+            OwnedArray(owner, fields, shape, floating), name, (receiver,)
+        )
+        if fields is not None:
+            check_received(fields, owner)
+            half.disp_shape = np.array(shape[: self.dim], dtype=np.int32)
+            half.disp_grid2world = self.static_ss.get_affine(0)
+            half.disp_world2grid = self.static_ss.get_affine_inv(0)
+            half.forward = np.ascontiguousarray(fields[..., 0])
+            half.backward = np.ascontiguousarray(fields[..., 1])
+
+
+def check_received(values, sender):
+    """Refuse numbers of another party that are none."""
+    if not np.isfinite(values).all():
+        raise ProtocolError(
+            f"the {ROLES[sender]} sent a map that contains NaN or infinity", sender
+        )
+
+
+def _grid2world(image, given):
+    if is_remote(image):
+        return image.grid2world
+    if given is None:
+        return np.eye(len(image.shape) + 1)
+    return np.asarray(given, dtype=np.float64)
+
+
+def registration_from(session, config):
+    """The registration object of another party, from its `config`."""
+    config = dict(config)
+    metric = dict(config.pop("metric"))
+    metric = SecureCCMetric(metric.pop("dim"), session=session, **metric)
+    return SecureSymmetricDiffeomorphicRegistration(metric, session=session, **config)
+
+
+def _register_party(session, config, **images):
+    images = unite(**images)
+    registration_from(session, config).optimize(
+        images["static"],
+        images["moving"],
+        static_grid2world=images["static_grid2world"],
+        moving_grid2world=images["moving_grid2world"],
+    )
