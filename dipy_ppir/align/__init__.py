@@ -4,7 +4,7 @@
 
     affine_registration ─> SecureAffineRegistration ─> SecureMutualInformationMetric
                                                         └> SecureParzenJointHistogram
-                                                            └> dipy_ppir.mpc
+    syn_registration ─> SecureSymmetricDiffeomorphicRegistration ─> SecureCCMetric
 
 Nothing in this package touches a socket or a field element; what has to be
 computed on both images goes through the protocols of `dipy_ppir.mpc`.
@@ -18,6 +18,7 @@ from dipy_ppir.align._public import (
     rigid,
     rigid_isoscaling,
     rigid_scaling,
+    syn_registration,
     translation,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "rigid",
     "rigid_isoscaling",
     "rigid_scaling",
+    "syn_registration",
     "translation",
 ]

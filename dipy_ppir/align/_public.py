@@ -1,4 +1,4 @@
-"""Registration API: mirrors ``dipy.align.affine_registration`` and its partials."""
+"""Registration API: mirrors DIPY's ``affine_registration``, ``syn_registration``."""
 
 from functools import partial
 from warnings import warn
@@ -20,6 +20,8 @@ from dipy_ppir.align.imaffine import (
     unite,
     usable_mask,
 )
+from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
+from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.align.remote import is_remote
 from dipy_ppir.align.validation import (
     check_grid2world,
@@ -37,6 +39,7 @@ __all__ = [
     "rigid",
     "rigid_isoscaling",
     "rigid_scaling",
+    "syn_registration",
     "translation",
 ]
 
@@ -289,6 +292,107 @@ def run_pipeline(registration, steps, starting_affine, images):
 
 def _pipeline_party(session, config, steps, **images):
     run_pipeline(registration_from(session, config), steps, None, unite(**images))
+
+
+@warning_for_keywords()
+def syn_registration(
+    moving,
+    static,
+    *,
+    moving_affine=None,
+    static_affine=None,
+    step_length=0.25,
+    metric="CC",
+    dim=3,
+    level_iters=None,
+    prealign=None,
+    ss_sigma_factor=0.2,
+    opt_tol=1e-5,
+    inv_iter=20,
+    inv_tol=1e-3,
+    session=None,
+    callback=None,
+    result_to="both",
+    ret_receipt=False,
+    **metric_kwargs,
+):
+    """Find the diffeomorphic map between two images that two parties hold.
+
+    Takes the arguments of ``dipy.align.syn_registration`` and returns what that
+    returns; neither party sees the other's image.
+
+    Parameters
+    ----------
+    moving, static : array, nifti image, str or RemoteImage
+        the image that another party holds is a `RemoteImage`; at the helper both
+        are.
+    moving_affine, static_affine : array, shape (dim + 1, dim + 1), optional
+        voxel-to-space transformations, mm; required for arrays.
+    step_length : float, optional
+        longest step of an iteration, voxels.
+    metric : str, optional
+        only "CC", local cross-correlation.
+    dim : int (either 2 or 3), optional
+        the dimension of the image domain.
+    level_iters : list of int, optional
+        iterations at each level, from the coarsest; [10, 10, 5] by default.
+    prealign : array, shape (dim + 1, dim + 1), optional
+        affine transform from the static to the moving image's space (see
+        `affine_registration`), at the moving owner.
+    session : Session, optional
+        this party's session. With both images here and no session, the other
+        two parties are started as processes on this machine.
+    ss_sigma_factor, opt_tol, inv_iter, inv_tol, callback, result_to : optional
+        see `SecureSymmetricDiffeomorphicRegistration`.
+    ret_receipt : bool, optional
+        also return, last, what each party learned and what it cost.
+    sigma_diff, radius, reveal, update_spacing, stride : optional
+        see `SecureCCMetric`.
+
+    Returns
+    -------
+    warped_moving : array or None
+        the moving image warped to the static image's grid, at its owner.
+    mapping : DiffeomorphicMap or None
+        the map, at the owners that get it.
+    receipt : dict
+        with `ret_receipt`.
+
+    Raises
+    ------
+    ValueError
+        if an image or a parameter cannot be used, before any connection is
+        opened.
+    """
+    if str(metric).upper() != "CC":
+        raise ValueError(f"metric must be 'CC', got {metric!r}")
+    static, static_affine = _read(static, static_affine, "static")
+    moving, moving_affine = _read(moving, moving_affine, "moving")
+    registration = SecureSymmetricDiffeomorphicRegistration(
+        SecureCCMetric(dim, **metric_kwargs),
+        level_iters=level_iters or [10, 10, 5],
+        step_length=step_length,
+        ss_sigma_factor=ss_sigma_factor,
+        opt_tol=opt_tol,
+        inv_iter=inv_iter,
+        inv_tol=inv_tol,
+        callback=callback,
+        result_to=result_to,
+    )
+    if session is not None:
+        registration.join(session)
+    mapping = registration.optimize(
+        static,
+        moving,
+        static_grid2world=static_affine,
+        moving_grid2world=moving_affine,
+        prealign=prealign,
+    )
+    warped = None
+    if mapping is not None and not is_remote(moving):
+        warped = mapping.transform(moving)
+    out = (warped, mapping)
+    return out + (registration.receipt,) if ret_receipt else out
 
 
 def _partial(step, what):

@@ -25,6 +25,7 @@ import numpy.linalg as npl
 
 from dipy_ppir.align.imaffine import split, unite
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
+from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
 from dipy_ppir.mpc import local
@@ -210,7 +211,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             raise ValueError(
                 "a RemoteImage needs a session with the party that holds the image"
             )
-        here, there, helper = split({**images, "static_mask": None, "moving_mask": None})
+        masks = {"static_mask": None, "moving_mask": None}
+        here, there, helper = split({**images, **masks})
         here = {name: here[name] for name in images}
         common = {"config": self.config()}
 
@@ -275,7 +277,10 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
-        self.receipt = self.session.receipt(parameters=self.config())
+        facts = {"parameters": self.config()}
+        if self.static_to_moving is not None:
+            facts["quality"] = map_quality(self.static_to_moving)
+        self.receipt = self.session.receipt(**facts)
         return self.static_to_moving
 
     def _scale_space(self, image, grid2world):

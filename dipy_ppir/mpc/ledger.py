@@ -256,8 +256,20 @@ def receipt_text(receipt):
             )
     lines.append(
         "No voxel of an image was shown to anybody but the image's owner, as long as "
-        "the moving owner chose its transforms as the program does."
+        "the owners chose their transforms as the program does."
     )
+    quality = receipt.get("quality")
+    if quality:
+        low, high = quality["smallest_jacobian"], quality["largest_jacobian"]
+        lines += [
+            "",
+            "Quality of the map",
+            "------------------",
+            f"{quality['non_positive_jacobian']:,} of {quality['voxels']:,} voxels "
+            f"({quality['percent']:.3g} %) have a non-positive Jacobian determinant: "
+            "there the map folds. The determinant lies between "
+            f"{low:.3f} and {high:.3f}.",
+        ]
     lines += ["", "What crossed the network", "------------------------"]
     for role, phases in receipt["bytes_sent"].items():
         detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)

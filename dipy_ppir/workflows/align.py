@@ -12,6 +12,14 @@ import numpy as np
 from dipy_ppir.align import affine_registration
 from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
+from dipy_ppir.workflows.flow import (
+    beside,
+    check_name,
+    explained,
+    pictures,
+    short_name,
+    written_files,
+)
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
@@ -161,7 +169,7 @@ class SecureImageRegistrationFlow(Workflow):
             raise InputError(
                 "masks need all voxels; leave out --sampling_prop, or the masks"
             )
-        _check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
+        check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
         for path in (static_image_files, moving_image_files):
             if not str(path).strip():
                 raise InputError("the name of an image is empty; give a NIfTI file")
@@ -170,7 +178,7 @@ class SecureImageRegistrationFlow(Workflow):
             (out_quality, "out_quality"),
             (receipt, "receipt"),
         ):
-            _check_name(name, flag)
+            check_name(name, flag)
         options = {
             "pipeline": PIPELINES[transform][0 if progressive else 1],
             "level_iters": [int(n) for n in level_iters],
@@ -185,38 +193,24 @@ class SecureImageRegistrationFlow(Workflow):
         if save_metric and transform == "com":
             logger.warning("The center of mass has no metric value to save")
             save_metric = False
-        pictures = {} if no_pictures else _pictures()
+        made = {} if no_pictures else pictures(figures.PICTURES)
         names = out_moved, out_affine, out_quality, receipt
         with new_folders([Path(out_dir or ".", name) for name in names]):
-            try:
+            with explained():
                 io_it = list(self.get_io_iterator())
-            except ImportError:
-                raise InputError(
-                    "the static and moving patterns name different numbers of files; "
-                    "give one of each, or one static image for many moving images"
-                ) from None
-            except OSError as exc:
-                if not str(exc).startswith("File not found"):
-                    raise
-                raise InputError(f"{exc}; check the name of the file") from None
             jobs = []
             for static_file, moving_file, moved, affine, quality in io_it:
                 files = {
                     "moved": Path(moved),
                     "affine": Path(affine),
-                    "receipt": _beside(affine, out_affine, receipt),
+                    "receipt": beside(affine, out_affine, receipt),
                 }
                 if save_metric:
                     files["quality"] = Path(quality)
-                for name in pictures:
-                    files[name] = _beside(affine, out_affine, name)
+                for name in made:
+                    files[name] = beside(affine, out_affine, name)
                 jobs.append(({"static": static_file, "moving": moving_file}, files))
-            written = [f for _, files in jobs for f in files.values()]
-            if len(jobs) > 1 and len(set(written)) < len(written):
-                raise InputError(
-                    f"{len(jobs)} pairs would all be written to the same files; add "
-                    "--mix_names, or --out_strat append"
-                )
+            written = written_files(jobs)
             masks = {"static": static_mask, "moving": moving_mask}
             read = [f for job, _ in jobs for f in job.values()]
             read += [m for m in masks.values() if m]
@@ -299,42 +293,9 @@ class SecureImageRegistrationFlow(Workflow):
                 before,
                 moved,
                 grid2world["static"],
-                title=_name(paths["moving"]) + " on " + _name(paths["static"]),
+                title=f"{short_name(paths['moving'])} on {short_name(paths['static'])}",
             )
         out.commit()
         print("\n" + receipt_text(receipt) + "\n")
         for file in files.values():
             logger.info("Saved %s", file)
-
-
-def _pictures():
-    """The pictures to make: none without matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        logger.info(
-            "No pictures, because matplotlib is not installed (it comes with "
-            "dipy-ppir[demo])"
-        )
-        return {}
-    return figures.PICTURES
-
-
-def _check_name(name, flag, endings=()):
-    if not str(name) or not Path(name).name:
-        raise InputError(f"--{flag} is empty; give the name of a file")
-    if endings and not str(name).endswith(endings):
-        raise InputError(
-            f"--{flag} {name} must end in {' or '.join(endings)}; change the name"
-        )
-
-
-def _beside(file, given, name):
-    """Path of another output beside `file`, which was `given` on the command line."""
-    file = Path(file)
-    return file.parent / (file.name.removesuffix(Path(given).name) + name)
-
-
-def _name(path):
-    name = Path(path).name
-    return name if len(name) < 34 else name[:31] + "..."

@@ -10,6 +10,11 @@ CLI_FLOWS = {
         "dipy_ppir.workflows.align",
         "SecureImageRegistrationFlow",
     ),
+    "dipy_ppir_align_syn": ("dipy_ppir.workflows.syn", "SecureSynRegistrationFlow"),
+    "dipy_ppir_apply_transform": (
+        "dipy_ppir.workflows.transform",
+        "ApplyTransformFlow",
+    ),
 }
 
 
@@ -83,7 +88,7 @@ def _one_line(exc):
 
     text = " ".join(str(exc).split())
     if isinstance(exc, MemoryError):
-        return "not enough memory; close other programs, or use --sampling_prop 10"
+        return "not enough memory; close other programs, or use smaller images"
     if isinstance(exc, (InputError, MPCError)):
         return text
     if isinstance(exc, OSError):
@@ -99,3 +104,13 @@ def _say(command, text):
 def align_affine():
     """Entry point of ``dipy_ppir_align_affine``."""
     return run("dipy_ppir_align_affine")
+
+
+def align_syn():
+    """Entry point of ``dipy_ppir_align_syn``."""
+    return run("dipy_ppir_align_syn")
+
+
+def apply_transform():
+    """Entry point of ``dipy_ppir_apply_transform``."""
+    return run("dipy_ppir_apply_transform")

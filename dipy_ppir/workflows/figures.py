@@ -7,8 +7,11 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from dipy_ppir.align.quality import jacobian_determinant
+
 #: Pictures of a registration: name of the file to what it shows.
 PICTURES = {"checkerboard.png": "checkerboard", "contours.png": "contours"}
+SYN_PICTURES = {**PICTURES, "warped_grid.png": "grid", "jacobian.png": "jacobian"}
 
 _TILES = 9
 _MOVING_COLOR = "#ff5a36"
@@ -93,6 +96,111 @@ def save_overlay(path, kind, static, before, after, grid2world, *, title=""):
         figure.suptitle(title, color="white", fontsize=13)
     # Without the date and version, so that the same pictures are the same files.
     figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
+
+
+def save_map(path, kind, static, mapping, *, title=""):
+    """Draw a diffeomorphic map on the static image.
+
+    Parameters
+    ----------
+    path : str or Path
+        PNG file to write.
+    kind : {"grid", "jacobian"}
+        a regular grid and where the map takes it, or the Jacobian determinant.
+    static : array, shape (S, R, C)
+    mapping : DiffeomorphicMap
+        on the grid of the static image.
+    title : str, optional
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    grid2world = mapping.disp_grid2world
+    field = np.asarray(mapping.get_forward_field())
+    image, zooms = _upright(static, grid2world)
+    center = _center(image)
+    image = _window(image)
+    sizes = [n * z for n, z in zip(image.shape, zooms, strict=True)]
+    determinant = None
+    if kind == "jacobian":
+        determinant = _upright(jacobian_determinant(field, grid2world), grid2world)[0]
+    # Displacements in mm along the axes right, anterior, superior of the array.
+    codes = _upright_axes(grid2world)
+    along = field @ codes
+    components = [_upright(along[..., i], grid2world)[0] for i in range(3)]
+    widths = [sizes[1], sizes[0], sizes[0]]
+    figure = Figure(
+        figsize=(12.5, 12.5 * max(sizes) / sum(widths) + 1.2),
+        facecolor="black",
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3, gridspec_kw={"width_ratios": widths})
+    shown = None
+    for ax, (plane, axis, across, up) in zip(axes, _PLANES, strict=True):
+        extent = [s for i, s in enumerate(sizes) if i != axis]
+        place = {"origin": "lower", "extent": (0, extent[0], 0, extent[1])}
+        fixed = _slice(image, axis, center[axis])
+        ax.imshow(fixed, cmap="gray", vmin=0, vmax=1, **place)
+        if kind == "jacobian":
+            shown = _draw_jacobian(ax, _slice(determinant, axis, center[axis]), place)
+        else:
+            u, v = (
+                _slice(components[i], axis, center[axis]) for i in range(3) if i != axis
+            )
+            _draw_grid(ax, u, v, extent)
+        ax.set_xlim(0, extent[0])
+        ax.set_ylim(0, extent[1])
+        _label(ax, across, up)
+        ax.set_title(plane, color="white", fontsize=12)
+    if kind == "jacobian":
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8, extend="both")
+        bar.ax.tick_params(colors="white")
+        bar.set_label("volume there / volume here (log scale)", color="white")
+        words = "Jacobian determinant: blue shrinks, red grows, black lines fold"
+    else:
+        words = "where a regular grid on the static image goes in the moving image"
+    figure.supxlabel(words, color="white", fontsize=11)
+    if title:
+        figure.suptitle(title, color="white", fontsize=13)
+    figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
+
+
+def _draw_jacobian(ax, determinant, place):
+    from matplotlib.colors import LogNorm
+
+    shown = ax.imshow(
+        np.maximum(determinant, 1e-3),
+        cmap="RdBu_r",
+        norm=LogNorm(0.4, 2.5),
+        alpha=0.75,
+        **place,
+    )
+    if determinant.min() <= 0 < determinant.max():
+        ax.contour(determinant, levels=[0], colors="black", linewidths=1.2, **place)
+    return shown
+
+
+def _draw_grid(ax, u, v, extent, lines=26):
+    rows, columns = u.shape
+    x, y = np.meshgrid(
+        (np.arange(columns) + 0.5) * extent[0] / columns,
+        (np.arange(rows) + 0.5) * extent[1] / rows,
+    )
+    step = max(max(rows, columns) // lines, 1)
+    style = {"color": "#ffd23f", "linewidth": 0.7, "alpha": 0.9}
+    for r in range(step // 2, rows, step):
+        ax.plot((x + u)[r], (y + v)[r], **style)
+    for c in range(step // 2, columns, step):
+        ax.plot((x + u)[:, c], (y + v)[:, c], **style)
+
+
+def _upright_axes(grid2world):
+    """Unit vectors, as columns, of the axes of an array made upright."""
+    matrix = nib.as_closest_canonical(
+        nib.Nifti1Image(np.zeros((1, 1, 1), dtype=np.uint8), grid2world)
+    ).affine[:3, :3]
+    return matrix / np.linalg.norm(matrix, axis=0)
 
 
 def _upright(image, grid2world):

@@ -41,7 +41,7 @@ def load_volume(path, name, vol_idx=None):
         voxel-to-space transformation, mm.
     """
     flag = f"--{name}_vol_idx"
-    data, grid2world = _read(path, f"the {name} image")
+    data, grid2world = read_nifti(path, f"the {name} image")
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim == 4:
@@ -61,7 +61,7 @@ def load_volume(path, name, vol_idx=None):
             f"the {name} image {path} has {data.ndim} dimensions, 3 are needed; for 2D "
             "images call dipy_ppir.align.affine_registration from Python"
         )
-    _explain(check_image, data, grid2world, name)
+    explain(check_image, data, grid2world, name)
     if np.sum(data, dtype=np.float64) == 0:
         raise InputError(
             f"the voxels of the {name} image add up to zero, so it has no centre of "
@@ -87,7 +87,7 @@ def load_mask(path, image, grid2world, name):
     mask : array of int32, shape (S, R, C)
         1 wherever the file is not zero.
     """
-    mask, mask_grid2world = _read(path, f"the {name} mask")
+    mask, mask_grid2world = read_nifti(path, f"the {name} mask")
     while mask.ndim > 3 and mask.shape[-1] == 1:
         mask = mask[..., 0]
     if mask.dtype.kind not in "biuf" or not np.isfinite(mask).all():
@@ -101,7 +101,7 @@ def load_mask(path, image, grid2world, name):
             f"it, or leave out --{name}_mask to use the whole image"
         )
     mask = (mask != 0).astype(np.int32)
-    _explain(check_mask, mask, image, name)
+    explain(check_mask, mask, image, name)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
     apart = (mask_grid2world - grid2world) @ np.vstack([corners, np.ones((1, 8))])
     voxel = np.linalg.norm(grid2world[:3, :3], axis=0).min()
@@ -169,9 +169,18 @@ def check_levels(level_iters, sigmas, factors):
                 )
 
 
+def check_positive(**values):
+    """Refuse values of flags that must be above zero."""
+    for flag, value in values.items():
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(
+                f"--{flag} {value:g} is out of range; give a number above zero"
+            )
+
+
 def check_pyramid(shape, grid2world, sigmas, factors):
     """Refuse factors and sigmas that leave nothing of the static image."""
-    _explain(imaffine.check_pyramid, shape, grid2world, factors)
+    explain(imaffine.check_pyramid, shape, grid2world, factors)
     if max(sigmas) > max(shape):
         raise InputError(
             f"--sigmas {max(sigmas):g} (voxels) would blur away the static image of "
@@ -190,7 +199,36 @@ def check_fields_of_view(static, static_grid2world, moving, moving_grid2world):
         ) from None
 
 
-def _explain(check, *args):
+def load_matrix(path, what):
+    """Read an affine matrix, 4 x 4, from a text file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{what} {path} does not exist; check the name of the file")
+    try:
+        matrix = np.loadtxt(path)
+    except (ValueError, OSError, UnicodeDecodeError):
+        raise InputError(
+            f"{what} {path} cannot be read as numbers; give the affine.txt that "
+            "dipy_ppir_align_affine wrote"
+        ) from None
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise InputError(
+            f"{what} {path} does not hold a 4 x 4 matrix of numbers; give the "
+            "affine.txt that dipy_ppir_align_affine wrote"
+        )
+    if (
+        abs(np.linalg.det(matrix[:3, :3])) < 1e-12
+        or np.abs(matrix[3] - np.eye(4)[3]).max() > 1e-6
+    ):
+        raise InputError(
+            f"{what} {path} is no affine transform: it cannot be inverted, or its last "
+            "row is not 0 0 0 1"
+        )
+    return matrix
+
+
+def explain(check, *args):
+    """Call a check; its ValueError becomes an `InputError`."""
     try:
         check(*args)
     except ValueError as exc:
@@ -212,7 +250,7 @@ def _indices(vol_idx, count, flag):
     return indices
 
 
-def _read(path, what):
+def read_nifti(path, what):
     """Voxels in this machine's byte order, and the affine, of a NIfTI file."""
     path = Path(path)
     if not path.is_file():

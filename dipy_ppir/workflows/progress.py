@@ -1,7 +1,6 @@
 """How far a registration has come: live on a terminal, log lines elsewhere.
 
-A display is a context manager and is called with the dicts that
-`SecureAffineRegistration` passes to its callback.
+A display is a context manager and is called with the dicts that `Stage` describes.
 """
 
 import logging
@@ -22,6 +21,9 @@ def size_text(n):
 
 class Stage:
     """Where a run is: one level of one step, and the best metric value in it.
+
+    The callback's dict has ``step``, ``level``, ``iteration``, ``value`` and
+    ``bytes_sent``, and may name the ``unit`` of iteration and the ``measure`` of value.
 
     Parameters
     ----------
@@ -69,7 +71,8 @@ class Stage:
         """Evaluations, metric and bytes, in words."""
         info = self.info
         return (
-            f"evaluation {info['iteration']}, mutual information {self.best:.4f}, "
+            f"{info.get('unit', 'evaluation')} {info['iteration']}, "
+            f"{info.get('measure', 'mutual information')} {self.best:.4f}, "
             f"{size_text(info['bytes_sent'])} sent"
         )
 

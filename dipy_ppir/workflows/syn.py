@@ -1,0 +1,319 @@
+"""The command ``dipy_ppir_align_syn``, as a DIPY workflow."""
+
+import json
+import logging
+from pathlib import Path
+
+from dipy.align.imaffine import AffineMap
+from dipy.align.imwarp import RegistrationStages
+from dipy.io.image import save_nifti
+from dipy.workflows.workflow import Workflow
+import numpy as np
+
+from dipy_ppir.align import syn_registration
+from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
+from dipy_ppir.align.metrics import SecureCCMetric
+from dipy_ppir.mpc.crosscorr import REVEAL
+from dipy_ppir.mpc.ledger import receipt_text
+from dipy_ppir.workflows import figures, inputs
+from dipy_ppir.workflows.flow import (
+    beside,
+    check_name,
+    explained,
+    pictures,
+    short_name,
+    written_files,
+)
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.mapping import save_mapping
+from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.progress import display
+
+logger = logging.getLogger("dipy_ppir")
+
+
+class SecureSynRegistrationFlow(Workflow):
+    """Diffeomorphic registration of two images that two parties hold.
+
+    Takes the flags of ``dipy_align_syn`` and writes the same files, besides a receipt
+    of what each party learned and pictures.
+    """
+
+    def run(
+        self,
+        static_image_files,
+        moving_image_files,
+        prealign_file="",
+        inv_static=False,
+        level_iters=(10, 10, 5),
+        metric="cc",
+        mopt_sigma_diff=2.0,
+        mopt_radius=4,
+        step_length=0.25,
+        ss_sigma_factor=0.2,
+        opt_tol=1e-5,
+        inv_iter=20,
+        inv_tol=1e-3,
+        static_vol_idx=None,
+        moving_vol_idx=None,
+        out_dir="",
+        out_warped="warped_moved.nii.gz",
+        out_inv_static="inc_static.nii.gz",
+        out_field="displacement_field.nii.gz",
+        reveal="update",
+        update_spacing=2,
+        stride=1,
+        receipt="receipt.json",
+        no_pictures=False,
+        debug=False,
+    ):
+        """Register two images by a smooth deformation, without showing either.
+
+        Three processes on this machine play the two image owners and a helper
+        and run the protocol that separate sites would run. Flags and output
+        files are those of dipy_align_syn. The pre-aligning matrix is part of
+        the displacement field, so that it is all that dipy_ppir_apply_transform
+        and dipy_apply_transform need.
+
+        Parameters
+        ----------
+        static_image_files : string or Path
+            Path of the static image file (NIfTI).
+        moving_image_files : string or Path
+            Path to the moving image file (NIfTI).
+        prealign_file : string or Path, optional
+            The text file containing pre alignment information via an affine
+            matrix, as dipy_ppir_align_affine writes it.
+        inv_static : boolean, optional
+            Apply the inverse mapping to the static image, and save it on the
+            moving image's grid.
+        level_iters : variable int, optional
+            The number of iterations at each level of the gaussian pyramid,
+            coarsest first.
+        metric : string, optional
+            The metric to be used: cc (Cross Correlation).
+        mopt_sigma_diff : float, optional
+            The standard deviation of the Gaussian smoothing kernel to be
+            applied to the update field at each iteration, in voxels.
+        mopt_radius : int, optional
+            The radius of the squared (cubic) neighborhood at each voxel to be
+            considered to compute the cross correlation.
+        step_length : float, optional
+            The length of the maximum displacement vector of the update
+            displacement field at each iteration, in voxels.
+        ss_sigma_factor : float, optional
+            Parameter of the scale-space smoothing kernel. For example, the
+            std. dev. of the kernel will be factor*(2^i) in the isotropic case
+            where i = 0, 1, ..., n_scales is the scale.
+        opt_tol : float, optional
+            The optimization will stop when the estimated derivative of the
+            energy profile w.r.t. time falls below this threshold.
+        inv_iter : int, optional
+            The number of iterations to be performed by the displacement field
+            inversion algorithm.
+        inv_tol : float, optional
+            The displacement field inversion algorithm will stop iterating
+            when the inversion error falls below this threshold.
+        static_vol_idx : str, optional
+            Volumes of a 4D `static` input, counted from 0 and averaged:
+            `0`, `3,4,5` or `3-5`. This input is required for 4D volumes.
+        moving_vol_idx : str, optional
+            Volumes of a 4D `moving` input, counted from 0 and averaged:
+            `0`, `3,4,5` or `3-5`. This input is required for 4D volumes.
+        out_dir : string or Path, optional
+            Directory to save the transformed files.
+        out_warped : string, optional
+            Name of the warped file.
+        out_inv_static : string, optional
+            Name of the file to save the static image after applying the
+            inverse mapping.
+        out_field : string, optional
+            Name of the file to save the diffeomorphic map.
+        reveal : string, optional
+            What each owner learns at every iteration. ``'update'``: the
+            smoothed step of its own half of the map; ``'force'``: the force on
+            every voxel of its image, with half the traffic and less privacy;
+            ``'paper'``: the terms of the published method, which give away
+            most of the other image.
+        update_spacing : int, optional
+            With 'update', the step is opened at every so many voxels along each
+            axis: more hide more, and change the result more.
+        stride : int, optional
+            1, or 2 to compute forces at every second voxel along each axis:
+            a fifth of the traffic, and a result that is not DIPY's any more.
+        receipt : string, optional
+            Name of the JSON file that states what each party learned.
+        no_pictures : boolean, optional
+            Do not write the pictures checkerboard.png, contours.png,
+            warped_grid.png and jacobian.png (made if matplotlib is installed).
+        debug : boolean, optional
+            On an error also show where in the program it occurred.
+        """
+        self.receipts = []
+        if metric.lower() != "cc":
+            raise InputError(
+                f"--metric {metric} is not available; leave it out to use local "
+                "cross-correlation (cc)"
+            )
+        if reveal.lower() not in REVEAL:
+            raise InputError(
+                f"--reveal {reveal} is not known; choose one of {', '.join(REVEAL)}"
+            )
+        inputs.check_levels(level_iters, [0] * len(level_iters), [1] * len(level_iters))
+        inputs.check_positive(
+            step_length=step_length, inv_iter=inv_iter, inv_tol=inv_tol
+        )
+        options = {
+            "level_iters": [int(n) for n in level_iters],
+            "step_length": float(step_length),
+            "ss_sigma_factor": float(ss_sigma_factor),
+            "opt_tol": float(opt_tol),
+            "inv_iter": int(inv_iter),
+            "inv_tol": float(inv_tol),
+            "sigma_diff": float(mopt_sigma_diff),
+            "radius": int(mopt_radius),
+            "reveal": reveal.lower(),
+            "update_spacing": int(update_spacing),
+            "stride": int(stride),
+        }
+        inputs.explain(_try_options, options)
+        names = {
+            "out_warped": out_warped,
+            "out_inv_static": out_inv_static,
+            "out_field": out_field,
+        }
+        for flag, name in names.items():
+            check_name(name, flag, (".nii", ".nii.gz"))
+        check_name(receipt, "receipt")
+        for path in (static_image_files, moving_image_files):
+            if not str(path).strip():
+                raise InputError("the name of an image is empty; give a NIfTI file")
+        prealign = None
+        if str(prealign_file).strip():
+            prealign = inputs.load_matrix(prealign_file, "the prealign file")
+        made = {} if no_pictures else pictures(figures.SYN_PICTURES)
+        given = [*names.values(), receipt]
+        with new_folders([Path(out_dir or ".", name) for name in given]):
+            with explained():
+                io_it = list(self.get_io_iterator())
+            jobs = []
+            for static_file, moving_file, warped, inverse, field in io_it:
+                files = {
+                    "warped": Path(warped),
+                    "field": Path(field),
+                    "receipt": beside(field, out_field, receipt),
+                }
+                if inv_static:
+                    files["inverse"] = Path(inverse)
+                for name in made:
+                    files[name] = beside(field, out_field, name)
+                jobs.append(({"static": static_file, "moving": moving_file}, files))
+            written = written_files(jobs)
+            read = [f for job, _ in jobs for f in job.values()]
+            read += [prealign_file] if prealign is not None else []
+            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
+            with OutputFiles(written, read, force=self._force_overwrite) as out:
+                for job, files in jobs:
+                    self._register(job, volumes, prealign, options, files, out)
+
+    def manage_output_overwrite(self):
+        """Leave the decision to `OutputFiles`, which knows what is written."""
+        return True
+
+    def _register(self, paths, vol_idx, prealign, options, files, out):
+        """Register one pair and write its files."""
+        data, grid2world = {}, {}
+        for name in ("static", "moving"):
+            data[name], grid2world[name] = inputs.load_volume(
+                paths[name], name, vol_idx[name]
+            )
+        static, moving = data["static"], data["moving"]
+        logger.info("Registering %s to %s", paths["moving"], paths["static"])
+        with display(["deformation"], len(options["level_iters"])) as progress:
+            warped, mapping, receipt = _run(
+                moving, static, grid2world, prealign, options, progress
+            )
+        self.receipts.append(receipt)
+        save_nifti(out.temporary(files["warped"]), warped, grid2world["static"])
+        save_mapping(out.temporary(files["field"]), mapping)
+        if "inverse" in files:
+            save_nifti(
+                out.temporary(files["inverse"]),
+                mapping.transform_inverse(static),
+                grid2world["moving"],
+            )
+        out.temporary(files["receipt"]).write_text(json.dumps(receipt, indent=2) + "\n")
+        title = f"{short_name(paths['moving'])} on {short_name(paths['static'])}"
+        before = None
+        for name, kind in figures.SYN_PICTURES.items():
+            if name not in files:
+                continue
+            if kind in figures.PICTURES.values():
+                if before is None:
+                    before = AffineMap(
+                        np.eye(4) if prealign is None else prealign,
+                        domain_grid_shape=static.shape,
+                        domain_grid2world=grid2world["static"],
+                        codomain_grid_shape=moving.shape,
+                        codomain_grid2world=grid2world["moving"],
+                    ).transform(moving)
+                figures.save_overlay(
+                    out.temporary(files[name]),
+                    kind,
+                    static,
+                    before,
+                    warped,
+                    grid2world["static"],
+                    title=title,
+                )
+            else:
+                figures.save_map(
+                    out.temporary(files[name]), kind, static, mapping, title=title
+                )
+        out.commit()
+        print("\n" + receipt_text(receipt) + "\n")
+        for file in files.values():
+            logger.info("Saved %s", file)
+
+
+def _try_options(options):
+    """Let the classes check their own arguments, before any file is read."""
+    metric = {
+        name: options[name]
+        for name in ("sigma_diff", "radius", "reveal", "update_spacing", "stride")
+    }
+    SecureSymmetricDiffeomorphicRegistration(
+        SecureCCMetric(3, **metric),
+        **{name: value for name, value in options.items() if name not in metric},
+    )
+
+
+def _run(moving, static, grid2world, prealign, options, progress):
+    def report(registration, stage):
+        if stage != RegistrationStages.ITER_END:
+            return
+        shape = registration.static_ss.get_domain_shape(registration.current_level)
+        radius = registration.metric.radius
+        voxels = np.prod([max(n - 2 * radius, 1) for n in shape])
+        progress(
+            {
+                "step": "deformation",
+                "level": registration.current_level,
+                "iteration": registration.niter + 1,
+                "unit": "iteration",
+                "measure": "local correlation",
+                "value": float(np.sqrt(-registration.energy_list[-1] / 2 / voxels)),
+                "bytes_sent": sum(registration.session.ledger.sent.values()),
+            }
+        )
+
+    return syn_registration(
+        moving,
+        static,
+        moving_affine=grid2world["moving"],
+        static_affine=grid2world["static"],
+        prealign=prealign,
+        callback=report,
+        ret_receipt=True,
+        **options,
+    )
