@@ -80,7 +80,7 @@ cdef extern from *:
     }
 
     /* One row of a filter: weights times `taps` rows of `width` words each. Halves of
-       words times weights below 2**15 are summed apart, then put together. */
+       words times weights of 16 bits are summed apart, then put together. */
     #define MOST_TAPS 4096
     #define STRIP 128
     #define SUM_HALVES                                                             \\

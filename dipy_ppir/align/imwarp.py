@@ -475,6 +475,11 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
                 matrix = session.open(matrix, "prealign", (STATIC,))
                 if matrix is not None:
                     check_received(matrix, MOVING)
+                    if abs(npl.det(matrix)) < 1e-12:
+                        raise ProtocolError(
+                            "the moving owner sent a prealign matrix that is singular",
+                            MOVING,
+                        )
                     self.moving_to_ref.prealign = npl.inv(matrix)
                     self.moving_to_ref.prealign_inv = matrix
             if MOVING in RESULT_TO[self.result_to]:

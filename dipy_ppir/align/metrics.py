@@ -6,6 +6,7 @@ both images is in `dipy_ppir.mpc.crosscorr`.
 """
 
 from functools import lru_cache
+from warnings import warn
 
 from dipy.align import floating
 from dipy.align.metrics import CCMetric
@@ -30,6 +31,8 @@ from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 __all__ = ["SecureCCMetric"]
 
+#: Beyond this, exact window sums might not fit a word.
+MOST_RADIUS = 20
 #: With a stride of 2, where the grid of forces begins, iteration by iteration.
 OFFSETS = {
     2: [(0, 0), (1, 1), (1, 0), (0, 1)],
@@ -67,7 +70,7 @@ class SecureCCMetric(CCMetric):
         the other image and are meant for comparisons. See ``doc/security.md``.
     update_spacing : int, optional
         with "update": the step is opened at every so many voxels along each axis, and
-        interpolated between them.
+        interpolated between them. By default twice the stride; less hides little.
     stride : {1, 2}, optional
         forces are computed at every so many voxels along each axis; the grid moves
         from iteration to iteration. 2 takes a fifth of the traffic, and is not DIPY's
@@ -98,7 +101,7 @@ class SecureCCMetric(CCMetric):
         sigma_diff=2.0,
         radius=4,
         reveal="update",
-        update_spacing=2,
+        update_spacing=None,
         stride=1,
         session=None,
     ):
@@ -107,7 +110,7 @@ class SecureCCMetric(CCMetric):
             raise ValueError(f"sigma_diff must be zero or positive, got {sigma_diff}")
         for name, value, least in (
             ("radius", radius, 1),
-            ("update_spacing", update_spacing, 1),
+            ("update_spacing", 1 if update_spacing is None else update_spacing, 1),
         ):
             if value != int(value) or value < least:
                 raise ValueError(
@@ -115,6 +118,24 @@ class SecureCCMetric(CCMetric):
                 )
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2, got {stride}")
+        if radius > MOST_RADIUS:
+            raise ValueError(f"radius must be at most {MOST_RADIUS}, got {radius}")
+        if update_spacing is None:
+            update_spacing = 2 * stride
+        if reveal == "update":
+            if sigma_diff < 1:
+                raise ValueError(
+                    f"sigma_diff {sigma_diff} smooths so little that the step shows "
+                    'the force; give at least 1, or reveal="force"'
+                )
+            if update_spacing < 2 * stride:
+                warn(
+                    f"update_spacing {update_spacing} opens as many numbers as there "
+                    "are forces, so that they can be worked out: this is as revealing "
+                    f'as reveal="force"; {2 * stride} hides more',
+                    UserWarning,
+                    stacklevel=3,
+                )
         super().__init__(dim, sigma_diff=sigma_diff, radius=int(radius))
         self.reveal = reveal
         self.update_spacing = int(update_spacing)
@@ -162,6 +183,9 @@ class SecureCCMetric(CCMetric):
             offset = OFFSETS[self.dim][self.iterations % len(OFFSETS[self.dim])]
         self.iterations += 1
         if self.session is not None:
+            if self.iterations == 1:
+                with self.session.phase("agreement"):
+                    self.session.agree("metric", self.config())
             own = self._step(self.session, offset)
             for name, image in self._images():
                 if not is_remote(image):
@@ -235,8 +259,10 @@ class SecureCCMetric(CCMetric):
         opened, total = correlation.step(half, offset)
         if opened is None:
             return None
-        # As many voxels as DIPY sums over.
-        self.energy = -total * self.stride**self.dim
+        # A truncation that went wrong would spoil the sum; the one before is closer.
+        if -1e-3 <= total / half.residual.size <= 1 + 1e-3 or self.energy is None:
+            # As many voxels as DIPY sums over.
+            self.energy = -total * self.stride**self.dim
         if self.reveal == "update":
             step = self._interpolate(opened)
         else:
@@ -356,8 +382,10 @@ def image_half(image, correlation, offset):
     low, high = float(image.min()), float(image.max())
     scale = 1.0 / (high - low) if high > low else 0.0
     levels = 1 << correlation.image_bits
-    integers = np.rint((image - floating(low)) * np.float64(scale * levels))
-    integers = integers.astype(np.int64)
+    integers = image.astype(np.float64)
+    integers -= low
+    integers *= scale * levels
+    integers = np.rint(integers, out=integers).astype(np.int64)
     centers = correlation.centers(offset)
     inverse, residual = window_statistics(
         integers, correlation.radius, LEAST_DEVIATION * levels, centers

@@ -26,6 +26,8 @@ class SharedArray:
         the elements stand for multiples of ``2**-frac_bits``.
     bound : int
         largest magnitude, as an integer before scaling, of any element.
+    noise_bits : int, optional
+        low bits that say nothing, because a party has added noise to them.
 
     Raises
     ------
@@ -39,6 +41,7 @@ class SharedArray:
     degree: int
     frac_bits: int
     bound: int
+    noise_bits: int = 0
 
     def __post_init__(self):
         self.bound = int(self.bound)
@@ -53,13 +56,14 @@ class SharedArray:
         """Shape of the secret array."""
         return self.share.shape if self.field.words == 1 else self.share.shape[:-1]
 
-    def _with(self, share, *, degree=None, frac_bits=None, bound=None):
+    def _with(self, share, *, degree=None, frac_bits=None, bound=None, noise_bits=None):
         return SharedArray(
             self.field,
             share,
             self.degree if degree is None else degree,
             self.frac_bits if frac_bits is None else frac_bits,
             self.bound if bound is None else bound,
+            self.noise_bits if noise_bits is None else noise_bits,
         )
 
     def _compatible(self, other, what):

@@ -27,7 +27,7 @@ owners send each other :math:`x - u` and :math:`y - v`; then
 
 has one term known to each party: (left) (right) with left = x - u, u, u and
 right = y, y - v, v at the moving owner, the static owner and the helper. The helper
-receives nothing at all in this module.
+receives nothing in this module but words that say how far the owners are.
 
 ====================================  ==================================  =======
 step                                  16-byte elements per centre         rounds
@@ -110,8 +110,13 @@ RHO_BITS = 86
 UNIT_BITS = 19
 #: Fraction bits of the gradients and of the weights of a filter along one axis.
 GRADIENT_BITS, WEIGHT_BITS = 16, 16
-#: Fraction bits of a force or step that are worth opening.
-OPEN_BITS = 28
+#: Fraction bits of what is opened: the map does not need more, and every bit more
+#: makes the equations that they are easier to solve. Steps are small numbers.
+OPEN_BITS = {"force": 16, "update": 21}
+#: Bits to which the mean squared correlation is opened.
+ENERGY_BITS = 28
+#: Blocks after which the helper waits for the owners, so that it is never far ahead.
+PACE = 64
 #: Windows flatter than this part of an image's range exert no force.
 LEAST_DEVIATION = 2.0**-10
 #: |t| = |rho| |b - rho a| <= |rho| sqrt(1 - rho^2) <= 1/2, and |e grad s| <= sqrt(1/2)
@@ -216,7 +221,7 @@ class LocalCrossCorrelation:
         """The voxels at which forces are computed, as one slice per axis."""
         r = self.radius
         return tuple(
-            slice(r + o, n - r, self.stride)
+            slice(r + min(o, n - 2 * r - 1), n - r, self.stride)
             for n, o in zip(self.shape, offset, strict=True)
         )
 
@@ -276,19 +281,37 @@ class LocalCrossCorrelation:
             return Products(ring, theirs, values)
         return Products(ring, masks, theirs)
 
-    def _pipeline(self, n, stages):
+    def _pipeline(self, n, stages, paced=True):
         """Run blocks through stages, each LAG blocks behind the one before.
 
         What a stage sends is on its way while the next blocks are computed, and as
         many rounds as there are stages are needed, not as many as there are blocks.
+        The helper, which needs nothing of the others, is told now and then how far
+        they are.
         """
         blocks = [slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
         states = {}
         for i in range(len(blocks) + LAG * (len(stages) - 1)):
             for k, stage in enumerate(stages):
                 at = i - LAG * k
-                if 0 <= at < len(blocks):
-                    states[at] = stage(blocks[at], states.pop(at, None))
+                if not 0 <= at < len(blocks):
+                    continue
+                if paced and k == 0 and at % PACE == 0 and at >= 2 * PACE:
+                    self._wait_for_owners()
+                states[at] = stage(blocks[at], states.pop(at, None))
+                if paced and k == len(stages) - 1:
+                    group, last = divmod(at + 1, PACE)
+                    if last == 0 and (group + 1) * PACE < len(blocks):
+                        self._tell_helper()
+
+    def _wait_for_owners(self):
+        if self.session.pid == HELPER:
+            words = {p: np.empty(1, dtype=np.uint64) for p in OWNERS}
+            self.session.network.receive_all(words, "pace")
+
+    def _tell_helper(self):
+        if self.session.pid != HELPER:
+            self.session.network.send(HELPER, "pace", np.zeros(1, dtype=np.uint64))
 
     # -- the protocol ----------------------------------------------------
 
@@ -316,6 +339,7 @@ class LocalCrossCorrelation:
             len(range(*c.indices(n))) for c, n in zip(centers, self.shape, strict=True)
         ]
         n = int(np.prod(counts))
+        s.ledger.about(n)
         with s.phase("cross correlation"):
             product = self._window_products(half, centers)
             rho = self._correlation(half, product, n)
@@ -351,7 +375,7 @@ class LocalCrossCorrelation:
                 shape = (block.stop - block.start,)
                 s.receive_elements(other, ring, shape, "image", out=theirs[block])
 
-            self._pipeline(size, [send, receive])
+            self._pipeline(size, [send, receive], paced=False)
         product = self._buffer("image-product", (size,))
         ring.kernels.mul(left, right, product)
         product = self._box("product", product, centers)
@@ -526,7 +550,7 @@ class LocalCrossCorrelation:
         for owner, name in OWNERS.items():
             bound = int(most * (1 << frac_bits)) * 2
             array = SharedArray(self.ring, parts[owner], 2, frac_bits, bound)
-            array = blur(self.session, array, frac_bits - OPEN_BITS, owner)
+            array = blur(self.session, array, frac_bits - OPEN_BITS[label], owner)
             value = self.session.open(array, f"{label}_{name}", (owner,))
             own = value if value is not None else own
         return own
@@ -534,7 +558,7 @@ class LocalCrossCorrelation:
     def _open_energy(self, energy, n):
         bits = 2 * UNIT_BITS
         energy = SharedArray(self.ring, energy, 2, bits, n << bits)
-        energy = dither(self.session, energy, n << bits - OPEN_BITS)
+        energy = dither(self.session, energy, n << bits - ENERGY_BITS, by=HELPER)
         energy = self.session.open(energy, "correlation", (MOVING, STATIC))
         return None if energy is None else float(energy[0])
 

@@ -70,8 +70,8 @@ class Ledger:
     opened : dict
         maps (receiver, label) to the count of openings, values and bits.
     levels : dict
-        maps the number of samples of a static image that sums were taken over to
-        the count of numbers opened about these samples.
+        maps (receiver, samples) to the count of numbers opened to the receiver about
+        so many samples of the other image.
     sent : Counter
         payload bytes sent, by (phase, receiver).
     rounds : Counter
@@ -79,7 +79,7 @@ class Ledger:
     """
 
     opened: dict = field(default_factory=dict)
-    levels: dict = field(default_factory=dict)
+    levels: Counter = field(default_factory=Counter)
     sent: Counter = field(default_factory=Counter)
     framing: int = 0
     rounds: Counter = field(default_factory=Counter)
@@ -97,19 +97,17 @@ class Ledger:
         if strangers:
             names = ", ".join(ROLES[p] for p in sorted(strangers))
             raise UndeclaredOpeningError(f"{label!r} may not be opened to: {names}")
-        if self._samples is not None:
-            self.levels[self._samples] += values
         for receiver in receivers:
+            if self._samples is not None:
+                self.levels[receiver, self._samples] += values
             entry = self.opened.setdefault((receiver, label), _Opened())
             entry.openings += 1
             entry.values += values
             entry.bits = max(entry.bits, bits)
 
     def about(self, samples):
-        """What is opened from here on are sums over so many samples, or None."""
+        """What is opened from here on says something about so many samples, or None."""
         self._samples = samples
-        if samples is not None:
-            self.levels.setdefault(samples, 0)
 
     def record_sent(self, peer, payload, framing):
         """Enter bytes sent to `peer` in the current phase."""
@@ -188,8 +186,8 @@ def make_receipt(ledger, sent_by_party, **facts):
         **facts,
         "learned": ledger.learned(),
         "levels": [
-            {"samples": samples, "numbers": numbers}
-            for samples, numbers in sorted(ledger.levels.items())
+            {"party": ROLES[receiver], "samples": samples, "numbers": numbers}
+            for (receiver, samples), numbers in sorted(ledger.levels.items())
         ],
         "bytes_sent": sent_by_party,
         "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
@@ -240,8 +238,8 @@ def receipt_text(receipt):
     for level in receipt["levels"]:
         samples, numbers = level["samples"], level["numbers"]
         lines.append(
-            f"About {samples:,} samples of the static image (one resolution level) "
-            f"the moving owner learned {numbers:,} numbers, "
+            f"About {samples:,} samples of the other image (one resolution level) "
+            f"the {level['party']} learned {numbers:,} numbers, "
             f"{100 * numbers / samples:.0f} for every hundred samples."
         )
         if exact and numbers > RISKY_SHARE * samples:

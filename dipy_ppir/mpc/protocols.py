@@ -346,11 +346,11 @@ def shift_right(source, a, bits, target):
     return np.ascontiguousarray((low % p + high) % p)
 
 
-def dither(session, array, magnitude):
+def dither(session, array, magnitude, by=STATIC):
     """Blur an array about to be opened by up to `magnitude` units, either way.
 
-    The static owner adds a secret uniform integer to each of its parts. What is
-    opened then has no more digits than it is good for: exact sums of integers
+    A party that will not see it adds a secret uniform integer to each of its parts.
+    What is opened then has no more digits than it is good for: exact sums of integers
     say more than the number they stand for. Local.
 
     Parameters
@@ -359,22 +359,24 @@ def dither(session, array, magnitude):
         of degree 2.
     magnitude : int
         in units of the last place.
+    by : int, optional
+        the party that adds them.
     """
-    if session.pid != STATIC or magnitude < 1:
+    if session.pid != by or magnitude < 1:
         return array
     field = array.field
     count = int(np.prod(array.shape))
     noise = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in range(count)]
     noise = field.from_ints(noise).reshape(array.share.shape)
-    noise = field.scale(noise, field.inverse(field.weights[STATIC]))
+    noise = field.scale(noise, field.inverse(field.weights[by]))
     return array._with(field.add(array.share, noise))
 
 
 def blur(session, array, bits, receiver):
     """Bury the low bits of an array about to be opened to one owner.
 
-    The other owner adds secret uniform numbers below ``2**bits``; see `dither`, which
-    is for few values. Local.
+    The other owner adds secret uniform numbers of that size, with mean zero; see
+    `dither`, which is for few values. Local.
 
     Parameters
     ----------
@@ -385,12 +387,14 @@ def blur(session, array, bits, receiver):
     receiver : int
         the owner that will see the values.
     """
+    array = array._with(array.share, noise_bits=bits)
     if session.pid != MOVING + STATIC - receiver:
         return array
     field = array.field
     noise = Stream(secrets.token_bytes(32)).words(array.share.shape)
     top = noise if field.words == 1 else noise[..., 1]
     top &= np.uint64((1 << bits % 64) - 1)
+    noise = field.sub(noise, _constant(field, 1 << bits - 1, noise))
     return array._with(field.add(array.share, noise))
 
 

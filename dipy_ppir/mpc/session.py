@@ -154,7 +154,9 @@ class Session:
     def _elements(self, peer, purpose, field, shape, out=None):
         self._check_process()
         if self.threshold == 0:
-            return field.zeros(shape)
+            out = field.empty(shape) if out is None else out
+            out[...] = 0
+            return out
         return self._random.stream(peer, purpose).elements(field, shape, out)
 
     def random_elements(self, peer, owner, field, shape, out=None):
@@ -226,9 +228,8 @@ class Session:
         if isinstance(array, OwnedArray):
             return self._open_owned(array, label, receivers)
         field = array.field
-        self.ledger.record_opening(
-            label, receivers, int(np.prod(array.shape)), array.bound.bit_length() + 1
-        )
+        bits = array.bound.bit_length() + 1 - array.noise_bits
+        self.ledger.record_opening(label, receivers, int(np.prod(array.shape)), bits)
         name = "open-" + label
         share = array.share
         if array.degree == 2:
@@ -323,7 +324,8 @@ class Session:
             values = list(seen.values())
             if any(v != values[0] for v in values):
                 detail = ", ".join(
-                    f"{v!r:.200} at the {ROLES[p]}" for p, v in seen.items()
+                    f"{v!r:.200} (hash {_hash(v)}) at the {ROLES[p]}"
+                    for p, v in seen.items()
                 )
                 raise ParameterMismatchError(
                     f"the parties do not agree on {key!r} of the {name}: {detail}; "
@@ -371,6 +373,11 @@ class Session:
             self.close()
         else:
             self.fail(exc)
+
+
+def _hash(value):
+    """First digits of the SHA-256 of a public parameter, to compare by telephone."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _is_phase(name):

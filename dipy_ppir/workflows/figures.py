@@ -155,11 +155,14 @@ def save_map(path, kind, static, mapping, *, title=""):
         ax.set_title(plane, color="white", fontsize=12)
     if kind == "jacobian":
         bar = figure.colorbar(shown, ax=axes, shrink=0.8, extend="both")
+        ticks = (0.4, 0.6, 1.0, 1.6, 2.5)
+        bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+        bar.ax.minorticks_off()
         bar.ax.tick_params(colors="white")
-        bar.set_label("volume there / volume here (log scale)", color="white")
+        bar.set_label("volume in the moving / in the static image", color="white")
         words = "Jacobian determinant: blue shrinks, red grows, black lines fold"
     else:
-        words = "where a regular grid on the static image goes in the moving image"
+        words = "where the deformation takes a regular grid on the static image"
     figure.supxlabel(words, color="white", fontsize=11)
     if title:
         figure.suptitle(title, color="white", fontsize=13)

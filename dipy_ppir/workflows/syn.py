@@ -61,7 +61,7 @@ class SecureSynRegistrationFlow(Workflow):
         out_inv_static="inc_static.nii.gz",
         out_field="displacement_field.nii.gz",
         reveal="update",
-        update_spacing=2,
+        update_spacing=None,
         stride=1,
         receipt="receipt.json",
         no_pictures=False,
@@ -137,7 +137,8 @@ class SecureSynRegistrationFlow(Workflow):
             most of the other image.
         update_spacing : int, optional
             With 'update', the step is opened at every so many voxels along each
-            axis: more hide more, and change the result more.
+            axis: more hide more, and change the result more. None (the
+            default) is twice the stride.
         stride : int, optional
             1, or 2 to compute forces at every second voxel along each axis:
             a fifth of the traffic, and a result that is not DIPY's any more.
@@ -173,7 +174,7 @@ class SecureSynRegistrationFlow(Workflow):
             "sigma_diff": float(mopt_sigma_diff),
             "radius": int(mopt_radius),
             "reveal": reveal.lower(),
-            "update_spacing": int(update_spacing),
+            "update_spacing": None if update_spacing is None else int(update_spacing),
             "stride": int(stride),
         }
         inputs.explain(_try_options, options)
