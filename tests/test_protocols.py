@@ -4,6 +4,8 @@ import logging
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -745,6 +747,9 @@ def test_disagreement_is_named_at_every_party(trio, outcomes, tap):
         assert isinstance(error, ParameterMismatchError)
         text = str(error)
         assert "'nbins'" in text
+        hashes = re.findall(r" \(hash ([0-9a-f]{12})\)", text)
+        assert len(set(hashes)) == 3, "one for each value"
+        text = re.sub(r" \(hash .*?\)", "", text)
         assert (
             "32 at the moving owner, 16 at the static owner, 'nothing' at the" in text
         )

@@ -56,6 +56,15 @@ class SharedArray:
         """Shape of the secret array."""
         return self.share.shape if self.field.words == 1 else self.share.shape[:-1]
 
+    @property
+    def open_bits(self):
+        """Bits that an opening of an element shows."""
+        return self.bound.bit_length() + 1 - self.noise_bits
+
+    def empty(self):
+        """Room for another party's share."""
+        return self.field.empty(self.shape)
+
     def _with(self, share, *, degree=None, frac_bits=None, bound=None, noise_bits=None):
         return SharedArray(
             self.field,
@@ -191,6 +200,21 @@ class OwnedArray:
     values: np.ndarray | None
     shape: tuple
     dtype: type
+    degree = 0
+
+    @property
+    def share(self):
+        """What the owner sends."""
+        return self.values
+
+    @property
+    def open_bits(self):
+        """Bits that an opening of a number shows."""
+        return 8 * np.dtype(self.dtype).itemsize
+
+    def empty(self):
+        """Room for the numbers."""
+        return np.empty(self.shape, dtype=self.dtype)
 
     def __post_init__(self):
         if self.values is not None:

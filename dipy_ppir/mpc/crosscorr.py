@@ -56,6 +56,7 @@ import os
 import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.protocols import blur, check_truncation, dither, truncate_part
@@ -200,6 +201,11 @@ class LocalCrossCorrelation:
         self.window = (2 * radius + 1) ** self.dim
         self._window_bits = (self.window - 1).bit_length()
         self.ring = R128 if reveal == "update" else R64
+        if int(np.prod(self.shape)) << 2 * UNIT_BITS + 1 >= self.ring.modulus:
+            raise FixedPointOverflowError(
+                f"a grid of {self.shape} voxels is too large for reveal={reveal!r}, "
+                'which sums over it in 64 bits; use reveal="update"'
+            )
         self._scratch = {}
 
     @property
@@ -343,16 +349,22 @@ class LocalCrossCorrelation:
         with s.phase("cross correlation"):
             product = self._window_products(half, centers)
             rho = self._correlation(half, product, n)
+            gradients = self.dim if self.reveal == "update" else 0
+            energy, parts = self._forces(half, rho, n, gradients)
+            if self.reveal == "paper":
+                return self._open_paper(half, product, energy, n)
+            bits, most = 3 * UNIT_BITS, MOST_FORCE
             if self.reveal == "update":
-                energy, steps = self._forces(half, rho, n, self.dim)
-                own = self._open_updates(steps, centers, counts)
-            else:
-                energy, forces = self._forces(half, rho, n, 0)
-                if self.reveal == "force":
-                    own = self._open(forces, 3 * UNIT_BITS, MOST_FORCE, "force")
-                else:
-                    own = self._open_paper(half, product, n)
-            return own, self._open_energy(energy, n)
+                parts = self._smooth(parts, centers, counts)
+                bits += GRADIENT_BITS + WEIGHT_BITS * self.dim
+                most = MOST_STEP
+            openings = [self._energy_opening(energy, n)]
+            for owner, name in OWNERS.items():
+                bound = int(most * (1 << bits)) * 2
+                array = SharedArray(self.ring, parts[owner], 2, bits, bound)
+                array = blur(s, array, bits - OPEN_BITS[self.reveal], owner)
+                openings.append((array, f"{self.reveal}_{name}", (owner,)))
+            return self._opened(openings)
 
     def _window_products(self, half, centers):
         """Three parts of N D. Elements: 2 per voxel. Rounds: 1."""
@@ -544,25 +556,20 @@ class LocalCrossCorrelation:
 
     # -- opening ---------------------------------------------------------
 
-    def _open(self, parts, frac_bits, most, label):
-        """Open one array to each owner; returns this owner's."""
-        own = None
-        for owner, name in OWNERS.items():
-            bound = int(most * (1 << frac_bits)) * 2
-            array = SharedArray(self.ring, parts[owner], 2, frac_bits, bound)
-            array = blur(self.session, array, frac_bits - OPEN_BITS[label], owner)
-            value = self.session.open(array, f"{label}_{name}", (owner,))
-            own = value if value is not None else own
-        return own
-
-    def _open_energy(self, energy, n):
+    def _energy_opening(self, energy, n):
         bits = 2 * UNIT_BITS
         energy = SharedArray(self.ring, energy, 2, bits, n << bits)
         energy = dither(self.session, energy, n << bits - ENERGY_BITS, by=HELPER)
-        energy = self.session.open(energy, "correlation", (MOVING, STATIC))
-        return None if energy is None else float(energy[0])
+        return energy, "correlation", (MOVING, STATIC)
 
-    def _open_updates(self, steps, centers, counts):
+    def _opened(self, openings):
+        """Open the energy and one array to each owner; what this party sees."""
+        energy, static, moving = self.session.open_all(openings)
+        own = static if static is not None else moving
+        return own, None if energy is None else float(energy[0])
+
+    def _smooth(self, steps, centers, counts):
+        """Smooth and subsample parts of the steps; local."""
         filters = [
             gaussian_filter_matrix(n, range(*c.indices(n)), positions, self.sigma)
             for n, c, positions in zip(
@@ -589,11 +596,10 @@ class LocalCrossCorrelation:
                     x = y
                 rows.append(x.reshape(*shape, 2).copy())
             out[owner] = np.stack(rows)
-        bits = 3 * UNIT_BITS + GRADIENT_BITS + WEIGHT_BITS * self.dim
-        return self._open(out, bits, MOST_STEP, "update")
+        return out
 
-    def _open_paper(self, half, product, n):
-        """The two factors of the paper's force; returns their product over e."""
+    def _open_paper(self, half, product, energy, n):
+        """Open the two factors of the paper's force; returns their product over e."""
         s, ring = self.session, R128
         w = 2 * self._window_bits + 2 * self.image_bits
         square_bits = (126 - 22 - w) // 2
@@ -635,18 +641,18 @@ class LocalCrossCorrelation:
             brackets[STATIC][block], brackets[MOVING][block] = static, moving
 
         self._pipeline(n, [send, multiply])
-        x = SharedArray(ring, factor, 2, 0, 1 << 126)
-        x = s.open(x, "paper_factor", (MOVING, STATIC))
-        own = None
+        openings = [self._energy_opening(energy, n)]
         for owner, name in OWNERS.items():
             bracket = SharedArray(ring, brackets[owner], 2, 0, 1 << 126)
-            value = s.open(bracket, f"bracket_{name}", (owner,))
-            own = value if value is not None else own
+            openings.append((bracket, f"bracket_{name}", (owner,)))
+        factor = SharedArray(ring, factor, 2, 0, 1 << 126)
+        factor = s.open(factor, "paper_factor", (MOVING, STATIC))
+        own, energy = self._opened(openings)
         if own is None:
-            return None
-        force = x / 2.0 ** (w + 2 * square_bits) / scale**2 * (own / mixed)
+            return None, None
+        force = factor / 2.0 ** (w + 2 * square_bits) / scale**2 * (own / mixed)
         e = half.inverse
-        return np.divide(force, e, out=np.zeros_like(e), where=e > 0)
+        return np.divide(force, e, out=np.zeros_like(e), where=e > 0), energy
 
 
 def threads():

@@ -225,44 +225,52 @@ class Session:
         UndeclaredOpeningError
             before anything is sent.
         """
-        if isinstance(array, OwnedArray):
-            return self._open_owned(array, label, receivers)
-        field = array.field
-        bits = array.bound.bit_length() + 1 - array.noise_bits
-        self.ledger.record_opening(label, receivers, int(np.prod(array.shape)), bits)
-        name = "open-" + label
-        share = array.share
-        if array.degree == 2:
-            share = field.add(share, protocols.zero_share(self, field, array.shape))
-            senders = {r: [p for p in range(3) if p != r] for r in receivers}
-        else:
-            senders = {r: [(r + 1) % 3] for r in receivers}
+        return self.open_all([(array, label, receivers)], raw=raw)[0]
+
+    def open_all(self, openings, *, raw=False):
+        """Open several arrays in one round; see `open`.
+
+        Parameters
+        ----------
+        openings : sequence of (array, label, receivers)
+
+        Returns
+        -------
+        values : list
+        """
+        for array, label, receivers in openings:
+            size = int(np.prod(array.shape))
+            self.ledger.record_opening(label, receivers, size, array.open_bits)
+        sent = [self._send_opening(*opening) for opening in openings]
+        return [
+            self._receive_opening(array, share, label, receivers, raw)
+            for (array, label, receivers), share in zip(openings, sent, strict=True)
+        ]
+
+    def _send_opening(self, array, label, receivers):
+        """Send what this party contributes; returns its share as sent."""
+        share, degree = array.share, array.degree
+        if degree == 2:
+            zero = protocols.zero_share(self, array.field, array.shape)
+            share = array.field.add(share, zero)
         for receiver in receivers:
-            if self.pid in senders[receiver]:
-                self.network.send(receiver, name, share)
+            if self.pid in _senders(array, receiver):
+                self.network.send(receiver, "open-" + label, share)
+        return share
+
+    def _receive_opening(self, array, share, label, receivers, raw):
         if self.pid not in receivers:
             return None
-        sources = senders[self.pid]
-        shares = {p: field.empty(array.shape) for p in sources}
-        self.network.receive_all(shares, name)
+        shares = {p: array.empty() for p in _senders(array, self.pid)}
+        self.network.receive_all(shares, "open-" + label)
+        if isinstance(array, OwnedArray):
+            return shares[array.owner]
+        field = array.field
         for p, values in shares.items():
             protocols.check_elements(field, values, self.network.links[p].name, p)
         shares[self.pid] = share
         value = _recombine(field, array.degree, shares)
         return value if raw else field.decode(value, array.frac_bits)
-
-    def _open_owned(self, array, label, receivers):
-        size, dtype = int(np.prod(array.shape)), np.dtype(array.dtype)
-        self.ledger.record_opening(label, receivers, size, 8 * dtype.itemsize)
-        name = "open-" + label
-        if self.pid == array.owner:
-            for receiver in receivers:
-                self.network.send(receiver, name, array.values)
-        if self.pid not in receivers:
-            return None
-        out = np.empty(array.shape, dtype=dtype)
-        self.network.receive(array.owner, name, out)
-        return out
 
     # -- public metadata -------------------------------------------------
 
@@ -390,6 +398,15 @@ def _is_count(number):
 
 def _is_dict(obj):
     return isinstance(obj, dict)
+
+
+def _senders(array, receiver):
+    """The parties that must send something to open an array to `receiver`."""
+    if array.degree == 0:
+        return [array.owner]
+    if array.degree == 1:
+        return [(receiver + 1) % 3]
+    return [p for p in ROLES if p != receiver]
 
 
 def _recombine(field, degree, shares):
