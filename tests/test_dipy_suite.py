@@ -41,6 +41,21 @@ test_joint_pdf_gradients_dense      does not apply: reads `joint_grad`, nbins**2
                                     in test_mi_gradient
 test_joint_pdf_gradients_sparse     does not apply, as the one before
 =================================== ==========================================
+
+Of ``test_metrics.py``, 1 of 4, of ``test_imwarp.py``, 9 of 17 apply:
+
+=================================== ==========================================
+test_exceptions                     the secure class, both reveals
+test_EMMetric_*, test_em_*          do not apply: other metrics
+test_cc_2d, test_cc_3d              the secure classes, both reveals
+test_optimizer_exceptions           the secure class; it takes "an arbitrary valid
+                                    metric", which is ours in place of SSDMetric
+test_diffeomorphic_map_*,           the class is DIPY's own: the result
+test_coordinate_mapping
+test_get_direction_and_spacings,    the functions are DIPY's own
+test_mult_aff
+test_ssd_*, test_em_*               do not apply: other metrics
+=================================== ==========================================
 """
 
 from functools import partial
@@ -48,11 +63,19 @@ from importlib.util import find_spec, module_from_spec
 import inspect
 import types
 
-from dipy.align import imaffine as dipy_imaffine
+from dipy.align import (
+    imaffine as dipy_imaffine,
+)
+from dipy.align import (
+    imwarp as dipy_imwarp,
+)
+from dipy.align import (
+    metrics as dipy_metrics,
+)
 import numpy as np
 import pytest
 
-from dipy_ppir.align import imaffine
+from dipy_ppir.align import imaffine, imwarp, metrics
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
 
 
@@ -85,7 +108,18 @@ SECURE = {
         "AffineRegistration": HistogramRegistration,
         "ParzenJointHistogram": SecureParzenJointHistogram,
     },
+    "update": {
+        "CCMetric": metrics.SecureCCMetric,
+        "SymmetricDiffeomorphicRegistration": (
+            imwarp.SecureSymmetricDiffeomorphicRegistration
+        ),
+    },
+    "force": {"CCMetric": partial(metrics.SecureCCMetric, reveal="force")},
 }
+AFFINE = ("gradient", "histogram")
+
+#: Modules that DIPY's tests use by name: only their view of them changes.
+VIEWS = {"imaffine": dipy_imaffine, "imwarp": dipy_imwarp, "metrics": dipy_metrics}
 
 #: Tests in which a metric takes part, and the reveals that they run with.
 REVEALS = {
@@ -93,11 +127,29 @@ REVEALS = {
     "test_affreg_defaults": ("gradient", "histogram"),
     "test_mi_gradient": ("histogram",),
     "test_MIMetric_invalid_params": ("gradient", "histogram"),
+    "test_cc_2d": ("update", "force"),
+    "test_cc_3d": ("update", "force"),
 }
 
 NOT_APPLICABLE = {
     "test_joint_pdf_gradients_dense": "reads joint_grad, which is never made",
     "test_joint_pdf_gradients_sparse": "reads joint_grad, which is never made",
+    **{
+        name: "another metric"
+        for name in (
+            "test_EMMetric_image_dynamics",
+            "test_em_2d_demons",
+            "test_em_2d_gauss_newton",
+            "test_em_3d_demons",
+            "test_em_3d_gauss_newton",
+            "test_em_demons_step_2d",
+            "test_em_demons_step_3d",
+            "test_ssd_2d_demons",
+            "test_ssd_2d_gauss_newton",
+            "test_ssd_3d_demons",
+            "test_ssd_3d_gauss_newton",
+        )
+    },
 }
 
 #: Minutes rather than seconds: whole volumes, ten transforms.
@@ -128,21 +180,48 @@ TESTS = {
         "test_parzen_joint_histogram",
         "test_sample_domain_regular",
     },
+    "test_metrics": {
+        "test_EMMetric_image_dynamics",
+        "test_em_demons_step_2d",
+        "test_em_demons_step_3d",
+        "test_exceptions",
+    },
+    "test_imwarp": {
+        "test_cc_2d",
+        "test_cc_3d",
+        "test_coordinate_mapping",
+        "test_diffeomorphic_map_2d",
+        "test_diffeomorphic_map_simplification_2d",
+        "test_diffeomorphic_map_simplification_3d",
+        "test_em_2d_demons",
+        "test_em_2d_gauss_newton",
+        "test_em_3d_demons",
+        "test_em_3d_gauss_newton",
+        "test_get_direction_and_spacings",
+        "test_mult_aff",
+        "test_optimizer_exceptions",
+        "test_ssd_2d_demons",
+        "test_ssd_2d_gauss_newton",
+        "test_ssd_3d_demons",
+        "test_ssd_3d_gauss_newton",
+    },
 }
 
 
 def load(name, reveal="gradient"):
     """DIPY's test module `name` with the secure classes in place."""
-    secure = {**SECURE["gradient"], **SECURE["histogram"], **SECURE[reveal]}
+    secure = {}
+    for key in ("gradient", "histogram", "update", reveal):
+        secure.update(SECURE[key])
     spec = find_spec(f"dipy.align.tests.{name}")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    if hasattr(module, "imaffine"):
-        # Only this module's view of dipy.align.imaffine changes.
-        view = types.ModuleType("imaffine")
-        vars(view).update(vars(dipy_imaffine))
-        vars(view).update(secure)
-        module.imaffine = view
+    for key, original in VIEWS.items():
+        if hasattr(module, key):
+            view = types.ModuleType(key)
+            vars(view).update(vars(original))
+            vars(view).update({k: v for k, v in secure.items() if hasattr(view, k)})
+            setattr(module, key, view)
     for key, replacement in secure.items():
         if hasattr(module, key):
             setattr(module, key, replacement)
@@ -171,8 +250,11 @@ def cases():
             marks = [pytest.mark.heavy] if key in HEAVY else []
             if key in NOT_APPLICABLE:
                 marks.append(pytest.mark.skip(reason=NOT_APPLICABLE[key]))
-            for reveal in REVEALS.get(key, ["gradient"]):
-                case = f"{name}-{key}" + (f"-{reveal}" if key in REVEALS else "")
+            reveals = REVEALS.get(key, ["gradient"])
+            if (name, key) == ("test_metrics", "test_exceptions"):
+                reveals = ("update", "force")
+            for reveal in reveals:
+                case = f"{name}-{key}" + (f"-{reveal}" if len(reveals) > 1 else "")
                 yield pytest.param(name, key, reveal, id=case, marks=marks)
 
 
@@ -184,18 +266,26 @@ def test_dipy(name, key, reveal):
         module.assert_array_almost_equal = partial(
             np.testing.assert_allclose, rtol=0, atol=TOLERANCE[key]
         )
+    if key == "test_optimizer_exceptions":
+        module.metrics.SSDMetric = metrics.SecureCCMetric
     plain(getattr(module, key))()
 
 
 def test_the_secure_classes_are_in_place():
-    for reveal, classes in SECURE.items():
-        module = load("test_imaffine", reveal)
+    for reveal in AFFINE:
+        module, classes = load("test_imaffine", reveal), SECURE[reveal]
         for key in ("AffineRegistration", "MutualInformationMetric"):
             assert getattr(module.imaffine, key) is classes[key]
             assert getattr(dipy_imaffine, key) is not classes[key]
     assert imaffine.SecureMutualInformationMetric().reveal == "gradient"
     assert HistogramRegistration().metric.reveal == "histogram"
     assert load("test_parzenhist").ParzenJointHistogram is SecureParzenJointHistogram
+    for reveal in ("update", "force"):
+        module = load("test_imwarp", reveal)
+        assert module.metrics.CCMetric(2).reveal == reveal
+        name = "SymmetricDiffeomorphicRegistration"
+        assert getattr(module.imwarp, name) is SECURE["update"][name]
+    assert load("test_metrics").CCMetric is metrics.SecureCCMetric
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -215,7 +305,7 @@ IN_PART = [
 ]
 
 
-@pytest.mark.parametrize("reveal", SECURE)
+@pytest.mark.parametrize("reveal", AFFINE)
 @pytest.mark.parametrize(
     ("key", "ttype"),
     [(key, ttype) for key, some in IN_PART for ttype in some],

@@ -1,11 +1,10 @@
 """Sharing, opening, reduction and truncation, against Python's integers."""
 
 import logging
+import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-import re
-
 import numpy as np
 import pytest
 from scipy import stats

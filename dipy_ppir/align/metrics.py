@@ -145,7 +145,7 @@ class SecureCCMetric(CCMetric):
         #: Number of iterations so far.
         self.iterations = 0
         self._steps = {}
-        self._correlation = None
+        self._correlation = self._previous = None
         self._account = local.Account()
 
     def config(self):
@@ -163,7 +163,7 @@ class SecureCCMetric(CCMetric):
         """Make the metric part of `session`, or of none with None."""
         self.session = session
         self.iterations = 0
-        self._correlation = None
+        self._correlation = self._previous = None
 
     def receipt(self, **facts):
         """Receipt of the iterations so far, for a metric without a session."""
@@ -282,9 +282,10 @@ class SecureCCMetric(CCMetric):
         shape = tuple(self.static_image.shape)
         valid = (np.abs(opened) <= 1.01 * MOST_STEP).all(axis=0)
         step = np.empty((*shape, self.dim), dtype=floating)
+        if not valid.all():
+            opened = self._mend(opened, ndimage.binary_erosion(valid, border_value=1))
+        self._previous = opened
         for g, values in enumerate(opened):
-            if not valid.all():
-                values = mend(values, ndimage.binary_erosion(valid, border_value=1))
             for axis, n in enumerate(shape):
                 if values.shape[axis] != n:
                     matrix = interpolation_matrix(n, self.update_spacing)
@@ -293,6 +294,16 @@ class SecureCCMetric(CCMetric):
                     )
             np.multiply(values, -2.0, out=step[..., g], casting="same_kind")
         return step
+
+    def _mend(self, opened, valid):
+        """Replace what a truncation that went wrong has spoilt.
+
+        By the step before, which differs little, or the nearest right values.
+        """
+        before = self._previous
+        if before is not None and before.shape == opened.shape:
+            return np.where(valid, opened, before)
+        return np.stack([mend(values, valid) for values in opened])
 
     def _smooth(self, force, gradient, centers):
         """The step on the whole grid, per voxel, from the force at the centres."""

@@ -1,0 +1,599 @@
+"""Diffeomorphic registration of two parties against DIPY's with both images."""
+
+import os
+import signal
+import threading
+import time
+
+from dipy.align import VerbosityLevels, floating
+from dipy.align import imwarp as dipy_imwarp
+from dipy.align.metrics import CCMetric
+from dipy.data import get_fnames
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dipy_ppir.align import RemoteImage, metrics, syn_registration
+from dipy_ppir.align.imwarp import (
+    RegistrationStages,
+    SecureSymmetricDiffeomorphicRegistration,
+)
+from dipy_ppir.align.metrics import SecureCCMetric
+from dipy_ppir.mpc import crosscorr, local
+from dipy_ppir.mpc.errors import (
+    ParameterMismatchError,
+    PeerError,
+    PeerLostError,
+    ProtocolError,
+)
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.transport import DATA
+
+pytestmark = pytest.mark.filterwarnings("ignore:update_spacing:UserWarning")
+
+
+class GuardedCCMetric(CCMetric):
+    """DIPY's metric with the guard of ours: flat windows exert no force."""
+
+    def initialize_iteration(self):
+        super().initialize_iteration()
+        n = (2 * self.radius + 1) ** self.dim
+        for k, image in ((3, self.static_image), (4, self.moving_image)):
+            scale = image.max() - image.min()
+            flat = np.sqrt(np.maximum(self.factors[..., k], 0) / n)
+            self.factors[flat < scale * crosscorr.LEAST_DEVIATION, k] = 0
+
+
+def brains(dim, seed=0):
+    """A slice of a head (or a stack of slices) and a deformed one, on other grids."""
+    image = np.load(get_fnames(name="t1_coronal_slice"))[::2, ::2]
+    image = image[20:108, 20:108].astype(np.float64)
+    if dim == 3:
+        image = image[::2, ::2][:40, :40]
+        image = np.stack([image * (0.7 + 0.02 * k) for k in range(20)], axis=-1)
+    rng = np.random.default_rng(seed)
+    at = np.indices(image.shape).astype(np.float64)
+    for axis in range(dim):
+        bump = ndimage.gaussian_filter(rng.standard_normal(image.shape), 6)
+        at[axis] += 2.0 * bump / np.abs(bump).max()
+    moving = ndimage.map_coordinates(image, at, order=1, mode="nearest")
+    moving = np.sqrt(moving / moving.max())[tuple(slice(1, None) for _ in range(dim))]
+    static_grid2world = np.diag([1.5, 1.5, 2.0][:dim] + [1.0])
+    moving_grid2world = static_grid2world.copy()
+    moving_grid2world[:dim, dim] = [1.5, 1.5, 2.0][:dim]
+    prealign = np.eye(dim + 1)
+    prealign[0, 1], prealign[:dim, dim] = 0.01, 0.4
+    return image, moving, static_grid2world, moving_grid2world, prealign
+
+
+ITERATIONS = [4, 3]
+
+
+def radius_of(dim):
+    return 4 if dim == 2 else 2
+
+
+def clear_map(dim, images, metric=GuardedCCMetric, **options):
+    static, moving, static_grid2world, moving_grid2world, prealign = images
+    options = {"level_iters": ITERATIONS, **options}
+    registration = dipy_imwarp.SymmetricDiffeomorphicRegistration(
+        metric(dim, radius=radius_of(dim)), **options
+    )
+    registration.verbosity = VerbosityLevels.NONE
+    return registration.optimize(
+        static,
+        moving,
+        static_grid2world=static_grid2world,
+        moving_grid2world=moving_grid2world,
+        prealign=prealign,
+    )
+
+
+def secure_map(dim, images, session=None, metric=None, **options):
+    static, moving, static_grid2world, moving_grid2world, prealign = images
+    metric = {"radius": radius_of(dim), **(metric or {})}
+    options = {"level_iters": ITERATIONS, **options}
+    registration = SecureSymmetricDiffeomorphicRegistration(
+        SecureCCMetric(dim, session=session, **metric), session=session, **options
+    )
+    mapping = registration.optimize(
+        static,
+        moving,
+        static_grid2world=static_grid2world,
+        moving_grid2world=moving_grid2world,
+        prealign=prealign,
+    )
+    return mapping, registration
+
+
+def as_party(pid, images):
+    """The images as one party has them."""
+    static, moving, static_grid2world, moving_grid2world, prealign = images
+    if pid != STATIC:
+        static = RemoteImage(static.shape, static_grid2world)
+    if pid != MOVING:
+        moving, prealign = RemoteImage(moving.shape, moving_grid2world), None
+    return static, moving, static_grid2world, moving_grid2world, prealign
+
+
+def distance(one, other, images):
+    """Root mean square and largest distance of two maps, in voxels."""
+    spacing = np.linalg.norm(images[2][:-1, :-1], axis=0)
+    inside = images[0] > 0.1 * images[0].max()
+    squares = 0
+    for fields in (
+        (one.get_forward_field(), other.get_forward_field()),
+        (one.get_backward_field(), other.get_backward_field()),
+    ):
+        apart = (np.asarray(fields[0]) - np.asarray(fields[1])) / spacing
+        squares = np.maximum(squares, (apart**2).sum(axis=-1)[inside])
+    return np.sqrt(squares.mean()), np.sqrt(squares.max())
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize(
+    ("metric", "tolerance"),
+    [
+        ({"reveal": "force"}, 2e-3),
+        ({"reveal": "paper"}, 2e-3),
+        ({"update_spacing": 1}, 5e-3),
+        ({}, 0.1),
+    ],
+    ids=["force", "paper", "update-1", "update-2"],
+)
+def test_same_map_as_dipy(dim, metric, tolerance):
+    """Numbers are rounded to 2**-16 (force) or 2**-21 (step); spacing 2 interpolates.
+
+    The images are deformed by about 2 voxels, which DIPY undoes in part.
+    """
+    images = brains(dim)
+    clear = clear_map(dim, images)
+    moved = np.linalg.norm(clear.get_forward_field(), axis=-1).max()
+    assert moved > 1, "there is something to compare"
+    secure, registration = secure_map(dim, images, metric=metric)
+    assert distance(clear, secure, images)[0] <= tolerance
+    assert secure.forward.dtype == floating
+    warped = secure.transform(images[1])
+    assert warped.shape == images[0].shape
+    apart = warped - clear.transform(images[1])
+    assert np.sqrt((apart**2).mean()) <= 0.2 * tolerance + 1e-3
+    quality = registration.receipt["quality"]
+    assert quality["voxels"] == images[0].size
+    assert quality["non_positive_jacobian"] == 0
+
+
+def test_without_the_guard_the_map_is_dipys_as_well():
+    images = brains(2)
+    clear = clear_map(2, images, metric=CCMetric)
+    secure, _ = secure_map(2, images, metric={"reveal": "force"})
+    assert distance(clear, secure, images)[0] <= 0.05
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_stride_and_wide_spacing_still_register(dim, stride):
+    images = brains(dim)
+    secure, _ = secure_map(dim, images, metric={"stride": stride}, level_iters=[10, 10])
+    static, moving, *grids, prealign = images
+    before = dipy_imwarp.DiffeomorphicMap(
+        dim,
+        static.shape,
+        disp_grid2world=grids[0],
+        domain_shape=static.shape,
+        domain_grid2world=grids[0],
+        codomain_shape=moving.shape,
+        codomain_grid2world=grids[1],
+    )
+    before.allocate()
+    start = np.corrcoef(
+        (static**0.5).ravel(), np.asarray(before.transform(moving)).ravel()
+    )[0, 1]
+    end = np.corrcoef((static**0.5).ravel(), secure.transform(moving).ravel())[0, 1]
+    assert 1 - end < 0.7 * (1 - start)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_inside_dipys_own_optimizer(dim):
+    images = brains(dim)
+    clear = clear_map(dim, images)
+    made = []
+
+    def metric(dim, radius):
+        made.append(SecureCCMetric(dim, radius=radius, reveal="force"))
+        return made[0]
+
+    secure = clear_map(dim, images, metric=metric)
+    assert distance(clear, secure, images)[0] <= 2e-3
+    receipt = made[0].receipt()
+    opened = {e["label"] for e in receipt["learned"]["moving owner"]}
+    assert opened == {"force_moving", "correlation"}
+    assert all(sum(p.values()) for p in receipt["bytes_sent"].values())
+
+
+@pytest.mark.parametrize("result_to", ["both", "moving", "static"])
+def test_each_owner_has_only_its_own(three, result_to):
+    dim = 2
+    images = brains(dim)
+    whole, _ = secure_map(dim, images, metric={"update_spacing": 1})
+
+    def party(session):
+        mapping, registration = secure_map(
+            dim,
+            as_party(session.pid, images),
+            session,
+            {"update_spacing": 1},
+            result_to=result_to,
+        )
+        halves = [
+            hasattr(getattr(registration, name), "forward")
+            and getattr(registration, name).forward is not None
+            for name in ("static_to_ref", "moving_to_ref")
+        ]
+        return mapping, halves, registration.receipt
+
+    results = three(party)
+    gets = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
+    for pid, (mapping, halves, receipt) in enumerate(results):
+        if pid in gets[result_to]:
+            assert distance(whole, mapping, images)[1] <= 0.02
+            assert halves == [True, True]
+        else:
+            assert mapping is None
+            assert halves == [pid == STATIC, pid == MOVING]
+        labels = {e["label"] for v in receipt["learned"].values() for e in v}
+        assert ("static_to_ref" in labels) == (MOVING in gets[result_to])
+        assert ("moving_to_ref" in labels) == (STATIC in gets[result_to])
+        assert ("prealign" in labels) == (STATIC in gets[result_to])
+        assert not receipt["learned"]["helper"]
+    if result_to == "both":
+        a, b = (r[0] for r in results[:2])
+        assert np.array_equal(a.forward, b.forward)
+        assert np.array_equal(a.backward, b.backward)
+        warped = a.transform(images[1]), b.transform(images[1])
+        assert np.allclose(*warped, atol=1e-5)
+
+
+def test_stopping_rule(three):
+    """Both owners stop a level where DIPY would: the energies tell them."""
+    images = brains(2)
+    stops = []
+
+    def count(registration, stage):
+        if stage == RegistrationStages.SCALE_END:
+            stops.append(registration.niter)
+
+    clear = {"level_iters": [60, 60], "opt_tol": 1e-3, "callback": count}
+    clear_map(2, images, **clear)
+    expected, stops[:] = list(stops), []
+    assert max(expected) < 60
+    secure_map(2, images, metric={"reveal": "force"}, **clear)
+    assert np.abs(np.subtract(stops, expected)).max() <= 2
+
+
+def test_callback_sees_every_stage():
+    seen = []
+    secure_map(2, brains(2), callback=lambda sdr, stage: seen.append(stage))
+    stages = RegistrationStages
+    one_level = [stages.SCALE_START]
+    expected = [stages.OPT_START]
+    for n in ITERATIONS:
+        expected += one_level + [stages.ITER_START, stages.ITER_END] * n
+        expected += [stages.SCALE_END]
+    assert seen == [*expected, stages.OPT_END]
+
+
+def test_syn_registration_takes_dipys_arguments():
+    static, moving, static_affine, moving_affine, prealign = brains(2)
+    warped, mapping, receipt = syn_registration(
+        moving,
+        static,
+        moving_affine=moving_affine,
+        static_affine=static_affine,
+        step_length=0.25,
+        metric="CC",
+        dim=2,
+        level_iters=ITERATIONS,
+        prealign=prealign,
+        radius=4,
+        ret_receipt=True,
+    )
+    assert np.array_equal(warped, mapping.transform(moving))
+    assert receipt["parameters"]["metric"]["reveal"] == "update"
+    with pytest.raises(ValueError, match="metric must be 'CC'"):
+        syn_registration(moving, static, metric="EM")
+
+
+# -- noise, and truncations that go wrong ---------------------------------
+
+
+def spread(dim, runs):
+    images = brains(dim)
+    maps = [secure_map(dim, images)[0] for _ in range(runs)]
+    inside = images[0] > 0.1 * images[0].max()
+    spacing = np.linalg.norm(images[2][:-1, :-1], axis=0)
+    fields = [np.asarray(m.get_forward_field())[inside] / spacing for m in maps]
+    apart = [np.linalg.norm(f - fields[0], axis=-1) for f in fields[1:]]
+    return np.percentile(np.concatenate(apart), 99.9)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_noise_of_the_protocol_is_small(dim):
+    assert 0 < spread(dim, 5) < 0.01
+
+
+@pytest.mark.heavy
+def test_noise_of_a_hundred_runs():
+    assert 0 < spread(2, 100) < 0.01
+
+
+@pytest.mark.parametrize("reveal", ["force", "update"])
+def test_a_wrong_truncation_does_not_show(three, reveal, monkeypatch):
+    """At most once in 2**40 voxels a truncation is off by 2**62; forced here."""
+    images = brains(2)
+    right, _ = secure_map(2, images, metric={"reveal": reveal})
+    truncate = crosscorr.truncate_part
+    calls = threading.local()
+
+    def wrong(pid, source, part, bound, bits, target):
+        out = truncate(pid, source, part, bound, bits, target)
+        calls.count = getattr(calls, "count", 0) + 1
+        if pid == MOVING and calls.count in (2, 5):
+            # What a wrap of the dropped modulus leaves behind.
+            words = out.reshape(-1, target.words)
+            words[len(words) // 2, 0] += np.uint64(1 << 62)
+        return out
+
+    def party(session):
+        return secure_map(
+            2, as_party(session.pid, images), session, {"reveal": reveal}
+        )[0]
+
+    monkeypatch.setattr(crosscorr, "truncate_part", wrong)
+    mapping = three(party)[MOVING]
+    root, largest = distance(right, mapping, images)
+    assert 0 < root < 0.02 and largest < 0.15
+
+
+def test_probability_of_a_wrong_truncation():
+    """As the documentation states it."""
+    offset = 2 ** (crosscorr.RHO_BITS + 1)
+    assert (offset + 1.02 * 2**crosscorr.RHO_BITS) / 2**128 < 2.0**-40
+
+
+# -- what cannot work ------------------------------------------------------
+
+
+def test_bad_arguments():
+    metric = SecureCCMetric(3)
+    with pytest.raises(ValueError, match="SecureCCMetric"):
+        SecureSymmetricDiffeomorphicRegistration(CCMetric(3))
+    with pytest.raises(ValueError, match="cannot be None"):
+        SecureSymmetricDiffeomorphicRegistration(None)
+    with pytest.raises(ValueError, match="result_to"):
+        SecureSymmetricDiffeomorphicRegistration(metric, result_to="helper")
+    with pytest.raises(ValueError, match="level_iters"):
+        SecureSymmetricDiffeomorphicRegistration(metric, level_iters=[3, -1])
+    with pytest.raises(ValueError, match="step_length"):
+        SecureSymmetricDiffeomorphicRegistration(metric, step_length=0)
+    for options, words in (
+        ({"reveal": "all"}, "reveal must be one of"),
+        ({"radius": 0}, "radius must be an integer of at least 1"),
+        ({"radius": 21}, "radius must be at most"),
+        ({"update_spacing": 0}, "update_spacing must be"),
+        ({"stride": 3}, "stride must be 1 or 2"),
+        ({"sigma_diff": -1.0}, "sigma_diff must be"),
+        ({"sigma_diff": float("nan")}, "sigma_diff must be"),
+        ({"sigma_diff": 0.5}, "shows the force"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            SecureCCMetric(3, **options)
+    SecureCCMetric(3, sigma_diff=0.0, reveal="force")
+    with pytest.raises(ValueError, match="not defined for dim"):
+        SecureCCMetric(4)
+
+
+@pytest.mark.filterwarnings("default:update_spacing:UserWarning")
+@pytest.mark.parametrize(("spacing", "stride"), [(1, 1), (2, 2), (3, 2)])
+def test_a_spacing_that_hides_little_warns(spacing, stride):
+    with pytest.warns(UserWarning, match="as revealing as"):
+        SecureCCMetric(3, update_spacing=spacing, stride=stride)
+
+
+def test_default_spacing_is_twice_the_stride():
+    assert SecureCCMetric(3).update_spacing == 2
+    assert SecureCCMetric(3, stride=2).update_spacing == 4
+
+
+@pytest.fixture
+def no_connection(monkeypatch):
+    """Fail if a party is started or spoken to."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("connected before checking")
+
+    monkeypatch.setattr(local, "run_locally", refuse)
+
+
+def changed(images, **new):
+    names = ("static", "moving", "static_grid2world", "moving_grid2world", "prealign")
+    return tuple(new.get(name, old) for name, old in zip(names, images, strict=True))
+
+
+def far_away(images):
+    matrix = np.eye(3)
+    matrix[:2, 2] = 1e4
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda i: {"static": np.where(i[0] > 0.5, np.nan, i[0])}, "NaN"),
+        (lambda i: {"moving": np.full_like(i[1], 4)}, "constant"),
+        (lambda i: {"static": i[0][40:48, 40:48]}, "too small.*radius"),
+        (lambda i: {"static": i[0][40:54]}, "too small.*radius"),
+        (lambda i: {"prealign": far_away(i)}, "outside the moving one"),
+        (lambda i: {"prealign": np.zeros((3, 3))}, "singular"),
+        (lambda i: {"prealign": np.eye(4)}, "shape"),
+        (lambda i: {"moving_grid2world": far_away(i)}, "do not overlap"),
+        (lambda i: {"moving": RemoteImage(i[1].shape)}, "needs a session"),
+    ],
+)
+def test_bad_images_are_refused_before_connecting(no_connection, change, words):
+    images = changed(brains(2), prealign=None)
+    with pytest.raises(ValueError, match=words):
+        secure_map(2, changed(images, **change(images)))
+
+
+def test_images_of_another_dimension_are_refused(no_connection):
+    with pytest.raises(ValueError, match="the metric is for 3D images"):
+        secure_map(3, brains(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "metric", "name"),
+    [
+        ({}, {"radius": 3}, "radius"),
+        ({}, {"sigma_diff": 2.5}, "sigma_diff"),
+        ({}, {"update_spacing": 3}, "update_spacing"),
+        ({}, {"stride": 2}, "stride"),
+        ({}, {"reveal": "force"}, "reveal"),
+        ({"level_iters": [4, 4]}, {}, "level_iters"),
+        ({"step_length": 0.3}, {}, "step_length"),
+        ({"opt_tol": 1e-4}, {}, "opt_tol"),
+        ({"result_to": "static"}, {}, "result_to"),
+    ],
+)
+def test_different_parameters_are_named_before_anything_is_sent(
+    trio, outcomes, tap, options, metric, name
+):
+    images = brains(2)
+    frames = tap(trio)
+
+    def party(session):
+        other = session.pid == STATIC
+        return secure_map(
+            2,
+            as_party(session.pid, images),
+            session,
+            metric if other else {},
+            **(options if other else {}),
+        )
+
+    for error in outcomes(trio, party, stop=False):
+        assert isinstance(error, ParameterMismatchError)
+        assert f"'{name}'" in str(error) and str(error).count("(hash ") == 3
+    assert not [f for f in frames if f[2] == DATA]
+
+
+def test_different_grids_are_named(trio, outcomes):
+    images = brains(2)
+
+    def party(session):
+        mine = as_party(session.pid, images)
+        if session.pid == HELPER:
+            mine = changed(mine, moving=RemoteImage((50, 50), images[3]))
+        return secure_map(2, mine, session)
+
+    for error in outcomes(trio, party, stop=False):
+        assert isinstance(error, ParameterMismatchError)
+        assert "'moving_shape'" in str(error)
+
+
+def test_more_iterations_than_agreed_are_refused(trio, outcomes, monkeypatch):
+    images = brains(2)
+    goes_on = SecureSymmetricDiffeomorphicRegistration._continues
+
+    def insatiable(self):
+        if self.session.pid == MOVING and self.niter >= self.level_iters[0]:
+            self.session.tell(1)
+            return True
+        return goes_on(self)
+
+    monkeypatch.setattr(
+        SecureSymmetricDiffeomorphicRegistration, "_continues", insatiable
+    )
+    results = outcomes(
+        trio, lambda s: secure_map(2, as_party(s.pid, images), s, level_iters=[2])
+    )
+    assert isinstance(results[STATIC], (ProtocolError, PeerError))
+    assert any("more than the 2 iterations" in str(r) for r in results)
+
+
+@pytest.mark.parametrize("what", ["nan", "singular"])
+def test_a_result_of_nonsense_is_refused(trio, outcomes, monkeypatch, what):
+    images = brains(2)
+    compose = SecureSymmetricDiffeomorphicRegistration._compose
+
+    def lie(self):
+        if self.session.pid == MOVING:
+            if what == "nan":
+                self.moving_to_ref.forward[3, 3] = np.nan
+            else:
+                self.moving_to_ref.prealign = np.diag([1e9, 1e9, 1.0])
+        return compose(self)
+
+    monkeypatch.setattr(SecureSymmetricDiffeomorphicRegistration, "_compose", lie)
+    result = outcomes(
+        trio, lambda s: secure_map(2, as_party(s.pid, images), s, level_iters=[1])
+    )[STATIC]
+    assert isinstance(result, ProtocolError) and result.culprit == MOVING
+
+
+@pytest.mark.parametrize("victim", [STATIC, HELPER])
+def test_a_party_that_dies_ends_the_run(victim):
+    images = brains(3)
+
+    def kill(registration, stage):
+        if stage == RegistrationStages.ITER_END and registration.niter == 1:
+            child = local._shared._children[victim]
+            os.kill(child.pid, signal.SIGKILL)
+
+    start = time.monotonic()
+    with pytest.raises(PeerLostError) as caught:
+        secure_map(3, images, callback=kill, level_iters=[5, 5])
+    assert caught.value.culprit == victim
+    assert time.monotonic() - start < 30
+    # The next call starts anew.
+    assert secure_map(3, images)[0] is not None
+
+
+def test_an_error_in_a_callback_ends_the_run():
+    def fail(registration, stage):
+        if stage == RegistrationStages.ITER_END:
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        secure_map(2, brains(2), callback=fail)
+    assert secure_map(2, brains(2))[0] is not None
+
+
+def test_images_stay_as_they_are():
+    images = brains(2)
+    copies = [np.copy(x) for x in images]
+    secure_map(2, images)
+    for before, after in zip(copies, images, strict=True):
+        assert np.array_equal(before, after)
+
+
+def test_metric_needs_one_grid_and_a_session():
+    metric = SecureCCMetric(2)
+    image = brains(2)[0].astype(floating)
+    place = (np.eye(3), np.ones(2), np.eye(3))
+    metric.set_static_image(image, *place)
+    metric.set_moving_image(image[1:], *place)
+    with pytest.raises(ValueError, match="on one grid"):
+        metric.initialize_iteration()
+    metric.set_moving_image(RemoteImage(image.shape), *place)
+    with pytest.raises(ValueError, match="pass a session"):
+        metric.initialize_iteration()
+
+
+def test_mend_fills_holes_from_their_surroundings():
+    values = np.arange(49.0).reshape(7, 7)
+    valid = np.ones((7, 7), dtype=bool)
+    valid[3, 3] = False
+    mended = metrics.mend(np.where(valid, values, 1e9), valid)
+    assert np.array_equal(mended[valid], values[valid])
+    assert abs(mended[3, 3] - values[3, 3]) <= 7
+    assert not metrics.mend(values, np.zeros((7, 7), dtype=bool)).any()
