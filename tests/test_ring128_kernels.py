@@ -927,7 +927,10 @@ def test_ring_encoding_at_its_ends():
     ends = np.array([2**63 - 1, -(2**63)])
     assert R128.to_ints(R128.encode_int(ends)).tolist() == [2**63 - 1, ALL - 2**63]
     assert R128.decode(R128.encode_int(ends), 62).tolist() == [2.0, -2.0]
-    for bad in (2.0**127, -(2.0**128), np.inf, np.nan):
+
+
+def test_reals_beyond_the_ends_are_refused():
+    for bad in (2.0**127, 2.0**128, -(2.0**128), np.inf, np.nan):
         with pytest.raises(FixedPointOverflowError, match="not finite or exceeds"):
             R128.encode(np.array([0.0, bad]), 0, np.inf)
 
@@ -941,3 +944,7 @@ def test_ring_encoding_within_a_bound():
     for bad in (8.07, -8.07, 9.0, np.nan, np.inf, -np.inf):
         with pytest.raises(FixedPointOverflowError, match="bound of 8;"):
             R128.encode(np.array([0.0, bad, 1.0]), 3, 8.0)
+    # a bound between two elements
+    assert R128.to_ints(R128.encode(np.array([8.45]), 0, 8.45)).tolist() == [8]
+    with pytest.raises(FixedPointOverflowError, match="bound of 8.45;"):
+        R128.encode(np.array([8.51]), 0, 8.45)

@@ -29,7 +29,7 @@ from dipy_ppir.mpc.crosscorr import (
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
-__all__ = ["SecureCCMetric"]
+__all__ = ["GuardedCCMetric", "SecureCCMetric"]
 
 #: Beyond this, exact window sums might not fit a word.
 MOST_RADIUS = 20
@@ -47,6 +47,24 @@ OFFSETS = {
         (1, 1, 0),
     ],
 }
+
+
+class GuardedCCMetric(CCMetric):
+    """DIPY's metric, in the clear, without force where a window is flat.
+
+    DIPY divides by the variance of every window that is not exactly zero. Where an
+    image is constant that is a rounding error, and so is the force, which can be
+    larger than all others. This is what `SecureCCMetric` is compared with.
+    """
+
+    def initialize_iteration(self):
+        """Prepare one iteration; see ``dipy.align.metrics.CCMetric``."""
+        super().initialize_iteration()
+        window = (2 * self.radius + 1) ** self.dim
+        for factor, image in ((3, self.static_image), (4, self.moving_image)):
+            squares = self.factors[..., factor]
+            deviation = np.sqrt(np.maximum(squares, 0) / window)
+            squares[deviation < LEAST_DEVIATION * (image.max() - image.min())] = 0
 
 
 class SecureCCMetric(CCMetric):

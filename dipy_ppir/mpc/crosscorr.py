@@ -113,7 +113,7 @@ UNIT_BITS = 19
 GRADIENT_BITS, WEIGHT_BITS = 16, 16
 #: Fraction bits of what is opened: the map does not need more, and every bit more
 #: makes the equations that they are easier to solve. Steps are small numbers.
-OPEN_BITS = {"force": 16, "update": 21}
+OPEN_BITS = {"force": 19, "update": 24}
 #: Bits to which the mean squared correlation is opened.
 ENERGY_BITS = 28
 #: Blocks after which the helper waits for the owners, so that it is never far ahead.

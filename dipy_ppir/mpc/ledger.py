@@ -14,7 +14,7 @@ import math
 import platform
 
 from dipy_ppir.mpc.errors import UndeclaredOpeningError
-from dipy_ppir.mpc.fields import P127, R64
+from dipy_ppir.mpc.fields import P127, R64, R128
 
 MOVING, STATIC, HELPER = 0, 1, 2
 #: Party number to the name of its role.
@@ -156,7 +156,7 @@ def run_facts(threshold):
         "m": len(ROLES),
         "t": threshold,
         "insecure": threshold == 0,
-        "fields": f"{R64!r}, {P127!r}",
+        "fields": f"{R64!r}, {R128!r}, {P127!r}",
         "versions": {
             "dipy_ppir": version("dipy-ppir"),
             **{name: version(name) for name in ("dipy", "mpyc", "numpy")},
