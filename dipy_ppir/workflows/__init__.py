@@ -2,10 +2,13 @@
 
 ::
 
-    cli ──> align      the flow: check, register, write
+    cli ──> align, syn   the flows: check, register, write
+              ├──> flow      what they share: names of files, mistakes explained
               ├──> inputs    read images and masks, refuse what cannot work
               ├──> outputs   files that appear whole or not at all
+              ├──> mapping   diffeomorphic maps as files
               ├──> progress  a live display on a terminal, log lines elsewhere
-              └──> figures   overlay pictures
-    demo ──> align
+              └──> figures   pictures
+    cli ──> transform    apply what a registration found
+    demo ──> align, syn
 """
