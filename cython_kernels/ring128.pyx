@@ -362,8 +362,9 @@ def box(const uint64_t[:, :, ::1] x, Py_ssize_t radius, Py_ssize_t first,
     same(outer, out.shape[0])
     same(2 * inner, x.shape[2])
     same(2 * inner, out.shape[2])
-    if radius < 0 or first < 0 or first + count > n:
+    if radius < 0 or first < 0 or first > n - count:
         raise ValueError("windows lie outside the array")
+    radius = min(radius, n)
     if outer == 0 or count == 0 or inner == 0:
         return
     for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):
@@ -397,7 +398,7 @@ def filter_axis(const uint64_t[:, :, ::1] x, const int64_t[::1] first,
         return
     if not 0 < taps <= MOST_TAPS or np.max(weights) >= MOST_WEIGHT:
         raise ValueError("the filter is too long or its weights too large")
-    if np.min(first) < 0 or np.max(first) + taps > n:
+    if np.min(first) < 0 or np.max(first) > n - taps:
         raise ValueError("the filter reaches outside the array")
     for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):
         c_filter(&x[i, 0, 0], &first[0], &weights[0, 0], taps, count, width,

@@ -52,8 +52,9 @@ def box(const int64_t[:, :, ::1] x, Py_ssize_t radius, Py_ssize_t first,
     cdef Py_ssize_t count = out.shape[1], i
     same(outer, out.shape[0])
     same(inner, out.shape[2])
-    if radius < 0 or first < 0 or first + count > n:
+    if radius < 0 or first < 0 or first > n - count:
         raise ValueError("windows lie outside the array")
+    radius = min(radius, n)
     if outer == 0 or count == 0 or inner == 0:
         return
     for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):

@@ -134,8 +134,15 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             raise ValueError(
                 f"level_iters must be integers of at least 0, got {self.level_iters}"
             )
-        if not (np.isfinite(step_length) and step_length > 0):
-            raise ValueError(f"step_length must be positive, got {step_length}")
+        for name, value in (("step_length", step_length), ("inv_tol", inv_tol)):
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not (np.isfinite(ss_sigma_factor) and ss_sigma_factor >= 0):
+            raise ValueError(
+                f"ss_sigma_factor must be zero or positive, got {ss_sigma_factor}"
+            )
+        if not np.isfinite(opt_tol):
+            raise ValueError(f"opt_tol must be a finite number, got {opt_tol}")
         if result_to not in RESULT_TO:
             raise ValueError(
                 f"result_to must be one of {tuple(RESULT_TO)}, got {result_to!r}"
@@ -204,7 +211,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             "moving_grid2world": _grid2world(moving, moving_grid2world),
         }
         prealign = None if prealign is None else np.asarray(prealign, dtype=np.float64)
-        self._check(images, prealign)
+        self.check(images, prealign)
         if self.session is not None:
             return self._register(images, prealign)
         if is_remote(static) or is_remote(moving):
@@ -233,7 +240,15 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     # -- before the session ----------------------------------------------
 
-    def _check(self, images, prealign):
+    def check(self, images, prealign):
+        """Raise ValueError unless the images can be registered; see `optimize`.
+
+        Parameters
+        ----------
+        images : dict
+            with ``static``, ``moving`` and their ``_grid2world``.
+        prealign : array or None
+        """
         for name in ("static", "moving"):
             image, matrix = images[name], images[name + "_grid2world"]
             check_image(image, matrix, name)
@@ -248,6 +263,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         for level in range(self.levels):
             if self.level_iters[self.levels - 1 - level]:
                 check_size(scales.get_domain_shape(level), self.metric.radius, "static")
+        if is_remote(images["moving"]):
+            return  # where the prealign matrix puts it is the moving owner's to check
         start = grid2world if prealign is None else prealign.dot(grid2world)
         check_overlap(
             shape,

@@ -395,7 +395,7 @@ def check_size(shape, radius, name):
             f"{name.capitalize()} image size is too small. "
             f"Each image dimension should be larger than 2 * radius + 1 ({least}). "
             f"Decrease CCMetric radius ({radius}) or increase your image size "
-            f"(shape={tuple(shape)})."
+            f"(shape={tuple(map(int, shape))})."
         )
 
 

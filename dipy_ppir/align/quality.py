@@ -22,7 +22,7 @@ def jacobian_determinant(field, grid2world):
     -------
     determinant : array of float32, shape (S, R, C) or (R, C)
     """
-    field = np.asarray(field)
+    field = np.asarray(field, dtype=np.float32)
     dim = field.shape[-1]
     if grid2world is None:
         grid2world = np.eye(dim + 1)

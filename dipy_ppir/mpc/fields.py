@@ -163,7 +163,8 @@ class Field:
         x = np.ascontiguousarray(x, dtype=np.float64)
         out = self.empty(x.shape)
         scale = 2.0**frac_bits
-        limit = min(bound * scale + 0.5, 2.0 ** (self.bits - 1) - 1)
+        # Below half the modulus, whatever is left of the difference in a double.
+        limit = min(bound * scale + 0.5, np.nextafter(2.0 ** (self.bits - 1) - 1, 0))
         if not self._encode(x.reshape(-1), scale, limit, self.flat(out)):
             raise FixedPointOverflowError(
                 "a value to be shared is not finite or exceeds its declared "
@@ -227,6 +228,10 @@ class Ring(Field):
 
     def reduce_random(self, a):
         """Every word is an element: reject none."""
+        return 0
+
+    def count_rejected(self, a):
+        """None."""
         return 0
 
     def is_canonical(self, a):

@@ -232,6 +232,7 @@ class SecureImageRegistrationFlow(Workflow):
             data[name], grid2world[name] = inputs.load_volume(
                 paths[name], name, vol_idx[name]
             )
+            inputs.check_center(data[name], name)
             if masks[name]:
                 mask[f"{name}_mask"] = inputs.load_mask(
                     masks[name], data[name], grid2world[name], name

@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import warnings
 
 #: Commands to their workflows.
 CLI_FLOWS = {
@@ -18,9 +19,20 @@ CLI_FLOWS = {
 }
 
 
+def _warn(message, category, filename, lineno, file=None, line=None):
+    """Show a warning as a user wants it: one line, without the program's."""
+    logging.getLogger("dipy_ppir").warning("%s", message)
+
+
 def _terminate(signum, frame):
     # Leave by the front door, so that temporary files and processes go too.
     raise SystemExit(128 + signum)
+
+
+def _files_written():
+    # Importing the module takes too long to be done before signals are handled.
+    outputs = sys.modules.get("dipy_ppir.workflows.outputs")
+    return outputs.OutputFiles.written if outputs else 0
 
 
 def run(command):
@@ -38,6 +50,7 @@ def run(command):
     status : int
         exit status: 0, 1 for an error, 130 if interrupted.
     """
+    before = _files_written()
     try:
         signal.signal(signal.SIGTERM, _terminate)
         # A reader that goes away ends a log line, not the registration.
@@ -45,7 +58,8 @@ def run(command):
         return _run(command)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _say(command, "interrupted; no output was written")
+        said = "what was finished is" if _files_written() > before else "no output was"
+        _say(command, f"interrupted; {said} written")
         return 130
     except BrokenPipeError:
         # The results are written before anything long is printed.
@@ -67,6 +81,7 @@ def _run(command):
 
     from dipy_ppir.workflows.inputs import InputError
 
+    warnings.showwarning = _warn
     module, name = CLI_FLOWS[command]
     flow = getattr(import_module(module), name)()
     # DIPY's run_flow takes --log_level and then always uses INFO.

@@ -19,6 +19,13 @@ def explained():
             "the static and moving patterns name different numbers of files; give one "
             "of each, or one static image for many moving images"
         ) from None
+    except ValueError as exc:
+        if "inhomogeneous" not in str(exc):
+            raise
+        raise InputError(
+            "the patterns name different numbers of files; give one of each, or one "
+            "static image and one transform for many moving images"
+        ) from None
     except OSError as exc:
         if not str(exc).startswith("File not found"):
             raise

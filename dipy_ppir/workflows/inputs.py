@@ -23,7 +23,7 @@ class InputError(ValueError):
     """A mistake in what the user gave; the message says how to mend it."""
 
 
-def load_volume(path, name, vol_idx=None):
+def load_volume(path, name, vol_idx=None, *, function="affine_registration"):
     """Read one 3D volume from a NIfTI file.
 
     Parameters
@@ -33,6 +33,8 @@ def load_volume(path, name, vol_idx=None):
         "static" or "moving", for messages and flags.
     vol_idx : str, int or sequence of int, optional
         volumes of a 4D series, averaged as in DIPY.
+    function : str, optional
+        what to call from Python with 2D images.
 
     Returns
     -------
@@ -59,15 +61,19 @@ def load_volume(path, name, vol_idx=None):
     if data.ndim != 3:
         raise InputError(
             f"the {name} image {path} has {data.ndim} dimensions, 3 are needed; for 2D "
-            "images call dipy_ppir.align.affine_registration from Python"
+            f"images call dipy_ppir.align.{function} from Python"
         )
     explain(check_image, data, grid2world, name)
+    return data, grid2world
+
+
+def check_center(data, name):
+    """Refuse an image without a centre of mass."""
     if np.sum(data, dtype=np.float64) == 0:
         raise InputError(
             f"the voxels of the {name} image add up to zero, so it has no centre of "
             "mass to start from; add a constant that makes the background zero"
         )
-    return data, grid2world
 
 
 def load_mask(path, image, grid2world, name):
@@ -145,6 +151,16 @@ def check_parameters(transform, transforms, metric, nbins, sampling_prop, reveal
         )
 
 
+def check_level_iters(level_iters):
+    """Refuse numbers of iterations that make no sense."""
+    if not len(level_iters):
+        raise InputError(
+            "--level_iters has no values; give one for every resolution level, "
+            "coarsest first"
+        )
+    _check_numbers("level_iters", level_iters, 1, whole=True)
+
+
 def check_levels(level_iters, sigmas, factors):
     """Refuse resolution levels that contradict each other or make no sense."""
     levels = {"level_iters": level_iters, "sigmas": sigmas, "factors": factors}
@@ -159,23 +175,29 @@ def check_levels(level_iters, sigmas, factors):
         ("factors", 1, True),
         ("sigmas", 0, False),
     ):
-        for value in levels[flag]:
-            usable = np.isfinite(value) and value >= least
-            if not usable or (whole and value != int(value)):
-                kind = "whole numbers" if whole else "numbers"
-                raise InputError(
-                    f"--{flag} {value:g} is out of range; give {kind} of at least "
-                    f"{least}"
-                )
+        _check_numbers(flag, levels[flag], least, whole=whole)
 
 
-def check_positive(**values):
-    """Refuse values of flags that must be above zero."""
-    for flag, value in values.items():
-        if not (np.isfinite(value) and value > 0):
+def _check_numbers(flag, values, least, *, whole):
+    for value in values:
+        usable = np.isfinite(value) and value >= least
+        if not usable or (whole and value != int(value)):
+            kind = "whole numbers" if whole else "numbers"
             raise InputError(
-                f"--{flag} {value:g} is out of range; give a number above zero"
+                f"--{flag} {value:g} is out of range; give {kind} of at least {least}"
             )
+
+
+def check_sign(*, positive=(), not_negative=(), finite=()):
+    """Refuse values of flags, given as dicts, that are out of range."""
+    for values, usable, wanted in (
+        (positive, lambda v: v > 0, "a number above zero"),
+        (not_negative, lambda v: v >= 0, "zero or a number above it"),
+        (finite, lambda v: True, "a finite number"),
+    ):
+        for flag, value in dict(values).items():
+            if not (np.isfinite(value) and usable(value)):
+                raise InputError(f"--{flag} {value:g} is out of range; give {wanted}")
 
 
 def check_pyramid(shape, grid2world, sigmas, factors):
@@ -228,9 +250,9 @@ def load_matrix(path, what):
 
 
 def explain(check, *args):
-    """Call a check; its ValueError becomes an `InputError`."""
+    """What `check` returns; its ValueError becomes an `InputError`."""
     try:
-        check(*args)
+        return check(*args)
     except ValueError as exc:
         raise InputError(str(exc)) from None
 

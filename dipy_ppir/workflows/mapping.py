@@ -24,14 +24,23 @@ def displacements(mapping):
     Returns
     -------
     field : array of float32, shape (S, R, C, 3, 2)
-        displacements from static to moving world coordinates, mm, and back.
+        displacements from moving to static world coordinates, mm, and back. With a
+        prealign matrix the grid is extended to hold the moving image as well.
+    grid2world : array, shape (4, 4)
+        voxel-to-space transformation of the field.
     """
     to_moving = np.asarray(mapping.get_forward_field(), dtype=np.float64)
     to_static = np.asarray(mapping.get_backward_field(), dtype=np.float64)
+    grid2world = mapping.disp_grid2world
     matrix = mapping.prealign_inv if mapping.is_inverse else mapping.prealign
     if matrix is not None:
         dim, inverse = mapping.dim, np.linalg.inv(matrix)
-        grid2world = mapping.disp_grid2world
+        before, after = _room(mapping)
+        padding = [*zip(before, after, strict=True), (0, 0)]
+        to_moving, to_static = (np.pad(f, padding) for f in (to_moving, to_static))
+        shift = np.eye(dim + 1)
+        shift[:dim, dim] = -np.array(before)
+        grid2world = grid2world @ shift
         points = np.moveaxis(np.indices(to_moving.shape[:-1], dtype=np.float64), 0, -1)
         points = points @ grid2world[:dim, :dim].T + grid2world[:dim, dim]
         moved = points + to_moving
@@ -40,7 +49,26 @@ def displacements(mapping):
         back = points @ inverse[:dim, :dim].T + inverse[:dim, dim]
         to_static = back + _sample(to_static, back, grid2world) - points
     field = np.stack([to_static, to_moving], axis=-1)
-    return field.astype(np.float32)
+    return field.astype(np.float32), grid2world
+
+
+def _room(mapping):
+    """Voxels to add before and after each axis so that the moving image fits in.
+
+    None, if the grid would become more than eight times as large: then the way back
+    holds where the grids overlap.
+    """
+    shape, dim = np.array(mapping.disp_shape), mapping.dim
+    ends = np.array(mapping.domain_shape) - 1
+    corners = np.array(np.meshgrid(*[(0, n) for n in ends])).reshape(dim, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    to_field = np.linalg.inv(mapping.disp_grid2world) @ mapping.domain_grid2world
+    corners = (to_field @ corners)[:dim]
+    before = np.maximum(np.ceil(-corners.min(axis=1)), 0).astype(int)
+    after = np.maximum(np.ceil(corners.max(axis=1)) - shape + 1, 0).astype(int)
+    if np.prod(shape + before + after) > 8 * np.prod(shape):
+        return np.zeros(dim, int), np.zeros(dim, int)
+    return before, after
 
 
 def _sample(field, points, grid2world):
@@ -62,7 +90,8 @@ def _sample(field, points, grid2world):
 
 def save_mapping(path, mapping):
     """Write a map as DIPY does."""
-    save_nifti(path, displacements(mapping), np.linalg.inv(mapping.disp_grid2world))
+    field, grid2world = displacements(mapping)
+    save_nifti(path, field, np.linalg.inv(grid2world))
 
 
 def load_mapping(
@@ -81,8 +110,19 @@ def load_mapping(
             f"the displacement field {path} has shape {data.shape}, but a map has "
             "(X, Y, Z, 3, 2); give the file that dipy_ppir_align_syn wrote"
         )
+    if data.dtype.kind not in "iuf":
+        raise InputError(
+            f"the displacement field {path} must hold real numbers, not {data.dtype}"
+        )
+    if abs(np.linalg.det(affine)) < 1e-12:
+        raise InputError(
+            f"the affine of the displacement field {path} is singular; give the file "
+            "that dipy_ppir_align_syn wrote"
+        )
     if not np.isfinite(data).all():
-        raise InputError(f"the displacement field {path} contains NaN or infinity")
+        raise InputError(
+            f"the displacement field {path} contains NaN or infinity; register again"
+        )
     mapping = DiffeomorphicMap(
         3,
         data.shape[:3],

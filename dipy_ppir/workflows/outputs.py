@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 import secrets
 import shutil
+import signal
 
 from dipy_ppir.workflows.inputs import InputError
 
@@ -29,6 +30,9 @@ class OutputFiles:
     InputError
         if a file could not be written at the end, before anything is computed.
     """
+
+    #: Files that have been given their final names by this process.
+    written = 0
 
     def __init__(self, paths, inputs, *, force=False):
         self._temporary = {}
@@ -63,10 +67,16 @@ class OutputFiles:
         return self._temporary[path]
 
     def commit(self):
-        """Give every file its final name."""
-        for path, temporary in list(self._temporary.items()):
-            os.replace(temporary, path)
-            del self._temporary[path]
+        """Give every file its final name, not to be interrupted half-way."""
+        mask = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+        try:
+            for path, temporary in list(self._temporary.items()):
+                os.replace(temporary, path)
+                del self._temporary[path]
+                OutputFiles.written += 1
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self):
         return self

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+import warnings
 
 from dipy.align.imaffine import AffineMap
 from dipy.align.imwarp import RegistrationStages
@@ -160,9 +161,15 @@ class SecureSynRegistrationFlow(Workflow):
             raise InputError(
                 f"--reveal {reveal} is not known; choose one of {', '.join(REVEAL)}"
             )
-        inputs.check_levels(level_iters, [0] * len(level_iters), [1] * len(level_iters))
-        inputs.check_positive(
-            step_length=step_length, inv_iter=inv_iter, inv_tol=inv_tol
+        inputs.check_level_iters(level_iters)
+        inputs.check_sign(
+            positive={
+                "step_length": step_length,
+                "inv_iter": inv_iter,
+                "inv_tol": inv_tol,
+            },
+            not_negative={"ss_sigma_factor": ss_sigma_factor},
+            finite={"opt_tol": opt_tol},
         )
         options = {
             "level_iters": [int(n) for n in level_iters],
@@ -177,7 +184,7 @@ class SecureSynRegistrationFlow(Workflow):
             "update_spacing": None if update_spacing is None else int(update_spacing),
             "stride": int(stride),
         }
-        inputs.explain(_try_options, options)
+        registration = inputs.explain(_registration, options)
         names = {
             "out_warped": out_warped,
             "out_inv_static": out_inv_static,
@@ -214,25 +221,31 @@ class SecureSynRegistrationFlow(Workflow):
             read += [prealign_file] if prealign is not None else []
             volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
             with OutputFiles(written, read, force=self._force_overwrite) as out:
+                if len(jobs) > 1:
+                    # A bad pair is found before others are registered for nothing.
+                    for job, _ in jobs:
+                        _load(job, volumes, prealign, registration)
                 for job, files in jobs:
-                    self._register(job, volumes, prealign, options, files, out)
+                    images = _load(job, volumes, prealign, registration)
+                    self._register(job, images, prealign, options, files, out)
 
     def manage_output_overwrite(self):
         """Leave the decision to `OutputFiles`, which knows what is written."""
         return True
 
-    def _register(self, paths, vol_idx, prealign, options, files, out):
+    def _register(self, paths, images, prealign, options, files, out):
         """Register one pair and write its files."""
-        data, grid2world = {}, {}
-        for name in ("static", "moving"):
-            data[name], grid2world[name] = inputs.load_volume(
-                paths[name], name, vol_idx[name]
-            )
-        static, moving = data["static"], data["moving"]
+        static, moving = images["static"], images["moving"]
+        grid2world = {n: images[n + "_grid2world"] for n in ("static", "moving")}
         logger.info("Registering %s to %s", paths["moving"], paths["static"])
         with display(["deformation"], len(options["level_iters"])) as progress:
             warped, mapping, receipt = _run(
                 moving, static, grid2world, prealign, options, progress
+            )
+        if warped.min() == warped.max():
+            raise InputError(
+                "nothing of the moving image was brought onto the static one; check "
+                "the prealign file, which must map static to moving coordinates, mm"
             )
         self.receipts.append(receipt)
         save_nifti(out.temporary(files["warped"]), warped, grid2world["static"])
@@ -277,16 +290,29 @@ class SecureSynRegistrationFlow(Workflow):
             logger.info("Saved %s", file)
 
 
-def _try_options(options):
+def _load(paths, vol_idx, prealign, registration):
+    """One pair of images, checked as the registration will."""
+    images = {}
+    for name in ("static", "moving"):
+        images[name], images[name + "_grid2world"] = inputs.load_volume(
+            paths[name], name, vol_idx[name], function="syn_registration"
+        )
+    inputs.explain(registration.check, images, prealign)
+    return images
+
+
+def _registration(options):
     """Let the classes check their own arguments, before any file is read."""
     metric = {
         name: options[name]
         for name in ("sigma_diff", "radius", "reveal", "update_spacing", "stride")
     }
-    SecureSymmetricDiffeomorphicRegistration(
-        SecureCCMetric(3, **metric),
-        **{name: value for name, value in options.items() if name not in metric},
-    )
+    options = {name: value for name, value in options.items() if name not in metric}
+    with warnings.catch_warnings():
+        # The one that registers warns as well.
+        warnings.simplefilter("ignore")
+        metric = SecureCCMetric(3, **metric)
+    return SecureSymmetricDiffeomorphicRegistration(metric, **options)
 
 
 def _run(moving, static, grid2world, prealign, options, progress):
@@ -303,7 +329,9 @@ def _run(moving, static, grid2world, prealign, options, progress):
                 "iteration": registration.niter + 1,
                 "unit": "iteration",
                 "measure": "local correlation",
-                "value": float(np.sqrt(-registration.energy_list[-1] / 2 / voxels)),
+                "value": float(
+                    np.sqrt(max(-registration.energy_list[-1], 0) / 2 / voxels)
+                ),
                 "bytes_sent": sum(registration.session.ledger.sent.values()),
             }
         )

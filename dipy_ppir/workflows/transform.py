@@ -86,9 +86,16 @@ class ApplyTransformFlow(Workflow):
             with OutputFiles(written, read, force=self._force_overwrite) as out:
                 for job, files in jobs:
                     image, grid2world = _apply(*job, kind, interpolation, inverse)
-                    save_nifti(out.temporary(files["out"]), image, grid2world)
-                    logger.info("Saved %s", files["out"])
+                    # nibabel wants to be told that 64-bit integers are meant.
+                    save_nifti(
+                        out.temporary(files["out"]),
+                        image,
+                        grid2world,
+                        dtype=image.dtype,
+                    )
                 out.commit()
+            for file in written:
+                logger.info("Saved %s", file)
 
     def manage_output_overwrite(self):
         """Leave the decision to `OutputFiles`, which knows what is written."""
@@ -99,6 +106,11 @@ def _apply(static_file, moving_file, transform_file, kind, interpolation, invers
     """The transformed image and its grid."""
     static, static_grid2world = inputs.read_nifti(static_file, "the static image")
     moving, moving_grid2world = inputs.read_nifti(moving_file, "the moving image")
+    for name, data in (("static", static), ("moving", moving)):
+        if data.dtype.kind not in "biuf":
+            raise InputError(
+                f"the {name} image must hold real numbers, not {data.dtype}; convert it"
+            )
     image = static if inverse else moving
     if image.ndim not in (3, 4) or static.ndim < 3 or moving.ndim < 3:
         raise InputError(
@@ -122,9 +134,9 @@ def _apply(static_file, moving_file, transform_file, kind, interpolation, invers
     else:
         mapping = load_mapping(transform_file, *grids)
     transform = mapping.transform_inverse if inverse else mapping.transform
-    if interpolation == "linear":
-        image = image.astype(np.float64)
-    volumes = image[..., None] if image.ndim == 3 else image
+    # DIPY warps some kinds of numbers only; these hold every label exactly.
+    volumes = image.astype(np.float64)
+    volumes = volumes[..., None] if image.ndim == 3 else volumes
     volumes = np.stack(
         [
             np.asarray(
