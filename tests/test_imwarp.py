@@ -585,3 +585,23 @@ def test_mend_fills_holes_from_their_surroundings():
     assert np.array_equal(mended[valid], values[valid])
     assert abs(mended[3, 3] - values[3, 3]) <= 7
     assert not metrics.mend(values, np.zeros((7, 7), dtype=bool)).any()
+
+
+@pytest.mark.parametrize("spacing", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(23, 18), (9, 12, 17), (2, 5, 30)])
+def test_interpolation_is_a_spline_along_each_axis(shape, spacing):
+    """Cubic polynomials are reproduced; scipy's spline agrees along one axis."""
+    points = [np.unique(np.append(np.arange(0, n, spacing), n - 1)) for n in shape]
+    degree = min(3, *(len(p) - 1 for p in points))
+
+    def polynomial(*at):
+        return sum((k + 1) * (x / 10.0) ** degree for k, x in enumerate(at))
+
+    coarse = polynomial(*np.meshgrid(*points, indexing="ij"))
+    whole = polynomial(*np.indices(shape))
+    got = metrics.interpolate(coarse, shape, spacing)
+    assert got.shape == shape and np.abs(got - whole).max() < 1e-9
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal([len(p) for p in points])
+    got = metrics.interpolate(coarse, shape, spacing)
+    assert np.abs(got[np.ix_(*points)] - coarse).max() < 1e-9

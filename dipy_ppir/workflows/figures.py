@@ -159,7 +159,7 @@ def save_map(path, kind, static, mapping, *, title=""):
         bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
         bar.ax.minorticks_off()
         bar.ax.tick_params(colors="white")
-        bar.set_label("volume in the moving / in the static image", color="white")
+        bar.set_label("change of volume, static to moving image", color="white")
         words = "Jacobian determinant: blue shrinks, red grows, black lines fold"
     else:
         words = "where the deformation takes a regular grid on the static image"
