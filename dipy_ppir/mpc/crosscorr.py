@@ -369,7 +369,7 @@ class LocalCrossCorrelation:
     def _window_products(self, half, centers):
         """Three parts of N D. Elements: 2 per voxel. Rounds: 1."""
         s, ring, size = self.session, R128, int(np.prod(self.shape))
-        left, right = (self._buffer(f"image-{i}", (size,)) for i in range(2))
+        left, right = (self._buffer(f"large-{p}", (size,)) for p in (STATIC, MOVING))
         if s.pid == HELPER:
             self._masks(STATIC, ring, (size,), out=left)
             self._masks(MOVING, ring, (size,), out=right)
@@ -404,7 +404,9 @@ class LocalCrossCorrelation:
             outer = int(np.prod(shape[:axis]))
             inner = 2 * int(np.prod(shape[axis + 1 :]))
             whole = shape[axis] - 2 * self.radius
-            out = self._buffer(f"box-{name}-{axis}", (outer * whole * inner // 2,))
+            # Only the last axis's sums outlive this call.
+            last = f"-{name}" if axis == self.dim - 1 else ""
+            out = self._buffer(f"box-{axis}{last}", (outer * whole * inner // 2,))
             out = out.reshape(outer, whole, inner)
             x = x.reshape(outer, shape[axis], inner)
             R128.kernels.box(x, self.radius, self.radius, out, threads())
@@ -477,7 +479,8 @@ class LocalCrossCorrelation:
         """
         s, ring, one = self.session, self.ring, 1 << UNIT_BITS
         shape = (gradients, n) if gradients else (n,)
-        parts = {p: self._buffer(f"part-{p}", shape, ring) for p in OWNERS}
+        # The images are done with.
+        parts = {p: self._buffer(f"large-{p}", shape, ring) for p in OWNERS}
         energy = ring.zeros((1,))
         numbers = 4 + gradients
 
