@@ -247,9 +247,9 @@ class LocalCrossCorrelation:
             self._scratch[name] = np.empty(size, dtype=np.uint64)
         return self._scratch[name][:size].reshape(ring.storage(shape))
 
-    def _pads(self, peer, ring, shape, name="pads"):
+    def _pads(self, peer, ring, shape):
         """Numbers that this party and `peer` draw; one of the two is the helper."""
-        out = self._buffer(name, shape, ring)
+        out = self._buffer("pads", shape, ring)
         return self.session.random_elements(peer, HELPER, ring, shape, out=out)
 
     def _masks(self, owner, ring, shape, out=None):
@@ -286,6 +286,22 @@ class LocalCrossCorrelation:
         if s.pid == MOVING:
             return Products(ring, theirs, values)
         return Products(ring, masks, theirs)
+
+    def _hand_in(self, part, receiver, name):
+        """Give the helper's part of a sum to one owner, hidden; the other unhides it.
+
+        Rounds: 1. Elements: 1 per value. Returns the owners' new parts.
+        """
+        s, ring, n = self.session, R128, len(part)
+        other = MOVING + STATIC - receiver
+        if s.pid == HELPER:
+            s.network.send(
+                receiver, name, ring.sub(part, self._pads(other, ring, (n,)))
+            )
+            return part
+        if s.pid == other:
+            return ring.add(part, self._pads(HELPER, ring, (n,)))
+        return ring.add(part, s.receive_elements(HELPER, ring, (n,), name))
 
     def _pipeline(self, n, stages, paced=True):
         """Run blocks through stages, each LAG blocks behind the one before.
@@ -425,17 +441,10 @@ class LocalCrossCorrelation:
         rho = None if s.pid == HELPER else self._buffer("rho", (n,), self.ring)
 
         def send(block, _):
-            part = product[block]
-            size = len(part)
+            part = self._hand_in(product[block], MOVING, "product")
             if s.pid == HELPER:
-                pads = self._pads(STATIC, ring, (size,))
-                s.network.send(MOVING, "product", ring.sub(part, pads))
-                return (2, 2), size
-            if s.pid == STATIC:
-                pads = self._pads(HELPER, ring, (size,))
-            else:
-                pads = s.receive_elements(HELPER, ring, (size,), "product")
-            ring.kernels.add(part, pads, part)
+                return (2, 2), len(part)
+            product[block] = part
             inverse = ring.encode(
                 half.inverse[block] * self._inverse_scale, self.inverse_bits, 2.0**12
             )
@@ -447,16 +456,9 @@ class LocalCrossCorrelation:
             part = ring.zeros(products.left.shape[1:2])
             products.add(part, 0, 1)
             products.add(part, 1, 0)
-            if s.pid == HELPER:
-                pads = self._pads(MOVING, ring, part.shape[:1])
-                s.network.send(STATIC, "correlation", ring.sub(part, pads))
-                return
-            if s.pid == MOVING:
-                pads = self._pads(HELPER, ring, part.shape[:1])
-            else:
-                pads = s.receive_elements(HELPER, ring, part.shape[:1], "correlation")
-            part = ring.add(part, pads)
-            rho[block] = truncate_part(s.pid, ring, part, bound, bits, self.ring)
+            part = self._hand_in(part, STATIC, "correlation")
+            if s.pid != HELPER:
+                rho[block] = truncate_part(s.pid, ring, part, bound, bits, self.ring)
 
         self._pipeline(n, [send, multiply])
         return rho
