@@ -6,6 +6,7 @@ from scipy import ndimage, stats
 
 from dipy_ppir.align.metrics import image_half
 from dipy_ppir.mpc import crosscorr
+from dipy_ppir.mpc import session as session_module
 from dipy_ppir.mpc.crosscorr import (
     LEAST_DEVIATION,
     MOST_FORCE,
@@ -428,3 +429,25 @@ def test_gaussian_filter_is_scipys():
         assert (
             np.abs(np.array(got) / 2.0**crosscorr.WEIGHT_BITS - expected).max() < 1e-4
         )
+
+
+@pytest.mark.parametrize("reveal", crosscorr.REVEAL)
+def test_large_openings_go_in_pieces(reveal, monkeypatch):
+    """Both owners are sent much at once; none is cut off for sending too much."""
+    images = pair((150, 150))
+    whole, _ = run(images, 1, reveal=reveal, spacing=1)
+    monkeypatch.setattr(session_module, "MAX_BACKLOG", 1 << 18)
+    seen = []
+    inner = session_module.Session._open_in_pieces
+    monkeypatch.setattr(
+        session_module.Session,
+        "_open_in_pieces",
+        lambda self, *args: seen.append(self.pid) or inner(self, *args),
+    )
+    pieces, _ = run(images, 1, reveal=reveal, spacing=1)
+    assert {MOVING, STATIC, HELPER} <= set(seen)
+    for owner in (STATIC, MOVING):
+        a, b = whole[owner][2], pieces[owner][2]
+        assert a[0].shape == b[0].shape
+        assert np.abs(a[0] - b[0]).max() <= 1e-4
+        assert abs(a[1] - b[1]) <= 1e-2

@@ -605,3 +605,51 @@ def test_interpolation_is_a_spline_along_each_axis(shape, spacing):
     coarse = rng.standard_normal([len(p) for p in points])
     got = metrics.interpolate(coarse, shape, spacing)
     assert np.abs(got[np.ix_(*points)] - coarse).max() < 1e-9
+
+
+@pytest.mark.parametrize("wrong", [MOVING, STATIC, HELPER])
+def test_images_at_the_wrong_party_are_refused(trio, outcomes, tap, wrong):
+    images = brains(2)
+    frames = tap(trio)
+
+    def party(session):
+        mine = images if session.pid == wrong else as_party(session.pid, images)
+        return secure_map(2, mine, session)
+
+    error = outcomes(trio, party)[wrong]
+    assert isinstance(error, ValueError) and "must not have" in str(error)
+    assert not [f for f in frames if f[2] == DATA and f[0] == wrong]
+
+
+def test_prealign_is_the_moving_owners(trio):
+    images = brains(2)
+    mine = changed(as_party(STATIC, images), prealign=np.eye(3))
+    with pytest.raises(ValueError, match="prealign belongs to the moving owner"):
+        secure_map(2, mine, trio[STATIC])
+
+
+def test_the_same_objects_register_again(three):
+    """Nothing of the first registration is left in the second."""
+    images = brains(2)
+
+    def party(session):
+        static, moving, *grids, prealign = as_party(session.pid, images)
+        registration = SecureSymmetricDiffeomorphicRegistration(
+            SecureCCMetric(2, stride=2, sigma_diff=3.0),
+            level_iters=[3],
+            session=session,
+        )
+        energies = []
+        for _ in range(2):
+            registration.optimize(
+                static,
+                moving,
+                static_grid2world=grids[0],
+                moving_grid2world=grids[1],
+                prealign=prealign,
+            )
+            energies.append(list(registration.full_energy_profile))
+        return energies
+
+    first, second = three(party)[MOVING]
+    assert np.allclose(first, second, rtol=1e-4)

@@ -26,10 +26,11 @@ import numpy.linalg as npl
 from dipy_ppir.align.imaffine import split, unite
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
-from dipy_ppir.align.remote import RemoteImage, is_remote
+from dipy_ppir.align.remote import RemoteImage, check_roles, is_remote
 from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.arrays import OwnedArray
+from dipy_ppir.mpc.crosscorr import check_grid
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC, declare
 
@@ -92,7 +93,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     static_to_ref, moving_to_ref : DiffeomorphicMap
         the two halves; each at its owner, at the end also at who gets the result.
     receipt : dict or None
-        what each party learned in the last registration and what it cost.
+        what each party learned, and what it cost, since the session began its run.
 
     Raises
     ------
@@ -212,7 +213,10 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         }
         prealign = None if prealign is None else np.asarray(prealign, dtype=np.float64)
         self.check(images, prealign)
+        if prealign is not None and is_remote(moving):
+            raise ValueError("prealign belongs to the moving owner; leave it out here")
         if self.session is not None:
+            check_roles(self.session.pid, static, moving)
             return self._register(images, prealign)
         if is_remote(static) or is_remote(moving):
             raise ValueError(
@@ -262,7 +266,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         scales = self._scale_space(RemoteImage(shape), grid2world)
         for level in range(self.levels):
             if self.level_iters[self.levels - 1 - level]:
-                check_size(scales.get_domain_shape(level), self.metric.radius, "static")
+                at_level = scales.get_domain_shape(level)
+                check_size(at_level, self.metric.radius, "static")
+                check_grid(at_level, self.metric.reveal)
         if is_remote(images["moving"]):
             return  # where the prealign matrix puts it is the moving owner's to check
         start = grid2world if prealign is None else prealign.dot(grid2world)
@@ -290,6 +296,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     def _register(self, images, prealign):
         """One registration inside a session; see `optimize`."""
+        self.metric.join(self.session)
         self._agree(images)
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()

@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from dipy_ppir._kernels import windows
-from dipy_ppir.align.remote import RemoteImage, is_remote
+from dipy_ppir.align.remote import RemoteImage, check_roles, is_remote
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.crosscorr import (
     LEAST_DEVIATION,
@@ -181,6 +181,7 @@ class SecureCCMetric(CCMetric):
         """Make the metric part of `session`, or of none with None."""
         self.session = session
         self.iterations = 0
+        self.energy, self._steps = None, {}
         self._correlation = self._previous = None
 
     def receipt(self, **facts):
@@ -203,7 +204,8 @@ class SecureCCMetric(CCMetric):
         if self.session is not None:
             if self.iterations == 1:
                 with self.session.phase("agreement"):
-                    self.session.agree("metric", self.config())
+                    shape = [int(n) for n in self.static_image.shape]
+                    self.session.agree("metric", {**self.config(), "grid": shape})
             own = self._step(self.session, offset)
             for name, image in self._images():
                 if not is_remote(image):
@@ -257,6 +259,7 @@ class SecureCCMetric(CCMetric):
 
     def _step(self, session, offset):
         """This owner's displacement; None at the helper."""
+        check_roles(session.pid, self.static_image, self.moving_image)
         shape = tuple(self.static_image.shape)
         correlation = self._correlation
         if correlation is None or correlation.shape != shape:

@@ -50,6 +50,22 @@ class RemoteImage:
         )
 
 
+def check_roles(pid, static, moving):
+    """Raise ValueError unless each image is at its owner and nowhere else.
+
+    Parameters
+    ----------
+    pid : int
+        this party's number: 0 owns the moving image, 1 the static one.
+    static, moving : array or RemoteImage
+    """
+    for name, image, owner in (("moving", moving, 0), ("static", static, 1)):
+        if is_remote(image) == (pid == owner):
+            wanted = "needs" if pid == owner else "must not have"
+            instead = "" if pid == owner else "; pass a RemoteImage in its place"
+            raise ValueError(f"party {pid} {wanted} the {name} image{instead}")
+
+
 def is_remote(image):
     """Whether `image` is held by another party."""
     return isinstance(image, RemoteImage)

@@ -72,7 +72,8 @@ class SharedArray:
             self.degree if degree is None else degree,
             self.frac_bits if frac_bits is None else frac_bits,
             self.bound if bound is None else bound,
-            self.noise_bits if noise_bits is None else noise_bits,
+            # Arithmetic spreads noise: nothing is promised of its result.
+            noise_bits or 0,
         )
 
     def _compatible(self, other, what):

@@ -71,15 +71,16 @@ for _owner, _name in OWNERS.items():
         receivers=(_owner,),
         shape="dim numbers per voxel of the grid reduced by update_spacing, each "
         "iteration",
-        meaning=f"the smoothed step by which its half of the map moves; all steps of "
-        f"one registration say something about the {_other} image (doc/security.md)",
+        meaning="the smoothed step by which its half of the map moves; from all steps "
+        f"of one registration most of the {_other} image can be rebuilt "
+        "(doc/security.md)",
     )
     declare(
         f"force_{_name}",
         receivers=(_owner,),
         shape="1 number per voxel, each iteration",
         meaning=f"the force on each voxel of its image, from which the {_other} image "
-        "can be rebuilt in part (doc/security.md)",
+        "can be rebuilt (doc/security.md)",
     )
     declare(
         f"bracket_{_name}",
@@ -116,7 +117,8 @@ GRADIENT_BITS, WEIGHT_BITS = 16, 16
 OPEN_BITS = {"force": 19, "update": 24}
 #: Bits to which the mean squared correlation is opened.
 ENERGY_BITS = 28
-#: Blocks after which the helper waits for the owners, so that it is never far ahead.
+#: Blocks after which the helper waits for the owners, so that it is never far ahead;
+#: no fewer than LAG, or it would wait for owners that wait for it.
 PACE = 64
 #: Windows flatter than this part of an image's range exert no force.
 LEAST_DEVIATION = 2.0**-10
@@ -129,6 +131,19 @@ def check_reveal(reveal):
     """Raise ValueError if `reveal` is not one of `REVEAL`."""
     if reveal not in REVEAL:
         raise ValueError(f"reveal must be one of {REVEAL}, got {reveal!r}")
+
+
+def _ring(reveal):
+    return R128 if reveal == "update" else R64
+
+
+def check_grid(shape, reveal):
+    """Raise FixedPointOverflowError if sums over a grid would not fit."""
+    if int(np.prod(shape)) << 2 * UNIT_BITS + 1 >= _ring(reveal).modulus:
+        raise FixedPointOverflowError(
+            f"a grid of {tuple(map(int, shape))} voxels is too large for "
+            f'reveal={reveal!r}, which sums over it in 64 bits; use reveal="update"'
+        )
 
 
 @dataclass
@@ -200,12 +215,8 @@ class LocalCrossCorrelation:
         self.sigma, self.spacing = sigma, spacing
         self.window = (2 * radius + 1) ** self.dim
         self._window_bits = (self.window - 1).bit_length()
-        self.ring = R128 if reveal == "update" else R64
-        if int(np.prod(self.shape)) << 2 * UNIT_BITS + 1 >= self.ring.modulus:
-            raise FixedPointOverflowError(
-                f"a grid of {self.shape} voxels is too large for reveal={reveal!r}, "
-                'which sums over it in 64 bits; use reveal="update"'
-            )
+        self.ring = _ring(reveal)
+        check_grid(self.shape, reveal)
         self._scratch = {}
 
     @property
@@ -361,7 +372,7 @@ class LocalCrossCorrelation:
             len(range(*c.indices(n))) for c, n in zip(centers, self.shape, strict=True)
         ]
         n = int(np.prod(counts))
-        s.ledger.about(n)
+        s.ledger.about(int(np.prod([n - 2 * self.radius for n in self.shape])))
         with s.phase("cross correlation"):
             product = self._window_products(half, centers)
             rho = self._correlation(half, product, n)

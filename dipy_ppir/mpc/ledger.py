@@ -200,6 +200,14 @@ def make_receipt(ledger, sent_by_party, **facts):
 RISKY_SHARE = 0.1
 
 
+#: What is opened under these labels determines most of the other image.
+REBUILDS = {
+    f"{kind}_{name}"
+    for kind in ("update", "force", "bracket")
+    for name in ("static", "moving")
+}
+
+
 def _size(n):
     if n < 1000:
         return f"{n} B"
@@ -252,10 +260,17 @@ def receipt_text(receipt):
                 "   CAUTION: many numbers about few samples. Fewer iterations at this "
                 "level, or leaving it out, opens less."
             )
-    lines.append(
-        "No voxel of an image was shown to anybody but the image's owner, as long as "
-        "the owners chose their transforms as the program does."
-    )
+    labels = {e["label"] for v in receipt["learned"].values() for e in v}
+    if labels & REBUILDS:
+        lines.append(
+            "CAUTION: no image was sent, but an owner who sets out to can rebuild most "
+            "of the other image from what was opened (doc/security.md)."
+        )
+    else:
+        lines.append(
+            "No voxel of an image was shown to anybody but the image's owner, as long "
+            "as the moving owner chose its transforms as the program does."
+        )
     quality = receipt.get("quality")
     if quality:
         low, high = quality["smallest_jacobian"], quality["largest_jacobian"]
@@ -274,7 +289,8 @@ def receipt_text(receipt):
         lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
     lines.append(
         f"In all {_size(receipt['bytes_total'])}. Everything made from an image was "
-        "masked with random numbers; parameters, shapes and positions were not."
+        "masked with random numbers; parameters, shapes and positions were not, nor "
+        "what is listed above as a finished map or transform."
     )
     lines += [
         "",

@@ -387,15 +387,14 @@ def blur(session, array, bits, receiver):
     receiver : int
         the owner that will see the values.
     """
-    array = array._with(array.share, noise_bits=bits)
     if session.pid != MOVING + STATIC - receiver:
-        return array
+        return array._with(array.share, noise_bits=bits)
     field = array.field
     noise = Stream(secrets.token_bytes(32)).words(array.share.shape)
     top = noise if field.words == 1 else noise[..., 1]
     top &= np.uint64((1 << bits % 64) - 1)
     noise = field.sub(noise, _constant(field, 1 << bits - 1, noise))
-    return array._with(field.add(array.share, noise))
+    return array._with(field.add(array.share, noise), noise_bits=bits)
 
 
 def check_elements(field, elements, link_name, peer):

@@ -42,7 +42,7 @@ from dipy_ppir.mpc.ledger import (
     run_facts,
 )
 from dipy_ppir.mpc.prg import Pairwise, derive_key
-from dipy_ppir.mpc.transport import Link, Network
+from dipy_ppir.mpc.transport import MAX_BACKLOG, Link, Network
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -228,7 +228,7 @@ class Session:
         return self.open_all([(array, label, receivers)], raw=raw)[0]
 
     def open_all(self, openings, *, raw=False):
-        """Open several arrays in one round; see `open`.
+        """Open several arrays, small ones in one round; see `open`.
 
         Parameters
         ----------
@@ -241,10 +241,37 @@ class Session:
         for array, label, receivers in openings:
             size = int(np.prod(array.shape))
             self.ledger.record_opening(label, receivers, size, array.open_bits)
+        if sum(a.share.nbytes for a, _, _ in openings if a.degree) > MAX_BACKLOG // 4:
+            return self._open_in_pieces(openings, raw)
         sent = [self._send_opening(*opening) for opening in openings]
         return [
             self._receive_opening(array, share, label, receivers, raw)
             for (array, label, receivers), share in zip(openings, sent, strict=True)
+        ]
+
+    def _open_in_pieces(self, openings, raw):
+        """Open large arrays a piece at a time.
+
+        Sent at once, they would pile up at parties that are sending as well.
+        """
+        flat = [array.reshape(-1) for array, _, _ in openings]
+        pieces = [[] for _ in openings]
+        size = MAX_BACKLOG // 1024
+        for start in range(0, max(len(a.share) for a in flat), size):
+            for array, into, (_, label, receivers) in zip(
+                flat, pieces, openings, strict=True
+            ):
+                part = array[start : start + size]
+                if len(part.share):
+                    share = self._send_opening(part, label, receivers)
+                    into.append(
+                        self._receive_opening(part, share, label, receivers, raw)
+                    )
+        return [
+            np.concatenate(into).reshape(array.shape if not raw else array.share.shape)
+            if self.pid in receivers
+            else None
+            for into, (array, _, receivers) in zip(pieces, openings, strict=True)
         ]
 
     def _send_opening(self, array, label, receivers):
