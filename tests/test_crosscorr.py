@@ -244,7 +244,8 @@ def test_many_blocks_give_the_same(reveal, monkeypatch):
     for owner in (STATIC, MOVING):
         a, b = whole[owner][2], parts[owner][2]
         assert np.abs(a[0] - b[0]).max() <= 3 * FORCE_ERROR
-        assert abs(a[1] - b[1]) <= 1e-4
+        # Each of some thousand rho is rounded by chance, to 2**-19.
+        assert abs(a[1] - b[1]) <= 2e-3
         paces = sessions[owner].ledger.sent["cross correlation", HELPER]
         assert paces > 0 and paces % 8 == 0
 
