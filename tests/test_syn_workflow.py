@@ -1161,6 +1161,8 @@ def test_interrupted(pair, tmp_path, descendants, sent, status):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Background jobs of a shell ignore it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert "Registering" in process.stdout.readline()
     deadline = time.monotonic() + 30

@@ -486,6 +486,8 @@ def _start(*args, cwd):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Background jobs of a shell ignore it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
