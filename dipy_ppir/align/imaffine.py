@@ -37,7 +37,7 @@ from scipy import ndimage
 
 from dipy_ppir._kernels import sampling
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram, check_reveal
-from dipy_ppir.align.remote import RemoteImage, is_remote
+from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
 from dipy_ppir.align.validation import check_image, check_mask
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.fields import P127
@@ -170,8 +170,8 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         self.dim = len(static.shape)
         self.transform = transform
         self.metric_grad = np.zeros(transform.get_number_of_parameters())
-        self.static_grid2world = _grid2world(static, static_grid2world)
-        self.moving_grid2world = _grid2world(moving, moving_grid2world)
+        self.static_grid2world = grid2world_of(static, static_grid2world)
+        self.moving_grid2world = grid2world_of(moving, moving_grid2world)
         self.static_world2grid = npl.inv(self.static_grid2world)
         self.moving_world2grid = npl.inv(self.moving_grid2world)
         self.moving_direction, self.moving_spacing = get_direction_and_spacings(
@@ -384,14 +384,6 @@ class _RemoteValues(RemoteImage):
         self.dim = self.ndim = 1
 
 
-def _grid2world(image, given):
-    if is_remote(image):
-        return image.grid2world
-    if given is None:
-        return np.eye(len(image.shape) + 1)
-    return np.asarray(given, dtype=np.float64)
-
-
 def _world_center_of_mass(image, grid2world):
     center = ndimage.center_of_mass(np.asarray(image))
     return grid2world.dot(np.array(center + (1,)))[:-1]
@@ -433,8 +425,8 @@ def transform_centers_of_mass(
             helper={**arguments, **shapes},
         )[MOVING]
     dim = len(static.shape)
-    static_grid2world = _grid2world(static, static_grid2world)
-    moving_grid2world = _grid2world(moving, moving_grid2world)
+    static_grid2world = grid2world_of(static, static_grid2world)
+    moving_grid2world = grid2world_of(moving, moving_grid2world)
     centers = {}
     session.ledger.about(None)
     with session.phase("centre of mass"):
@@ -622,7 +614,7 @@ class SecureAffineRegistration(AffineRegistration):
         check_mask(moving_mask, moving, "moving")
         if self.use_isotropic:
             check_pyramid(
-                static.shape, _grid2world(static, static_grid2world), self.factors
+                static.shape, grid2world_of(static, static_grid2world), self.factors
             )
         arguments = {
             "static": static,
@@ -702,7 +694,7 @@ class SecureAffineRegistration(AffineRegistration):
         for name in ("static", "moving"):
             image = images[name]
             parameters[name + "_shape"] = list(image.shape)
-            matrix = _grid2world(image, images[name + "_grid2world"])
+            matrix = grid2world_of(image, images[name + "_grid2world"])
             parameters[name + "_grid2world"] = matrix.tolist()
         if transform is not None:
             parameters["transform"] = list(_TRANSFORM_NAMES[type(transform)])
@@ -767,8 +759,8 @@ class SecureAffineRegistration(AffineRegistration):
             static_mask,
             moving_mask,
         )
-        static_grid2world = _grid2world(static, static_grid2world)
-        moving_grid2world = _grid2world(moving, moving_grid2world)
+        static_grid2world = grid2world_of(static, static_grid2world)
+        moving_grid2world = grid2world_of(moving, moving_grid2world)
         conducts = self.session.pid == MOVING
         affine_map = AffineMap(
             None if conducts else np.eye(self.dim + 1),
@@ -886,8 +878,8 @@ class SecureAffineRegistration(AffineRegistration):
         self.nparams = transform.get_number_of_parameters()
         self.static_mask = usable_mask(static_mask, "static")
         self.moving_mask = usable_mask(moving_mask, "moving")
-        static_grid2world = _grid2world(static, static_grid2world)
-        moving_grid2world = _grid2world(moving, moving_grid2world)
+        static_grid2world = grid2world_of(static, static_grid2world)
+        moving_grid2world = grid2world_of(moving, moving_grid2world)
         self.params0 = (
             transform.get_identity_parameters() if params0 is None else params0
         )
@@ -1015,7 +1007,7 @@ def split(arguments):
         cross a pipe and describe it by its shape.
     """
     grids = {
-        name + "_grid2world": _grid2world(
+        name + "_grid2world": grid2world_of(
             arguments[name], arguments[name + "_grid2world"]
         )
         for name in ("static", "moving")

@@ -26,7 +26,12 @@ import numpy.linalg as npl
 from dipy_ppir.align.imaffine import split, unite
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
-from dipy_ppir.align.remote import RemoteImage, check_roles, is_remote
+from dipy_ppir.align.remote import (
+    RemoteImage,
+    check_roles,
+    grid2world_of,
+    is_remote,
+)
 from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.arrays import OwnedArray
@@ -208,8 +213,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         images = {
             "static": static,
             "moving": moving,
-            "static_grid2world": _grid2world(static, static_grid2world),
-            "moving_grid2world": _grid2world(moving, moving_grid2world),
+            "static_grid2world": grid2world_of(static, static_grid2world),
+            "moving_grid2world": grid2world_of(moving, moving_grid2world),
         }
         prealign = None if prealign is None else np.asarray(prealign, dtype=np.float64)
         self.check(images, prealign)
@@ -540,14 +545,6 @@ def check_received(values, sender):
         raise ProtocolError(
             f"the {ROLES[sender]} sent a map that contains NaN or infinity", sender
         )
-
-
-def _grid2world(image, given):
-    if is_remote(image):
-        return image.grid2world
-    if given is None:
-        return np.eye(len(image.shape) + 1)
-    return np.asarray(given, dtype=np.float64)
 
 
 def registration_from(session, config):

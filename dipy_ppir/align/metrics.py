@@ -124,22 +124,22 @@ class SecureCCMetric(CCMetric):
         session=None,
     ):
         check_reveal(reveal)
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, got {stride}")
+        if update_spacing is None:
+            update_spacing = 2 * stride
         if not sigma_diff >= 0 or not np.isfinite(sigma_diff):
             raise ValueError(f"sigma_diff must be zero or positive, got {sigma_diff}")
         for name, value, least in (
             ("radius", radius, 1),
-            ("update_spacing", 1 if update_spacing is None else update_spacing, 1),
+            ("update_spacing", update_spacing, 1),
         ):
             if value != int(value) or value < least:
                 raise ValueError(
                     f"{name} must be an integer of at least {least}, got {value}"
                 )
-        if stride not in (1, 2):
-            raise ValueError(f"stride must be 1 or 2, got {stride}")
         if radius > MOST_RADIUS:
             raise ValueError(f"radius must be at most {MOST_RADIUS}, got {radius}")
-        if update_spacing is None:
-            update_spacing = 2 * stride
         if reveal == "update":
             if sigma_diff < 1:
                 raise ValueError(
@@ -246,7 +246,6 @@ class SecureCCMetric(CCMetric):
         return (("static", self.static_image), ("moving", self.moving_image))
 
     def _check_sizes(self):
-        least = 2 * self.radius + 1
         for name, image in self._images():
             check_size(image.shape, self.radius, name)
             if tuple(image.shape) != tuple(self.static_image.shape):
@@ -255,7 +254,6 @@ class SecureCCMetric(CCMetric):
                     f"shape {tuple(self.static_image.shape)} and the moving image "
                     f"{tuple(image.shape)}"
                 )
-        return least
 
     def _step(self, session, offset):
         """This owner's displacement; None at the helper."""

@@ -69,3 +69,12 @@ def check_roles(pid, static, moving):
 def is_remote(image):
     """Whether `image` is held by another party."""
     return isinstance(image, RemoteImage)
+
+
+def grid2world_of(image, given):
+    """Voxel-to-space transformation of an image: its own, `given`, or the identity."""
+    if is_remote(image):
+        return image.grid2world
+    if given is None:
+        return np.eye(len(image.shape) + 1)
+    return np.asarray(given, dtype=np.float64)

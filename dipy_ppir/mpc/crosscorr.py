@@ -517,7 +517,7 @@ class LocalCrossCorrelation:
             products.add(moving, 3, 1, -1)
             products.add(moving, 0, 2, -2)
             energy[...] = ring.add(
-                energy, _twice(ring, ring.dot(products.left[0], products.right[0]))
+                energy, ring.scale(ring.dot(products.left[0], products.right[0]), 2)
             )
             forces = {STATIC: static, MOVING: moving}
             if s.pid != HELPER:
@@ -675,10 +675,6 @@ def threads():
     """Threads of a kernel: what OMP_NUM_THREADS says, or all processors."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdigit() and int(given) else os.cpu_count() or 1
-
-
-def _twice(ring, a):
-    return ring.add(a, a)
 
 
 def gaussian_filter_matrix(n, centers, positions, sigma):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti, save_qa_metric
-from dipy.workflows.workflow import Workflow
 import numpy as np
 
 from dipy_ppir.align import affine_registration
 from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.flow import (
+    OutputFilesFlow,
     beside,
     check_name,
     explained,
@@ -49,7 +49,7 @@ PIPELINES = {
 }
 
 
-class SecureImageRegistrationFlow(Workflow):
+class SecureImageRegistrationFlow(OutputFilesFlow):
     """Affine registration of two images that two parties hold.
 
     Takes the flags of ``dipy_align_affine`` and writes the same files, besides a
@@ -220,10 +220,6 @@ class SecureImageRegistrationFlow(Workflow):
                     self._register(
                         job, volumes, masks, options, files, out, far_apart=far_apart
                     )
-
-    def manage_output_overwrite(self):
-        """Leave the decision to `OutputFiles`, which knows what is written."""
-        return True
 
     def _register(self, paths, vol_idx, masks, options, files, out, *, far_apart):
         """Register one pair and write its files."""

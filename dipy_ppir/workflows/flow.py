@@ -4,9 +4,19 @@ from contextlib import contextmanager
 import logging
 from pathlib import Path
 
+from dipy.workflows.workflow import Workflow
+
 from dipy_ppir.workflows.inputs import InputError
 
 logger = logging.getLogger("dipy_ppir")
+
+
+class OutputFilesFlow(Workflow):
+    """A workflow whose files are written by `OutputFiles`."""
+
+    def manage_output_overwrite(self):
+        """Leave the decision to `OutputFiles`, which knows what is written."""
+        return True
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import warnings
 from dipy.align.imaffine import AffineMap
 from dipy.align.imwarp import RegistrationStages
 from dipy.io.image import save_nifti
-from dipy.workflows.workflow import Workflow
 import numpy as np
 
 from dipy_ppir.align import syn_registration
@@ -18,6 +17,7 @@ from dipy_ppir.mpc.crosscorr import REVEAL
 from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.flow import (
+    OutputFilesFlow,
     beside,
     check_name,
     explained,
@@ -33,7 +33,7 @@ from dipy_ppir.workflows.progress import display
 logger = logging.getLogger("dipy_ppir")
 
 
-class SecureSynRegistrationFlow(Workflow):
+class SecureSynRegistrationFlow(OutputFilesFlow):
     """Diffeomorphic registration of two images that two parties hold.
 
     Takes the flags of ``dipy_align_syn`` and writes the same files, besides a receipt
@@ -228,10 +228,6 @@ class SecureSynRegistrationFlow(Workflow):
                 for job, files in jobs:
                     images = _load(job, volumes, prealign, registration)
                     self._register(job, images, prealign, options, files, out)
-
-    def manage_output_overwrite(self):
-        """Leave the decision to `OutputFiles`, which knows what is written."""
-        return True
 
     def _register(self, paths, images, prealign, options, files, out):
         """Register one pair and write its files."""

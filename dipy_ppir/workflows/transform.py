@@ -5,11 +5,15 @@ from pathlib import Path
 
 from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
-from dipy.workflows.workflow import Workflow
 import numpy as np
 
 from dipy_ppir.workflows import inputs
-from dipy_ppir.workflows.flow import check_name, explained, written_files
+from dipy_ppir.workflows.flow import (
+    OutputFilesFlow,
+    check_name,
+    explained,
+    written_files,
+)
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import load_mapping
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
@@ -17,7 +21,7 @@ from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 logger = logging.getLogger("dipy_ppir")
 
 
-class ApplyTransformFlow(Workflow):
+class ApplyTransformFlow(OutputFilesFlow):
     """Transform an image with what a registration found; nothing is secret here."""
 
     def run(
@@ -35,7 +39,7 @@ class ApplyTransformFlow(Workflow):
         """Apply the result of a registration to an image that one has.
 
         Flags and files are those of dipy_apply_transform. Of the image that is
-        not transformed only the grid is read.
+        not transformed only the grid is used.
 
         Parameters
         ----------
@@ -96,10 +100,6 @@ class ApplyTransformFlow(Workflow):
                 out.commit()
             for file in written:
                 logger.info("Saved %s", file)
-
-    def manage_output_overwrite(self):
-        """Leave the decision to `OutputFiles`, which knows what is written."""
-        return True
 
 
 def _apply(static_file, moving_file, transform_file, kind, interpolation, inverse):
