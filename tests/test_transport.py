@@ -396,17 +396,40 @@ def test_time_out_while_sending(wire):
 
 
 def test_slow_is_not_silent(wire):
+    """A long frame may take many time-outs, as long as it comes along."""
     wire.network.timeout = 0.25
+    payload = np.arange(1 << 18, dtype=np.uint64)
 
     def slowly():
-        raw = frame(TWO)
-        for i in range(0, len(raw), 8):
+        raw = frame(payload.tobytes())
+        for i in range(0, len(raw), 2 * transport.LEAST_PROGRESS):
             time.sleep(0.12)
-            wire.peer.sendall(raw[i : i + 8])
+            wire.peer.sendall(raw[i : i + 2 * transport.LEAST_PROGRESS])
 
     thread = threading.Thread(target=slowly)
     thread.start()
-    assert wire.receive() == [1, 2]
+    received = np.empty_like(payload)
+    wire.network.receive(STATIC, "step", received)
+    thread.join()
+    np.testing.assert_array_equal(received, payload)
+
+
+def test_a_trickle_is_silence(wire):
+    """Nobody can hold the others for ever by a byte now and then."""
+    wire.network.timeout = 0.25
+    over = threading.Event()
+
+    def trickle():
+        for byte in frame(TWO):
+            if over.wait(0.05):
+                return
+            wire.peer.sendall(bytes([byte]))
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(PeerTimeoutError, match="hardly anything"):
+        wire.receive()
+    over.set()
     thread.join()
 
 

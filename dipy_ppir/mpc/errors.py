@@ -14,6 +14,14 @@ class InsecureSetupError(MPCError, ValueError):
     """The set-up cannot keep a secret, for example a threshold of zero."""
 
 
+class IdentityError(MPCError, ValueError):
+    """This party's own key or certificate cannot be used."""
+
+
+class SessionFileError(MPCError, ValueError):
+    """The session file cannot be read, or says something impossible."""
+
+
 class PeerError(MPCError, ConnectionError):
     """Something is wrong at, or with the connection to, one named party.
 
@@ -48,6 +56,10 @@ class ProtocolError(PeerError):
 
 class AuthenticationError(PeerError):
     """A party did not prove that it belongs to this session."""
+
+
+class CertificateError(AuthenticationError):
+    """A party showed another certificate than the one pinned, or refused this one."""
 
 
 class ParameterMismatchError(MPCError, ValueError):

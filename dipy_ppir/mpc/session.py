@@ -32,6 +32,7 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
     ProtocolError,
 )
+from dipy_ppir.mpc.identity import Identity
 from dipy_ppir.mpc.ledger import (
     HELPER,
     MOVING,
@@ -41,7 +42,9 @@ from dipy_ppir.mpc.ledger import (
     make_receipt,
     run_facts,
 )
+from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.prg import Pairwise, derive_key
+from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.mpc.transport import MAX_BACKLOG, Link, Network
 
 logger = logging.getLogger("dipy_ppir")
@@ -127,8 +130,91 @@ class Session:
         #: Called with a dict after every evaluation, for progress displays.
         self.on_progress = None
         self._process = os.getpid()
+        #: The session file, if the session was opened by one.
+        self.plan = None
+        self._relays = ()
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
+
+    @classmethod
+    def load(cls, path, *, identity=None, listen=None, on_wait=None):
+        """Meet the parties of a session file, wherever they are.
+
+        Which party this is follows from its certificate. Commands and scripts of the
+        three parties may be started in any order: each waits for the others.
+
+        Parameters
+        ----------
+        path : str or Path
+            the session file, alike at all parties; see ``doc/deployment.md``.
+        identity : str or Path, optional
+            folder of this party's key, see `Identity.load`.
+        listen : tuple of (str, int), optional
+            address to listen on, where it is not the one that others dial.
+        on_wait : callable, optional
+            called with the parties still missing (list of `Party`) and the seconds
+            left, several times a second.
+
+        Returns
+        -------
+        session : Session
+            every connection is TLS 1.3 between the pinned certificates; the secrets
+            shared with the other parties are derived inside TLS and never sent.
+
+        Raises
+        ------
+        SessionFileError, IdentityError
+            before any connection is opened.
+        CertificateError
+            if somebody else is where a party should be.
+        PeerTimeoutError
+            naming who did not come.
+        ParameterMismatchError
+            naming the entry in which the session files differ.
+
+        Examples
+        --------
+        >>> session = Session.load("session.toml")  # doctest: +SKIP
+        >>> moved, matrix = affine_registration(  # doctest: +SKIP
+        ...     "t1.nii.gz", "remote", session=session, **session.parameters)
+        """
+        plan = SessionFile.read(path)
+        meeting = Meeting(
+            plan, Identity.load(identity), listen=listen, on_wait=on_wait
+        )
+        meeting.hold()
+        return cls.of_meeting(meeting)
+
+    @classmethod
+    def of_meeting(cls, meeting):
+        """The session of parties that have met."""
+        plan = meeting.plan
+        session = cls(
+            meeting.party.pid,
+            meeting.links,
+            meeting.seeds,
+            timeout=plan.timeouts["silence"],
+        )
+        session.plan, session._relays = plan, meeting.relays
+        software = {
+            f"{name} version": version(name) for name in ("dipy", "mpyc", "numpy")
+        }
+        try:
+            session.agree("session file", {**plan.agreement(), **software})
+        except BaseException as exc:
+            session.fail(exc)
+            raise
+        return session
+
+    @property
+    def parameters(self):
+        """Keyword arguments of the registration that the session file names."""
+        if self.plan is None:
+            raise ValueError("the session was not opened by a session file")
+        parameters = {**self.plan.parameters, "result_to": self.plan.result_to}
+        if self.plan.reveal is not None:
+            parameters["reveal"] = self.plan.reveal
+        return parameters
 
     @property
     def role(self):
@@ -397,8 +483,10 @@ class Session:
         self.network.abort(reason, culprit)
 
     def close(self):
-        """Close all connections."""
+        """Close all connections; the helper's relay ends with its owners'."""
         self.network.close()
+        for relay in self._relays:
+            relay.join(self.network.timeout)
 
     def __enter__(self):
         return self

@@ -18,6 +18,7 @@ every wait at once.
 
 from collections import deque
 import contextlib
+import ipaddress
 import json
 import select
 import socket
@@ -26,7 +27,10 @@ import time
 import zlib
 
 from dipy_ppir.mpc.errors import (
+    CertificateError,
+    InsecureSetupError,
     PeerAbortedError,
+    PeerError,
     PeerLostError,
     PeerTimeoutError,
     ProtocolError,
@@ -41,6 +45,9 @@ DATA, JSON, MPYC, ABORT, BYE = 1, 2, 3, 4, 5
 MAX_PAYLOAD = {DATA: 1 << 24, JSON: 1 << 20, MPYC: 1 << 24, ABORT: 1 << 10, BYE: 0}
 #: Most bytes kept for a peer that runs ahead while this party is sending.
 MAX_BACKLOG = 1 << 28
+#: Bytes of an unfinished frame that must arrive within the time-out: who sends less
+#: stalls.
+LEAST_PROGRESS = 1 << 18
 #: What keeping a frame costs beside its payload.
 _FRAME_COST = 512
 
@@ -59,6 +66,26 @@ _RDHUP = getattr(select, "POLLRDHUP", 0)
 def operation_code(name):
     """Checksum of the name of a protocol step."""
     return zlib.crc32(name.encode())
+
+
+def _check_loopback(sock):
+    try:
+        host = sock.getpeername()[0].partition("%")[0]
+    except OSError:
+        return  # gone already; the first use says so
+    address = ipaddress.ip_address(host)
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+        raise InsecureSetupError(
+            f"an unencrypted connection to {host} would leave this machine; use a "
+            "session file, which connects by TLS"
+        )
+
+
+def _ended(link):
+    """Whether the other end closes the link within a second."""
+    poller = select.poll()
+    poller.register(link.sock.fileno(), _RDHUP)
+    return bool(poller.poll(1000))
 
 
 class _Frame:
@@ -80,17 +107,26 @@ class Link:
 
     Parameters
     ----------
-    sock : socket
-        connected stream socket; it becomes non-blocking.
+    sock : socket or TLSSocket
+        connected stream socket; it becomes non-blocking. Without TLS it must stay
+        on this machine.
     peer : int
         the party at the other end.
+
+    Raises
+    ------
+    InsecureSetupError
+        if the connection would leave this machine unencrypted.
     """
 
     def __init__(self, sock, peer):
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
+            _check_loopback(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock, self.peer = sock, peer
+        #: The link whose other end passes on this one's bytes, if any.
+        self.carrier = None
         self.name = f"party {peer} ({ROLES[peer]})"
         self.inbox = deque()
         self.backlog = 0
@@ -102,6 +138,8 @@ class Link:
         self._header, self._header_filled = bytearray(_HEADER.size), 0
         self._frame = None
         self._sent = self._received = 0
+        #: Bytes received, to notice a peer that stalls.
+        self.bytes_in = 0
 
     def header(self, kind, op, length):
         """Header of the next frame to send."""
@@ -160,6 +198,7 @@ class Link:
                     n = self.sock.recv_into(view)
                     if n == 0:
                         raise EOFError
+                    self.bytes_in += n
                     self._header_filled += n
                     if self._header_filled < _HEADER.size:
                         continue
@@ -169,6 +208,7 @@ class Link:
                     n = self.sock.recv_into(frame.body[frame.filled :])
                     if n == 0:
                         raise EOFError
+                    self.bytes_in += n
                     frame.filled += n
                 self._frame = None
                 if not frame.posted:
@@ -176,10 +216,16 @@ class Link:
                 return frame
         except (BlockingIOError, InterruptedError):
             return None
-        except ProtocolError:
-            raise  # a ConnectionError too, but the connection still stands
+        except PeerError:
+            raise  # a ConnectionError too, but one that says more
         except OSError as exc:
             raise EOFError from exc
+
+    @property
+    def ready(self):
+        """Whether bytes wait inside TLS, where polling the socket does not show them."""
+        pending = getattr(self.sock, "pending", None)
+        return pending is not None and pending() > 0
 
     def pop(self):
         """Take the oldest frame out of the inbox."""
@@ -187,10 +233,6 @@ class Link:
         self.backlog -= len(frame.body) + _FRAME_COST
         return frame
 
-    def progress(self):
-        """How many bytes of the current frame are in; to notice a stall."""
-        filled = self._frame.filled if self._frame else 0
-        return self._received, self._header_filled, filled
 
 
 class Network:
@@ -247,6 +289,8 @@ class Network:
             except (BlockingIOError, InterruptedError):
                 self._wait_writable(link)
                 continue
+            except PeerError:
+                raise
             except OSError:
                 self._lost(link)
             while parts and n >= len(parts[0]):
@@ -363,8 +407,13 @@ class Network:
         for link in self.links.values():
             link.awaited = link in links
         deadline = time.monotonic() + self.timeout
-        seen = [link.progress() for link in links]
+        seen = sum(link.bytes_in for link in links)
         done = []
+        for link in links:
+            if link.ready:
+                frame = self._pump(link)
+                if frame is not None:
+                    done.append((link, frame))
         while not done:
             left = deadline - time.monotonic()
             events = poller.poll(max(left, 0) * 1000)
@@ -380,11 +429,13 @@ class Network:
                         self._pump(link)
                     poller.unregister(fd)
             if not done:
-                now = [link.progress() for link in links]
-                if now != seen:
+                now = sum(link.bytes_in for link in links)
+                if now - seen >= LEAST_PROGRESS:
                     seen, deadline = now, time.monotonic() + self.timeout
                 elif time.monotonic() >= deadline:
                     self._timed_out(links)
+        for link in links:
+            link.awaited = False
         return done
 
     def _pump(self, link):
@@ -425,11 +476,13 @@ class Network:
 
     def _lost(self, link):
         """Raise the best explanation of why `link` is closed."""
+        if link.carrier is not None and _ended(link.carrier):
+            link = link.carrier
         try:
             while link.pump() is not None:
                 if link.inbox and link.inbox[-1].kind == ABORT:
                     self._aborted(link, link.inbox[-1])
-        except (EOFError, ProtocolError):
+        except (EOFError, ProtocolError, CertificateError):
             pass
         for frame in link.inbox:
             if frame.kind == ABORT:
@@ -443,8 +496,8 @@ class Network:
     def _timed_out(self, links):
         names = " and ".join(link.name for link in links)
         raise PeerTimeoutError(
-            f"{names} said nothing for {self.timeout:g} s; check that it still runs "
-            "and can be reached, or raise the time-out",
+            f"{names} said nothing, or hardly anything, for {self.timeout:g} s; check "
+            "that it still runs and can be reached, or raise the time-out",
             links[0].peer,
         )
 

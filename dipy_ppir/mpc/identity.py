@@ -1,0 +1,248 @@
+"""A party's long-lived key, its certificate, and their fingerprint.
+
+A party is known by one Ed25519 key and a certificate that it signs itself. No
+authority vouches for anybody: the sites tell each other the fingerprints of their
+certificates by telephone or mail and write them into the session file, and nothing
+else is ever trusted.
+"""
+
+import datetime
+import hashlib
+import os
+from pathlib import Path
+import re
+import stat
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from dipy_ppir.mpc.errors import IdentityError
+
+#: Environment variable that names the folder of the key, and where it is otherwise.
+HOME_VARIABLE, DEFAULT_HOME = "DIPY_PPIR_HOME", "~/.dipy_ppir"
+KEY_FILE, CERTIFICATE_FILE = "key.pem", "certificate.pem"
+#: Days that a certificate is valid.
+VALIDITY_DAYS = 730
+_CLOCK_SLACK = datetime.timedelta(minutes=5)
+
+
+class Identity:
+    """The key and the certificate of this party.
+
+    Parameters
+    ----------
+    key : Ed25519PrivateKey
+    certificate : cryptography.x509.Certificate
+        self-signed, of that key.
+    """
+
+    def __init__(self, key, certificate):
+        self.key = key
+        self.certificate = certificate
+
+    @property
+    def name(self):
+        """The name in the certificate."""
+        return certificate_name(self.certificate)
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of the certificate, as `fingerprint` writes it."""
+        return fingerprint(self.certificate)
+
+    @classmethod
+    def load(cls, folder=None):
+        """Read this party's key and certificate.
+
+        Parameters
+        ----------
+        folder : str or Path, optional
+            by default the environment variable ``DIPY_PPIR_HOME``, or
+            ``~/.dipy_ppir``.
+
+        Raises
+        ------
+        IdentityError
+            if there is none, if others may read the key, or if the certificate is
+            not valid now.
+        """
+        folder = home(folder)
+        remedy = "make one with dipy_ppir_keygen, or name its folder with --identity"
+        key_file, certificate_file = folder / KEY_FILE, folder / CERTIFICATE_FILE
+        for file in (key_file, certificate_file):
+            if not file.is_file():
+                raise IdentityError(f"no {file.name} in {folder}; {remedy}")
+        try:
+            with open(key_file, "rb") as stream:
+                mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+                if mode & 0o077:
+                    raise IdentityError(
+                        f"the private key {key_file} can be read by others (mode "
+                        f"{mode:04o}): run chmod 600 on it, and make a new one with "
+                        "dipy_ppir_keygen if somebody may have copied it"
+                    )
+                pem = stream.read()
+            key = load_pem_private_key(pem, None)
+            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        except OSError as exc:
+            raise IdentityError(
+                f"cannot read {exc.filename}: {exc.strerror}; check its permissions"
+            ) from None
+        except (ValueError, TypeError):
+            raise IdentityError(
+                f"the files {KEY_FILE} and {CERTIFICATE_FILE} in {folder} are not a "
+                f"key and a certificate as dipy_ppir_keygen writes them; {remedy}"
+            ) from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise IdentityError(f"the key {key_file} is not an Ed25519 key; {remedy}")
+        if certificate.public_key() != key.public_key():
+            raise IdentityError(
+                f"the certificate {certificate_file} belongs to another key than "
+                f"{key_file}; {remedy}"
+            )
+        problem = validity_problem(certificate)
+        if problem:
+            raise IdentityError(
+                f"the certificate {certificate_file} {problem}; run dipy_ppir_keygen "
+                "--force and tell the other parties the new fingerprint"
+            )
+        return cls(key, certificate)
+
+    def save(self, folder=None, *, force=False):
+        """Write key and certificate; the key so that only its owner can read it.
+
+        Returns
+        -------
+        folder : Path
+
+        Raises
+        ------
+        IdentityError
+            if there is a key already and not `force`, or nothing can be written.
+        """
+        folder = home(folder)
+        key_file, certificate_file = folder / KEY_FILE, folder / CERTIFICATE_FILE
+        if key_file.exists() and not force:
+            raise IdentityError(
+                f"there is a key in {folder} already, and other sites may have pinned "
+                "it; add --force to replace it, or choose another --identity"
+            )
+        pem = self.key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_private(key_file, pem)
+            certificate_file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
+        except OSError as exc:
+            raise IdentityError(
+                f"cannot write to {folder}: {exc.strerror}; choose another --identity"
+            ) from None
+        return folder
+
+
+def create_identity(name, *, days=VALIDITY_DAYS, now=None):
+    """A new key with a certificate that it signs itself.
+
+    Parameters
+    ----------
+    name : str
+        whose it is, for people: 1 to 64 printable characters.
+    days : int, optional
+        how long the certificate is valid.
+    now : datetime.datetime, optional
+        from when.
+
+    Returns
+    -------
+    identity : Identity
+
+    Raises
+    ------
+    IdentityError
+        if the name or the number of days cannot be used.
+    """
+    name = name.strip()
+    if not 1 <= len(name) <= 64 or not name.isprintable():
+        raise IdentityError(
+            "the name of a party must be 1 to 64 printable characters, for example "
+            '"St. Anne Hospital"'
+        )
+    if not 1 <= days <= 3650:
+        raise IdentityError(
+            f"a certificate cannot be valid for {days} days; give 1 to 3650"
+        )
+    key = Ed25519PrivateKey.generate()
+    now = datetime.datetime.now(datetime.timezone.utc) if now is None else now
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SLACK)
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, None)
+    )
+    return Identity(key, certificate)
+
+
+def home(folder=None):
+    """The folder of this party's key."""
+    if folder is None:
+        folder = os.environ.get(HOME_VARIABLE) or DEFAULT_HOME
+    return Path(folder).expanduser()
+
+
+def fingerprint(certificate):
+    """SHA-256 of a certificate (DER), as ``openssl x509 -fingerprint`` writes it."""
+    digest = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest().upper()
+    return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
+
+
+def parse_fingerprint(text):
+    """The usual form of a fingerprint that somebody typed; None if it is none."""
+    digits = re.sub(r"^sha-?256( fingerprint)?[:=]|[:\s-]", "", text.strip().lower())
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        return None
+    digits = digits.upper()
+    return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2))
+
+
+def certificate_name(certificate):
+    """The common name in a certificate, fit to be shown."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    text = str(names[0].value) if names else "nobody"
+    return "".join(c if c.isprintable() else "?" for c in text[:64])
+
+
+def validity_problem(certificate, now=None):
+    """Why a certificate is not valid now, in words; None if it is."""
+    now = datetime.datetime.now(datetime.timezone.utc) if now is None else now
+    if now > certificate.not_valid_after_utc:
+        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    if now < certificate.not_valid_before_utc:
+        return (
+            f"is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} "
+            "UTC (is a clock wrong?)"
+        )
+    return None
+
+
+def _write_private(path, data):
+    # Under its final name only when it is whole, and never readable by others.
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as stream:
+        stream.write(data)
+    os.replace(temporary, path)

@@ -1,0 +1,385 @@
+"""How three separate processes find one another, in whatever order they are started.
+
+Owners dial the helper, and one owner the other (see `SessionFile.dials`); every
+connection is TLS between pinned certificates. A party that goes away before all have
+met may come back. Once everybody is connected to everybody, and has said so, the
+meeting is over.
+"""
+
+import contextlib
+import errno
+import logging
+import queue
+import select
+import socket
+import threading
+import time
+
+from dipy_ppir.mpc import tls
+from dipy_ppir.mpc.errors import (
+    CertificateError,
+    PeerError,
+    PeerTimeoutError,
+    ProtocolError,
+    SessionFileError,
+)
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
+from dipy_ppir.mpc.relay import Pump, tunnel
+from dipy_ppir.mpc.transport import ABORT, JSON, Link, Network, operation_code
+
+logger = logging.getLogger("dipy_ppir")
+
+#: Connections of strangers that are looked at, at the same time.
+MAX_GREETINGS = 16
+#: Seconds between two attempts to dial, and for one of them.
+REDIAL, DIAL_TIMEOUT = 0.5, 5.0
+_RDHUP = getattr(select, "POLLRDHUP", 0)
+
+
+class _Stopped(Exception):
+    """The meeting is over."""
+
+
+class Meeting:
+    """This party's part in a meeting.
+
+    Parameters
+    ----------
+    plan : SessionFile
+    identity : Identity
+        of this party; the plan names its certificate.
+    listen : tuple of (str, int), optional
+        address to listen on, where it is not the one that others dial.
+    on_wait : callable, optional
+        called with the missing parties and the seconds left, some times a second.
+
+    Attributes
+    ----------
+    party : Party
+        this party.
+    links : dict
+        maps party numbers to `Link`, when all have met.
+    seeds : dict
+        maps party numbers to the secret shared with each.
+    relays : list of Pump
+        at the helper: what it passes on between the owners.
+    """
+
+    def __init__(self, plan, identity, *, listen=None, on_wait=None):
+        self.plan, self.identity = plan, identity
+        self.party = plan.party_of(identity.fingerprint)
+        self.links, self.seeds, self.relays = {}, {}, []
+        self._listen, self._on_wait = listen, on_wait
+        self._others = {p: q for p, q in plan.parties.items() if p != self.party.pid}
+        self._events = queue.Queue()
+        self._over = threading.Event()
+        self._redial = {}
+        self._told, self._heard = set(), set()
+        self._waiting = {}
+        self._refused = None
+        self._listener = None
+
+    # -- the whole -------------------------------------------------------
+
+    def hold(self):
+        """Wait until all parties are connected.
+
+        Raises
+        ------
+        CertificateError, ProtocolError
+            if somebody else answers where a party is dialled, or a party refuses this
+            one.
+        PeerTimeoutError
+            naming who did not come.
+        SessionFileError
+            if this party cannot listen on its address.
+        """
+        pid, plan = self.party.pid, self.plan
+        callers = {p for p in self._others if pid in plan.dials(p)}
+        self._deadline = time.monotonic() + plan.timeouts["connect"]
+        try:
+            if callers:
+                self._listener = self._open_listener()
+                self._start(self._answer, callers)
+            for peer in plan.dials(pid):
+                self._start(self._dial, peer)
+            if plan.relayed and pid != HELPER:
+                self._start(self._dial_through_relay, STATIC + MOVING - pid)
+            self._gather()
+        except BaseException:
+            for link in self.links.values():
+                link.sock.close()
+            raise
+        finally:
+            self._over.set()
+            if self._listener is not None:
+                self._listener.close()
+            self._clear_events()
+        self.seeds = {p: link.sock.seed() for p, link in self.links.items()}
+        if plan.relayed and pid != HELPER:
+            other = self.links[STATIC + MOVING - pid]
+            other.carrier = self.links[HELPER]
+
+    def _start(self, target, *args):
+        threading.Thread(
+            target=target, args=args, daemon=True, name="meeting"
+        ).start()
+
+    def _gather(self):
+        while self._others.keys() - self._heard or self._others.keys() - self._told:
+            self._take_event()
+            for pid in list(self.links):
+                self._look_at(pid)
+            if self.links.keys() == self._others.keys():
+                for pid in self._others.keys() - self._told:
+                    self._say_ready(pid)
+            left = self._deadline - time.monotonic()
+            missing = [
+                self._others[p]
+                for p in sorted(self._others)
+                if p not in self.links or p not in self._heard
+            ]
+            if left <= 0 and missing:
+                self._give_up(missing)
+            if self._on_wait is not None and missing:
+                self._on_wait(missing, left)
+
+    def _give_up(self, missing):
+        names = " and ".join(party.title for party in missing)
+        hint = f" Last refused: {self._refused}" if self._refused else ""
+        raise PeerTimeoutError(
+            f"{names} did not come within {self.plan.timeouts['connect']:g} s; check "
+            "that it was started with the same session file and that the firewalls let "
+            f"it through.{hint}",
+            missing[0].pid,
+        )
+
+    # -- events of the connecting threads --------------------------------
+
+    def _take_event(self):
+        try:
+            event = self._events.get(timeout=0.1)
+        except queue.Empty:
+            return
+        if isinstance(event, BaseException):
+            raise event
+        connection = event
+        pid = connection.party.pid
+        if connection.purpose == tls.RELAY and self.party.pid == HELPER:
+            self._relay(pid, connection)
+            return
+        self._drop(pid)
+        logger.info("Connected to %s", connection.party.title)
+        self.links[pid] = Link(connection, pid)
+
+    def _clear_events(self):
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, tls.TLSSocket):
+                    event.close()
+        for connection in self._waiting.values():
+            connection.close()
+
+    def _relay(self, pid, connection):
+        old = self._waiting.pop(pid, None)
+        if old is not None:
+            old.close()
+        self._waiting[pid] = connection
+        if len(self._waiting) == 2:
+            pump = Pump(*self._waiting.values())
+            self._waiting = {}
+            pump.start()
+            self.relays.append(pump)
+
+    # -- the links so far ------------------------------------------------
+
+    def _drop(self, pid):
+        link = self.links.pop(pid, None)
+        self._told.discard(pid)
+        self._heard.discard(pid)
+        if link is not None:
+            logger.info("Lost %s again; waiting for it", self._others[pid].title)
+            link.sock.close()
+        if pid in self._redial:
+            self._redial[pid].set()
+
+    def _say_ready(self, pid):
+        link, ledger = self.links[pid], Ledger()
+        try:
+            network = Network({pid: link}, DIAL_TIMEOUT, lambda: ledger)
+            network.send_json(pid, "ready", {})
+            self._told.add(pid)
+        except CertificateError:
+            raise
+        except PeerError:
+            self._drop(pid)
+
+    def _look_at(self, pid):
+        link = self.links[pid]
+        try:
+            if pid not in self._heard:
+                frame = link.pump()
+                if frame is None:
+                    return
+                if frame.kind == ABORT:
+                    raise EOFError
+                if frame.kind != JSON or frame.op != operation_code("ready"):
+                    raise ProtocolError(
+                        f"{self._others[pid].title} did not begin as it should; "
+                        "install the same version of dipy_ppir everywhere",
+                        pid,
+                    )
+                link.pop()
+                self._heard.add(pid)
+            else:
+                poller = select.poll()
+                poller.register(link.sock.fileno(), _RDHUP)
+                if poller.poll(0):
+                    raise EOFError
+        except EOFError:
+            self._drop(pid)
+
+    # -- dialling, in threads --------------------------------------------
+
+    def _dial(self, peer):
+        self._redial[peer] = threading.Event()
+        self._keep_trying(peer, self._connect_to)
+
+    def _dial_through_relay(self, peer):
+        self._redial[peer] = threading.Event()
+        self._keep_trying(peer, self._connect_through_relay)
+
+    def _keep_trying(self, peer, attempt):
+        while not self._over.is_set():
+            try:
+                connection = attempt(self.plan.parties[peer])
+            except (CertificateError, ProtocolError) as exc:
+                self._events.put(exc)
+                return
+            except _Stopped:
+                return
+            except OSError as exc:
+                self._refused = str(exc)
+                logger.debug("%s: %s", self.plan.parties[peer].title, exc)
+                self._over.wait(REDIAL)
+                continue
+            self._hand_over(connection)
+            self._redial[peer].wait()
+            self._redial[peer].clear()
+            self._over.wait(REDIAL)
+
+    def _hand_over(self, connection):
+        if self._over.is_set():
+            connection.close()
+        else:
+            self._events.put(connection)
+
+    def _connect_to(self, party, purpose=tls.LINK):
+        try:
+            sock = socket.create_connection(party.address, DIAL_TIMEOUT)
+        except OSError as exc:
+            raise OSError(
+                f"{party.title} could not be reached at {party.endpoint} "
+                f"({exc.strerror or exc})"
+            ) from None
+        return tls.handshake(
+            sock,
+            self.identity,
+            {party.fingerprint: party},
+            purposes=(purpose,),
+            server=False,
+            others=self.plan.parties.values(),
+            check=self._check,
+        )
+
+    def _connect_through_relay(self, party):
+        outer = self._connect_to(self.plan.parties[HELPER], tls.RELAY)
+        inner, pump = tunnel(outer)
+        connection = tls.handshake(
+            inner,
+            self.identity,
+            {party.fingerprint: party},
+            purposes=(tls.LINK,),
+            server=self.party.pid == STATIC,
+            deadline=self._deadline,
+            others=self.plan.parties.values(),
+            check=self._check,
+        )
+        connection.on_close = lambda: pump.join(10)
+        return connection
+
+    def _check(self):
+        if self._over.is_set():
+            raise _Stopped
+
+    # -- being dialled, in threads ---------------------------------------
+
+    def _open_listener(self):
+        host, port = self._listen or self.party.address
+        where = f"{host}:{port}"
+        try:
+            family, *_, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            return socket.create_server(address, family=family, backlog=MAX_GREETINGS)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                remedy = "another program uses this port: end it, or agree on another"
+            elif exc.errno == errno.EACCES:
+                remedy = "ports below 1024 need privileges: agree on another"
+            else:
+                remedy = (
+                    "if others reach this machine under another address than its own, "
+                    f"add --listen 0.0.0.0:{port}"
+                )
+            raise SessionFileError(
+                f"cannot listen on {where} ({exc.strerror or exc}); {remedy}"
+            ) from None
+
+    def _answer(self, callers):
+        slots = threading.BoundedSemaphore(MAX_GREETINGS)
+        while not self._over.is_set():
+            try:
+                sock, address = self._listener.accept()
+            except OSError:
+                if self._over.wait(0.1):
+                    return
+                continue
+            if not slots.acquire(blocking=False):
+                sock.close()
+                continue
+            self._start(self._greet, sock, address, callers, slots)
+
+    def _greet(self, sock, address, callers, slots):
+        parties = self.plan.parties
+        purposes = [tls.LINK]
+        if self.party.pid == HELPER and self.plan.relayed:
+            purposes.append(tls.RELAY)
+        try:
+            connection = tls.handshake(
+                sock,
+                self.identity,
+                {parties[p].fingerprint: parties[p] for p in callers},
+                purposes=purposes,
+                server=True,
+                others=parties.values(),
+                check=self._check,
+            )
+            self._hand_over(connection)
+        except _Stopped:
+            pass
+        except OSError as exc:
+            self._refused = f"{address[0]}: {exc}"
+            # Scanners of a network connect and go away again: not worth a warning.
+            level = logging.WARNING if isinstance(exc, CertificateError) else 10
+            logger.log(level, "Refused a connection from %s", self._refused)
+        finally:
+            slots.release()
+
+
+def missing_text(missing, left):
+    """Who is waited for and how long, for people."""
+    names = ", ".join(f"{ROLES[party.pid]} ({party.name})" for party in missing)
+    left = max(int(left), 0)
+    return f"Waiting for {names}: {left // 60}:{left % 60:02d} left"

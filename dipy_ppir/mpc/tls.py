@@ -1,0 +1,337 @@
+"""TLS 1.3 between parties that pinned each other's certificates.
+
+`TLSSocket` behaves like a non-blocking socket, so that `transport.Link` need not know
+which of the two it has. Python's own ``ssl`` module cannot ask a client for a
+certificate that no authority signed, so pyOpenSSL is used, which can. The only thing
+checked is the one that was pinned: no authority, no host name, no second chance.
+"""
+
+import contextlib
+import select
+import socket
+import time
+
+from OpenSSL import SSL
+
+from dipy_ppir.mpc.errors import (
+    CertificateError,
+    PeerLostError,
+    PeerTimeoutError,
+    ProtocolError,
+)
+from dipy_ppir.mpc.identity import certificate_name, fingerprint, validity_problem
+
+#: What a connection is for, as TLS negotiates it (ALPN); the number is the version.
+LINK, RELAY = b"dipy-ppir/1", b"dipy-ppir-relay/1"
+#: Seconds that a stranger may take to show a certificate.
+HANDSHAKE_TIMEOUT = 20.0
+#: Largest piece that is handed to TLS at once; a record holds 16 KiB.
+_PIECE = 1 << 16
+_SEED_LABEL = b"EXPORTER-dipy_ppir-pairwise-seed"
+_AGAIN = (SSL.WantReadError, SSL.WantWriteError)
+#: Alerts by which the other end says that it does not accept this certificate.
+_REFUSALS = ("certificate", "unknown ca")
+
+
+class TLSSocket:
+    """A connection to a party whose certificate was checked.
+
+    Parameters
+    ----------
+    connection : OpenSSL.SSL.Connection
+        after its handshake.
+    sock : socket
+        the socket under it.
+    party : Party
+        who is at the other end.
+    """
+
+    family = None  # whatever it is, nothing is left to set
+
+    def __init__(self, connection, sock, party):
+        self._connection, self._sock, self.party = connection, sock, party
+        self.purpose = connection.get_alpn_proto_negotiated()
+        #: Called after the connection was closed.
+        self.on_close = None
+
+    def seed(self):
+        """32 bytes known to both ends and to nobody else (RFC 8446, 7.5)."""
+        return self._connection.export_keying_material(_SEED_LABEL, 32, b"")
+
+    def setblocking(self, flag):
+        """Accept what sockets are told; this one never blocks."""
+
+    def fileno(self):
+        """Descriptor to wait on."""
+        return self._sock.fileno()
+
+    def pending(self):
+        """Bytes that are decrypted already, which waiting would not show."""
+        return self._connection.pending()
+
+    def recv_into(self, view):
+        """Read what is there; 0 at the end.
+
+        Raises
+        ------
+        BlockingIOError
+            if nothing is there.
+        PeerError
+            if the other end refuses this party's certificate, or what arrived was
+            tampered with.
+        """
+        try:
+            return self._connection.recv_into(view, min(len(view), _PIECE))
+        except _AGAIN:
+            raise BlockingIOError from None
+        except SSL.ZeroReturnError:
+            return 0
+        except SSL.SysCallError:
+            return 0
+        except SSL.Error as exc:
+            raise _broken(exc, self.party) from None
+
+    def sendmsg(self, parts, ancillary=(), flags=0):
+        """Send the first bytes of a list of buffers; returns how many.
+
+        Raises
+        ------
+        BlockingIOError
+            if nothing could be sent.
+        """
+        first = parts[0]
+        if len(parts) > 1 and sum(map(len, parts)) <= _PIECE:
+            # A small frame in one record instead of two.
+            first = memoryview(b"".join(parts))
+        try:
+            return self._connection.send(first[:_PIECE])
+        except _AGAIN:
+            raise BlockingIOError from None
+        except (SSL.SysCallError, SSL.ZeroReturnError):
+            raise ConnectionResetError from None
+        except SSL.Error as exc:
+            raise _broken(exc, self.party) from None
+
+    def shutdown(self, how):
+        """Say that nothing more will be sent."""
+        with contextlib.suppress(SSL.Error):
+            self._connection.shutdown()
+        self._sock.shutdown(how)
+
+    def close(self):
+        """Close the connection."""
+        self._sock.close()
+        if self.on_close is not None:
+            callback, self.on_close = self.on_close, None
+            callback()
+
+
+def connect(sock, identity, party, *, purpose=LINK, server=False, deadline=None):
+    """Handshake with one party; see `handshake`."""
+    parties = {party.fingerprint: party}
+    return handshake(
+        sock, identity, parties, purposes=(purpose,), server=server, deadline=deadline
+    )
+
+
+def handshake(
+    sock, identity, parties, *, purposes, server, deadline=None, others=(), check=None
+):
+    """Shake hands over a connected socket and establish who is at the other end.
+
+    Parameters
+    ----------
+    sock : socket
+        it becomes non-blocking, and is closed on failure.
+    identity : Identity
+        of this party.
+    parties : dict
+        maps the fingerprints accepted here to their `Party`.
+    purposes : sequence of bytes
+        `LINK` and `RELAY`: those offered, or accepted.
+    server : bool
+        whether this end was dialled.
+    deadline : float, optional
+        when to give up, by ``time.monotonic``.
+    others : sequence of Party, optional
+        the other parties of the session, for messages.
+    check : callable, optional
+        called now and then; may raise to give up early.
+
+    Returns
+    -------
+    connection : TLSSocket
+
+    Raises
+    ------
+    CertificateError
+        if the other end has another certificate, or refuses this party's.
+    PeerLostError, PeerTimeoutError, ProtocolError
+        if it goes away, says nothing, or speaks something else.
+    """
+    verdict = []
+
+    def verify(connection, certificate, error, depth, ok):
+        if depth:
+            return False  # what stands behind a certificate is of no interest
+        problem = certificate_problem(
+            certificate.to_cryptography(), parties, others
+        )
+        if problem:
+            verdict[:] = [problem]
+        return not problem
+
+    culprit = next(iter(parties.values())) if len(parties) == 1 else None
+    pid = culprit.pid if culprit else None
+    title = culprit.title if culprit else "whoever dialled this party"
+    connection = SSL.Connection(_context(identity, verify, purposes, server), sock)
+    sock.setblocking(False)
+    connection.set_accept_state() if server else connection.set_connect_state()
+    if deadline is None:
+        deadline = time.monotonic() + HANDSHAKE_TIMEOUT
+    try:
+        _shake(connection, sock, deadline, check)
+    except TimeoutError:
+        sock.close()
+        raise PeerTimeoutError(
+            f"{title} did not complete the TLS handshake in time", pid
+        ) from None
+    except (EOFError, OSError):
+        sock.close()
+        raise PeerLostError(
+            f"{title} closed the connection during the TLS handshake; see its own log",
+            pid,
+        ) from None
+    except SSL.Error as exc:
+        sock.close()
+        if verdict:
+            raise CertificateError(verdict[0], pid) from None
+        raise _broken(exc, culprit) from None
+    except BaseException:
+        sock.close()
+        raise
+    party = parties[fingerprint(connection.get_peer_certificate(as_cryptography=True))]
+    tls = TLSSocket(connection, sock, party)
+    if tls.purpose not in purposes:
+        tls.close()
+        raise ProtocolError(
+            f"{party.title} does not speak this protocol; check that every party runs "
+            "the same version of dipy_ppir",
+            party.pid,
+        )
+    if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return tls
+
+
+def certificate_problem(certificate, parties, others=()):
+    """Why a certificate is refused, in words; None if it is accepted.
+
+    Parameters
+    ----------
+    certificate : cryptography.x509.Certificate
+    parties : dict
+        maps the fingerprints accepted here to their `Party`.
+    others : sequence of Party, optional
+        other parties of the session.
+    """
+    shown, name = fingerprint(certificate), certificate_name(certificate)
+    due = " or ".join(party.title for party in parties.values()) or "nobody"
+    party = parties.get(shown)
+    if party is not None:
+        problem = validity_problem(certificate)
+        if problem is None:
+            return None
+        return (
+            f"the certificate of {party.title} {problem}; it must make a new one with "
+            "dipy_ppir_keygen, and everybody pin the new fingerprint"
+        )
+    for party in others:
+        if party.fingerprint == shown:
+            return (
+                f"the certificate of {party.title} was shown where that of {due} was "
+                "due: swapped; check the addresses and the tables of the session file"
+            )
+    for party in parties.values():
+        if party.name == name:
+            return (
+                f"somebody calls itself {name!r} with a certificate of its own making: "
+                f"its fingerprint is {shown}, but the session file pins "
+                f"{party.fingerprint}. Anybody can write a name: telephone before you "
+                "pin another fingerprint"
+            )
+    return (
+        f"a certificate that the session file does not name was shown where that of "
+        f"{due} was due: {name!r}, fingerprint {shown}; check the address, and the "
+        "fingerprint by telephone"
+    )
+
+
+def _context(identity, verify, purposes, server):
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.use_certificate(identity.certificate)
+    context.use_privatekey(identity.key)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
+    # Every connection shows its certificate: nothing is resumed.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET)
+    if server:
+
+        def choose(connection, offered):
+            wanted = [p for p in purposes if p in offered]
+            return wanted[0] if wanted else SSL.NO_OVERLAPPING_PROTOCOLS
+
+        context.set_alpn_select_callback(choose)
+    else:
+        context.set_alpn_protos(list(purposes))
+    return context
+
+
+def _shake(connection, sock, deadline, check):
+    poller = select.poll()
+    poller.register(sock.fileno(), 0)
+    while True:
+        try:
+            return connection.do_handshake()
+        except SSL.WantReadError:
+            poller.modify(sock.fileno(), select.POLLIN)
+        except SSL.WantWriteError:
+            poller.modify(sock.fileno(), select.POLLOUT)
+        except (SSL.SysCallError, SSL.ZeroReturnError):
+            raise EOFError from None
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            if check is not None:
+                check()
+            if poller.poll(min(left, 0.2) * 1000):
+                break
+
+
+def _broken(exc, party):
+    """What an error of TLS means, as an exception."""
+    title = party.title if party else "whoever dialled this party"
+    pid = party.pid if party else None
+    reasons = [str(part[-1]).lower() for part in exc.args[0]] if exc.args else []
+    text = "; ".join(reasons) or "no reason given"
+    if any("alert" in r and any(word in r for word in _REFUSALS) for r in reasons):
+        return CertificateError(
+            f"{title} refused this party's certificate ({text}): its session file pins "
+            "another one, or it has expired; compare fingerprints by telephone "
+            "(dipy_ppir_keygen --show)",
+            pid,
+        )
+    if any("alert no application protocol" in r for r in reasons):
+        return ProtocolError(
+            f"{title} does not speak this version of the protocol; install the same "
+            "version of dipy_ppir everywhere",
+            pid,
+        )
+    return ProtocolError(
+        f"the connection to {title} was broken, tampered with, or is not TLS 1.3 "
+        f"({text})",
+        pid,
+    )
+
