@@ -11,7 +11,7 @@ Needs root and iproute2's ``ip``. Run as a program, this file is the emulator or
 records packets; it imports nothing but the standard library.
 """
 
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 import fcntl
 import heapq
 import itertools
@@ -69,7 +69,8 @@ def _remove_orphans():
     """Remove the namespaces of processes that were killed before they could."""
     for name, pid in re.findall(r"^(pp(\d+)-\S+)", _ip("netns"), re.MULTILINE):
         if not Path("/proc", pid).exists():
-            _remove(name)
+            with suppress(OSError):  # another process may be removing it as well
+                _remove(name)
 
 
 def unavailable():
@@ -121,7 +122,8 @@ class Hosts:
     -----
     A TCP connection carries one window per round trip at most. The hosts allow
     windows of up to 64 MiB (``net.ipv4.tcp_rmem`` and ``tcp_wmem``), more than most
-    systems do, so that the line is the limit; all else is as the kernel has it.
+    systems do, so that the line is the limit; all else is as the kernel has it. A
+    packet that would have to wait for a link longer than `QUEUE` is dropped.
     """
 
     def __init__(
@@ -138,35 +140,35 @@ class Hosts:
         self._line = float(delay), float(rate or "inf")
         self._emulated = bool(delay or rate or firewalled)
         self._emulator = None
-        self._made = []
         self._processes = []
+        self._undo = ExitStack()
 
     def __enter__(self):
         _remove_orphans()
-        try:
+        with ExitStack() as undo:
             for name in (*self.names, "network"):
                 _ip("netns", "add", self._prefix + name)
-                self._made.append(self._prefix + name)
+                undo.callback(_remove, self._prefix + name)
+            undo.callback(self._kill)
             if self._emulated:
                 self._start_emulator()
             else:
                 self._start_bridge()
             for name in self.names:
                 self._set_up(name)
-        except BaseException:
-            self.__exit__()
-            raise
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *exception):
+        self._undo.close()
+
+    def _kill(self):
         for process in self._processes:
             process.kill()
             process.wait()
         if self._emulator:
             self._emulator.stdin.close()
             self._emulator.stdout.close()
-        while self._made:
-            _remove(self._made.pop())
 
     def _start_bridge(self):
         network = self._prefix + "network"
@@ -179,13 +181,8 @@ class Hosts:
 
     def _start_emulator(self):
         options = [*self._line, len(self.names), *self._closed]
-        self._emulator = self._popen_self(
-            "network",
-            "emulate",
-            *options,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._emulator = self._popen_self("network", "emulate", *options, **pipes)
         self._emulator.stdout.readline()
         for i, name in enumerate(self.names):
             place = "netns", self._prefix + name, "name", "eth0"
@@ -272,7 +269,7 @@ class Hosts:
 
     @contextmanager
     def capture(self):
-        """Record the packets that reach a host over the network.
+        """Record all packets, each where it reaches a host.
 
         Yields
         ------
@@ -282,28 +279,23 @@ class Hosts:
         Raises
         ------
         RuntimeError
-            If packets came too fast to record them all.
+            If not every packet could be recorded.
         """
         packets = Packets()
-        recorders = []
+        files, recorders = [], []
         try:
             for name in self.names:
                 file = tempfile.TemporaryFile()
-                packets._files.append(file)
-                recorder = self._popen_self(
-                    name,
-                    "record",
-                    stdin=subprocess.PIPE,
-                    stdout=file,
-                    stderr=subprocess.PIPE,
-                )
+                files.append(file)
+                pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+                recorder = self._popen_self(name, "record", stdout=file, **pipes)
                 recorders.append(recorder)
             for recorder in recorders:
                 recorder.stderr.readline()
             yield packets
         finally:
             notes = [recorder.communicate()[1] for recorder in recorders]
-            packets._read()
+            packets._read(files)
         if notes != [b"0 lost\n"] * len(notes):
             raise RuntimeError(f"not every packet was recorded: {notes}")
 
@@ -312,8 +304,7 @@ class Packets:
     """Packets that were recorded."""
 
     def __init__(self):
-        self._files = []
-        self._content = None
+        self._content = b""
 
     def payload(self):
         """What the packets carry.
@@ -341,10 +332,10 @@ class Packets:
         """
         return needle in self._content
 
-    def _read(self):
-        """Read and close the files; sort the segments of each connection."""
+    def _read(self, files):
+        """Take the payload from the files of the recorders, and close them."""
         content = bytearray()
-        for file in self._files:
+        for file in files:
             with file:
                 if os.fstat(file.fileno()).st_size:
                     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

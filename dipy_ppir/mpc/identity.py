@@ -134,9 +134,7 @@ class Identity:
                 f"there is a key in {folder} already, and other sites may have pinned "
                 "it; add --force to replace it, or choose another --identity"
             )
-        pem = self.key.private_bytes(
-            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-        )
+        pem = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_private(key_file, pem)

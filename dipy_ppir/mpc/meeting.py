@@ -121,9 +121,7 @@ class Meeting:
             other.carrier = self.links[HELPER]
 
     def _start(self, target, *args):
-        threading.Thread(
-            target=target, args=args, daemon=True, name="meeting"
-        ).start()
+        threading.Thread(target=target, args=args, daemon=True, name="meeting").start()
 
     def _gather(self):
         while self._others.keys() - self._heard or self._others.keys() - self._told:

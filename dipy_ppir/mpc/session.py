@@ -179,9 +179,7 @@ class Session:
         ...     "t1.nii.gz", "remote", session=session, **session.parameters)
         """
         plan = SessionFile.read(path)
-        meeting = Meeting(
-            plan, Identity.load(identity), listen=listen, on_wait=on_wait
-        )
+        meeting = Meeting(plan, Identity.load(identity), listen=listen, on_wait=on_wait)
         meeting.hold()
         return cls.of_meeting(meeting)
 

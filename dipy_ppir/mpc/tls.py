@@ -174,9 +174,7 @@ def handshake(
     def verify(connection, certificate, error, depth, ok):
         if depth:
             return False  # what stands behind a certificate is of no interest
-        problem = certificate_problem(
-            certificate.to_cryptography(), parties, others
-        )
+        problem = certificate_problem(certificate.to_cryptography(), parties, others)
         if problem:
             verdict[:] = [problem]
         return not problem
@@ -334,4 +332,3 @@ def _broken(exc, party):
         f"({text})",
         pid,
     )
-

@@ -223,7 +223,7 @@ class Link:
 
     @property
     def ready(self):
-        """Whether bytes wait inside TLS, where polling the socket does not show them."""
+        """Whether bytes wait inside TLS, where polling does not show them."""
         pending = getattr(self.sock, "pending", None)
         return pending is not None and pending() > 0
 
@@ -232,7 +232,6 @@ class Link:
         frame = self.inbox.popleft()
         self.backlog -= len(frame.body) + _FRAME_COST
         return frame
-
 
 
 class Network:
