@@ -12,8 +12,10 @@ import os
 from pathlib import Path
 import re
 import stat
+import warnings
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -76,10 +78,10 @@ class Identity:
         folder = home(folder)
         remedy = "make one with dipy_ppir_keygen, or name its folder with --identity"
         key_file, certificate_file = folder / KEY_FILE, folder / CERTIFICATE_FILE
-        for file in (key_file, certificate_file):
-            if not file.is_file():
-                raise IdentityError(f"no {file.name} in {folder}; {remedy}")
         try:
+            for file in (key_file, certificate_file):
+                if not file.is_file():
+                    raise IdentityError(f"no {file.name} in {folder}; {remedy}")
             with open(key_file, "rb") as stream:
                 mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
                 if mode & 0o077:
@@ -91,23 +93,26 @@ class Identity:
                 pem = stream.read()
             key = load_pem_private_key(pem, None)
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+            same = key.public_key() == certificate.public_key()
+            problem = validity_problem(certificate)
+        except IdentityError:
+            raise
         except OSError as exc:
             raise IdentityError(
                 f"cannot read {exc.filename}: {exc.strerror}; check its permissions"
             ) from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             raise IdentityError(
                 f"the files {KEY_FILE} and {CERTIFICATE_FILE} in {folder} are not a "
                 f"key and a certificate as dipy_ppir_keygen writes them; {remedy}"
             ) from None
         if not isinstance(key, Ed25519PrivateKey):
             raise IdentityError(f"the key {key_file} is not an Ed25519 key; {remedy}")
-        if certificate.public_key() != key.public_key():
+        if not same:
             raise IdentityError(
                 f"the certificate {certificate_file} belongs to another key than "
                 f"{key_file}; {remedy}"
             )
-        problem = validity_problem(certificate)
         if problem:
             raise IdentityError(
                 f"the certificate {certificate_file} {problem}; run dipy_ppir_keygen "
@@ -129,13 +134,13 @@ class Identity:
         """
         folder = home(folder)
         key_file, certificate_file = folder / KEY_FILE, folder / CERTIFICATE_FILE
-        if key_file.exists() and not force:
-            raise IdentityError(
-                f"there is a key in {folder} already, and other sites may have pinned "
-                "it; add --force to replace it, or choose another --identity"
-            )
         pem = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
+            if key_file.exists() and not force:
+                raise IdentityError(
+                    f"there is a key in {folder} already, and other sites may have "
+                    "pinned it; add --force to replace it, or choose another --identity"
+                )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_private(key_file, pem)
             certificate_file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
@@ -152,7 +157,7 @@ def create_identity(name, *, days=VALIDITY_DAYS, now=None):
     Parameters
     ----------
     name : str
-        whose it is, for people: 1 to 64 printable characters.
+        whose it is, for people: printable, 1 to 64 bytes in UTF-8.
     days : int, optional
         how long the certificate is valid.
     now : datetime.datetime, optional
@@ -168,10 +173,11 @@ def create_identity(name, *, days=VALIDITY_DAYS, now=None):
         if the name or the number of days cannot be used.
     """
     name = name.strip()
-    if not 1 <= len(name) <= 64 or not name.isprintable():
+    # A certificate holds 64 bytes. Half of a surrogate pair is not printable.
+    if not name or not name.isprintable() or len(name.encode()) > 64:
         raise IdentityError(
-            "the name of a party must be 1 to 64 printable characters, for example "
-            '"St. Anne Hospital"'
+            "the name of a party must be 1 to 64 printable characters (fewer if they "
+            'are not ASCII), for example "St. Anne Hospital"'
         )
     if not 1 <= days <= 3650:
         raise IdentityError(
@@ -218,7 +224,12 @@ def parse_fingerprint(text):
 
 def certificate_name(certificate):
     """The common name in a certificate, fit to be shown."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError:  # a stranger may write anything there
+        names = []
     text = str(names[0].value) if names else "nobody"
     return "".join(c if c.isprintable() else "?" for c in text[:64])
 
