@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import hashlib
 import ipaddress
 import json
+import math
 from pathlib import Path
 import re
 import tomllib
@@ -22,6 +23,8 @@ TABLES = {"moving": MOVING, "static": STATIC, "helper": HELPER}
 RESULT_TO = ("both", "moving")
 #: Larger files are not session files.
 MAX_BYTES = 1 << 16
+#: Lists in lists in lists.
+_MAX_DEPTH = 3
 #: Seconds: to wait for the others, longest silence, between checkpoints.
 TIMEOUTS = {"connect": 900.0, "silence": 300.0, "checkpoint": 30.0}
 
@@ -131,8 +134,8 @@ class SessionFile:
         for key, value in parameters.items():
             if not _plain(value):
                 raise SessionFileError(
-                    f"parameter {key} must be a number, a text, true or false, or a "
-                    "list of these"
+                    f"parameter {key!r:.100} must be a number, a text, true or false, "
+                    "or a list of these"
                 )
         reveal = _text(contents, "reveal") if "reveal" in contents else None
         result_to = _text(contents, "result_to", "both")
@@ -160,7 +163,8 @@ class SessionFile:
 
     def agreement(self):
         """The contents one by one, so that a difference can be named."""
-        return {**flatten(self.contents), "hash of the session file": self.digest[:16]}
+        # The last in the alphabet: an entry that differs is named before the whole.
+        return {**flatten(self.contents), "whole session file": self.digest[:16]}
 
     def party_of(self, fingerprint):
         """The party with this certificate.
@@ -216,11 +220,13 @@ def parse_address(text):
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/@\[\]]+)):(\d{1,5})", text)
     if not match or not 0 < int(match[3]) < 65536:
         return None
-    if match[1]:
-        try:
+    try:
+        if match[1]:
             ipaddress.IPv6Address(match[1].partition("%")[0])
-        except ValueError:
-            return None
+        else:
+            match[2].encode("idna")  # what looking up a name begins with
+    except ValueError:
+        return None
     return match[1] or match[2], int(match[3])
 
 
@@ -285,7 +291,7 @@ def _check_keys(table, known, where):
     strangers = sorted(set(table) - known)
     if strangers:
         raise SessionFileError(
-            f"{where} has no entry {strangers[0]!r}; it may have: "
+            f"{where} has no entry {strangers[0]!r:.100}; it may have: "
             f"{', '.join(sorted(known))}"
         )
 
@@ -301,7 +307,15 @@ def _text(table, key, default=None, where="the file"):
     return value.strip()
 
 
-def _plain(value):
+def _plain(value, depth=0):
     if isinstance(value, list):
-        return all(_plain(v) for v in value) and len(value) <= 64
-    return type(value) in (int, float, str, bool)
+        return (
+            depth < _MAX_DEPTH
+            and len(value) <= 64
+            and all(_plain(v, depth + 1) for v in value)
+        )
+    if type(value) is int:
+        return -(1 << 63) <= value < 1 << 63
+    if type(value) is float:
+        return math.isfinite(value)  # what is not a number does not equal itself
+    return type(value) in (str, bool)
