@@ -27,6 +27,10 @@ LINK, RELAY = b"dipy-ppir/1", b"dipy-ppir-relay/1"
 HANDSHAKE_TIMEOUT = 20.0
 #: Largest piece that is handed to TLS at once; a record holds 16 KiB.
 _PIECE = 1 << 16
+#: Seconds to let the other end read why it is refused.
+_LINGER = 1.0
+#: Seconds of silence, between questions, and how many may stay unanswered.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 _SEED_LABEL = b"EXPORTER-dipy_ppir-pairwise-seed"
 _AGAIN = (SSL.WantReadError, SSL.WantWriteError)
 #: Alerts by which the other end says that it does not accept this certificate.
@@ -113,9 +117,13 @@ class TLSSocket:
             raise _broken(exc, self.party) from None
 
     def shutdown(self, how):
-        """Say that nothing more will be sent."""
-        with contextlib.suppress(SSL.Error):
-            self._connection.shutdown()
+        """Say that nothing more will be sent.
+
+        With ``SHUT_RDWR`` it is cut without a word, which any thread may do.
+        """
+        if how == socket.SHUT_WR:
+            with contextlib.suppress(SSL.Error):
+                self._connection.shutdown()
         self._sock.shutdown(how)
 
     def close(self):
@@ -172,9 +180,18 @@ def handshake(
     verdict = []
 
     def verify(connection, certificate, error, depth, ok):
-        if depth:
-            return False  # what stands behind a certificate is of no interest
-        problem = certificate_problem(certificate.to_cryptography(), parties, others)
+        # An exception must not leave: it would hide that a stranger caused it.
+        try:
+            shown = certificate.to_cryptography()
+            if depth:
+                problem = _authority_problem(shown, parties)
+            else:
+                problem = certificate_problem(shown, parties, others)
+        except Exception:
+            problem = (
+                "a malformed certificate was shown where that of "
+                f"{_titles(parties)} was due; check the address"
+            )
         if problem:
             verdict[:] = [problem]
         return not problem
@@ -182,12 +199,12 @@ def handshake(
     culprit = next(iter(parties.values())) if len(parties) == 1 else None
     pid = culprit.pid if culprit else None
     title = culprit.title if culprit else "whoever dialled this party"
-    connection = SSL.Connection(_context(identity, verify, purposes, server), sock)
-    sock.setblocking(False)
-    connection.set_accept_state() if server else connection.set_connect_state()
     if deadline is None:
         deadline = time.monotonic() + HANDSHAKE_TIMEOUT
     try:
+        connection = SSL.Connection(_context(identity, verify, purposes, server), sock)
+        sock.setblocking(False)
+        connection.set_accept_state() if server else connection.set_connect_state()
         _shake(connection, sock, deadline, check)
     except TimeoutError:
         sock.close()
@@ -201,14 +218,18 @@ def handshake(
             pid,
         ) from None
     except SSL.Error as exc:
-        sock.close()
+        _dismiss(sock)
         if verdict:
             raise CertificateError(verdict[0], pid) from None
         raise _broken(exc, culprit) from None
     except BaseException:
         sock.close()
         raise
-    party = parties[fingerprint(connection.get_peer_certificate(as_cryptography=True))]
+    shown = connection.get_peer_certificate(as_cryptography=True)
+    party = parties.get(fingerprint(shown)) if shown is not None else None
+    if party is None:  # `verify` has been asked, so this is never reached
+        sock.close()
+        raise CertificateError(f"{title} showed no certificate that is pinned", pid)
     tls = TLSSocket(connection, sock, party)
     if tls.purpose not in purposes:
         tls.close()
@@ -218,7 +239,7 @@ def handshake(
             party.pid,
         )
     if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_options(sock)
     return tls
 
 
@@ -234,7 +255,7 @@ def certificate_problem(certificate, parties, others=()):
         other parties of the session.
     """
     shown, name = fingerprint(certificate), certificate_name(certificate)
-    due = " or ".join(party.title for party in parties.values()) or "nobody"
+    due = _titles(parties)
     party = parties.get(shown)
     if party is not None:
         problem = validity_problem(certificate)
@@ -263,6 +284,40 @@ def certificate_problem(certificate, parties, others=()):
         f"{due} was due: {name!r}, fingerprint {shown}; check the address, and the "
         "fingerprint by telephone"
     )
+
+
+def _authority_problem(certificate, parties):
+    return (
+        f"a certificate issued by {certificate_name(certificate)!r} was shown where "
+        f"that of {_titles(parties)} was due: no authority is trusted here, only the "
+        "certificates that the session file pins; check the address"
+    )
+
+
+def _titles(parties):
+    return " or ".join(party.title for party in parties.values()) or "nobody"
+
+
+def _dismiss(sock):
+    """Close after an alert, which unread bytes would make the other end lose."""
+    deadline = time.monotonic() + _LINGER
+    poller = select.poll()
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        poller.register(sock.fileno(), select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if poller.poll(left * 1000) and not sock.recv(_PIECE):
+                break
+    sock.close()
+
+
+def _set_options(sock):
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that lost its power is noticed, and firewalls see that the line is used.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _context(identity, verify, purposes, server):
@@ -319,6 +374,12 @@ def _broken(exc, party):
             f"{title} refused this party's certificate ({text}): its session file pins "
             "another one, or it has expired; compare fingerprints by telephone "
             "(dipy_ppir_keygen --show)",
+            pid,
+        )
+    if any("bad signature" in r for r in reasons):
+        return CertificateError(
+            f"{title} showed a pinned certificate without having its key: somebody "
+            "pretends to be another; check the address",
             pid,
         )
     if any("alert no application protocol" in r for r in reasons):
