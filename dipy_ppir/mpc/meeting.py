@@ -6,6 +6,7 @@ met may come back. Once everybody is connected to everybody, and has said so, th
 meeting is over.
 """
 
+from collections import Counter
 import contextlib
 import errno
 import logging
@@ -29,8 +30,9 @@ from dipy_ppir.mpc.transport import ABORT, JSON, Link, Network, operation_code
 
 logger = logging.getLogger("dipy_ppir")
 
-#: Connections of strangers that are looked at, at the same time.
-MAX_GREETINGS = 16
+#: Connections of strangers that are looked at, at the same time; one more, and the
+#: oldest of the address that has most of them must go.
+MAX_GREETINGS = 64
 #: Seconds between two attempts to dial, and for one of them.
 REDIAL, DIAL_TIMEOUT = 0.5, 5.0
 _RDHUP = getattr(select, "POLLRDHUP", 0)
@@ -73,11 +75,13 @@ class Meeting:
         self._others = {p: q for p, q in plan.parties.items() if p != self.party.pid}
         self._events = queue.Queue()
         self._over = threading.Event()
+        self._lock = threading.Lock()
         self._redial = {}
+        self._greetings = {}
         self._told, self._heard = set(), set()
         self._waiting = {}
         self._refused = None
-        self._listener = None
+        self._listener = self._porter = None
 
     # -- the whole -------------------------------------------------------
 
@@ -100,28 +104,45 @@ class Meeting:
         try:
             if callers:
                 self._listener = self._open_listener()
-                self._start(self._answer, callers)
-            for peer in plan.dials(pid):
-                self._start(self._dial, peer)
+                self._porter = self._start(self._answer, callers)
+            attempts = dict.fromkeys(plan.dials(pid), self._connect_to)
             if plan.relayed and pid != HELPER:
-                self._start(self._dial_through_relay, STATIC + MOVING - pid)
+                attempts[STATIC + MOVING - pid] = self._connect_through_relay
+            self._redial = {peer: threading.Event() for peer in attempts}
+            for peer, attempt in attempts.items():
+                self._start(self._keep_trying, peer, attempt)
             self._gather()
         except BaseException:
+            self._end()
             for link in self.links.values():
                 link.sock.close()
+            for relay in self.relays:
+                relay.stop()
             raise
-        finally:
-            self._over.set()
-            if self._listener is not None:
-                self._listener.close()
-            self._clear_events()
+        self._end()
         self.seeds = {p: link.sock.seed() for p, link in self.links.items()}
         if plan.relayed and pid != HELPER:
             other = self.links[STATIC + MOVING - pid]
             other.carrier = self.links[HELPER]
 
     def _start(self, target, *args):
-        threading.Thread(target=target, args=args, daemon=True, name="meeting").start()
+        thread = threading.Thread(target=target, args=args, daemon=True, name="meeting")
+        thread.start()
+        return thread
+
+    def _end(self):
+        """Stop listening and dialling; connections that came too late are closed."""
+        with self._lock:
+            self._over.set()
+        for redial in self._redial.values():
+            redial.set()
+        if self._listener is not None:
+            # Closing alone would not wake the thread that accepts, nor free the port.
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._porter.join()
+            self._listener.close()
+        self._clear_events()
 
     def _gather(self):
         while self._others.keys() - self._heard or self._others.keys() - self._told:
@@ -132,25 +153,30 @@ class Meeting:
                 for pid in self._others.keys() - self._told:
                     self._say_ready(pid)
             left = self._deadline - time.monotonic()
-            missing = [
-                self._others[p]
-                for p in sorted(self._others)
-                if p not in self.links or p not in self._heard
-            ]
+            missing = self._missing()
             if left <= 0 and missing:
                 self._give_up(missing)
             if self._on_wait is not None and missing:
                 self._on_wait(missing, left)
 
+    def _missing(self):
+        """Who is not there; or, if all are, who has not found all the others."""
+        absent = self._others.keys() - self.links.keys()
+        return [
+            self._others[p] for p in sorted(absent or self._others.keys() - self._heard)
+        ]
+
     def _give_up(self, missing):
         names = " and ".join(party.title for party in missing)
         hint = f" Last refused: {self._refused}" if self._refused else ""
-        raise PeerTimeoutError(
-            f"{names} did not come within {self.plan.timeouts['connect']:g} s; check "
-            "that it was started with the same session file and that the firewalls let "
-            f"it through.{hint}",
-            missing[0].pid,
-        )
+        within = f"within {self.plan.timeouts['connect']:g} s"
+        if missing[0].pid in self.links:
+            what = f"{names} came, but did not reach the other parties {within}; see"
+            what += " its own log, and check its firewall"
+        else:
+            what = f"{names} did not come {within}; check that it was started with the"
+            what += " same session file and that the firewalls let it through"
+        raise PeerTimeoutError(f"{what}.{hint}", missing[0].pid)
 
     # -- events of the connecting threads --------------------------------
 
@@ -166,11 +192,13 @@ class Meeting:
         if connection.purpose == tls.RELAY and self.party.pid == HELPER:
             self._relay(pid, connection)
             return
-        self._drop(pid)
+        if pid in self.links:
+            self._drop(pid, lost=False)
         logger.info("Connected to %s", connection.party.title)
         self.links[pid] = Link(connection, pid)
 
     def _clear_events(self):
+        # Nothing is put there any more, see `_put`.
         with contextlib.suppress(queue.Empty):
             while True:
                 event = self._events.get_nowait()
@@ -183,23 +211,25 @@ class Meeting:
         old = self._waiting.pop(pid, None)
         if old is not None:
             old.close()
+        # It would not dial again if the other owner could still be reached that way.
+        for pump in self.relays:
+            pump.stop()
         self._waiting[pid] = connection
         if len(self._waiting) == 2:
             pump = Pump(*self._waiting.values())
             self._waiting = {}
             pump.start()
-            self.relays.append(pump)
+            self.relays = [pump]
 
     # -- the links so far ------------------------------------------------
 
-    def _drop(self, pid):
-        link = self.links.pop(pid, None)
+    def _drop(self, pid, *, lost=True):
+        """Forget a link that was lost, or that its other end replaced."""
         self._told.discard(pid)
         self._heard.discard(pid)
-        if link is not None:
-            logger.info("Lost %s again; waiting for it", self._others[pid].title)
-            link.sock.close()
-        if pid in self._redial:
+        logger.info("Lost %s again; waiting for it", self._others[pid].title)
+        self.links.pop(pid).sock.close()
+        if lost and pid in self._redial:
             self._redial[pid].set()
 
     def _say_ready(self, pid):
@@ -240,20 +270,12 @@ class Meeting:
 
     # -- dialling, in threads --------------------------------------------
 
-    def _dial(self, peer):
-        self._redial[peer] = threading.Event()
-        self._keep_trying(peer, self._connect_to)
-
-    def _dial_through_relay(self, peer):
-        self._redial[peer] = threading.Event()
-        self._keep_trying(peer, self._connect_through_relay)
-
     def _keep_trying(self, peer, attempt):
         while not self._over.is_set():
             try:
                 connection = attempt(self.plan.parties[peer])
             except (CertificateError, ProtocolError) as exc:
-                self._events.put(exc)
+                self._put(exc)
                 return
             except _Stopped:
                 return
@@ -262,16 +284,22 @@ class Meeting:
                 logger.debug("%s: %s", self.plan.parties[peer].title, exc)
                 self._over.wait(REDIAL)
                 continue
-            self._hand_over(connection)
+            except Exception as exc:
+                self._put(exc)
+                return
+            self._put(connection)
             self._redial[peer].wait()
             self._redial[peer].clear()
             self._over.wait(REDIAL)
 
-    def _hand_over(self, connection):
-        if self._over.is_set():
-            connection.close()
-        else:
-            self._events.put(connection)
+    def _put(self, event):
+        """Hand a connection, or an error, to the thread that holds the meeting."""
+        with self._lock:
+            if not self._over.is_set():
+                self._events.put(event)
+                return
+        if isinstance(event, tls.TLSSocket):
+            event.close()
 
     def _connect_to(self, party, purpose=tls.LINK):
         try:
@@ -336,7 +364,6 @@ class Meeting:
             ) from None
 
     def _answer(self, callers):
-        slots = threading.BoundedSemaphore(MAX_GREETINGS)
         while not self._over.is_set():
             try:
                 sock, address = self._listener.accept()
@@ -344,12 +371,21 @@ class Meeting:
                 if self._over.wait(0.1):
                     return
                 continue
-            if not slots.acquire(blocking=False):
-                sock.close()
-                continue
-            self._start(self._greet, sock, address, callers, slots)
+            with self._lock:
+                if len(self._greetings) >= MAX_GREETINGS:
+                    self._send_one_away()
+                self._greetings[sock] = address[0]
+            self._start(self._greet, sock, address, callers)
 
-    def _greet(self, sock, address, callers, slots):
+    def _send_one_away(self):
+        """Make room: idle strangers must not keep out those who are expected."""
+        crowd = Counter(self._greetings.values()).most_common(1)[0][0]
+        sock = next(s for s, host in self._greetings.items() if host == crowd)
+        del self._greetings[sock]
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # its own thread closes it
+
+    def _greet(self, sock, address, callers):
         parties = self.plan.parties
         purposes = [tls.LINK]
         if self.party.pid == HELPER and self.plan.relayed:
@@ -364,16 +400,17 @@ class Meeting:
                 others=parties.values(),
                 check=self._check,
             )
-            self._hand_over(connection)
+            self._put(connection)
         except _Stopped:
             pass
-        except OSError as exc:
+        except Exception as exc:  # whatever a stranger may cause ends here
             self._refused = f"{address[0]}: {exc}"
             # Scanners of a network connect and go away again: not worth a warning.
             level = logging.WARNING if isinstance(exc, CertificateError) else 10
             logger.log(level, "Refused a connection from %s", self._refused)
         finally:
-            slots.release()
+            with self._lock:
+                self._greetings.pop(sock, None)
 
 
 def missing_text(missing, left):

@@ -61,6 +61,12 @@ class Pump(threading.Thread):
         one.setblocking(False)
         other.setblocking(False)
 
+    def stop(self):
+        """Cut both connections; the thread ends soon after."""
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def run(self):
         """Pass on; see the class."""
         one, other = self._ends
@@ -95,7 +101,10 @@ class Pump(threading.Thread):
                 interest[flow.sink] |= select.POLLOUT
         poller = select.poll()
         for end, events in interest.items():
-            poller.register(end.fileno(), events)
+            # An end that nothing is asked of would report again and again that it
+            # was hung up.
+            if events:
+                poller.register(end.fileno(), events)
         poller.poll(1000)
 
 
