@@ -20,6 +20,7 @@ from collections import deque
 import contextlib
 import ipaddress
 import json
+import math
 import select
 import socket
 import struct
@@ -48,6 +49,8 @@ MAX_BACKLOG = 1 << 28
 #: Bytes of an unfinished frame that must arrive within the time-out: who sends less
 #: stalls.
 LEAST_PROGRESS = 1 << 18
+#: Metadata with deeper nesting is refused: code that walks it calls itself.
+MAX_NESTING = 16
 #: What keeping a frame costs beside its payload.
 _FRAME_COST = 512
 
@@ -86,6 +89,25 @@ def _ended(link):
     poller = select.poll()
     poller.register(link.sock.fileno(), _RDHUP)
     return bool(poller.poll(1000))
+
+
+def _parse(raw):
+    """Public metadata from JSON; ValueError for what no party of ours sends."""
+    parsed = json.loads(raw)
+    level = [parsed]
+    for _ in range(MAX_NESTING):
+        below = []
+        for value in level:
+            if isinstance(value, dict):
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError
+        if not below:
+            return parsed
+        level = below
+    raise ValueError
 
 
 class _Frame:
@@ -377,7 +399,7 @@ class Network:
             self._wait_frames([link])
         frame = self._take(link, JSON, operation_code(name))
         try:
-            return json.loads(bytes(frame.body))
+            return _parse(bytes(frame.body))
         except (ValueError, RecursionError):
             raise ProtocolError(f"{link.name} sent malformed metadata", peer) from None
 
