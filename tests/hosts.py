@@ -304,7 +304,7 @@ class Packets:
     """Packets that were recorded."""
 
     def __init__(self):
-        self._content = b""
+        self._content = None  # until they have all been read
 
     def payload(self):
         """What the packets carry.
@@ -396,9 +396,10 @@ def _record():
         running = sys.stdin not in select.select([sys.stdin, tap], [], [])[0]
         with suppress(BlockingIOError):
             while True:
-                length = tap.recv_into(packet)
-                sys.stdout.buffer.write(struct.pack("=I", length))
-                sys.stdout.buffer.write(packet[:length])
+                length, (_, _, addressee, *_) = tap.recvfrom_into(packet)
+                if addressee != socket.PACKET_OTHERHOST:  # a bridge may send to all
+                    sys.stdout.buffer.write(struct.pack("=I", length))
+                    sys.stdout.buffer.write(packet[:length])
     sys.stdout.flush()
     _, lost = struct.unpack("=II", tap.getsockopt(level, statistics, 8))
     print(f"{lost} lost", file=sys.stderr)
