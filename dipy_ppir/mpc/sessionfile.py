@@ -217,7 +217,9 @@ def flatten(contents, prefix=""):
 
 def parse_address(text):
     """Host and port of ``host:port``; None if it is none."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/@\[\]]+)):(\d{1,5})", text)
+    match = re.fullmatch(
+        r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\s:/@\[\]]+)):(\d{1,5})", text
+    )
     if not match or not 0 < int(match[3]) < 65536:
         return None
     try:
