@@ -16,13 +16,12 @@ from dipy_ppir.align.imaffine import (
     masked,
     registration_from,
     split,
-    transform_centers_of_mass,
     unite,
     usable_mask,
 )
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric
-from dipy_ppir.align.remote import is_remote
+from dipy_ppir.align.remote import exchange_grids, is_remote, is_word
 from dipy_ppir.align.validation import (
     check_grid2world,
     check_image,
@@ -53,6 +52,8 @@ PIPELINE_STEPS = {
     "affine": "AFFINE",
 }
 
+DEFAULT_PIPELINE = ["center_of_mass", "translation", "rigid", "affine"]
+
 
 @warning_for_keywords()
 def affine_registration(
@@ -75,6 +76,7 @@ def affine_registration(
     callback=None,
     result_to="both",
     ret_receipt=False,
+    checkpoint=None,
     **metric_kwargs,
 ):
     """Find the affine transformation between two images that two parties hold.
@@ -86,7 +88,8 @@ def affine_registration(
     ----------
     moving, static : array, nifti image, str or RemoteImage
         the image that another party holds is a `RemoteImage`; at the helper both
-        are.
+        are. In a session opened by `Session.load` the word "remote" does, because
+        the owners tell each other the shapes and affines.
     moving_affine, static_affine : array, shape (dim + 1, dim + 1), optional
         voxel-to-space transformations, mm; required for arrays.
     pipeline : list of str, optional
@@ -114,6 +117,8 @@ def affine_registration(
         which image owners get the transform.
     ret_receipt : bool, optional
         also return, last, what each party learned and what it cost.
+    checkpoint : Checkpoint, optional
+        where this party keeps its state in a session, to go on after an interruption.
     nbins, sampling_proportion, reveal : optional
         see `SecureMutualInformationMetric`.
 
@@ -137,8 +142,9 @@ def affine_registration(
     if metric != "MI":
         raise ValueError(f"metric must be 'MI', got {metric!r}")
     steps = _check_pipeline(pipeline, ret_metric)
-    static, static_affine = _read(static, static_affine, "static")
-    moving, moving_affine = _read(moving, moving_affine, "moving")
+    static, static_affine, moving, moving_affine = _read_pair(
+        static, static_affine, moving, moving_affine, session
+    )
     check_image(static, static_affine, "static")
     check_image(moving, moving_affine, "moving")
     if len(static.shape) != len(moving.shape):
@@ -147,7 +153,9 @@ def affine_registration(
     check_mask(moving_mask, moving, "moving")
     if starting_affine is not None:
         check_grid2world(starting_affine, len(static.shape), "starting_affine of the")
-    if starting_affine is None and "center_of_mass" not in steps:
+    # Only the moving owner knows where a registration starts.
+    starts_here = session is None or session.pid == MOVING
+    if starts_here and starting_affine is None and "center_of_mass" not in steps:
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
     if starting_affine is not None and "center_of_mass" in steps:
         warn(
@@ -163,6 +171,7 @@ def affine_registration(
         options=optimizer_options,
         callback=callback,
         result_to=result_to,
+        checkpoint=checkpoint,
     )
     check_pyramid(static.shape, static_affine, registration.factors)
     images = {
@@ -211,7 +220,25 @@ def affine_registration(
     return out + (receipt,) if ret_receipt else out
 
 
-def _read(image, grid2world, name):
+def _read_pair(static, static_affine, moving, moving_affine, session):
+    """Both images, read or described by their owners."""
+    static, static_affine = _read(static, static_affine)
+    moving, moving_affine = _read(moving, moving_affine)
+    if session is not None and session.plan is not None:
+        pair = {"static": (static, static_affine), "moving": (moving, moving_affine)}
+        pair = exchange_grids(session, pair)
+        (static, static_affine), (moving, moving_affine) = pair.values()
+    elif is_word(static) or is_word(moving):
+        raise ValueError(
+            'the word "remote" needs a session opened by Session.load; pass it, or a '
+            "RemoteImage"
+        )
+    return static, static_affine, moving, moving_affine
+
+
+def _read(image, grid2world):
+    if is_word(image):
+        return image, None
     if is_remote(image):
         return image, image.grid2world
     image, grid2world = read_img_arr_or_path(image, affine=grid2world)
@@ -219,7 +246,7 @@ def _read(image, grid2world, name):
 
 
 def _check_pipeline(pipeline, ret_metric):
-    steps = list(pipeline or ["center_of_mass", "translation", "rigid", "affine"])
+    steps = list(pipeline or DEFAULT_PIPELINE)
     by_function = {
         "center_of_mass": center_of_mass,
         "translation": translation,
@@ -260,20 +287,22 @@ def run_pipeline(registration, steps, starting_affine, images):
     registration.agree(None, None, **images)
     with session.phase("agreement"):
         session.agree("registration", {"pipeline": steps})
+    registration.begin_checkpoint(len(steps), starting_affine, **images)
     affine_map = AffineMap(np.eye(dim + 1))
     if starting_affine is not None:
         affine_map.set_affine(starting_affine)
     xopt = fopt = None
-    for step in steps:
-        registration.step = step
+    for registration.step_number, registration.step in enumerate(steps):
+        step = registration.step
         if step == "center_of_mass":
-            affine_map = transform_centers_of_mass(
+            affine_map = registration.start_at_center(
                 masked(images["static"], usable_mask(images["static_mask"], "static")),
                 images["static_grid2world"],
                 masked(images["moving"], usable_mask(images["moving_mask"], "moving")),
                 images["moving_grid2world"],
-                session=session,
             )
+            continue
+        if session.pid != MOVING and registration.finished_before:
             continue
         affine_map, xopt, fopt = registration.run(
             regtransforms[PIPELINE_STEPS[step], dim],
@@ -282,7 +311,11 @@ def run_pipeline(registration, steps, starting_affine, images):
             **images,
         )
     registration.share_result(affine_map)
-    receipt = session.receipt(parameters={**registration.config(), "pipeline": steps})
+    receipt = session.receipt(
+        parameters={**registration.config(), "pipeline": steps},
+        static_grid2world=np.asarray(images["static_grid2world"]).tolist(),
+        moving_grid2world=np.asarray(images["moving_grid2world"]).tolist(),
+    )
     registration.receipt = receipt
     knows = session.pid == MOVING or (
         registration.result_to == "both" and not is_remote(images["static"])
@@ -314,6 +347,7 @@ def syn_registration(
     callback=None,
     result_to="both",
     ret_receipt=False,
+    checkpoint=None,
     **metric_kwargs,
 ):
     """Find the diffeomorphic map between two images that two parties hold.
@@ -325,7 +359,8 @@ def syn_registration(
     ----------
     moving, static : array, nifti image, str or RemoteImage
         the image that another party holds is a `RemoteImage`; at the helper both
-        are.
+        are. In a session opened by `Session.load` the word "remote" does, because
+        the owners tell each other the shapes and affines.
     moving_affine, static_affine : array, shape (dim + 1, dim + 1), optional
         voxel-to-space transformations, mm; required for arrays.
     step_length : float, optional
@@ -346,6 +381,8 @@ def syn_registration(
         see `SecureSymmetricDiffeomorphicRegistration`.
     ret_receipt : bool, optional
         also return, last, what each party learned and what it cost.
+    checkpoint : Checkpoint, optional
+        where this party keeps its state in a session, to go on after an interruption.
     sigma_diff, radius, reveal, update_spacing, stride : optional
         see `SecureCCMetric`.
 
@@ -366,8 +403,9 @@ def syn_registration(
     """
     if str(metric).upper() != "CC":
         raise ValueError(f"metric must be 'CC', got {metric!r}")
-    static, static_affine = _read(static, static_affine, "static")
-    moving, moving_affine = _read(moving, moving_affine, "moving")
+    static, static_affine, moving, moving_affine = _read_pair(
+        static, static_affine, moving, moving_affine, session
+    )
     registration = SecureSymmetricDiffeomorphicRegistration(
         SecureCCMetric(dim, **metric_kwargs),
         level_iters=level_iters or [10, 10, 5],
@@ -378,6 +416,7 @@ def syn_registration(
         inv_tol=inv_tol,
         callback=callback,
         result_to=result_to,
+        checkpoint=checkpoint,
     )
     if session is not None:
         registration.join(session)

@@ -23,6 +23,12 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 import numpy.linalg as npl
 
+from dipy_ppir.align.checkpoint import (
+    agree_on_state,
+    digest,
+    journal,
+    restore_ledger,
+)
 from dipy_ppir.align.imaffine import split, unite
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
@@ -70,7 +76,17 @@ RESULT_TO = {
 }
 
 # Command words of the moving owner, which conducts.
-END_LEVEL, ITERATE = 0, 1
+END_LEVEL, ITERATE, SAVE_AND_ITERATE = 0, 1, 2
+
+# What a checkpoint keeps of the registration, and of this party's half of the map.
+_STATE = (
+    "current_level",
+    "niter",
+    "energy_list",
+    "full_energy_profile",
+    "_derivative",
+)
+_HALF = ("forward", "backward", "disp_shape", "disp_grid2world", "disp_world2grid")
 
 
 class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
@@ -86,12 +102,16 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     step_length, ss_sigma_factor, opt_tol, inv_iter, inv_tol
         as in DIPY.
     callback : callable, optional
-        called at the owners with this object and a `RegistrationStages`, as in DIPY.
+        called with this object and a `RegistrationStages`, as in DIPY; at the helper
+        only at the ends of levels and iterations.
     session : Session, optional
         this party's session. By default the other parties are started as processes on
         this machine.
     result_to : {"both", "moving", "static"}, optional
         which image owners get the resulting map.
+    checkpoint : Checkpoint, optional
+        where this party keeps its state, to go on after an interruption; needs a
+        session.
 
     Attributes
     ----------
@@ -120,6 +140,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         callback=None,
         session=None,
         result_to="both",
+        checkpoint=None,
     ):
         if metric is not None and not isinstance(metric, SecureCCMetric):
             raise ValueError(
@@ -156,6 +177,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self.verbosity = VerbosityLevels.NONE
         self.session = session
         self.result_to = result_to
+        self.checkpoint = checkpoint
         self.receipt = None
 
     def config(self):
@@ -227,6 +249,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             raise ValueError(
                 "a RemoteImage needs a session with the party that holds the image"
             )
+        if self.checkpoint is not None:
+            raise ValueError("a checkpoint needs a session; leave it out")
         masks = {"static_mask": None, "moving_mask": None}
         here, there, helper = split({**images, **masks})
         here = {name: here[name] for name in images}
@@ -294,6 +318,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         for name in ("static", "moving"):
             parameters[name + "_shape"] = list(images[name].shape)
             parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()
+        parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
         with self.session.phase("agreement"):
             self.session.agree("registration", parameters)
 
@@ -303,14 +328,30 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         """One registration inside a session; see `optimize`."""
         self.metric.join(self.session)
         self._agree(images)
+        if self.checkpoint is not None:
+            self.checkpoint.begin(self._facts(images, prealign))
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
-        facts = {"parameters": self.config()}
+        facts = {
+            "parameters": self.config(),
+            "static_grid2world": images["static_grid2world"].tolist(),
+            "moving_grid2world": images["moving_grid2world"].tolist(),
+        }
         if self.static_to_moving is not None:
             facts["quality"] = map_quality(self.static_to_moving)
         self.receipt = self.session.receipt(**facts)
         return self.static_to_moving
+
+    def _facts(self, images, prealign):
+        """What a checkpoint belongs to."""
+        here = {n: None if is_remote(images[n]) else images[n] for n in images}
+        return {
+            "registration": self.config(),
+            "static image": digest(here["static"], here["static_grid2world"]),
+            "moving image": digest(here["moving"], here["moving_grid2world"]),
+            "prealign": digest(prealign),
+        }
 
     def _scale_space(self, image, grid2world):
         _, spacing = get_direction_and_spacings(grid2world, self.dim)
@@ -384,18 +425,23 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     def _optimize(self):
         self.full_energy_profile = []
         self._tell(RegistrationStages.OPT_START)
-        for level in range(self.levels - 1, -1, -1):
+        first, resumed = self.levels - 1, self._restore()
+        if resumed:
+            first = self.current_level
+        for level in range(first, -1, -1):
             self.current_level = level
             self.metric.set_levels_below(self.levels - level)
             self.metric.set_levels_above(level)
-            if level < self.levels - 1:
-                factors = self.static_ss.get_expand_factors(level + 1, level)
-                shape = self.static_ss.get_domain_shape(level)
-                for half in self._own_halves():
-                    half.expand_fields(factors, shape)
-            self.niter = 0
-            self.energy_list = []
-            self._derivative = np.inf
+            if not resumed:
+                if level < self.levels - 1:
+                    factors = self.static_ss.get_expand_factors(level + 1, level)
+                    shape = self.static_ss.get_domain_shape(level)
+                    for half in self._own_halves():
+                        half.expand_fields(factors, shape)
+                self.niter = 0
+                self.energy_list = []
+                self._derivative = np.inf
+            resumed = False
             self._tell(RegistrationStages.SCALE_START)
             while self._continues():
                 self._derivative = self._iterate()
@@ -409,19 +455,58 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         """Whether there is another iteration: the moving owner says so."""
         session, limit = self.session, self.level_iters[-1 - self.current_level]
         if session.pid == MOVING:
-            go = self.niter < limit and self.opt_tol < self._derivative
-            session.tell(ITERATE if go else END_LEVEL)
-            return go
-        command = session.hear()
-        if command not in (ITERATE, END_LEVEL):
+            command = END_LEVEL
+            if self.niter < limit and self.opt_tol < self._derivative:
+                due = self.checkpoint is not None and self.checkpoint.due
+                command = SAVE_AND_ITERATE if due else ITERATE
+            session.tell(command)
+        else:
+            command = session.hear()
+        if command not in (ITERATE, SAVE_AND_ITERATE, END_LEVEL):
             raise ProtocolError("the moving owner sent an unknown command", MOVING)
-        if command == ITERATE and self.niter >= limit:
+        if command != END_LEVEL and self.niter >= limit:
             raise ProtocolError(
                 f"the moving owner asked for more than the {limit} iterations that "
                 "were agreed",
                 MOVING,
             )
-        return command == ITERATE
+        if command == SAVE_AND_ITERATE:
+            self._save()
+        return command != END_LEVEL
+
+    # -- checkpoints -----------------------------------------------------
+
+    def _save(self):
+        """Write down this party's own state; the others do so at the same iteration."""
+        if self.checkpoint is None:
+            return
+        facts = {name: getattr(self, name) for name in _STATE}
+        facts["iterations"] = self.metric.iterations
+        facts["energy"] = None if self.metric.energy is None else self.metric.energy
+        arrays = {}
+        for half in self._own_halves():
+            arrays = {name: getattr(half, name) for name in _HALF}
+        self.checkpoint.save(self.metric.iterations, facts, arrays)
+
+    def _restore(self):
+        """Go back to the newest state that all parties have; False without any."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or not checkpoint.resume:
+            return False
+        number = agree_on_state(self.session, checkpoint)
+        restore_ledger(self.session, checkpoint)
+        checkpoint.forget_after(number)
+        if number is None:
+            return False
+        facts, arrays = checkpoint.load(number)
+        for name in _STATE:
+            setattr(self, name, facts[name])
+        self.metric.iterations = facts["iterations"]
+        self.metric.energy = facts["energy"]
+        for half in self._own_halves():
+            for name in _HALF:
+                setattr(half, name, arrays[name])
+        return True
 
     def _iterate(self):
         """One iteration at this party; see ``dipy.align.imwarp``."""
@@ -442,7 +527,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             own, image = self.moving_to_ref, self.moving_ss.get_image(level)
             metric.set_moving_image(self._warp(own, image, shape, grid2world), *place)
         metric.initialize_iteration()
+        journal(self.session, self.checkpoint, level=level, iteration=self.niter)
         if own is None:
+            self._tell(RegistrationStages.ITER_END)
             metric.free_iteration()
             return np.inf
         self._tell(RegistrationStages.ITER_START)

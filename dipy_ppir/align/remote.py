@@ -2,6 +2,15 @@
 
 import numpy as np
 
+from dipy_ppir.mpc.errors import ProtocolError
+
+#: What to write where the image of another party would be.
+WORD = "remote"
+#: Images to the number of the party that owns them.
+OWNERS = {"moving": 0, "static": 1}
+#: A peer that announces a larger image is not believed.
+MOST_VOXELS = 1 << 28
+
 
 class RemoteImage:
     """An image that another party holds: its grid is public, its voxels are not.
@@ -48,6 +57,81 @@ class RemoteImage:
         raise TypeError(
             "this image belongs to another party: its voxels are not available here"
         )
+
+
+def is_word(image):
+    """Whether an argument is the word that stands for another party's image."""
+    return isinstance(image, str) and image == WORD
+
+
+def exchange_grids(session, images):
+    """Tell the other parties this party's grid, and learn those of the others.
+
+    Shapes and positions are public metadata. Rounds: 1.
+
+    Parameters
+    ----------
+    session : Session
+    images : dict
+        maps "static" and "moving" to pairs of image and grid2world; the image that
+        is elsewhere is a `RemoteImage` or the word "remote".
+
+    Returns
+    -------
+    images : dict
+        the same, with a `RemoteImage` for the word.
+
+    Raises
+    ------
+    ValueError
+        if an image is not where the session has it.
+    ProtocolError
+        if a party describes an impossible image.
+    """
+    mine = {}
+    for name, owner in OWNERS.items():
+        image, grid2world = images[name]
+        elsewhere = is_word(image) or is_remote(image)
+        if elsewhere == (session.pid == owner):
+            raise ValueError(
+                f"this party is the {session.role}, so the {name} image must be "
+                + ("an image" if elsewhere else f'the word "{WORD}"')
+            )
+        if not elsewhere:
+            mine[name] = {
+                "shape": list(np.shape(image)),
+                "grid2world": np.asarray(grid2world).tolist(),
+            }
+    with session.phase("agreement"):
+        views = session.exchange("images", mine)
+    found = dict(images)
+    for name, owner in OWNERS.items():
+        if is_word(images[name][0]):
+            image = _described(views[owner], name, owner)
+            found[name] = image, image.grid2world
+    return found
+
+
+def _described(view, name, owner):
+    """The image that a peer describes; a peer may send anything."""
+    try:
+        view = view[name]
+        shape, matrix = view["shape"], np.array(view["grid2world"], dtype=np.float64)
+        if not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError
+        if np.prod([float(n) for n in shape]) > MOST_VOXELS:
+            raise ValueError
+        image = RemoteImage(shape, matrix)
+        volume = abs(np.linalg.det(matrix[:-1, :-1]))
+        if not np.isfinite(matrix).all() or not volume > 1e-12:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ProtocolError(
+            f"party {owner} does not describe the {name} image as it should: its shape "
+            f"must have at most {MOST_VOXELS:,} voxels and its affine be invertible",
+            owner,
+        ) from None
+    return image
 
 
 def check_roles(pid, static, moving):

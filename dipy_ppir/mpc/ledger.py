@@ -76,6 +76,8 @@ class Ledger:
         payload bytes sent, by (phase, receiver).
     rounds : Counter
         messages waited for, by phase.
+    resumed : int
+        how many times the run was interrupted and resumed.
     """
 
     opened: dict = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Ledger:
     sent: Counter = field(default_factory=Counter)
     framing: int = 0
     rounds: Counter = field(default_factory=Counter)
+    resumed: int = 0
     phase: str = "setup"
     _samples: int = None
 
@@ -124,6 +127,36 @@ class Ledger:
         for (phase, _), n in self.sent.items():
             totals[phase] += n
         return dict(totals)
+
+    def state(self):
+        """Everything counted so far, JSON-able."""
+        return {
+            "opened": [
+                [receiver, label, e.openings, e.values, e.bits]
+                for (receiver, label), e in self.opened.items()
+            ],
+            "levels": [[*key, n] for key, n in self.levels.items()],
+            "sent": [[*key, n] for key, n in self.sent.items()],
+            "rounds": [[key, n] for key, n in self.rounds.items()],
+            "framing": self.framing,
+            "resumed": self.resumed,
+        }
+
+    def add(self, state):
+        """Count what an interrupted run had counted; see `state`."""
+        for receiver, label, openings, values, bits in state["opened"]:
+            entry = self.opened.setdefault((receiver, label), _Opened())
+            entry.openings += openings
+            entry.values += values
+            entry.bits = max(entry.bits, bits)
+        for receiver, samples, n in state["levels"]:
+            self.levels[receiver, samples] += n
+        for phase, peer, n in state["sent"]:
+            self.sent[phase, peer] += n
+        for phase, n in state["rounds"]:
+            self.rounds[phase] += n
+        self.framing += state["framing"]
+        self.resumed += state["resumed"] + 1
 
     def learned(self):
         """What each role learned, for the receipt.
@@ -192,6 +225,7 @@ def make_receipt(ledger, sent_by_party, **facts):
         "bytes_sent": sent_by_party,
         "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
         "waits": dict(ledger.rounds),
+        "resumed": ledger.resumed,
     }
 
 
@@ -240,6 +274,13 @@ def receipt_text(receipt):
                 f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} numbers "
                 f"in all ({e['label']})."
             )
+    if receipt.get("resumed"):
+        times = receipt["resumed"]
+        lines.append(
+            f"The run was interrupted {'once' if times == 1 else f'{times} times'}. "
+            "What was computed again is counted again; what was under way at an "
+            "interruption may have been opened once more than counted."
+        )
     exact = any(
         e["label"] == "joint_histogram" for v in receipt["learned"].values() for e in v
     )

@@ -46,6 +46,8 @@ DATA, JSON, MPYC, ABORT, BYE = 1, 2, 3, 4, 5
 MAX_PAYLOAD = {DATA: 1 << 24, JSON: 1 << 20, MPYC: 1 << 24, ABORT: 1 << 10, BYE: 0}
 #: Most bytes kept for a peer that runs ahead while this party is sending.
 MAX_BACKLOG = 1 << 28
+#: Seconds that the last word to a peer may take.
+LAST_WORD = 1.0
 #: Bytes of an unfinished frame that must arrive within the time-out: who sends less
 #: stalls.
 LEAST_PROGRESS = 1 << 18
@@ -153,9 +155,10 @@ class Link:
         self.inbox = deque()
         self.backlog = 0
         self.posted = None
-        # Whether the peer has said that it is done, and whether a frame to it is
-        # only half on its way.
-        self.finished = self.sending = self.said_last = False
+        #: What is left of the frame that is being sent.
+        self.unsent = []
+        # Whether the peer has said that it is done, and this party its last word.
+        self.finished = self.said_last = False
         self.awaited = False
         self._header, self._header_filled = bytearray(_HEADER.size), 0
         self._frame = None
@@ -168,6 +171,40 @@ class Link:
         head = _HEADER.pack(_MAGIC, _VERSION, kind, op, self._sent, length)
         self._sent += 1
         return head
+
+    def send_some(self):
+        """Send of the unsent bytes what can be sent at once.
+
+        Raises
+        ------
+        BlockingIOError
+            if that is nothing.
+        """
+        parts = self.unsent
+        try:
+            n = self.sock.sendmsg(parts)
+        except InterruptedError:
+            raise BlockingIOError from None
+        while parts and n >= len(parts[0]):
+            n -= len(parts[0])
+            del parts[0]
+        if n:
+            parts[0] = parts[0][n:]
+
+    def finish_frame(self, deadline):
+        """Try to send the rest of a frame until `deadline`; whether all of it is."""
+        while self.unsent:
+            try:
+                self.send_some()
+            except BlockingIOError:
+                poller = select.poll()
+                poller.register(self.sock.fileno(), select.POLLOUT)
+                left = deadline - time.monotonic()
+                if left <= 0 or not poller.poll(left * 1000):
+                    return False
+            except OSError:
+                return False
+        return True
 
     def _open_frame(self):
         magic, version, kind, op, sequence, length = _HEADER.unpack(self._header)
@@ -303,23 +340,16 @@ class Network:
         parts = [memoryview(link.header(kind, op, len(payload)))]
         if len(payload):
             parts.append(payload)
-        link.sending = True
+        link.unsent = parts
         while parts:
             try:
-                n = link.sock.sendmsg(parts)
-            except (BlockingIOError, InterruptedError):
+                link.send_some()
+            except BlockingIOError:
                 self._wait_writable(link)
-                continue
             except PeerError:
                 raise
             except OSError:
                 self._lost(link)
-            while parts and n >= len(parts[0]):
-                n -= len(parts[0])
-                del parts[0]
-            if n:
-                parts[0] = parts[0][n:]
-        link.sending = False
         self.ledger().record_sent(peer, len(payload), _HEADER.size)
 
     def _wait_writable(self, link):
@@ -479,8 +509,8 @@ class Network:
             name = f"party {culprit} ({ROLES[culprit]})"
             if reason == 2:
                 raise PeerLostError(
-                    f"{name} is gone, says {link.name}; start it again and rerun the "
-                    "session",
+                    f"{name} is gone, says {link.name}; start it again and rerun or "
+                    "resume the session",
                     culprit,
                 )
             if reason == 4:
@@ -510,7 +540,7 @@ class Network:
                 self._aborted(link, frame)
         raise PeerLostError(
             f"{link.name} closed the connection or died; see its own log, start it "
-            "again and rerun the session",
+            "again and rerun or resume the session",
             link.peer,
         ) from None
 
@@ -533,9 +563,12 @@ class Network:
 
     def _say_last(self, link, kind, payload):
         """Send a last small frame if that is possible at once."""
-        if link.sending or link.said_last:
-            return  # it would become part of the frame that is on its way
+        if link.said_last:
+            return
         link.said_last = True
+        # In the middle of a frame it would be taken for a part of it.
+        if not link.finish_frame(time.monotonic() + LAST_WORD):
+            return
         frame = [link.header(kind, 0, len(payload)), payload]
         with contextlib.suppress(OSError):
             link.sock.sendmsg(frame, [], socket.MSG_DONTWAIT)

@@ -23,6 +23,7 @@ from dipy_ppir.workflows.flow import (
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
+from dipy_ppir.workflows.remote import Site, check_flags, check_words, register
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -81,12 +82,18 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
         receipt="receipt.json",
         far_apart=False,
         no_pictures=False,
+        session="",
+        identity="",
+        listen="",
+        resume=False,
         debug=False,
     ):
         """Register two images that neither owner shows to the other.
 
-        Three processes on this machine play the two image owners and a helper
-        and run the protocol that separate sites would run. Flags and output
+        With two images, three processes on this machine play the image owners and
+        a helper, and run the protocol that separate sites run. With --session and
+        the word remote in place of the image that another site has, this is one
+        party of a session between sites. Flags and output
         files are those of dipy_align_affine; dipy_apply_transform reads the
         results.
 
@@ -156,10 +163,54 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
         no_pictures : boolean, optional
             Do not write the overlay pictures checkerboard.png and contours.png
             (made if matplotlib is installed).
+        session : string or Path, optional
+            Session file (TOML) of a registration between sites; write "remote" in
+            place of the image that this site does not have.
+        identity : string or Path, optional
+            Folder of this site's key, by default ~/.dipy_ppir.
+        listen : string, optional
+            Address to listen on, host:port, where it is not the one in the session
+            file (behind a firewall that forwards a port: 0.0.0.0:port).
+        resume : boolean, optional
+            Go on with a session that was interrupted; all parties must say so.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
         self.receipts = []
+        files = {"static": static_image_files, "moving": moving_image_files}
+        check_words(files, session)
+        if session:
+            check_flags(
+                {
+                    "transform": transform,
+                    "nbins": nbins,
+                    "sampling_prop": sampling_prop,
+                    "metric": metric,
+                    "level_iters": level_iters,
+                    "sigmas": sigmas,
+                    "factors": factors,
+                    "save_metric": save_metric,
+                    "reveal": reveal,
+                },
+                self.run,
+            )
+            site = Site(session, identity, listen)
+            site.check_owner("affine", files)
+            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
+            masks = {"static": static_mask, "moving": moving_mask}
+            names = {"image": out_moved, "transform": out_affine, "receipt": receipt}
+            self.receipts = [
+                register(
+                    site,
+                    files[site.image],
+                    volumes[site.image],
+                    {kind: Path(out_dir or ".", name) for kind, name in names.items()},
+                    mask=masks[site.image],
+                    resume=resume,
+                    force=self._force_overwrite,
+                )
+            ]
+            return
         transform, metric, reveal = transform.lower(), metric.lower(), reveal.lower()
         inputs.check_parameters(
             transform, PIPELINES, metric, nbins, sampling_prop, reveal

@@ -18,6 +18,13 @@ CLI_FLOWS = {
     ),
 }
 
+#: Commands that are no workflows on images, to functions of `workflows.sites`.
+CLI_SITES = {
+    "dipy_ppir_keygen": "keygen",
+    "dipy_ppir_session": "session",
+    "dipy_ppir_helper": "helper",
+}
+
 
 def _warn(message, category, filename, lineno, file=None, line=None):
     """Show a warning as a user wants it: one line, without the program's."""
@@ -43,7 +50,7 @@ def run(command):
     Parameters
     ----------
     command : str
-        a key of `CLI_FLOWS`.
+        a key of `CLI_FLOWS` or `CLI_SITES`.
 
     Returns
     -------
@@ -82,6 +89,9 @@ def _run(command):
     from dipy_ppir.workflows.inputs import InputError
 
     warnings.showwarning = _warn
+    if command in CLI_SITES:
+        getattr(import_module("dipy_ppir.workflows.sites"), CLI_SITES[command])()
+        return 0
     module, name = CLI_FLOWS[command]
     flow = getattr(import_module(module), name)()
     # DIPY's run_flow takes --log_level and then always uses INFO.
@@ -98,13 +108,14 @@ def _run(command):
 
 
 def _one_line(exc):
+    from dipy_ppir.align.checkpoint import CheckpointError
     from dipy_ppir.mpc.errors import MPCError
     from dipy_ppir.workflows.inputs import InputError
 
     text = " ".join(str(exc).split())
     if isinstance(exc, MemoryError):
         return "not enough memory; close other programs, or use smaller images"
-    if isinstance(exc, (InputError, MPCError)):
+    if isinstance(exc, (InputError, MPCError, CheckpointError)):
         return text
     if isinstance(exc, OSError):
         place = f" ({exc.filename})" if exc.filename else ""
@@ -129,3 +140,18 @@ def align_syn():
 def apply_transform():
     """Entry point of ``dipy_ppir_apply_transform``."""
     return run("dipy_ppir_apply_transform")
+
+
+def keygen():
+    """Entry point of ``dipy_ppir_keygen``."""
+    return run("dipy_ppir_keygen")
+
+
+def session():
+    """Entry point of ``dipy_ppir_session``."""
+    return run("dipy_ppir_session")
+
+
+def helper():
+    """Entry point of ``dipy_ppir_helper``."""
+    return run("dipy_ppir_helper")

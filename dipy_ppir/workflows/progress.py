@@ -7,6 +7,11 @@ import logging
 import sys
 import time
 
+from dipy.align.imwarp import RegistrationStages
+import numpy as np
+
+from dipy_ppir.mpc.meeting import missing_text
+
 logger = logging.getLogger("dipy_ppir")
 
 
@@ -23,7 +28,8 @@ class Stage:
     """Where a run is: one level of one step, and the best metric value in it.
 
     The callback's dict has ``step``, ``level``, ``iteration``, ``value`` and
-    ``bytes_sent``, and may name the ``unit`` of iteration and the ``measure`` of value.
+    ``bytes_sent``, and may name the ``unit`` of iteration and the ``measure`` of value;
+    a party that does not learn the value leaves it out.
 
     Parameters
     ----------
@@ -48,9 +54,11 @@ class Stage:
         key = info["step"], info["level"]
         new = key != self.key
         if new:
-            self.key, self.best = key, info["value"]
+            self.key, self.best = key, None
         self.info = info
-        self.best = max(self.best, info["value"])
+        if "value" in info:
+            value = info["value"]
+            self.best = value if self.best is None else max(self.best, value)
         return new
 
     @property
@@ -70,9 +78,11 @@ class Stage:
     def state(self):
         """Evaluations, metric and bytes, in words."""
         info = self.info
+        measure = ""
+        if self.best is not None:
+            measure = f"{info.get('measure', 'mutual information')} {self.best:.4f}, "
         return (
-            f"{info.get('unit', 'evaluation')} {info['iteration']}, "
-            f"{info.get('measure', 'mutual information')} {self.best:.4f}, "
+            f"{info.get('unit', 'evaluation')} {info['iteration']}, {measure}"
             f"{size_text(info['bytes_sent'])} sent"
         )
 
@@ -174,12 +184,93 @@ class LiveProgress:
         self._progress.stop()
 
 
-def display(steps, levels):
-    """The display that fits standard output."""
+def deformation_callback(progress):
+    """A callback for diffeomorphic registrations that shows each iteration.
+
+    Parameters
+    ----------
+    progress : callable
+        takes the dicts that `Stage` describes.
+
+    Returns
+    -------
+    callback : callable
+    """
+
+    def report(registration, stage):
+        if stage != RegistrationStages.ITER_END:
+            return
+        level = registration.current_level
+        info = {
+            "step": "deformation",
+            "level": level,
+            "iteration": registration.niter + 1,
+            "unit": "iteration",
+            "measure": "local correlation",
+            "bytes_sent": sum(registration.session.ledger.sent.values()),
+        }
+        if registration.energy_list:
+            shape = registration.static_ss.get_domain_shape(level)
+            radius = registration.metric.radius
+            voxels = np.prod([max(n - 2 * radius, 1) for n in shape])
+            energy = max(-registration.energy_list[-1], 0)
+            info["value"] = float(np.sqrt(energy / 2 / voxels))
+        progress(info)
+
+    return report
+
+
+class Countdown:
+    """Who is waited for and how long: live on a terminal, log lines elsewhere.
+
+    A context manager that `Session.load` may call while it waits.
+
+    Parameters
+    ----------
+    interval : float, optional
+        seconds between two log lines.
+    """
+
+    def __init__(self, *, interval=30.0):
+        self._interval, self._last, self._missing = interval, -np.inf, None
+        self._status = None
+
+    def __enter__(self):
+        console = terminal()
+        if console is not None:
+            self._status = console.status("Connecting")
+            self._status.start()
+        return self
+
+    def __call__(self, missing, left):
+        """Take note of the missing parties and the seconds left."""
+        if self._status is not None:
+            self._status.update(missing_text(missing, left))
+            return
+        now = time.monotonic()
+        if missing != self._missing or now - self._last >= self._interval:
+            self._missing, self._last = list(missing), now
+            logger.info("%s", missing_text(missing, left))
+
+    def __exit__(self, kind, exc, trace):
+        if self._status is not None:
+            self._status.stop()
+
+
+def terminal():
+    """The terminal that standard output is, as rich knows it; None if it is none."""
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console(file=sys.stdout)
         if console.is_terminal and not console.is_dumb_terminal:
-            return LiveProgress(steps, levels, console)
+            return console
+    return None
+
+
+def display(steps, levels):
+    """The display that fits standard output."""
+    console = terminal()
+    if console is not None:
+        return LiveProgress(steps, levels, console)
     return LogProgress(steps, levels)

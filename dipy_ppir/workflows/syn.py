@@ -6,7 +6,6 @@ from pathlib import Path
 import warnings
 
 from dipy.align.imaffine import AffineMap
-from dipy.align.imwarp import RegistrationStages
 from dipy.io.image import save_nifti
 import numpy as np
 
@@ -28,7 +27,8 @@ from dipy_ppir.workflows.flow import (
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.progress import display
+from dipy_ppir.workflows.progress import deformation_callback, display
+from dipy_ppir.workflows.remote import Site, check_flags, check_words, register
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -66,12 +66,18 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         stride=1,
         receipt="receipt.json",
         no_pictures=False,
+        session="",
+        identity="",
+        listen="",
+        resume=False,
         debug=False,
     ):
         """Register two images by a smooth deformation, without showing either.
 
-        Three processes on this machine play the two image owners and a helper
-        and run the protocol that separate sites would run. Flags and output
+        With two images, three processes on this machine play the image owners and
+        a helper, and run the protocol that separate sites run. With --session and
+        the word remote in place of the image that another site has, this is one
+        party of a session between sites. Flags and output
         files are those of dipy_align_syn. The pre-aligning matrix is part of
         the displacement field, so that it is all that dipy_ppir_apply_transform
         and dipy_apply_transform need.
@@ -148,10 +154,58 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         no_pictures : boolean, optional
             Do not write the pictures checkerboard.png, contours.png,
             warped_grid.png and jacobian.png (made if matplotlib is installed).
+        session : string or Path, optional
+            Session file (TOML) of a registration between sites; write "remote" in
+            place of the image that this site does not have.
+        identity : string or Path, optional
+            Folder of this site's key, by default ~/.dipy_ppir.
+        listen : string, optional
+            Address to listen on, host:port, where it is not the one in the session
+            file (behind a firewall that forwards a port: 0.0.0.0:port).
+        resume : boolean, optional
+            Go on with a session that was interrupted; all parties must say so.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
         self.receipts = []
+        files = {"static": static_image_files, "moving": moving_image_files}
+        check_words(files, session)
+        if session:
+            check_flags(
+                {
+                    "metric": metric,
+                    "level_iters": level_iters,
+                    "mopt_sigma_diff": mopt_sigma_diff,
+                    "mopt_radius": mopt_radius,
+                    "step_length": step_length,
+                    "ss_sigma_factor": ss_sigma_factor,
+                    "opt_tol": opt_tol,
+                    "inv_iter": inv_iter,
+                    "inv_tol": inv_tol,
+                    "reveal": reveal,
+                    "update_spacing": update_spacing,
+                    "stride": stride,
+                },
+                self.run,
+            )
+            site = Site(session, identity, listen)
+            site.check_owner("syn", files)
+            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
+            names = {"image": out_warped, "transform": out_field, "receipt": receipt}
+            if inv_static and site.image == "static":
+                names["inverse"] = out_inv_static
+            self.receipts = [
+                register(
+                    site,
+                    files[site.image],
+                    volumes[site.image],
+                    {kind: Path(out_dir or ".", name) for kind, name in names.items()},
+                    start=prealign_file,
+                    resume=resume,
+                    force=self._force_overwrite,
+                )
+            ]
+            return
         if metric.lower() != "cc":
             raise InputError(
                 f"--metric {metric} is not available; leave it out to use local "
@@ -312,33 +366,13 @@ def _registration(options):
 
 
 def _run(moving, static, grid2world, prealign, options, progress):
-    def report(registration, stage):
-        if stage != RegistrationStages.ITER_END:
-            return
-        shape = registration.static_ss.get_domain_shape(registration.current_level)
-        radius = registration.metric.radius
-        voxels = np.prod([max(n - 2 * radius, 1) for n in shape])
-        progress(
-            {
-                "step": "deformation",
-                "level": registration.current_level,
-                "iteration": registration.niter + 1,
-                "unit": "iteration",
-                "measure": "local correlation",
-                "value": float(
-                    np.sqrt(max(-registration.energy_list[-1], 0) / 2 / voxels)
-                ),
-                "bytes_sent": sum(registration.session.ledger.sent.values()),
-            }
-        )
-
     return syn_registration(
         moving,
         static,
         moving_affine=grid2world["moving"],
         static_affine=grid2world["static"],
         prealign=prealign,
-        callback=report,
+        callback=deformation_callback(progress),
         ret_receipt=True,
         **options,
     )

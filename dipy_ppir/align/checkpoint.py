@@ -1,0 +1,242 @@
+"""What a party keeps so that an interrupted registration can go on.
+
+Each party writes down its own state only: its half of the map, or the numbers that
+were opened to it. No share and no random number is ever written. A registration that
+goes on is a new session with new keys, in which the parties agree on the last state
+that all of them have and do what follows again.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import time
+
+import numpy as np
+
+#: States kept; parties are never further apart than one.
+KEPT = 2
+_STATE = re.compile(r"state-(\d{1,12})\.npz")
+_FACTS, _JOURNAL = "registration.json", "journal.jsonl"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or belongs to another registration."""
+
+
+class Checkpoint:
+    """A folder with the state of one registration at one party.
+
+    Parameters
+    ----------
+    folder : str or Path
+        made when first written to; nobody else can read what is in it.
+    resume : bool, optional
+        whether to go on with what is there. All parties must say the same.
+    interval : float, optional
+        seconds between two states of a diffeomorphic registration; the moving
+        owner's counts.
+    """
+
+    def __init__(self, folder, *, resume=False, interval=30.0):
+        self.folder = Path(folder)
+        self.resume, self.interval = bool(resume), float(interval)
+        self._journal = None
+        self._last = -np.inf
+
+    # -- life cycle ------------------------------------------------------
+
+    def check(self, facts):
+        """Raise CheckpointError if what is there belongs to another registration.
+
+        Parameters
+        ----------
+        facts : dict
+            what must be the same, JSON-able: parameters, and digests of images.
+        """
+        if not self.resume:
+            return
+        try:
+            there = json.loads((self.folder / _FACTS).read_text())
+        except FileNotFoundError:
+            return  # nothing to go on with: all parties start from the beginning
+        except (OSError, ValueError):
+            raise CheckpointError(
+                f"the checkpoint {self.folder} cannot be read; start anew at all "
+                "parties, without --resume"
+            ) from None
+        facts = json.loads(json.dumps(facts))
+        keys = sorted(set(there) | set(facts)) if isinstance(there, dict) else ["it"]
+        for key in keys:
+            if keys == ["it"] or there.get(key) != facts.get(key):
+                raise CheckpointError(
+                    f"the checkpoint {self.folder} belongs to another registration "
+                    f"({key} differs); use what the interrupted run used, or start "
+                    "anew at all parties, without --resume"
+                )
+
+    def begin(self, facts):
+        """Start to write; without `resume` what was there is removed."""
+        self.check(facts)
+        if not self.resume:
+            self.discard()
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._write(_FACTS, json.dumps(facts, indent=1).encode())
+        except OSError as exc:
+            raise CheckpointError(
+                f"cannot write the checkpoint {self.folder}: {exc.strerror}; choose "
+                "another output folder"
+            ) from None
+
+    def discard(self):
+        """Remove everything: the registration is finished, or begins anew."""
+        self._close()
+        if (self.folder / _FACTS).exists():
+            shutil.rmtree(self.folder)
+
+    # -- a journal of small records --------------------------------------
+
+    def append(self, record):
+        """Add one JSON-able record."""
+        if self._journal is None:
+            path = self.folder / _JOURNAL
+            whole = b"".join(json.dumps(r).encode() + b"\n" for r in self.records())
+            self._write(_JOURNAL, whole)
+            self._journal = open(path, "ab")
+        self._journal.write(json.dumps(record).encode() + b"\n")
+        self._journal.flush()
+
+    def records(self):
+        """The records so far; one that was cut off in the middle is left out."""
+        try:
+            lines = (self.folder / _JOURNAL).read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines[:-1]:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    # -- states ----------------------------------------------------------
+
+    @property
+    def due(self):
+        """Whether it is time for another state."""
+        return time.monotonic() - self._last >= self.interval
+
+    def save(self, number, facts, arrays):
+        """Write a state, whole or not at all; the oldest ones go.
+
+        Parameters
+        ----------
+        number : int
+            which state; parties compare them.
+        facts : dict
+            JSON-able.
+        arrays : dict
+            names to arrays.
+        """
+        text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+        temporary = self.folder / ".state.npz"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as stream:
+            np.savez(stream, facts=text, **{f"array_{k}": v for k, v in arrays.items()})
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.folder / f"state-{number}.npz")
+        for old in sorted(self.numbers())[:-KEPT]:
+            (self.folder / f"state-{old}.npz").unlink()
+        self._last = time.monotonic()
+
+    def forget_after(self, number):
+        """Remove the states after `number`, all with None: they are done again."""
+        for newer in self.numbers():
+            if number is None or newer > number:
+                (self.folder / f"state-{newer}.npz").unlink()
+
+    def numbers(self):
+        """The states that are there."""
+        if not self.folder.is_dir():
+            return []
+        names = (_STATE.fullmatch(p.name) for p in self.folder.iterdir())
+        return sorted(int(match[1]) for match in names if match)
+
+    def load(self, number):
+        """Facts and arrays of a state; see `save`."""
+        try:
+            with np.load(self.folder / f"state-{number}.npz", allow_pickle=False) as z:
+                facts = json.loads(z["facts"].tobytes())
+                arrays = {
+                    name.removeprefix("array_"): z[name]
+                    for name in z.files
+                    if name.startswith("array_")
+                }
+        except (OSError, ValueError, KeyError) as exc:
+            raise CheckpointError(
+                f"state {number} of the checkpoint {self.folder} cannot be read "
+                f"({type(exc).__name__}); start anew at all parties, without --resume"
+            ) from None
+        return facts, arrays
+
+    # -- files -----------------------------------------------------------
+
+    def _write(self, name, data):
+        temporary = self.folder / f".{name}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def _close(self):
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+
+def digest(*arrays):
+    """SHA-256 of arrays, None for those that are not here."""
+    total = hashlib.sha256()
+    for array in arrays:
+        if array is None:
+            total.update(b"none")
+            continue
+        array = np.ascontiguousarray(array)
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(memoryview(array).cast("B") if array.size else b"")
+    return total.hexdigest()
+
+
+def restore_ledger(session, checkpoint):
+    """Count on from where the interrupted run was; see `journal`."""
+    ledgers = [r["ledger"] for r in checkpoint.records() if "ledger" in r]
+    if ledgers:
+        session.ledger.add(ledgers[-1])
+
+
+def journal(session, checkpoint, **record):
+    """Write down a step, and what was opened and sent so far."""
+    if checkpoint is not None:
+        checkpoint.append({**record, "ledger": session.ledger.state()})
+
+
+def agree_on_state(session, checkpoint):
+    """The newest state that all parties have; None to start from the beginning.
+
+    All parties call this, those without a checkpoint as well.
+    """
+    numbers = checkpoint.numbers() if checkpoint and checkpoint.resume else []
+    with session.phase("agreement"):
+        views = session.exchange("checkpoints", numbers)
+    common = set(numbers)
+    for view in views.values():
+        whole = isinstance(view, list) and all(type(n) is int for n in view)
+        common &= set(view) if whole else set()
+    return max(common, default=None)

@@ -1,0 +1,321 @@
+"""What a session file may ask for, and what that means in plain words."""
+
+from dataclasses import dataclass
+import inspect
+import warnings
+
+from dipy_ppir.align import _public, affine_registration, syn_registration
+from dipy_ppir.align.imaffine import (
+    SecureAffineRegistration,
+    SecureMutualInformationMetric,
+)
+from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
+from dipy_ppir.align.metrics import SecureCCMetric
+from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, REBUILDS, ROLES, STATIC
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of registration.
+
+    Attributes
+    ----------
+    function : callable
+        of `dipy_ppir.align`.
+    command : str
+        what the owners run.
+    title : str
+        for people.
+    parameters : tuple of str
+        arguments of `function` that the session file may set.
+    opens : dict
+        maps each value of ``reveal`` to the labels that are opened.
+    build : callable
+        makes the registration from such arguments, so that they are checked.
+    result : dict
+        maps party numbers to labels opened to them at the end, if they get the result.
+    """
+
+    function: object
+    command: str
+    title: str
+    parameters: tuple
+    opens: dict
+    build: object
+    result: dict
+
+
+def _build_affine(parameters):
+    parameters = dict(parameters)
+    _public._check_pipeline(parameters.pop("pipeline", None), False)
+    metric = SecureMutualInformationMetric(
+        **_taken(parameters, "nbins", "sampling_proportion", "reveal")
+    )
+    levels = {"level_iters": [1000, 500, 100], "sigmas": [3, 1, 0.0]}
+    return SecureAffineRegistration(
+        metric=metric, **{**levels, "factors": [4, 2, 1], **parameters}
+    )
+
+
+def _build_syn(parameters):
+    parameters = dict(parameters)
+    metric = _taken(
+        parameters, "sigma_diff", "radius", "reveal", "update_spacing", "stride"
+    )
+    metric = SecureCCMetric(parameters.pop("dim", 3), **metric)
+    return SecureSymmetricDiffeomorphicRegistration(metric, **parameters)
+
+
+def _taken(parameters, *names):
+    return {name: parameters.pop(name) for name in names if name in parameters}
+
+
+_MATCH = ("correlation",)
+OPERATIONS = {
+    "affine": Operation(
+        function=affine_registration,
+        command="dipy_ppir_align_affine",
+        title="an affine registration by mutual information",
+        parameters=(
+            "pipeline",
+            "nbins",
+            "sampling_proportion",
+            "level_iters",
+            "sigmas",
+            "factors",
+        ),
+        opens={
+            "gradient": (
+                "center_of_mass",
+                "sample_count",
+                "metric_value",
+                "metric_gradient",
+            ),
+            "histogram": (
+                "center_of_mass",
+                "sample_count",
+                "joint_histogram",
+                "metric_gradient",
+            ),
+        },
+        build=_build_affine,
+        result={STATIC: ("affine",)},
+    ),
+    "syn": Operation(
+        function=syn_registration,
+        command="dipy_ppir_align_syn",
+        title="a diffeomorphic registration (SyN) by local cross-correlation",
+        parameters=(
+            "dim",
+            "level_iters",
+            "step_length",
+            "ss_sigma_factor",
+            "opt_tol",
+            "inv_iter",
+            "inv_tol",
+            "sigma_diff",
+            "radius",
+            "update_spacing",
+            "stride",
+        ),
+        opens={
+            "update": ("update_moving", "update_static", *_MATCH),
+            "force": ("force_moving", "force_static", *_MATCH),
+            "paper": ("paper_factor", "bracket_moving", "bracket_static", *_MATCH),
+        },
+        build=_build_syn,
+        result={MOVING: ("static_to_ref",), STATIC: ("moving_to_ref", "prealign")},
+    ),
+}
+
+
+def operation_of(plan):
+    """The operation of a session file, its parameters checked.
+
+    Parameters
+    ----------
+    plan : SessionFile
+
+    Returns
+    -------
+    operation : Operation
+
+    Raises
+    ------
+    SessionFileError
+        if the file asks for something impossible.
+    """
+    operation = OPERATIONS.get(plan.operation)
+    if operation is None:
+        raise SessionFileError(
+            f"operation = {plan.operation!r} is not known; choose one of "
+            f"{', '.join(map(repr, OPERATIONS))}"
+        )
+    strangers = sorted(set(plan.parameters) - set(operation.parameters))
+    if strangers:
+        raise SessionFileError(
+            f"[parameters] has no entry {strangers[0]!r} for operation "
+            f"{plan.operation!r}; it may have: {', '.join(operation.parameters)}"
+        )
+    if plan.reveal not in operation.opens:
+        given = "lacks reveal" if plan.reveal is None else f"has {plan.reveal!r}"
+        raise SessionFileError(
+            f"the session file must say what may be revealed, but {given}: give "
+            f"reveal = one of {', '.join(map(repr, operation.opens))}"
+        )
+    parameters = {**plan.parameters, "reveal": plan.reveal, "result_to": plan.result_to}
+    try:
+        with warnings.catch_warnings():
+            # The registration itself warns as well.
+            warnings.simplefilter("ignore")
+            operation.build(parameters)
+    except (ValueError, TypeError) as exc:
+        raise SessionFileError(f"the parameters cannot be used: {exc}") from None
+    return operation
+
+
+def explain(plan):
+    """A session file in plain words: who takes part and who will learn what.
+
+    Parameters
+    ----------
+    plan : SessionFile
+
+    Returns
+    -------
+    text : str
+    """
+    operation = operation_of(plan)
+    lines = [plan.title, "=" * len(plan.title), "", "Who takes part", "-" * 14]
+    for party in plan.parties.values():
+        lines.append(f"The {ROLES[party.pid]} is {party.name}.")
+        lines.append(f"    certificate SHA-256 {party.fingerprint}")
+    lines += ["Compare every fingerprint with its owner by telephone.", ""]
+    lines += ["Who connects to whom", "-" * 20]
+    for pid in (MOVING, STATIC):
+        party = plan.parties[pid]
+        for peer in plan.dials(pid):
+            other = plan.parties[peer]
+            lines.append(f"{party.name} dials {other.name} at {other.endpoint} (TCP).")
+    if plan.relayed:
+        lines.append(
+            "The two owners cannot be dialled: their traffic goes through the helper, "
+            "which passes it on but cannot read it (TLS between the owners)."
+        )
+    lines += ["", "What is computed", "-" * 16, f"It is {operation.title}."]
+    defaults = inspect.signature(inspect.unwrap(operation.function)).parameters
+    for name in operation.parameters:
+        if name in plan.parameters:
+            lines.append(f"    {name} = {plan.parameters[name]}")
+        elif name in defaults and defaults[name].default is not None:
+            lines.append(f"    {name} = {defaults[name].default} (by default)")
+    lines += ["", "Who will learn what", "-" * 19]
+    labels = [*operation.opens[plan.reveal]]
+    learned = {pid: [] for pid in ROLES}
+    for label in labels:
+        for receiver in DECLARATIONS[label].receivers:
+            learned[receiver].append(DECLARATIONS[label])
+    gets = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
+    for pid in gets[plan.result_to]:
+        learned[pid] += [DECLARATIONS[label] for label in operation.result.get(pid, ())]
+    for pid, declarations in learned.items():
+        name = plan.parties[pid].name
+        if pid == HELPER:
+            lines.append(
+                f"{name} (helper) learns nothing about either image: only their shapes "
+                "and positions, the parameters, and the number of steps."
+            )
+            continue
+        lines.append(f"{name} ({ROLES[pid]}) learns")
+        for d in declarations:
+            lines.append(f"  - {d.meaning}: {d.shape} ({d.label}).")
+        if pid in gets[plan.result_to] and not operation.result.get(pid):
+            lines.append("  - the resulting transform.")
+        if not declarations:
+            lines.append("  - nothing but shapes, positions and the number of steps.")
+    lines += [
+        "Both owners learn the other image's shape and position in space.",
+        "",
+        "What this rests on",
+        "-" * 18,
+        "Two of the three parties that pool what they hold can rebuild both images.",
+        "Every party follows the program (semi-honest). The code is not audited.",
+    ]
+    if set(labels) & REBUILDS:
+        lines.append(
+            "CAUTION: no image is sent, but an owner who sets out to can rebuild most "
+            "of the other image from what is opened (doc/security.md)."
+        )
+    if "joint_histogram" in labels:
+        lines.append(
+            "CAUTION: many histograms can determine the static image at coarse "
+            'resolution; reveal = "gradient" opens none.'
+        )
+    times = plan.timeouts
+    lines += [
+        "",
+        f"Each party waits {times['connect']:g} s for the others to come, gives up on "
+        f"one that is silent for {times['silence']:g} s, and keeps its own state every "
+        f"{times['checkpoint']:g} s.",
+        f"Hash of this session file: {plan.digest[:16]}; the same everywhere.",
+    ]
+    return "\n".join(lines)
+
+
+TEMPLATE = """\
+# Session file of dipy_ppir: the same at all three parties.
+title = "{title}"
+operation = "{operation}"          # affine or syn
+# What the owners learn beside the result: for affine "gradient" or "histogram",
+# for syn "update" or "force". See: dipy_ppir_session check FILE
+reveal = "{reveal}"
+result_to = "both"            # both, or moving: who gets the transform
+
+# One table for each party. The fingerprint comes from dipy_ppir_keygen at that site;
+# compare it by telephone. An owner that can only dial out has no address.
+[parties.moving]              # has the image that is moved
+name = "Hospital A"
+fingerprint = "..."
+
+[parties.static]              # has the image that it is moved to
+name = "Hospital B"
+fingerprint = "..."
+# address = "registration.hospital-b.example:7433"
+
+[parties.helper]              # has no image; independent of both
+name = "University C"
+fingerprint = "..."
+address = "helper.university-c.example:7433"
+
+[parameters]
+{parameters}
+
+[timeouts]                    # seconds
+connect = 900                 # to wait for the others
+silence = 300                 # of a party that is waited for
+checkpoint = 30               # between two states kept for --resume
+"""
+
+_PARAMETERS = {
+    "affine": """\
+pipeline = ["center_of_mass", "translation", "rigid", "affine"]
+level_iters = [1000, 500, 100]
+sigmas = [3.0, 1.0, 0.0]
+factors = [4, 2, 1]
+nbins = 32
+sampling_proportion = 0.1     # leave out to use every voxel""",
+    "syn": """\
+level_iters = [10, 10, 5]
+radius = 4""",
+}
+
+
+def template(operation):
+    """A session file to start from."""
+    return TEMPLATE.format(
+        title="Registration of T1 images, study 1",
+        operation=operation,
+        reveal=next(iter(OPERATIONS[operation].opens)),
+        parameters=_PARAMETERS[operation],
+    )

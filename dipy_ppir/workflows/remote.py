@@ -1,0 +1,278 @@
+"""A command as one party of a session between sites."""
+
+import inspect
+import json
+import logging
+from pathlib import Path
+
+from dipy.io.image import save_nifti
+import numpy as np
+
+from dipy_ppir.align._public import DEFAULT_PIPELINE
+from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.align.remote import WORD
+from dipy_ppir.mpc.identity import Identity
+from dipy_ppir.mpc.ledger import MOVING, ROLES, receipt_text
+from dipy_ppir.mpc.session import Session
+from dipy_ppir.mpc.sessionfile import SessionFile, parse_address
+from dipy_ppir.workflows import inputs
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.mapping import save_mapping
+from dipy_ppir.workflows.operations import OPERATIONS, operation_of
+from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.progress import Countdown, deformation_callback, display
+
+logger = logging.getLogger("dipy_ppir")
+
+
+class Site:
+    """This party as a session file describes it, before it connects.
+
+    Parameters
+    ----------
+    path : str or Path
+        the session file.
+    identity : str or Path, optional
+        folder of this party's key.
+    listen : str, optional
+        ``host:port`` to listen on, where it is not the address that others dial.
+
+    Attributes
+    ----------
+    plan : SessionFile
+    party : Party
+        this party.
+    operation : Operation
+    """
+
+    def __init__(self, path, identity=None, listen=None):
+        self.path, self._folder = Path(path), identity or None
+        self.plan = SessionFile.read(path)
+        self.operation = operation_of(self.plan)
+        self.party = self.plan.party_of(Identity.load(self._folder).fingerprint)
+        self._listen = None
+        if listen:
+            self._listen = parse_address(listen)
+            if self._listen is None:
+                raise InputError(
+                    f"--listen {listen} must be host:port, for example 0.0.0.0:7433"
+                )
+
+    @property
+    def parameters(self):
+        """Arguments of the operation."""
+        plan = self.plan
+        return {**plan.parameters, "reveal": plan.reveal, "result_to": plan.result_to}
+
+    @property
+    def gets_result(self):
+        """Whether this owner gets the transform."""
+        return self.plan.result_to in ("both", self.image)
+
+    @property
+    def image(self):
+        """Name of the image that this owner has."""
+        return "moving" if self.party.pid == MOVING else "static"
+
+    def check_owner(self, operation, files):
+        """Refuse a command that does not fit this party's part in the session.
+
+        Parameters
+        ----------
+        operation : str
+            of the command.
+        files : dict
+            maps "static" and "moving" to what was given for them.
+        """
+        if self.plan.operation != operation:
+            raise InputError(
+                f"the session file is for operation {self.plan.operation!r}; run "
+                f"{OPERATIONS[self.plan.operation].command}"
+            )
+        if self.party.pid not in (0, 1):
+            raise InputError(
+                "this party's certificate is the helper's, which has no image; run "
+                f"dipy_ppir_helper {self.path}"
+            )
+        other = "static" if self.image == "moving" else "moving"
+        if files[other] != WORD or files[self.image] == WORD:
+            order = {self.image: "your_image.nii.gz", other: WORD}
+            raise InputError(
+                f"this party's certificate is the {ROLES[self.party.pid]}'s; run "
+                f"{self.operation.command} {order['static']} {order['moving']} "
+                f"--session {self.path}"
+            )
+
+    def open(self):
+        """Wait for the other parties; returns the session."""
+        logger.info(
+            "This is %s of %r; session file %s",
+            self.party.title,
+            self.plan.title,
+            self.plan.digest[:16],
+        )
+        with Countdown() as countdown:
+            return Session.load(
+                self.path,
+                identity=self._folder,
+                listen=self._listen,
+                on_wait=countdown,
+            )
+
+    def run(self, checkpoint, **arguments):
+        """Meet the others and register.
+
+        Returns
+        -------
+        resampled, transform, receipt
+        """
+        operation, levels = self.operation, self.plan.parameters.get("level_iters")
+        count = len(levels) if levels else 3
+        steps = ["deformation"]
+        if self.plan.operation == "affine":
+            steps = self.plan.parameters.get("pipeline") or DEFAULT_PIPELINE
+            steps = [s for s in steps if s != "center_of_mass"]
+        with self.open() as session, display(steps, count) as progress:
+            callback = progress
+            if self.plan.operation == "syn":
+                callback = deformation_callback(progress)
+            return operation.function(
+                session=session,
+                callback=callback,
+                checkpoint=checkpoint,
+                ret_receipt=True,
+                **arguments,
+            )
+
+    def checkpoint(self, folder, resume):
+        """Where this party keeps its state."""
+        folder = Path(folder) / f"{self.path.stem}.{self.party.pid}.checkpoint"
+        if resume and not folder.is_dir():
+            logger.warning(
+                "There is no checkpoint %s: the parties will start from the beginning",
+                folder,
+            )
+        return Checkpoint(
+            folder, resume=resume, interval=self.plan.timeouts["checkpoint"]
+        )
+
+
+def check_words(files, session):
+    """Refuse the word "remote" without a session file, and the reverse."""
+    words = [name for name, file in files.items() if str(file) == WORD]
+    if words and not session:
+        raise InputError(
+            f'the word "{WORD}" stands for the image of another site: give the session '
+            "file with --session, or the name of an image"
+        )
+    if session and len(words) != 1:
+        raise InputError(
+            f'with --session one image is this site\'s and the other is "{WORD}"; '
+            "dipy_ppir_helper is the command for the party without an image"
+        )
+
+
+def check_flags(given, run):
+    """Refuse flags that the session file settles.
+
+    Parameters
+    ----------
+    given : dict
+        flags to their values.
+    run : callable
+        whose defaults they have when left out.
+    """
+    defaults = inspect.signature(run).parameters
+    for flag, value in given.items():
+        default = defaults[flag].default
+        same = value == default
+        if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+            same = list(value) == list(default)
+        if not same:
+            raise InputError(
+                f"--{flag} is settled by the session file; leave it out, or change the "
+                "session file at all parties"
+            )
+
+
+def register(
+    site, path, volume, files, *, mask=None, start=None, resume=False, force=False
+):
+    """Register this owner's image with the other's, and write what is this owner's.
+
+    Parameters
+    ----------
+    site : Site
+    path : str or Path
+        this owner's image.
+    volume : str or None
+        which volumes of a series.
+    files : dict
+        paths of "image" (at the moving owner), "transform", "receipt" and, if wanted,
+        "inverse".
+    mask, start : str or Path, optional
+        this owner's mask; the prealign file.
+    resume, force : bool, optional
+
+    Returns
+    -------
+    receipt : dict
+    """
+    name, function = site.image, site.operation.function
+    image, grid2world = inputs.load_volume(
+        path, name, volume, function=function.__name__
+    )
+    options = site.parameters
+    if site.plan.operation == "affine":
+        inputs.check_center(image, name)
+    if mask:
+        options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
+    if start:
+        if name != "moving":
+            raise InputError("--prealign_file belongs to the owner of the moving image")
+        options["prealign"] = inputs.load_matrix(start, "the prealign file")
+    wanted = ["receipt"]
+    if site.gets_result:
+        wanted += ["transform"]
+        wanted += ["image"] if name == "moving" else []
+        wanted += ["inverse"] if "inverse" in files else []
+    files = {kind: files[kind] for kind in wanted}
+    images = {"static": WORD, "moving": WORD, name: image}
+    read = [path, *(f for f in (mask, start) if f)]
+    with (
+        new_folders(files.values()),
+        OutputFiles(files.values(), read, force=force) as out,
+    ):
+        checkpoint = site.checkpoint(files["receipt"].parent, resume)
+        resampled, transform, receipt = site.run(
+            checkpoint, **images, **{name + "_affine": grid2world}, **options
+        )
+        if "image" in files:
+            place = np.array(receipt["static_grid2world"])
+            save_nifti(out.temporary(files["image"]), resampled, place)
+        if "transform" in files:
+            _save_transform(out.temporary(files["transform"]), transform)
+        if "inverse" in files:
+            moved = transform.transform_inverse(image)
+            save_nifti(
+                out.temporary(files["inverse"]), moved, transform.domain_grid2world
+            )
+        finish(out, receipt, files)
+        checkpoint.discard()
+    return receipt
+
+
+def finish(out, receipt, files):
+    """Write the receipt, and give all files their names."""
+    out.temporary(files["receipt"]).write_text(json.dumps(receipt, indent=2) + "\n")
+    out.commit()
+    print("\n" + receipt_text(receipt) + "\n")
+    for file in files.values():
+        logger.info("Saved %s", file)
+
+
+def _save_transform(path, transform):
+    if isinstance(transform, np.ndarray):
+        np.savetxt(path, transform)
+    else:
+        save_mapping(path, transform)

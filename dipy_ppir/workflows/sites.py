@@ -1,0 +1,145 @@
+"""Commands for sessions between sites: keys, session files, and the helper."""
+
+import argparse
+import logging
+from pathlib import Path
+import sys
+
+from dipy_ppir.align.remote import WORD
+from dipy_ppir.mpc.identity import (
+    DEFAULT_HOME,
+    VALIDITY_DAYS,
+    Identity,
+    create_identity,
+)
+from dipy_ppir.mpc.ledger import HELPER, ROLES
+from dipy_ppir.mpc.sessionfile import SessionFile
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.operations import OPERATIONS, explain, template
+from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.remote import Site, finish
+
+logger = logging.getLogger("dipy_ppir")
+
+
+def keygen(arguments=None):
+    """``dipy_ppir_keygen``: make this site's key and certificate."""
+    parser = _parser(
+        "dipy_ppir_keygen",
+        "Make this site's key and self-signed certificate, and print the fingerprint "
+        "that the other sites pin in the session file.",
+    )
+    parser.add_argument(
+        "name", nargs="?", help='name of this site, for people: "St. Anne Hospital"'
+    )
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=VALIDITY_DAYS,
+        help=f"days that the certificate is valid ({VALIDITY_DAYS})",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a key that is there already"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="only print the fingerprint of the key"
+    )
+    given = parser.parse_args(arguments)
+    if given.show:
+        identity = Identity.load(given.identity)
+    else:
+        if not given.name:
+            raise InputError(
+                'give the name of this site, for example dipy_ppir_keygen "St. Anne '
+                'Hospital"; --show prints the fingerprint of the key that is there'
+            )
+        identity = create_identity(given.name, days=given.days)
+        folder = identity.save(given.identity, force=given.force)
+        print(f"Key and certificate written to {folder}")
+        print("Keep key.pem secret; nobody but this account can read it.\n")
+    until = identity.certificate.not_valid_after_utc
+    print(f"{identity.name}, valid until {until:%Y-%m-%d}")
+    print(f"SHA-256 fingerprint: {identity.fingerprint}")
+    print("\nGive the fingerprint to the other sites by telephone or mail.")
+
+
+def session(arguments=None):
+    """``dipy_ppir_session``: write a session file, or explain one."""
+    parser = argparse.ArgumentParser(
+        prog="dipy_ppir_session",
+        description="Write a session file to start from, or explain and check one.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("new", help="print a session file to fill in")
+    new.add_argument("operation", choices=sorted(OPERATIONS), nargs="?")
+    check = commands.add_parser(
+        "check", help="say in plain words who takes part and who will learn what"
+    )
+    check.add_argument("file", type=Path)
+    given = parser.parse_args(arguments)
+    if given.command == "new":
+        print(template(given.operation or "affine"), end="")
+    else:
+        print(explain(SessionFile.read(given.file)))
+
+
+def helper(arguments=None):
+    """``dipy_ppir_helper``: take part in a session without an image."""
+    parser = _parser(
+        "dipy_ppir_helper",
+        "Take part in a registration between two image owners as the helper, which "
+        "has no image and learns nothing about theirs.",
+    )
+    parser.add_argument("file", type=Path, help="the session file (TOML)")
+    parser.add_argument(
+        "--listen",
+        help="host:port to listen on, where it is not the address in the session file "
+        "(behind a firewall that forwards a port: 0.0.0.0:port)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted session"
+    )
+    parser.add_argument("--out_dir", type=Path, default=Path("."))
+    parser.add_argument("--receipt", default="receipt.json")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a receipt that is there already"
+    )
+    parser.add_argument("--log_level", default="INFO")
+    given = parser.parse_args(arguments)
+    _log(given.log_level)
+    site = Site(given.file, given.identity, given.listen)
+    if site.party.pid != HELPER:
+        raise InputError(
+            f"this party's certificate is the {ROLES[site.party.pid]}'s, not the "
+            f"helper's; run {site.operation.command} with --session {given.file}"
+        )
+    files = {"receipt": given.out_dir / given.receipt}
+    with (
+        new_folders(files.values()),
+        OutputFiles(files.values(), [given.file], force=given.force) as out,
+    ):
+        checkpoint = site.checkpoint(given.out_dir, given.resume)
+        *_, receipt = site.run(checkpoint, static=WORD, moving=WORD, **site.parameters)
+        finish(out, receipt, files)
+        checkpoint.discard()
+
+
+def _parser(name, description):
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument(
+        "--identity", help=f"folder of this site's key ({DEFAULT_HOME})", default=None
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="on an error show where it occurred"
+    )
+    return parser
+
+
+def _log(level):
+    levels = logging.getLevelNamesMapping()
+    if level.upper() not in levels:
+        raise InputError(f"--log_level {level} is not one of {', '.join(levels)}")
+    logging.basicConfig(
+        stream=sys.stderr, format="%(levelname)s:%(message)s", level=logging.WARNING
+    )
+    logger.setLevel(levels[level.upper()])
