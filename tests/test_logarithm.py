@@ -1,248 +1,297 @@
-"""Bits, logarithms and mutual information of shared numbers."""
+"""Positions, logarithms and mutual information of shared numbers."""
 
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy import stats
 
 import dipy_ppir.align.parzenhist  # noqa: F401, declares what is opened
-from dipy_ppir.mpc import boolean
 from dipy_ppir.mpc import logarithm as module
-from dipy_ppir.mpc.boolean import Words, add_words, and_all, normalize
-from dipy_ppir.mpc.fields import P127, R64
+from dipy_ppir.mpc import normalize as normal
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.errors import FixedPointOverflowError
+from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.logarithm import (
-    COEFFICIENT_BITS,
-    COEFFICIENTS,
-    LOG_BITS,
-    MANTISSA_BITS,
+    DEGREE,
+    FINE_BITS,
+    POLYNOMIALS,
     WEIGHT_BITS,
+    deal_masks,
     logarithm,
     mutual_information,
-    take_apart,
 )
+from dipy_ppir.mpc.normalize import NUMBER_BITS, normalize, open_masked
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import DATA
+from dipy_ppir.mpc.transport import DATA, operation_code
 
 ALL = (MOVING, STATIC, HELPER)
-Q = R64.modulus
+LARGEST = (1 << NUMBER_BITS) - 1
 
-EDGES = [1, 2, 3, Q - 1, Q - 2, Q // 2 - 1, Q // 2, Q // 2 + 1]
-EDGES += [v for k in range(2, 63) for v in (2**k - 1, 2**k, 2**k + 1)]
-EDGES += [2**24 - 1, 2**24 + 1, 2**25 - 1, (2**24 - 1) << 30, ((2**25 - 1) << 30) + 1]
+EDGES = [1, 2, 3, LARGEST - 1, LARGEST]
+EDGES += [v for k in range(2, NUMBER_BITS) for v in (2**k - 1, 2**k, 2**k + 1)]
+EDGES += [3 << k for k in range(NUMBER_BITS - 1)]
 
 
 def random_ints(n, seed=0):
     rng = np.random.default_rng(seed)
-    bits = rng.integers(1, 64, n)
+    bits = rng.integers(1, NUMBER_BITS + 1, n)
     return [int(rng.integers(1 << (b - 1), 1 << b)) for b in map(int, bits)]
 
 
-def halves(session, words):
-    """Words that both owners know, shared as x = random ^ rest."""
-    words = np.array(words, dtype=np.uint64)
-    mask = np.random.default_rng(5).integers(0, 2**64, len(words), dtype=np.uint64)
-    own = {MOVING: mask, STATIC: words ^ mask, HELPER: np.zeros_like(words)}
-    return Words(session, own[session.pid])
+# -- positions ---------------------------------------------------------------
 
 
-def together(results):
-    return [int(a ^ b) for a, b in zip(results[MOVING], results[STATIC], strict=True)]
+def scaled(session, numbers):
+    """Opened positions and scaled numbers of a shared array."""
+    masks = normal.deal_masks(session, len(numbers.share))
+    masked = open_masked(session, numbers, masks)
+    exponent, product = normalize(session, masked, masks)
+    exponent = SharedArray(R128, exponent, 2, 0, 64)
+    product = SharedArray(R64, product, 2, 0, R64.modulus // 2 - 1)
+    position = session.open(exponent, "test-any", (MOVING,))
+    return position, session.open(product, "test-any", (MOVING,), raw=True)
 
 
-# -- words of bits -----------------------------------------------------------
+def check_scaled(values, positions, products):
+    for v, k, product in zip(values, positions, products, strict=True):
+        assert int(k) in (v.bit_length() - 1, v.bit_length())
+        assert int(product) == v << 63 - int(k)
 
 
-def test_bit_operations(three):
-    rng = np.random.default_rng(1)
-    a, b = (rng.integers(0, 2**64, 200, dtype=np.uint64) for _ in range(2))
-
-    def party(session):
-        x, y = halves(session, a), halves(session, b)
-        results = [x & y, x | y, x ^ y, x << 5, x >> 7, x.flip(255), x.bit(3)]
-        results += [x.bit(3).spread(), x.parity(0xF0F0)]
-        results += and_all([(x, y), (y, y)])
-        return [r.bits for r in results]
-
-    results = three(party)
-    one = np.uint64(1)
-    third = a >> np.uint64(3) & one
-    parity = np.array([bin(int(v) & 0xF0F0).count("1") % 2 for v in a], dtype=np.uint64)
-    expected = [
-        a & b,
-        a | b,
-        a ^ b,
-        a << np.uint64(5),
-        a >> np.uint64(7),
-        a ^ np.uint64(255),
-    ]
-    expected += [third, np.uint64(0) - third, parity, a & b, b]
-    for i, value in enumerate(expected):
-        assert together([r[i] for r in results]) == value.tolist(), i
-
-
-def test_sum_of_two_words(three):
-    pairs = [(0, 0), (Q - 1, 1), (Q - 1, Q - 1), (1, Q - 1), (0, Q - 1), (5, 7)]
-    pairs += [(2**63, 2**63), (2**63 - 1, 2**63), (2**63 - 1, 2**63 + 1)]
-    pairs += [(Q - 2**k, 2**k) for k in range(64)]  # a carry through all the rest
-    pairs += [(Q - 2**k, 2**k - 1) for k in range(64)]
-    pairs += list(zip(random_ints(200, 1), random_ints(200, 2), strict=True))
-    first = np.array([a for a, _ in pairs], dtype=np.uint64)
-    second = np.array([b for _, b in pairs], dtype=np.uint64)
+def test_normalize(three, ring_array):
+    values = EDGES + random_ints(500)
 
     def party(session):
-        noise = np.full_like(first, session.pid + 3)
-        a = first if session.pid == MOVING else noise
-        b = second if session.pid == STATIC else noise
-        total, wrapped = add_words(session, a, b)
-        return total.bits, wrapped.bits
+        return scaled(session, ring_array(session, values, bound=LARGEST))
 
-    results = three(party)
-    assert together([r[0] for r in results]) == [(a + b) % Q for a, b in pairs]
-    assert together([r[1] for r in results]) == [int(a + b >= Q) for a, b in pairs]
+    check_scaled(values, *three(party)[MOVING])
 
 
-def test_normalize(three):
-    values = EDGES + random_ints(100)
+def test_normalize_with_many_masks(three, ring_array):
+    values = [1, 2, LARGEST, 1 << NUMBER_BITS - 1, (1 << 40) - 1] * 1000
 
     def party(session):
-        shifted, exponent = normalize(halves(session, values))
-        return [shifted.bits, *(e.bits for e in exponent)]
+        return scaled(session, ring_array(session, values, bound=LARGEST))
 
-    results = three(party)
-    shifted = together([r[0] for r in results])
-    bits = [together([r[1 + j] for r in results]) for j in range(6)]
-    for i, v in enumerate(values):
-        top = v.bit_length() - 1
-        assert shifted[i] == v << (63 - top)
-        assert sum(bits[j][i] << j for j in range(6)) == top
+    check_scaled(values, *three(party)[MOVING])
 
 
-CIRCUITS = {
-    # words of AND per number, and how deep
-    "and": (1, 1, lambda s, x: x & x),
-    "add_words": (12, 7, lambda s, x: add_words(s, x.bits, x.bits)),
-    "normalize": (12, 12, lambda s, x: normalize(x)),
-}
+@pytest.mark.parametrize("number", [0, (1 << 64) - 1, 1 << 63, 5, (1 << 40) - 1])
+def test_normalize_with_chosen_masks(three, ring_array, monkeypatch, number):
+    """Masks that a run would never draw, as 0: long runs of carries."""
+    values = EDGES
 
+    def pad(session, name, shape, *args):
+        drawn = inner(session, name, shape, *args)
+        if name == "number":
+            drawn[...] = number if session.pid != STATIC else 0
+        return drawn
 
-@pytest.mark.parametrize("name", CIRCUITS)
-def test_ands_are_as_many_as_stated(trio, depth, name):
-    n = 100
-    words, deep, circuit = CIRCUITS[name]
-    rounds = depth(trio)
-    run_trio(trio, lambda s: circuit(s, halves(s, [5] * n)))
-    assert sum(sum(s.ledger.sent.values()) for s in trio) == words * 5 * 8 * n
-    assert rounds() == 1 + deep, "the helper's first words, then a round an AND"
-    assert "AND: 1 round, 5 words per 64 gates" in boolean.__doc__
-    if name != "and":
-        stated = f"{deep} ANDs deep, {words} words of AND per number"
-        assert stated in getattr(boolean, name).__doc__
-
-
-# -- taking numbers apart ----------------------------------------------------
-
-
-def test_take_apart_is_exact(three, ring_array):
-    values = EDGES + random_ints(200)
+    inner = normal.pad
+    monkeypatch.setattr(normal, "pad", pad)
 
     def party(session):
-        bits = take_apart(session, ring_array(session, values))
-        return [
-            P127.to_ints(session.open(a, "test-any", ALL, raw=True)).tolist()
-            for a in (bits.integer, bits.exponent, bits.mantissa)
-        ]
+        return scaled(session, ring_array(session, values, bound=LARGEST))
 
-    for integer, exponent, mantissa in three(party):
-        for i, v in enumerate(values):
-            top = v.bit_length() - 1
-            assert integer[i] == v
-            assert exponent[i] == top
-            after = ((v << 63 - top) >> (63 - MANTISSA_BITS)) - (1 << MANTISSA_BITS)
-            assert mantissa[i] == after
+    check_scaled(values, *three(party)[MOVING])
 
 
-def test_taken_apart_again_with_other_masks(three, ring_array):
-    """The same numbers many times: every split into two parts is right."""
-    values = [1, Q - 1, Q // 2] * 300
+def test_numbers_that_could_be_too_large_are_refused(trio, outcomes, tap, ring_array):
+    frames = tap(trio)
 
     def party(session):
-        integer = take_apart(session, ring_array(session, values)).integer
-        return P127.to_ints(session.open(integer, "test-any", ALL, raw=True)).tolist()
+        array = ring_array(session, [1], bound=LARGEST + 1)
+        open_masked(session, array, normal.Masks(np.zeros(1, dtype=np.uint64)))
 
-    assert three(party)[MOVING] == values
+    for error in outcomes(trio, party):
+        assert isinstance(error, FixedPointOverflowError)
+    assert not [f for f in frames if f[2] == DATA]
 
 
 # -- logarithms --------------------------------------------------------------
 
 
-def test_polynomial():
-    u = np.linspace(0, 1, 100_001)
-    powers = u[:, None] ** np.arange(1, len(COEFFICIENTS) + 1)
-    error = np.abs(powers @ (COEFFICIENTS / 2.0**COEFFICIENT_BITS) - np.log1p(u))
-    assert error.max() < 4e-7
-    assert error[0] == 0
-    assert np.abs(COEFFICIENTS).max() < 2.0 ** (COEFFICIENT_BITS + 1), (
-        "rounding would grow"
-    )
+def test_polynomials():
+    powers = np.arange(DEGREE + 1)
+    for column, h in enumerate((4, 1, 2, 3)):
+        x = np.linspace(max(h - 1, 1), min(h + 1, 4), 100_001)
+        approximate = (x - h)[:, None] ** powers @ POLYNOMIALS[:, column]
+        error = np.abs(approximate - np.log(x)).max()
+        assert error < (1.3e-7 if h == 2 else 1e-9), h
+    assert "below\n    1.3e-7 for h = 2 and below 1e-9" in module._polynomials.__doc__
+
+
+def logarithms(session, values, ring_array):
+    masks = deal_masks(session, len(values), 1)
+    array = ring_array(session, values, bound=LARGEST)
+    return logarithm(session, open_masked(session, array, masks.normal), masks)
 
 
 #: What the module's docstring promises.
-ERROR_BOUND = 2e-7 + 2.0**-22
+ERROR_BOUND = 1.3e-7
 
 
 def test_logarithm(three, ring_array):
-    values = EDGES + random_ints(2000)
+    values = EDGES + random_ints(3000)
 
     def party(session):
-        logs = logarithm(session, take_apart(session, ring_array(session, values)))
-        assert logs.field is P127
-        assert logs.frac_bits == LOG_BITS
+        logs = logarithms(session, values, ring_array)
+        assert logs.field is R128
+        assert logs.frac_bits == FINE_BITS
         return session.open(logs, "test-any", (MOVING,))
 
     error = np.abs(three(party)[MOVING] - np.array([math.log(v) for v in values]))
     assert error.max() < ERROR_BOUND
-    assert "2e-7 plus 2**-22" in " ".join(module.__doc__.split())
+    assert "below 1.3e-7." in " ".join(module.__doc__.split())
+
+
+def test_logarithm_with_many_masks(three, ring_array):
+    values = [1, 3, LARGEST, 1 << 41] * 1000
+
+    def party(session):
+        logs = logarithms(session, values, ring_array)
+        return session.open(logs, "test-any", (MOVING,))
+
+    error = np.abs(three(party)[MOVING] - np.array([math.log(v) for v in values]))
+    assert error.max() < ERROR_BOUND
+
+
+def total_sent(trio):
+    return sum(sum(s.ledger.sent.values()) for s in trio)
 
 
 def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
-    n = 500
+    n, size = 500, 300
     rounds = depth(trio)
-    arrays = [ring_array(s, random_ints(n)) for s in trio]
-    bits = run_trio(trio, lambda s: take_apart(s, arrays[s.pid]))
-    apart, deep = sum(sum(s.ledger.sent.values()) for s in trio), rounds()
-    run_trio(trio, lambda s: logarithm(s, bits[s.pid]))
-    taken = sum(sum(s.ledger.sent.values()) for s in trio) - apart
-    # One part to the moving owner, the ANDs, 31 bits of which each owner shares its
-    # half, the parts shared by the owners, 3 sums reduced; then 8 truncations.
-    assert apart == n * (8 + 24 * 40 + (2 * 31 + 2 + 3 * 3) * 16)
-    assert taken == n * 8 * 3 * 16
-    assert "Rounds: %d. " % deep in take_apart.__doc__
-    assert "Rounds: %d. " % (rounds() - deep) in logarithm.__doc__
+    spent, deep = [], []
+
+    def step(function):
+        before = total_sent(trio)
+        results = run_trio(trio, function)
+        spent.append(total_sent(trio) - before)
+        deep.append(rounds() - sum(deep))
+        return results
+
+    arrays = [ring_array(s, random_ints(n), bound=LARGEST) for s in trio]
+    dealt = step(lambda s: deal_masks(s, n, size))
+    masked = step(lambda s: open_masked(s, arrays[s.pid], dealt[s.pid].normal))
+    step(lambda s: normalize(s, masked[s.pid], dealt[s.pid].normal))
+    again = run_trio(trio, lambda s: deal_masks(s, n, size))
+    logs = step(lambda s: logarithm(s, masked[s.pid], again[s.pid]))
+    step(
+        lambda s: module._weighted_sum(
+            s, masked[s.pid][:size], logs[s.pid][:size], again[s.pid]
+        )
+    )
+    position = 63 + 63 * 8 + 2 * 64 * 8 + 6 * 16
+    coefficients, products = 11 * 4 * 16, 4 * 16
+    assert spent[0] == n * (position + coefficients) + size * products
+    assert spent[1:] == [n * 32, n * 128, n * (128 + 16), size * 32]
+    assert deep == [1, 1, 2, 3, 1]
+    for function, count in zip(
+        (deal_masks, open_masked, normalize, logarithm, module._weighted_sum),
+        deep,
+        strict=True,
+    ):
+        assert f"Rounds: {count}." in function.__doc__
+    stated = " ".join(normal.__doc__.split())
+    assert f"63 + 63 * 8 + 2 * 64 * 8 + 6 * 16 = {position}" in stated
     stated = " ".join(module.__doc__.split())
-    assert "24 words of AND (960 bytes)" in stated
-    assert "31 bits brought to arithmetic shares (992 bytes)" in stated
-    assert "some 2.5 kB in all and %d rounds" % rounds() in stated
-    assert abs(apart + taken - 2500 * n) < 50 * n
+    assert f"{position} + 32 + 128 = {position + 160}" in stated
+    assert f"{position} + {coefficients} + {products} of them dealt" in stated
+    each = position + 160 + coefficients + 16 + products + 32
+    assert f"{each / 1000:.1f} kB in all" in stated
+    assert "and 5 rounds" in stated
+
+
+# -- what crosses the wire ----------------------------------------------------
+
+
+def watch(trio, tap, ring_array, n):
+    """Frames of the logarithms and the sum of one number, n times."""
+    frames = tap(trio)
+
+    def party(session):
+        masks = deal_masks(session, n, n)
+        array = ring_array(session, [1] * n, bound=LARGEST)
+        masked = open_masked(session, array, masks.normal)
+        logs = logarithm(session, masked, masks)
+        module._weighted_sum(session, masked, logs, masks)
+
+    run_trio(trio, party)
+    return [f for f in frames if f[2] == DATA]
+
+
+def check_uniform(digits, what):
+    counts = np.bincount(digits.astype(np.int64).reshape(-1), minlength=16)
+    assert stats.chisquare(counts).pvalue > 1e-8, what
 
 
 def test_what_is_sent_is_uniform(trio, tap, ring_array):
     n = 4000
-    frames = tap(trio)
+    frames = watch(trio, tap, ring_array, n)
+    assert len(frames) > 15
+    for sender, receiver, _, op, payload in frames:
+        assert receiver != HELPER
+        # n bytes at a time, both ways: a bare array must not hide among several.
+        for columns in (
+            np.frombuffer(payload, dtype=np.uint8).reshape(n, -1).T,
+            np.frombuffer(payload, dtype=np.uint8).reshape(-1, n),
+        ):
+            for digits in columns:
+                check_uniform(digits & 15, (sender, receiver, op))
+                check_uniform(digits >> 4, (sender, receiver, op))
+
+
+def test_what_the_owners_open_to_each_other_is_uniform(trio, tap, ring_array):
+    """Both parts of it together: the mask hides the sum, not a part alone."""
+    n = 4000
+    frames = watch(trio, tap, ring_array, n)
+    plus = {
+        "counts": (np.uint8, np.add),
+        "position": (np.uint8, np.bitwise_xor),
+        "fraction": (np.uint64, np.add),
+        "weighted": (np.uint64, lambda *parts: R128.add(*parts)),
+    }
+    for name, (dtype, add) in plus.items():
+        parts = [
+            np.frombuffer(f[4], dtype=dtype).reshape(n, -1)
+            for f in frames
+            if f[3] == operation_code(name) and f[0] != HELPER
+        ][-2:]
+        opened = add(*parts)
+        for digits in np.ascontiguousarray(opened).view(np.uint8).reshape(n, -1).T:
+            check_uniform(digits & 15, name)
+            check_uniform(digits >> 4, name)
+
+
+def test_the_number_opened_is_uniform(three, ring_array):
+    n = 4000
 
     def party(session):
-        logarithm(session, take_apart(session, ring_array(session, [1] * n)))
+        masks = normal.deal_masks(session, n)
+        return open_masked(session, ring_array(session, [1] * n, bound=1), masks)
 
-    run_trio(trio, party)
-    data = [f for f in frames if f[2] == DATA]
-    assert len(data) > 60
-    for i, (*_, payload) in enumerate(data):
-        # n words at a time: a single bare array must not hide among several
-        for words in np.frombuffer(payload, dtype=np.uint64).reshape(-1, n):
-            for part in (words >> np.uint64(56) & np.uint64(15), words & np.uint64(15)):
-                counts = np.bincount(part.astype(np.int64), minlength=16)
-                assert stats.chisquare(counts).pvalue > 1e-8, i
+    results = three(party)
+    assert (results[MOVING] == results[STATIC]).all()
+    assert not results[HELPER].any()
+    for digits in results[MOVING].view(np.uint8).reshape(n, -1).T:
+        check_uniform(digits & 15, "masked")
+
+
+def test_steps_have_names_of_their_own():
+    """Two streams of one purpose would be one stream, and masks would repeat."""
+    names = []
+    for m in (normal, module):
+        names += re.findall(
+            r'(?:pad|deal)\(\s*session, "([a-z-]+)"', inspect.getsource(m)
+        )
+    assert len(names) == 11
+    assert len(set(names)) == len(names)
 
 
 # -- mutual information ------------------------------------------------------

@@ -408,21 +408,21 @@ def test_bytes_and_rounds_of_an_evaluation_are_as_stated(trio, depth, reveal, sh
         assert sent["histogram"] == 3 * (table + opening * 33 * 28)
         assert after - before == 2 * 5
     else:
-        logarithms = numbers * (8 + 24 * 40 + (2 * 31 + 2 + 3 * 3 + 8 * 3) * 16)
+        logarithms = numbers * (1687 + 32 + 128 + 704 + 16)
+        logarithms += 32 * 28 * (64 + 32)  # the weighted sum of the logarithms
         logarithms += 2 * opening + 2 * 16  # two counts, the value
-        logarithms += 32 * 28 * 16  # the weights of the gradient
         assert sent["histogram"] == 3 * (table + logarithms)
-        assert after - before == 2 * 37
-        assert f"{logarithms / 1e6:.1f} MB" == "2.4 MB"
+        assert after - before == 2 * 11
+        assert f"{logarithms / 1e6:.1f} MB" == "2.5 MB"
     known, secret = 33 + 28 + 2 + 1, 33 + 2 * 32 + 28 + 2 + 1
     stated = " ".join(SecureMutualInformationMetric.__doc__.split())
     assert f"``8 * ({known} + p)`` per sample" in stated
-    assert f"``8 * ({secret} + p)`` plus 2.4 MB" in stated
-    assert "Rounds: 5 and 37" in stated
+    assert f"``8 * ({secret} + p)`` plus 2.5 MB" in stated
+    assert "Rounds: 5 and 11" in stated
     stated = " ".join(SecureParzenJointHistogram.__doc__.split())
     assert f"at most {known + 12}, in 5 rounds" in stated
     assert f"and {numbers} logarithms" in stated
-    assert "in 37 rounds" in stated
+    assert "in 11 rounds" in stated
 
 
 # -- sums that wrap ------------------------------------------------------------

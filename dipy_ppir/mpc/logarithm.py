@@ -1,187 +1,215 @@
 r"""Logarithms and mutual information of a shared table, on shares.
 
-A shared count v is first written as bits that the two owners share
-(`boolean.add_words`), its highest one is shifted to a fixed place
-(`boolean.normalize`), and position e and mantissa 1 + u return to arithmetic
-shares in the 127-bit field, where
+A shared count v is opened to the owners behind a mask, and scaled to
+:math:`v 2^{63-k}` between 2**62 and 2**64 (see `normalize`). With that as
+:math:`2^{62} x`, x between 1 and 4,
 
-.. math:: \ln v = e \ln 2 + \ln(1 + u), \qquad 0 \le u < 1,
+.. math:: \ln v = (k - 1) \ln 2 + \ln x.
 
-with a polynomial of degree 8 for :math:`\ln(1 + u)` in powers of u (around
-u = 0; expanded elsewhere the coefficients would amplify rounding). Absolute
-error below 2e-7 plus 2**-22.
+x is opened in its turn as :math:`c' = x + m` modulo 4, m dealt. Let C and M be the
+integer parts of c' and m, and f and g what follows; then :math:`x = h + f - g`
+with :math:`h = C - M` modulo 4. For each of the 4 values that C may have, the helper
+deals the coefficients of the polynomial in f that is close to
+:math:`\ln(h + f - g)` where that is between 1 and 4: the one that C turns out to be
+is a sum over known powers of f. Absolute error below 1.3e-7.
 
-Cost per number: 19 ANDs deep and 24 words of AND (960 bytes), 31 bits brought
-to arithmetic shares (992 bytes), 7 truncations of powers, some 2.5 kB in all and
-31 rounds. Everything received before an opening is uniform (see `protocols` and
-`boolean`).
+================  ======  ======================================================
+step              rounds  bytes per number, on all links
+================  ======  ======================================================
+`normalize`       3       1687 + 32 + 128 = 1847
+`logarithm`       1       11 * 4 * 16 = 704 dealt, 2 * 8 for c'
+weighted sum      1       4 * 16 dealt, 2 * 16; for the cells of a table
+================  ======  ======================================================
+
+2.7 kB in all, 1687 + 704 + 64 of them dealt by the helper, which runs ahead, and 5
+rounds. Everything received before an opening is uniform: what is dealt is hidden by
+numbers that the moving owner draws too, what the owners send each other by the
+sender's part of a mask (see `protocols.deal` and `protocols.pad`).
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from dipy_ppir.mpc import normalize as normal
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.boolean import add_words, normalize
-from dipy_ppir.mpc.fields import P127, R64
-from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.fields import R64, R128
+from dipy_ppir.mpc.ledger import HELPER, MOVING
 from dipy_ppir.mpc.protocols import (
-    between_owners,
+    check_truncation,
+    deal,
     dither,
-    reduce,
-    share_elements,
-    truncate,
-    truncate_between_owners,
+    pad,
+    swap,
+    truncate_part,
 )
 
-#: Bits of the mantissa that are used, and fraction bits of its powers.
-MANTISSA_BITS, POWER_BITS = 24, 30
-#: Fraction bits of the polynomial's coefficients and of the result.
-COEFFICIENT_BITS, LOG_BITS = 24, 24
-DEGREE = 8
+DEGREE = 10
+#: Fraction bits of the polynomials' coefficients, and of the powers.
+COEFFICIENT_BITS, POWER_BITS = 30, 32
+#: Fraction bits of what `logarithm` returns, and of what weighs the counts.
+FINE_BITS, LOG_BITS = COEFFICIENT_BITS + POWER_BITS, 30
+#: No logarithm of a number below 2**64 is larger.
+LARGEST = 45
 
 
-def _coefficients():
-    """Power-basis coefficients of ln(1 + u) on [0, 1], constant term 0.
+def _polynomials():
+    """Power-basis coefficients in l of ln(h + l), for h = 4, 1, 2 and 3.
 
-    Least squares at Chebyshev points of ln(1 + u) / u, which keeps the value at
-    u = 0 exact; the error is below 2e-7 everywhere.
+    Close for all l in (-1, 1) where h + l lies between 1 and 4: the error is below
+    1.3e-7 for h = 2 and below 1e-9 for the others.
+
+    Returns
+    -------
+    coefficients : array of float, shape (DEGREE + 1, 4)
     """
-    nodes = 0.5 + 0.5 * np.cos(np.pi * (np.arange(64) + 0.5) / 64)
-    powers = nodes[:, None] ** np.arange(DEGREE)
-    solution, *_ = np.linalg.lstsq(powers, np.log1p(nodes) / nodes, rcond=None)
-    return np.rint(solution * 2.0**COEFFICIENT_BITS).astype(np.int64)
+    nodes = np.cos(np.pi * (np.arange(200) + 0.5) / 200)
+    columns = []
+    for h in (4, 1, 2, 3):
+        low, high = max(h - 1, 1), min(h + 1, 4)
+        x = (low + high) / 2 + (high - low) / 2 * nodes
+        fit = np.polynomial.Chebyshev.fit(
+            x - h, np.log(x), DEGREE, domain=[low - h, high - h]
+        )
+        columns.append(fit.convert(kind=np.polynomial.Polynomial).coef)
+    return np.stack(columns, axis=1)
 
 
-COEFFICIENTS = _coefficients()
+POLYNOMIALS = _polynomials()
 
 
-class Bits(NamedTuple):
-    """A shared number taken apart.
+class Masks(NamedTuple):
+    """What is dealt for n numbers, size of which are weighed by their logarithms.
 
     Attributes
     ----------
-    integer : SharedArray
-        the number itself in the 127-bit field.
-    exponent : SharedArray
-        position of its highest one.
-    mantissa : SharedArray
-        what follows the highest one, MANTISSA_BITS fraction bits, in [0, 1).
+    normal : normalize.Masks
+    fraction : array of uint64, shape (n,)
+        the mask m of x, in the ring of 64 bits; 62 fraction bits.
+    coefficients : array of uint64, shape (DEGREE + 1, 4, n, 2)
+        of the powers of f, for every C, in the ring of 128 bits.
+    weight : array of uint64, shape (size, 2)
+        masks of what is weighed.
+    products : array of uint64, shape (2, 2, size, 2)
+        the mask of the count as an integer, and that times the mask of what is
+        weighed; each for a masked count without and with its highest bit.
     """
 
-    integer: SharedArray
-    exponent: SharedArray
-    mantissa: SharedArray
+    normal: normal.Masks
+    fraction: np.ndarray
+    coefficients: np.ndarray
+    weight: np.ndarray
+    products: np.ndarray
 
 
-def take_apart(session, array):
-    """Bits of positive shared integers of the ring.
+def deal_masks(session, n, size):
+    """Deal what the logarithms of n numbers need and a weighted sum of `size`.
 
-    Rounds: 23. Exact, for every value in (0, 2**64).
+    Rounds: 1. Bytes: 1687 + 704 per number and 64 for each of the sum. It depends on
+    nothing secret, so that the helper can run ahead.
+
+    Returns
+    -------
+    masks : Masks
+    """
+    first = normal.deal_masks(session, n)
+    fraction = pad(session, "fraction", (n,))
+    weight = pad(session, "weight", (size, 2), plus=R128.add)
+    coefficients = products = None
+    if session.pid == HELPER:
+        coefficients = _masked_polynomials(fraction)
+        products = _masked_products(first.number[:size], weight)
+    shape = (DEGREE + 1, 4, n, 2)
+    coefficients = deal(session, "coefficients", coefficients, shape, minus=R128.sub)
+    products = deal(session, "products", products, (2, 2, size, 2), minus=R128.sub)
+    return Masks(first, fraction, coefficients, weight, products)
+
+
+def _masked_polynomials(mask):
+    """Coefficients of the powers of f, for every C and these masks of x."""
+    whole = (mask >> np.uint64(62)).astype(np.intp)
+    rest = (mask & np.uint64((1 << 62) - 1)) / 2.0**62
+    q = np.stack([POLYNOMIALS[:, (c - whole) % 4] for c in range(4)], axis=1)
+    # The polynomials in l = f - rest as polynomials in f.
+    for i in range(DEGREE):
+        for k in range(DEGREE - 1, i - 1, -1):
+            q[k] -= rest * q[k + 1]
+    return R128.encode_int(np.rint(q * 2.0**COEFFICIENT_BITS))
+
+
+def _masked_products(mask, weight):
+    """Mask of a count as an integer, and its product with the mask of a weight.
+
+    The count is ``masked - mask`` in the ring of 64 bits, and below 2**63. Without
+    its highest bit `masked` has wrapped around 2**64 just where the mask has it.
+    """
+    wrapped = np.stack([-(mask >> np.uint64(63)), np.zeros_like(mask)])
+    integer = np.stack([np.broadcast_to(mask, wrapped.shape), wrapped], axis=-1)
+    weights = np.ascontiguousarray(np.broadcast_to(weight, integer.shape))
+    return np.stack([integer, R128.mul(integer, weights)])
+
+
+def logarithm(session, masked, masks):
+    """Natural logarithms of masked positive integers.
+
+    Rounds: 3. Bytes: 128 + 16 per number.
 
     Parameters
     ----------
     session : Session
-    array : SharedArray, shape (n,), field R64
-        positive integers.
+    masked : array of uint64, shape (n,)
+        what `normalize.open_masked` returned.
+    masks : Masks
 
     Returns
     -------
-    bits : Bits
+    logarithms : SharedArray, field R128, FINE_BITS fraction bits
+        the helper's part is zero.
     """
-    part = between_owners(session, array, "bits")
-    total, wrapped = add_words(session, part, part)
-    shifted, exponent = normalize(total)
-    mantissa = [shifted.bit(62 - i) for i in range(MANTISSA_BITS)]
-    words = [*mantissa, *exponent, wrapped]
-    bits = np.stack([w.bits for w in words]).astype(np.int64)
-    weights = np.zeros((3, len(words)), dtype=np.int64)
-    weights[0, :MANTISSA_BITS] = 1 << np.arange(MANTISSA_BITS)[::-1]
-    weights[1, MANTISSA_BITS:-1] = 1 << np.arange(6)
-    weights[2, -1] = 1
-    sums = _to_arithmetic(session, bits, weights)
-    # As integers, first + second - 2**64 * wrapped is the number itself.
-    lifted = _lift(session, part, array.shape)
-    integer = lifted - sums[2].times(R64.modulus)
-    return Bits(
-        integer._with(integer.share, frac_bits=array.frac_bits, bound=array.bound),
-        sums[1]._with(sums[1].share, bound=63),
-        sums[0]._with(sums[0].share, frac_bits=MANTISSA_BITS, bound=1 << MANTISSA_BITS),
-    )
+    exponent, scaled = normal.normalize(session, masked, masks.normal)
+    total = R128.scale(exponent, round(np.log(2.0) * 2.0**FINE_BITS))
+    if session.pid != HELPER:
+        opened = scaled + masks.fraction
+        opened += swap(session, "fraction", opened)
+        whole = opened >> np.uint64(62)
+        fraction = opened >> np.uint64(30) & np.uint64((1 << POWER_BITS) - 1)
+        coefficients = _looked_up(masks.coefficients, whole)
+        for part, power in zip(coefficients, _powers(fraction), strict=True):
+            R128.addmul(total, part, R128.encode_int(power))
+    if session.pid == MOVING:
+        one = np.full(len(masked), -round(np.log(2.0) * 2.0**FINE_BITS))
+        total = R128.add(total, R128.encode_int(one))
+    return SharedArray(R128, total, 2, FINE_BITS, LARGEST << FINE_BITS)
 
 
-def _to_arithmetic(session, bits, weights):
-    """Weighted sums of XOR-shared bits as arithmetic shares.
+def _looked_up(tables, index):
+    """What n tables of ring elements, shape (k, entries, n, 2), have at n places."""
+    at = tables[:, index.astype(np.intp), np.arange(len(index))]
+    return np.ascontiguousarray(at)
 
-    Each owner shares its halves; ``a xor b = a + b - 2 a b``. Rounds: 2.
-    Elements: 2 per bit and 3 per sum, of 16 bytes.
 
-    Parameters
-    ----------
-    bits : array of int64, shape (k, n)
-        this owner's halves, 0 or 1.
-    weights : array of int64, shape (s, k)
-        public weights.
+def _powers(fraction):
+    """Powers of numbers below 1, POWER_BITS fraction bits; the same at both owners."""
+    powers = [np.full_like(fraction, 1 << POWER_BITS)]
+    for _ in range(DEGREE):
+        half = np.uint64(1 << POWER_BITS - 1)
+        powers.append(powers[-1] * fraction + half >> np.uint64(POWER_BITS))
+    return powers
+
+
+def _drop(session, array, bits, target):
+    """Drop low bits of what the owners hold; local.
+
+    Right to one unit in the last place, but for a probability below 2**-40.
     """
-    field, shape = P127, bits.shape
-    halves = []
-    mine = field.encode_int(bits)
-    order = (session.pid, STATIC + MOVING - session.pid)
-    owners = order if session.pid in (MOVING, STATIC) else (MOVING, STATIC)
-    for owner in owners:
-        x = mine if owner == session.pid else None
-        share = share_elements(session, owner, x, shape, field, f"halves-{owner}")
-        halves.append(SharedArray(field, share, 1, 0, 1))
-    a, b = halves
-    either = a + b - (a * b).times(2)
-    return reduce(session, either.combine(weights), "bits-sums")
-
-
-def _lift(session, part, shape):
-    """Sum of one integer of each owner, in the 127-bit field. Rounds: 1."""
-    total = None
-    for owner in (MOVING, STATIC) if session.pid != STATIC else (STATIC, MOVING):
-        x = None
-        if owner == session.pid:
-            x = np.stack([part, np.zeros_like(part)], axis=-1)
-        share = share_elements(session, owner, x, shape, P127, f"lift-{owner}")
-        total = share if total is None else P127.add(total, share)
-    return SharedArray(P127, total, 1, 0, 2 * R64.modulus)
-
-
-def logarithm(session, bits):
-    """Natural logarithms of the integers that were taken apart.
-
-    Rounds: 8. Elements: 24 per number, of 16 bytes.
-
-    Returns
-    -------
-    logarithms : SharedArray, field P127, LOG_BITS fraction bits
-    """
-    up = POWER_BITS - MANTISSA_BITS
-    u = bits.mantissa.times(1 << up)
-    u = u._with(u.share, frac_bits=POWER_BITS)
-    powers = {1: u}
-    for known in ((1,), (1, 2), (1, 2, 3, 4)):
-        top = known[-1]
-        products = [powers[top] * powers[k] for k in known]
-        dropped = truncate(session, _stack(products), POWER_BITS, name=f"power-{top}")
-        for i, k in enumerate(known):
-            powers[top + k] = dropped[i]
-    scale = POWER_BITS + COEFFICIENT_BITS
-    total = bits.exponent.times(int(np.rint(np.log(2.0) * 2.0**scale)))
-    total = total._with(total.share, frac_bits=scale)
-    for k, coefficient in enumerate(COEFFICIENTS, start=1):
-        term = powers[k].times(int(coefficient))
-        total = total + term._with(term.share, frac_bits=scale)
-    # ln v < 64 ln 2: a tighter bound than the sum of the terms' magnitudes.
-    total = total._with(total.share, bound=45 << scale)
-    return truncate(session, total, scale - LOG_BITS, name="log")
-
-
-def _stack(arrays):
-    share = np.stack([a.share for a in arrays])
-    return arrays[0]._with(share, bound=max(a.bound for a in arrays))
+    check_truncation(array.field, array.bound, bits)
+    part = target.zeros(array.shape)
+    if session.pid != HELPER:
+        part = truncate_part(
+            session.pid, array.field, array.share, array.bound, bits, target
+        )
+    bound = (array.bound >> bits) + 1
+    return SharedArray(target, part, 2, array.frac_bits - bits, bound)
 
 
 class MutualInformation(NamedTuple):
@@ -209,8 +237,14 @@ VALUE_DIGITS = 30
 WEIGHT_BITS = 14
 
 
+def deal_table(session, bins, categories):
+    """`deal_masks` for `mutual_information` of a table of that shape."""
+    size = bins * categories
+    return deal_masks(session, size + bins + categories, size)
+
+
 def mutual_information(
-    session, table, value_label, count_label, receivers, by_count=False
+    session, table, value_label, count_label, receivers, by_count=False, masks=None
 ):
     r"""Mutual information of a shared contingency table; opens the value only.
 
@@ -220,6 +254,8 @@ def mutual_information(
     with the table v, its sum T and row sums, the counts s of the static categories,
     the number V of samples, and the divisor D = V or T that DIPY uses. T and V are
     the same unless intensities lie outside the histogram's range.
+
+    Rounds: 5 and the opening.
 
     Parameters
     ----------
@@ -231,12 +267,15 @@ def mutual_information(
     receivers : sequence of int
     by_count : bool, optional
         divide by V instead of T.
+    masks : Masks, optional
+        what `deal_table` returned, if this party called it earlier.
 
     Returns
     -------
     result : MutualInformation
     """
     bins, categories = table.shape[0] - 1, table.shape[1]
+    masks = deal_table(session, bins, categories) if masks is None else masks
     counted = table.share[-1]
     # Sums are local. One unit in the last place is added to every number, so that
     # none is zero.
@@ -247,36 +286,30 @@ def mutual_information(
     if session.pid == MOVING:
         every += np.uint64(1)
     numbers = table._with(every, bound=table.bound + 1)
-    count = session.open(table._with(totals), count_label, receivers)
-    bits = take_apart(session, numbers)
-    logs = logarithm(session, bits)
+    masked = normal.open_masked(session, numbers, masks.normal)
+    logs = logarithm(session, masked, masks)
     cells = logs[:size].reshape(bins, categories)
     rows, columns = logs[size : size + bins], logs[size + bins :]
     ratio = cells - _broadcast(rows, (bins, categories), axis=1)
     inner = ratio - _broadcast(columns, (bins, categories), axis=0)
-    # The counts themselves, without the added unit.
-    weights = bits.integer[:size].add_public(-1).reshape(bins, categories)
-    products = weights * inner
-    total = P127.matmul(
-        products.share.reshape(1, size, 2).copy(),
-        P127.encode_int(np.ones((size, 1), dtype=np.int64)),
-    )[0]
-    # |sum v (...)| <= (sum v) * 3 * 45.
+    # |sum v (...)| <= (sum v) * 3 * LARGEST.
     total = SharedArray(
-        P127, total, 2, products.frac_bits, table.bound * 135 << LOG_BITS
+        R128,
+        _weighted_sum(session, masked[:size], inner.reshape(size), masks),
+        2,
+        table.frac_bits + LOG_BITS,
+        table.bound * 3 * LARGEST << LOG_BITS,
     )
     # Blurred by 2**-30 at most, an error of 1e-9 in the value.
     blur = table.bound << LOG_BITS >> VALUE_DIGITS
-    energy = session.open(dither(session, total, blur), value_label, receivers)
-    bound = 45 << LOG_BITS
-    log_ratio = truncate_between_owners(
-        session,
-        ratio._with(ratio.share, bound=bound),
-        LOG_BITS - WEIGHT_BITS,
-        field=R64,
-        name="weights",
+    energy, count = session.open_all(
+        [
+            (dither(session, total, blur), value_label, receivers),
+            (table._with(totals), count_label, receivers),
+        ]
     )
-    log_ratio = SharedArray(R64, log_ratio, 2, WEIGHT_BITS, 45 << WEIGHT_BITS)
+    log_ratio = _drop(session, ratio, FINE_BITS - WEIGHT_BITS, R64)
+    log_ratio = log_ratio._with(log_ratio.share, bound=LARGEST << WEIGHT_BITS)
     if energy is None:
         return MutualInformation(None, None, log_ratio)
     mass, samples = count
@@ -287,6 +320,29 @@ def mutual_information(
     log_samples = np.log(samples) + table.frac_bits * np.log(2.0)
     value = (energy[0] + mass * log_samples) / divisor
     return MutualInformation(float(value), float(samples), log_ratio)
+
+
+def _weighted_sum(session, masked, array, masks):
+    r"""Part of the sum of masked counts, less one each, times shared numbers.
+
+    With the count :math:`c - r` and a mask w, the owners open :math:`d = y + w` to
+    each other, and :math:`(c - r) y = c y - d r + r w`. Rounds: 1.
+
+    Returns
+    -------
+    total : array of uint64, shape (1, 2)
+    """
+    if session.pid == HELPER:
+        # Its part of the sum is zero.
+        return R128.zeros((1,))
+    y = _drop(session, array, array.frac_bits - LOG_BITS, R128).share
+    opened = R128.add(y, masks.weight)
+    opened = R128.add(opened, swap(session, "weighted", opened))
+    mask, product = _looked_up(masks.products, masked >> np.uint64(63))
+    zero, ones = np.zeros_like(masked), R128.encode_int(np.ones(len(masked)))
+    count = R128.sub(np.stack([masked, zero], axis=-1), ones)
+    total = R128.sub(R128.dot(count, y), R128.dot(opened, mask))
+    return R128.add(total, R128.dot(ones, product))
 
 
 def _broadcast(array, shape, axis):

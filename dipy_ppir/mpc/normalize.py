@@ -1,177 +1,245 @@
-"""Words shared bit by bit between the two owners, the helper dealing.
+r"""The highest one of a masked number, and the number scaled by it.
 
-A 64-bit word x is held as ``x = x_moving ^ x_static``; the helper holds
-nothing. XOR, shifts and public constants are local. An AND of two words uses a
-product of random words (a "triple") that the helper deals: the owners' halves
-come from the seeds each shares with the helper, so that only one corrected word
-travels from the helper; the owners then exchange their operands, hidden by the
-random words.
+A number v, 0 < v < 2**62, is a sum of the three parties' words. The helper deals
+(`protocols.deal`) a uniform word r, of which the owners hold parts, and the owners
+open :math:`c = v + r` modulo 2**64 to each other. From then on they know c, the
+helper knows r, and of anything that depends on one bit of r or on few bits of a
+mask the helper deals shares, or a table of shares for every value that the owners
+may look up.
 
-AND: 1 round, 5 words per 64 gates (1 from the helper, which runs ahead, 2 each way
-between the owners). Seen: the static owner one uniform word from the helper; each
-owner two uniform words from the other. The helper receives nothing.
+**Position.** For 0 <= k <= 62 let :math:`N_k` be bits k to 62 of c less those of r,
+as a number of 63 - k bits: v shifted right by k, or that plus one. From k to k - 1
+
+.. math:: N_{k-1} = 2 N_k + c_{k-1} - r_{k-1},
+
+it starts at 0 or 1 and ends, one step after k = 0, at 2v. So there is one k where
+:math:`N_k = 1` and :math:`N_{k-1} > 1`; there
+
+.. math:: \tfrac12 \le 2^{-k} v < 2,
+
+so that k is the position of v's highest one, or that plus one. For that k, and no
+other, bits k to 62 of r are those of :math:`c - 2^k`, and bit k - 1 of r is 0 unless
+that of c is 1: as many bits as differ from that are counted, with parts modulo 256
+of the bits of r. Each of the 63 counts is opened behind a mask m; the dealt word
+:math:`2^m` has a one at the number opened just where the count is 0. As its parts
+are to be combined by exclusive or, so are those of k.
+
+**Scale.** k is opened behind a mask of its own and looks up :math:`s = 2^{63-k}` and
+:math:`r s` in dealt tables, so that the owners hold :math:`v s = c s - r s`, between
+2**62 and 2**64.
+
+=================  ======  =======================================================
+step               rounds  bytes per number, on all links
+=================  ======  =======================================================
+`deal_masks`       1       63 + 63 * 8 + 2 * 64 * 8 + 6 * 16 = 1687, from the helper
+`open_masked`      1       4 * 8
+`normalize`        2       2 * 63 + 2
+=================  ======  =======================================================
+
+What each party sees: the helper nothing. The static owner the helper's messages,
+each of which is a dealt number less a part that only the moving owner and the helper
+draw. Each owner the other's part of a number that is opened, plus a mask's part that
+only the other and the helper draw. All of it is uniform and independent of the
+secrets, so a simulator draws it at random; no mask serves twice.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
+from dipy_ppir.mpc.errors import FixedPointOverflowError
+from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.protocols import deal, pad, swap, zero_share
+
+#: Numbers to be normalized are below 2**NUMBER_BITS.
+NUMBER_BITS = 62
+#: Positions that are tested: one more than a number has bits.
+POSITIONS = NUMBER_BITS + 1
+#: Bits of a position.
+POSITION_BITS = 6
+
+_PLACES = np.arange(POSITIONS, dtype=np.uint64)
 
 
-class Words:
-    """Words shared bit by bit; at the helper an empty stand-in of that shape.
+class Masks(NamedTuple):
+    """What is dealt for n numbers: an owner's parts; at the helper the mask alone.
+
+    Attributes
+    ----------
+    number : array of uint64, shape (n,)
+        the mask r; at the helper in full.
+    bits : array of uint8, shape (n, POSITIONS)
+        bits of r, modulo 256.
+    count : array of uint8, shape (n, POSITIONS)
+        masks of the counts, modulo 256.
+    tests : array of uint64, shape (n, POSITIONS)
+        words whose only one is at the count's mask, by exclusive or.
+    position : array of uint8, shape (n,)
+        mask of the position, by exclusive or.
+    scales : array of uint64, shape (2, 64, n)
+        ``s`` and ``r s`` for every masked position, in the ring of 64 bits.
+    exponent : array of uint64, shape (POSITION_BITS, n, 2)
+        bits of the position's mask, in the ring of 128 bits.
+    """
+
+    number: np.ndarray
+    bits: np.ndarray = None
+    count: np.ndarray = None
+    tests: np.ndarray = None
+    position: np.ndarray = None
+    scales: np.ndarray = None
+    exponent: np.ndarray = None
+
+
+def deal_masks(session, n):
+    """Deal what `open_masked` and `normalize` need for n numbers.
+
+    Rounds: 1. It depends on nothing secret, so that the helper can run ahead.
+
+    Returns
+    -------
+    masks : Masks
+    """
+    tall = (n, POSITIONS)
+    number = pad(session, "number", (n,))
+    count = pad(session, "count", tall, np.uint8)
+    position = pad(session, "position", (n,), np.uint8, np.bitwise_xor)
+    bits = tests = scales = exponent = None
+    if session.pid == HELPER:
+        bits = (number[:, None] >> _PLACES & np.uint64(1)).astype(np.uint8)
+        tests = np.uint64(1) << (count & np.uint8(63)).astype(np.uint64)
+        scales = _scales(number, position)
+        places = np.arange(POSITION_BITS, dtype=np.uint8)[:, None]
+        exponent = R128.encode_int(position >> places & np.uint8(1))
+    dealt = (
+        deal(session, "bits", bits, tall, np.uint8),
+        count,
+        deal(session, "tests", tests, tall, minus=np.bitwise_xor),
+        position,
+        deal(session, "scales", scales, (2, 64, n)),
+        deal(session, "exponent", exponent, (POSITION_BITS, n, 2), minus=R128.sub),
+    )
+    return Masks(number) if session.pid == HELPER else Masks(number, *dealt)
+
+
+def _scales(number, position):
+    every = np.arange(64, dtype=np.uint8)[:, None]
+    exponent = np.uint8(63) - ((every ^ position) & np.uint8(63))
+    scale = np.uint64(1) << exponent.astype(np.uint64)
+    return np.stack([scale, scale * number])
+
+
+def open_masked(session, array, masks):
+    """Open a shared array to both owners, behind the mask that the helper dealt.
+
+    Rounds: 1. Bytes: 32 per number.
 
     Parameters
     ----------
     session : Session
-    bits : array of uint64
-        this owner's half; any array of that shape at the helper.
-    """
-
-    def __init__(self, session, bits):
-        self.session = session
-        self.bits = np.ascontiguousarray(bits, dtype=np.uint64)
-
-    def _like(self, bits):
-        return Words(self.session, bits)
-
-    def __xor__(self, other):
-        return self._like(self.bits ^ other.bits)
-
-    def __lshift__(self, k):
-        return self._like(self.bits << np.uint64(k))
-
-    def __rshift__(self, k):
-        return self._like(self.bits >> np.uint64(k))
-
-    def flip(self, mask):
-        """XOR with a public word."""
-        if self.session.pid != MOVING:
-            return self
-        return self._like(self.bits ^ np.uint64(mask))
-
-    def bit(self, i):
-        """Bit i of each word, as a word of 0 or 1."""
-        return self._like(self.bits >> np.uint64(i) & np.uint64(1))
-
-    def spread(self):
-        """Words of 0 or 1 as words of no or all ones."""
-        return self._like(np.uint64(0) - self.bits)
-
-    def parity(self, mask):
-        """Parity of the bits selected by a public mask, as words of 0 or 1."""
-        x = self.bits & np.uint64(mask)
-        for k in (32, 16, 8, 4, 2, 1):
-            x = x ^ x >> np.uint64(k)
-        return self._like(x & np.uint64(1))
-
-    def __and__(self, other):
-        return and_all([(self, other)])[0]
-
-    def __or__(self, other):
-        return self ^ other ^ (self & other)
-
-
-def and_all(pairs):
-    """AND several pairs of shared words in one round.
-
-    Parameters
-    ----------
-    pairs : list of (Words, Words)
-        all of one shape.
+    array : SharedArray, shape (n,), field R64
+    masks : Masks
 
     Returns
     -------
-    products : list of Words
+    masked : array of uint64, shape (n,)
+        the same at both owners; at the helper zeros.
+
+    Raises
+    ------
+    FixedPointOverflowError
+        if the array's bound is 2**NUMBER_BITS or more.
     """
-    session = pairs[0][0].session
-    x = np.stack([a.bits for a, _ in pairs])
-    y = np.stack([b.bits for _, b in pairs])
-    name = "and"
+    if array.bound >> NUMBER_BITS:
+        raise FixedPointOverflowError(
+            f"numbers of {array.bound.bit_length()} bits are too large to be "
+            f"normalized; they must have {NUMBER_BITS} at most"
+        )
+    mine = array.share if session.pid == HELPER else array.share + masks.number
+    hidden = {o: mine + zero_share(session, R64, array.shape) for o in (MOVING, STATIC)}
+    for owner in hidden:
+        if owner != session.pid:
+            session.network.send(owner, "masked", hidden[owner])
     if session.pid == HELPER:
-        a0, b0, c0 = _random_words(session, MOVING, 3, x.shape)
-        a1, b1 = _random_words(session, STATIC, 2, x.shape)
-        session.network.send(STATIC, name, (a0 ^ a1) & (b0 ^ b1) ^ c0)
-        return [p for p, _ in pairs]
-    if session.pid == MOVING:
-        a, b, c = _random_words(session, HELPER, 3, x.shape)
-    else:
-        a, b = _random_words(session, HELPER, 2, x.shape)
-        c = np.empty_like(x)
-        session.network.receive(HELPER, name, c)
-    mine = np.stack([x ^ a, y ^ b])
-    theirs = np.empty_like(mine)
-    other = STATIC if session.pid == MOVING else MOVING
-    session.network.send(other, name, mine)
-    session.network.receive(other, name, theirs)
-    d, e = mine ^ theirs
-    z = c ^ d & b ^ e & a
-    if session.pid == MOVING:
-        z ^= d & e
-    return [Words(session, row) for row in z]
+        return R64.zeros(array.shape)
+    theirs = {p: array.empty() for p in session.peers}
+    session.network.receive_all(theirs, "masked")
+    return hidden[session.pid] + sum(theirs.values())
 
 
-def _random_words(session, peer, count, shape):
-    if session.threshold == 0:
-        return np.zeros((count, *shape), dtype=np.uint64)
-    return session.stream(peer, b"boolean").words((count, *shape))
+def normalize(session, masked, masks):
+    """Position of the highest one of numbers, and the numbers scaled by it.
 
-
-def add_words(session, first, second):
-    """Bits of a sum of one 64-bit word of each owner.
-
-    A parallel-prefix (Kogge-Stone) adder. 7 ANDs deep, 12 words of AND per number.
+    Rounds: 2. Bytes: 128 per number.
 
     Parameters
     ----------
-    first, second : array of uint64, shape (n,)
-        the moving owner's and the static owner's words, each at its owner;
-        anything of that shape elsewhere.
+    session : Session
+    masked : array of uint64, shape (n,)
+        what `open_masked` returned; the numbers are not zero.
+    masks : Masks
 
     Returns
     -------
-    total : Words, shape (n,)
-        the sum modulo 2**64.
-    wrapped : Words, shape (n,)
-        1 where ``first + second >= 2**64``.
+    exponent : array of uint64, shape (n, 2)
+        this owner's part, in the ring of 128 bits, of the position k of each
+        number's highest one, or of that plus one.
+    scaled : array of uint64, shape (n,)
+        its part of the number times ``2**(63 - k)``, in the ring of 64 bits.
     """
-    nothing = np.zeros_like(first)
-    x = Words(session, first if session.pid == MOVING else nothing)
-    y = Words(session, second if session.pid == STATIC else nothing)
-    propagate = x ^ y
-    carry, chain = x & y, propagate
-    for k in (1, 2, 4, 8, 16):
-        more, chain = and_all([(chain, carry << k), (chain, chain << k)])
-        carry = carry ^ more
-    carry = carry ^ (chain & carry << 32)
-    return propagate ^ carry << 1, carry.bit(63)
+    n = len(masked)
+    if session.pid == HELPER:
+        return R128.zeros((n,)), R64.zeros((n,))
+    place = (masked[:, None] >> _PLACES & np.uint64(1)).astype(np.uint8)
+    counts = _differing(session, place, masks.bits) + masks.count
+    counts += swap(session, "counts", counts)
+    hits = masks.tests >> (counts & np.uint8(63)).astype(np.uint64) & np.uint64(1)
+    position = np.bitwise_xor.reduce(hits * _PLACES, axis=1).astype(np.uint8)
+    position ^= masks.position
+    position = (position ^ swap(session, "position", position)) & np.uint8(63)
+    scale, product = masks.scales[:, position, np.arange(n)]
+    exponent = _unmask_position(session, position, masks.exponent)
+    return exponent, masked * scale - product
 
 
-def normalize(x):
-    """Shift every word left until its highest one is bit 63.
-
-    12 ANDs deep, 12 words of AND per number.
+def _differing(session, place, bits):
+    """Parts of how many bits of r differ from those that position k would have.
 
     Parameters
     ----------
-    x : Words, shape (n,)
-        not zero.
-
-    Returns
-    -------
-    shifted : Words, shape (n,)
-    exponent : list of 6 Words
-        bits of the position of the highest one, lowest bit first, each 0 or 1.
+    place : array of uint8, shape (n, POSITIONS)
+        bits of c, 0 or 1.
+    bits : array of uint8, shape (n, POSITIONS)
+        parts of the bits of r.
     """
-    filled = x
-    for k in (1, 2, 4, 8, 16, 32):
-        filled = filled | filled >> k
-    highest = filled ^ filled >> 1
-    exponent = []
-    for j in range(6):
-        mask = sum(1 << i for i in range(64) if i >> j & 1)
-        exponent.append(highest.parity(mask))
-    for j in range(6):
-        # Shift by 2**j if bit j of 63 - position is set.
-        move = exponent[j].flip(1).spread()
-        x = x ^ (move & (x ^ x << (1 << j)))
-    return x, exponent
+    one = np.uint8(session.pid == MOVING)  # a constant is added by one owner
+    from_one = one - bits
+    equal = _sums_from(np.where(place, from_one, bits))
+    ones = _sums_from(from_one)
+    # Taking off 2**k turns c's lowest one from k on, at j, into 0, those below to 1.
+    j = np.where(place, np.arange(POSITIONS, dtype=np.uint8), np.uint8(POSITIONS))
+    j = np.minimum.accumulate(j[:, ::-1], axis=1)[:, ::-1]
+    at = np.zeros_like(ones)
+    at[:, :-1] = equal[:, 1:] + bits - ones[:, :-1]
+    counts = ones[:, :-1] + np.take_along_axis(at, j.astype(np.intp), axis=1)
+    counts[:, 1:] += np.where(place[:, :-1], np.uint8(0), bits[:, :-1])
+    return counts
+
+
+def _sums_from(x):
+    """Sums of each row from every place on, modulo 256; past the end 0."""
+    sums = np.zeros((len(x), x.shape[1] + 1), dtype=np.uint8)
+    np.cumsum(x[:, ::-1], axis=1, dtype=np.uint8, out=sums[:, -2::-1])
+    return sums
+
+
+def _unmask_position(session, position, bits):
+    """Part of a number from its bits' exclusive or with dealt bits."""
+    total = R128.zeros(position.shape)
+    for b, part in enumerate(bits):
+        bit = (position >> np.uint8(b) & np.uint8(1)).astype(np.int64)
+        R128.addmul(total, part, R128.encode_int((1 - 2 * bit) << b))
+    if session.pid == MOVING:
+        total = R128.add(total, R128.encode_int(position))
+    return total

@@ -11,6 +11,8 @@ protocol            rounds  elements on all links      what a party sees
 `reduce`            1       3 per value                uniform elements
 `between_owners`    1       1 per value                a uniform element
 `truncate`          2       3 per value                uniform elements
+`deal`              1       1 per value                uniform numbers
+`swap`              1       2 per value                as many as are masked
 `Session.open`      1       2 (degree 2) or 1          the value, if receiver
                             (degree 1) per receiver
 ==================  ======  =========================  =======================
@@ -181,6 +183,91 @@ def reduce(session, array, name="reduce"):
         bound=array.bound,
         name=name,
     )
+
+
+def _drawn(session, peer, purpose, shape, dtype):
+    out = np.zeros(shape, dtype=dtype)
+    if session.threshold:
+        session.stream(peer, purpose.encode()).fill(out)
+    return out
+
+
+def pad(session, name, shape, dtype=np.uint64, plus=np.add):
+    """Uniform numbers that the helper knows and the owners hold parts of.
+
+    No messages.
+
+    Parameters
+    ----------
+    session : Session
+    name : str
+        what they are for; every name has streams of its own.
+    shape : tuple of int
+    dtype : dtype, optional
+        unsigned integers.
+    plus : callable, optional
+        how parts are put together: `np.add`, `np.bitwise_xor`, or the addition of a
+        ring whose elements have more than one word.
+
+    Returns
+    -------
+    numbers : array of dtype
+        this owner's part; at the helper the numbers themselves.
+    """
+    purpose = "pad-" + name
+    if session.pid == HELPER:
+        parts = (_drawn(session, p, purpose, shape, dtype) for p in (MOVING, STATIC))
+        return plus(*parts)
+    return _drawn(session, HELPER, purpose, shape, dtype)
+
+
+def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract):
+    """Share numbers that the helper knows between the owners.
+
+    The moving owner's part comes from the seed it shares with the helper; the static
+    owner is sent what is left.
+
+    Rounds: 1. Elements: 1 per value. The static owner sees uniform numbers.
+
+    Parameters
+    ----------
+    session : Session
+    name : str
+        what they are for; every name has a stream of its own.
+    numbers : array of dtype
+        at the helper only.
+    shape, dtype
+        of the numbers, as for `pad`.
+    minus : callable, optional
+        how a part is taken off.
+
+    Returns
+    -------
+    part : array of dtype
+        this owner's part; at the helper None.
+    """
+    purpose = "dealt-" + name
+    if session.pid == MOVING:
+        return _drawn(session, HELPER, purpose, shape, dtype)
+    if session.pid == HELPER:
+        rest = minus(numbers, _drawn(session, MOVING, purpose, shape, dtype))
+        session.network.send(STATIC, name, rest)
+        return None
+    part = np.empty(shape, dtype=dtype)
+    session.network.receive(HELPER, name, part)
+    return part
+
+
+def swap(session, name, mine):
+    """Send the other owner an array and return what it sends; for owners.
+
+    Rounds: 1. Whoever hides a part by its own part of a `pad` sends uniform numbers.
+    """
+    other = MOVING + STATIC - session.pid
+    theirs = np.empty_like(mine)
+    session.network.send(other, name, mine)
+    session.network.receive(other, name, theirs)
+    return theirs
 
 
 #: A truncation goes wrong with probability below 2**-SECURITY per value.
