@@ -7,8 +7,8 @@ import string
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+import pins
 import pytest
-import sites
 
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.identity import create_identity
@@ -55,7 +55,7 @@ connect = 60
 
 def text():
     pins = {
-        name: sites.identity(pid).fingerprint
+        name: pins.identity(pid).fingerprint
         for name, pid in (("moving", MOVING), ("static", STATIC), ("helper", HELPER))
     }
     return TEXT.format(**pins)
@@ -90,9 +90,9 @@ def test_a_session_file(tmp_path):
 
 def test_a_party_is_known_by_its_certificate_alone(tmp_path):
     plan = SessionFile.read(write(tmp_path, text()))
-    for pid in sites.NAMES:
-        assert plan.party_of(sites.identity(pid).fingerprint).pid == pid
-    namesake = create_identity(sites.NAMES[MOVING])
+    for pid in pins.NAMES:
+        assert plan.party_of(pins.identity(pid).fingerprint).pid == pid
+    namesake = create_identity(pins.NAMES[MOVING])
     with pytest.raises(SessionFileError, match=namesake.fingerprint):
         plan.party_of(namesake.fingerprint)
 
@@ -107,7 +107,7 @@ def test_a_party_is_known_by_its_certificate_alone(tmp_path):
     ],
 )
 def test_who_dials_whom(listeners, moving, static, relayed):
-    plan = sites.plan(listeners)
+    plan = pins.plan(listeners)
     assert plan.dials(MOVING) == moving
     assert plan.dials(STATIC) == static
     assert plan.dials(HELPER) == []
@@ -204,7 +204,7 @@ BAD_ENTRIES = {
     "party no table": (put("x", *PARTY), r"\[parties.static\] is missing"),
     "a claimed number": (put(0, *PARTY, "pid"), "no entry 'pid'"),
     "no name": (put(None, *PARTY, "name"), "lacks name"),
-    "same name": (put(sites.NAMES[HELPER], *PARTY, "name"), "same name"),
+    "same name": (put(pins.NAMES[HELPER], *PARTY, "name"), "same name"),
     "no fingerprint": (put(None, *PARTY, "fingerprint"), "lacks fingerprint"),
     "short fingerprint": (put("AA:BB", *PARTY, "fingerprint"), "not a SHA-256"),
     "SHA-1": (put("ab" * 20, *PARTY, "fingerprint"), "not a SHA-256"),
@@ -239,7 +239,7 @@ BAD_ENTRIES = {
 @pytest.mark.parametrize("name", BAD_ENTRIES)
 def test_bad_entries(name):
     change, words = BAD_ENTRIES[name]
-    contents = sites.contents()
+    contents = pins.contents()
     change(contents)
     with pytest.raises(SessionFileError, match=words) as caught:
         SessionFile.parse(contents)
@@ -248,7 +248,7 @@ def test_bad_entries(name):
 
 
 def test_good_entries_at_the_limits():
-    contents = sites.contents()
+    contents = pins.contents()
     put([[[0]], -(1 << 63), 1e300, "x", True], "parameters", "x")(contents)
     put(0, "timeouts", "checkpoint")(contents)
     put(604800, "timeouts", "silence")(contents)
@@ -347,7 +347,7 @@ def parses_or_is_refused(contents):
     assert re.fullmatch("[0-9a-f]{64}", plan.digest)
 
 
-VALID = sites.contents(
+VALID = pins.contents(
     (HELPER, STATIC),
     title="x",
     reveal="gradient",

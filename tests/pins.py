@@ -1,0 +1,68 @@
+"""Three parties with keys, certificates and a session file, for tests."""
+
+from functools import cache
+import socket
+import threading
+
+from dipy_ppir.mpc.identity import create_identity
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.sessionfile import TABLES, SessionFile
+
+NAMES = {MOVING: "North Hospital", STATIC: "South Clinic", HELPER: "East University"}
+
+
+@cache
+def identity(pid):
+    """The identity of a party, the same in every test."""
+    return create_identity(NAMES[pid])
+
+
+def free_port():
+    """A loopback port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def contents(listeners=(HELPER,), *, connect=20.0, silence=20.0, **entries):
+    """Contents of a session file in which `listeners` have an address."""
+    tables = {}
+    for name, pid in TABLES.items():
+        tables[name] = {"name": NAMES[pid], "fingerprint": identity(pid).fingerprint}
+        if pid in listeners:
+            tables[name]["address"] = f"127.0.0.1:{free_port()}"
+    return {
+        "operation": "affine",
+        "parties": tables,
+        "timeouts": {"connect": connect, "silence": silence},
+        **entries,
+    }
+
+
+def plan(*args, **options):
+    """A checked session file; see `contents`."""
+    return SessionFile.parse(contents(*args, **options))
+
+
+def together(*functions, seconds=60):
+    """Run functions in threads; what each returned or raised.
+
+    Fails if one of them does not end.
+    """
+    results = [None] * len(functions)
+
+    def run(i):
+        try:
+            results[i] = functions[i]()
+        except Exception as exc:
+            results[i] = exc
+
+    threads = [
+        threading.Thread(target=run, args=(i,), daemon=True)
+        for i in range(len(functions))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds)
+        assert not thread.is_alive(), "waits for ever"
+    return results
