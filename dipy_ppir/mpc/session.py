@@ -4,7 +4,7 @@ The parties are two image owners and a helper (see `ROLES`). All three run the
 same program in step; what a party does depends on its number.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import hashlib
 import hmac
 from importlib.metadata import version
@@ -442,6 +442,9 @@ class Session:
             seen = {pid: views[pid].get(key, "nothing") for pid in sorted(views)}
             values = list(seen.values())
             if any(v != values[0] for v in values):
+                # Whoever ended now would keep the others from seeing why.
+                with suppress(PeerError):
+                    self.exchange("disagreement", None)
                 detail = ", ".join(
                     f"{v!r:.200} (hash {_hash(v)}) at the {ROLES[p]}"
                     for p, v in seen.items()

@@ -1,0 +1,253 @@
+"""Registrations between three sites: three programs, real sockets, real TLS."""
+
+import json
+
+from dipy.align import affine_registration
+import nibabel as nib
+import numpy as np
+import pytest
+from sites import Sites
+
+# Affine transforms of bodies that are nearly round are too sensitive to compare.
+AFFINE = {
+    "pipeline": ["center_of_mass", "translation"],
+    "level_iters": [100, 50],
+    "sigmas": [2.0, 0.0],
+    "factors": [2, 1],
+    "nbins": 20,
+}
+SYN = {"level_iters": [6, 4], "radius": 2}
+LAYOUTS = {
+    "direct": ("static", "helper"),
+    "other owner listens": ("moving", "helper"),
+    "both owners listen": ("moving", "static", "helper"),
+    "relayed": ("helper",),
+}
+
+
+@pytest.fixture
+def affine_sites(tmp_path, bodies):
+    def make(**options):
+        options = {"parameters": AFFINE, **options}
+        return Sites(tmp_path / "sites", "affine", bodies(3), **options)
+
+    return make
+
+
+@pytest.fixture
+def syn_sites(tmp_path, bodies):
+    def make(**options):
+        static, _, matrix, _ = bodies(3)
+        moving = np.roll(static, 1, axis=1) ** 0.8
+        options = {"parameters": SYN, **options}
+        return Sites(
+            tmp_path / "sites", "syn", (static, moving, matrix, matrix), **options
+        )
+
+    return make
+
+
+def loopback(layout):
+    from sites import free_port
+
+    return {site: f"127.0.0.1:{free_port()}" for site in LAYOUTS[layout]}
+
+
+def matrix_of(sites, site):
+    return np.loadtxt(sites.folder / f"out_{site}" / "affine.txt")
+
+
+def corners(shape, grid2world, matrix):
+    """Where a matrix sends the corners of a grid, mm."""
+    at = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    at = grid2world @ np.vstack([at, np.ones(8)])
+    return (matrix @ at)[:3]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_affine(affine_sites, bodies, layout):
+    """All sites write what is theirs, and the transform is DIPY's."""
+    sites = affine_sites(addresses=loopback(layout))
+    sites.run()
+    assert sites.outputs("moving") == ["affine.txt", "moved.nii.gz", "receipt.json"]
+    assert sites.outputs("static") == ["affine.txt", "receipt.json"]
+    assert sites.outputs("helper") == ["receipt.json"]
+    found = matrix_of(sites, "moving")
+    np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)
+    static, moving = (
+        np.asarray(nib.load(sites.folder / f"{n}.nii.gz").dataobj)
+        for n in ("static", "moving")
+    )
+    *_, static_grid2world, moving_grid2world = bodies(3)
+    _, clear = affine_registration(
+        moving,
+        static,
+        moving_affine=moving_grid2world,
+        static_affine=static_grid2world,
+        **AFFINE,
+    )
+    apart = corners(static.shape, static_grid2world, found) - corners(
+        static.shape, static_grid2world, clear
+    )
+    # Voxels are 1 mm; the gradients agree to 1e-8, and L-BFGS stops when they are 1e-4.
+    assert np.abs(apart).max() < 0.01
+    moved = nib.load(sites.folder / "out_moving" / "moved.nii.gz")
+    assert moved.shape == static.shape
+    np.testing.assert_allclose(moved.affine, static_grid2world)
+
+
+@pytest.mark.parametrize("layout", ["direct", "relayed"])
+def test_syn(syn_sites, layout):
+    sites = syn_sites(addresses=loopback(layout))
+    sites.run("--force")
+    assert sites.outputs("moving") == [
+        "displacement_field.nii.gz",
+        "receipt.json",
+        "warped_moved.nii.gz",
+    ]
+    assert sites.outputs("static") == ["displacement_field.nii.gz", "receipt.json"]
+    fields = [
+        np.asarray(
+            nib.load(sites.folder / f"out_{s}" / "displacement_field.nii.gz").dataobj
+        )
+        for s in ("moving", "static")
+    ]
+    np.testing.assert_array_equal(*fields)
+    assert np.abs(fields[0]).max() > 0.5
+    static, moving, warped = (
+        np.asarray(nib.load(sites.folder / name).dataobj)
+        for name in ("static.nii.gz", "moving.nii.gz", "out_moving/warped_moved.nii.gz")
+    )
+    assert np.corrcoef(warped.ravel(), static.ravel())[0, 1] > (
+        np.corrcoef(moving.ravel(), static.ravel())[0, 1] + 0.02
+    )
+
+
+def test_the_receipt_is_the_same_everywhere(affine_sites):
+    sites = affine_sites(reveal="gradient")
+    sites.run()
+    receipts = {
+        site: json.loads((sites.folder / f"out_{site}" / "receipt.json").read_text())
+        for site in ("moving", "static", "helper")
+    }
+    learned = receipts["moving"]["learned"]
+    assert {e["label"] for e in learned["moving owner"]} == {
+        "center_of_mass",
+        "sample_count",
+        "metric_value",
+        "metric_gradient",
+    }
+    assert [e["label"] for e in learned["static owner"]] == ["affine"]
+    assert learned["helper"] == []
+    for receipt in receipts.values():
+        assert receipt["bytes_sent"] == receipts["moving"]["bytes_sent"]
+        assert receipt["resumed"] == 0
+
+
+def test_only_the_moving_owner_gets_the_transform(affine_sites):
+    sites = affine_sites()
+    sites.file = sites.write("session.toml", result_to="moving")
+    sites.run()
+    assert "affine.txt" in sites.outputs("moving")
+    assert sites.outputs("static") == ["receipt.json"]
+
+
+def test_mask_and_inverse(syn_sites):
+    """Flags that concern one owner's image only stay that owner's."""
+    sites = syn_sites()
+    processes = sites.start(sites=("moving", "helper"))
+    processes |= sites.start("--inv_static", sites=("static",))
+    assert set(sites.wait(processes).values()) == {0}
+    assert "inc_static.nii.gz" in sites.outputs("static")
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"reveal": "gradient"}, "reveal"),
+        ({"title": "another"}, "title"),
+        ({"result_to": "moving"}, "result_to"),
+    ],
+)
+def test_session_files_that_differ(affine_sites, change, named):
+    """Everybody is told in what, and nothing is computed."""
+    sites = affine_sites()
+    processes = sites.start(sites=("moving", "helper"))
+    sites.file = sites.write("other.toml", **change)
+    processes |= sites.start(sites=("static",))
+    statuses = sites.wait(processes)
+    assert set(statuses.values()) == {1}
+    for site in statuses:
+        line = sites.last_line(site)
+        assert "do not agree on" in line and named in line, line
+        assert "Traceback" not in sites.log(site)
+        assert sites.outputs(site) == []
+
+
+MISTAKES = {
+    "no session file": (["STATIC", "remote"], "give the session file with --session"),
+    "no remote": (["STATIC", "MOVING", "--session", "FILE"], 'other is "remote"'),
+    "no image": (["remote", "remote", "--session", "FILE"], "dipy_ppir_helper"),
+    "wrong way round": (["remote", "STATIC", "--session", "FILE"], "remote --session"),
+    "settled": (
+        ["STATIC", "remote", "--session", "FILE", "--nbins", "48"],
+        "--nbins is settled by the session file",
+    ),
+    "no such file": (["STATIC", "remote", "--session", "nowhere.toml"], "nowhere.toml"),
+    "listen": (
+        ["STATIC", "remote", "--session", "FILE", "--listen", "here"],
+        "must be host:port",
+    ),
+    "no key": (
+        ["STATIC", "remote", "--session", "FILE", "--identity", "nowhere"],
+        "dipy_ppir_keygen",
+    ),
+    "stranger": (
+        ["STATIC", "remote", "--session", "FILE", "--identity", "STRANGER"],
+        "does not name this party's certificate",
+    ),
+    "constant image": (["CONSTANT", "remote", "--session", "FILE"], "constant"),
+    "NaN": (["NAN", "remote", "--session", "FILE"], "NaN"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_explained_before_connecting(
+    affine_sites, monkeypatch, capsys, mistake
+):
+    from dipy_ppir.mpc import meeting
+    from dipy_ppir.mpc.identity import create_identity
+    from dipy_ppir.workflows import cli
+
+    sites = affine_sites()
+    create_identity("A stranger").save(sites.folder / "stranger")
+    image = nib.load(sites.folder / "static.nii.gz")
+    for name, value in (("constant", 1.0), ("nan", np.nan)):
+        data = image.get_fdata().copy()
+        data[...] = value if name == "constant" else data
+        data[3, 3, 3] = value
+        nib.save(nib.Nifti1Image(data, image.affine), sites.folder / f"{name}.nii.gz")
+    words = {
+        "STATIC": sites.folder / "static.nii.gz",
+        "MOVING": sites.folder / "moving.nii.gz",
+        "CONSTANT": sites.folder / "constant.nii.gz",
+        "NAN": sites.folder / "nan.nii.gz",
+        "STRANGER": sites.folder / "stranger",
+        "FILE": sites.file,
+    }
+    arguments, said = MISTAKES[mistake]
+    argv = ["dipy_ppir_align_affine", *(str(words.get(a, a)) for a in arguments)]
+    if "--identity" not in argv:
+        argv += ["--identity", str(sites.folder / "keys" / "static")]
+    argv += ["--out_dir", str(sites.folder / "out")]
+    monkeypatch.setattr("sys.argv", argv)
+
+    def never(self):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(meeting.Meeting, "hold", never)
+    assert cli.align_affine() == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed
+    assert not (sites.folder / "out").exists()
