@@ -203,6 +203,7 @@ def handshake(
         deadline = time.monotonic() + HANDSHAKE_TIMEOUT
     try:
         connection = SSL.Connection(_context(identity, verify, purposes, server), sock)
+        _return_often(connection)
         sock.setblocking(False)
         connection.set_accept_state() if server else connection.set_connect_state()
         _shake(connection, sock, deadline, check)
@@ -341,6 +342,16 @@ def _context(identity, verify, purposes, server):
     return context
 
 
+def _return_often(connection):
+    """Let reading return after every record, even one without content.
+
+    Otherwise it does not return while such records arrive, and a peer that sends
+    nothing else (changes of keys, for example) holds this party for ever. pyOpenSSL
+    asks for the contrary and has no function to undo it.
+    """
+    SSL._lib.SSL_clear_mode(connection._ssl, SSL._lib.SSL_MODE_AUTO_RETRY)
+
+
 def _shake(connection, sock, deadline, check):
     poller = select.poll()
     poller.register(sock.fileno(), 0)
@@ -380,6 +391,12 @@ def _broken(exc, party):
         return CertificateError(
             f"{title} showed a pinned certificate without having its key: somebody "
             "pretends to be another; check the address",
+            pid,
+        )
+    if any("did not return a certificate" in r for r in reasons):
+        return CertificateError(
+            f"{title} showed no certificate, as other programs do; check what connects "
+            "to this port",
             pid,
         )
     if any("alert no application protocol" in r for r in reasons):
