@@ -183,9 +183,9 @@ def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
     again = run_trio(trio, lambda s: deal_masks(s, n, size))
     logs = step(lambda s: logarithm(s, masked[s.pid], again[s.pid]))
     step(
-        lambda s: module._weighted_sum(
+        lambda s: module._weigh(
             s, masked[s.pid][:size], logs[s.pid][:size], again[s.pid]
-        )
+        )()
     )
     position = 63 + 63 * 8 + 2 * 64 * 8 + 6 * 16
     coefficients, products = 11 * 4 * 16, 4 * 16
@@ -193,7 +193,7 @@ def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
     assert spent[1:] == [n * 32, n * 128, n * (128 + 16), size * 32]
     assert deep == [1, 1, 2, 3, 1]
     for function, count in zip(
-        (deal_masks, open_masked, normalize, logarithm, module._weighted_sum),
+        (deal_masks, open_masked, normalize, logarithm, module._weigh),
         deep,
         strict=True,
     ):
@@ -220,7 +220,7 @@ def watch(trio, tap, ring_array, n):
         array = ring_array(session, [1] * n, bound=LARGEST)
         masked = open_masked(session, array, masks.normal)
         logs = logarithm(session, masked, masks)
-        module._weighted_sum(session, masked, logs, masks)
+        module._weigh(session, masked, logs, masks)()
 
     run_trio(trio, party)
     return [f for f in frames if f[2] == DATA]
@@ -324,10 +324,11 @@ def test_mutual_information(three, ring_array, kind):
         result = mutual_information(
             session, shared, "metric_value", "sample_count", (MOVING,)
         )
+        value = result.open()
         ratio = result.log_ratio
         assert (ratio.field, ratio.degree) == (R64, 2)
         opened = session.open(ratio, "test-any", (MOVING,))
-        return result.value, result.count, opened, ratio.share
+        return *value, opened, ratio.share
 
     results = three(party)
     value, count, ratio, _ = results[MOVING]
@@ -353,6 +354,6 @@ def test_an_empty_table_has_no_information(three, ring_array):
         shared = ring_array(session, zeros, frac_bits=20, bound=100 << 20)
         return mutual_information(
             session, shared, "metric_value", "sample_count", (MOVING,)
-        )[:2]
+        ).open()
 
     assert three(party)[MOVING] == (0.0, 0.0)

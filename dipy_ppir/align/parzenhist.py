@@ -17,7 +17,7 @@ are computed on secret shares. The right-hand side needs neither the gradient
 of the joint histogram (eq. 9) nor its table of nbins**2 numbers per parameter.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 from dipy.align.parzenhist import ParzenJointHistogram
 import numpy as np
@@ -137,7 +137,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     joint_grad : None
         never computed; see `metric_gradient`.
     metric_value : float or None
-        mutual information, at the moving owner.
+        mutual information, at the moving owner. Inside `undisturbed` it is waited for
+        when it is first read.
     metric_gradient : array, shape (p,)
         gradient of the mutual information, at the moving owner.
 
@@ -147,7 +148,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     ``33 + 28 + 2 + p + 1`` elements of 8 bytes per sample over all links with
     ``reveal="histogram"``, at most 76, in 5 rounds; with ``reveal="gradient"``
     ``33 + 2 * 32 + 28 + 2 + p + 1`` and 956 logarithms (see
-    `dipy_ppir.mpc.logarithm`), in 11 rounds.
+    `dipy_ppir.mpc.logarithm`), in 9 rounds inside `undisturbed`, else 11.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -161,12 +162,21 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         self.reveal = reveal
         self.session = session
         self.joint_grad = None
-        self.metric_value = None
         self.metric_gradient = None
+        self._metric_value = None
         self._conversation = local.Conversation() if session is None else None
         self._sums = None
         self._by_count = False
         self._announced = False
+        self._together = False
+        self._open_value = None
+
+    @property
+    def metric_value(self):
+        """Mutual information, at the moving owner; None before an evaluation."""
+        with self._guard():
+            self._finish()
+        return self._metric_value
 
     @property
     def categories(self):
@@ -270,6 +280,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     def end(self):
         """Tell the other parties that the evaluations are over."""
         if self._conversation is None:
+            self._finish()
             self.session.tell(END)
         else:
             self._conversation.end()
@@ -285,7 +296,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         """
         if self._conversation is None or self._conversation.active:
             return
-        self._announced = False  # an interrupted evaluation is not taken up again
+        # An interrupted evaluation is not taken up again.
+        self._announced, self._open_value = False, None
         self.session = self._conversation.start(
             "dipy_ppir.align.parzenhist:_serve_locally",
             common={"nbins": self.nbins, "reveal": self.reveal, "samples": samples},
@@ -371,9 +383,22 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 self.session.tell(TABLE)
             self._announced = True
 
+    @contextmanager
     def undisturbed(self):
-        """Context in which no other thread takes the local parties over."""
-        return self._guard()
+        """Context in which no other thread takes the local parties over.
+
+        With ``reveal="gradient"`` the metric's value is not waited for before the
+        gradient is asked for, which saves 2 rounds.
+        """
+        with self._guard():
+            self._together = True
+            try:
+                yield
+                self._finish()
+            finally:
+                self._together = False
+                if self._conversation is not None:
+                    self._open_value = None  # after an error its parties are gone
 
     def _guard(self):
         return self._conversation or nullcontext()
@@ -395,7 +420,16 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         )
         return weights, first, keep
 
+    def _finish(self):
+        """Wait for the metric's value, if that was put off."""
+        if self._open_value is None:
+            return
+        open_value, self._open_value = self._open_value, None
+        with self.session.phase("histogram"):
+            self._metric_value, self._valid = open_value()
+
     def _table(self):
+        self._finish()
         with self.session.phase("histogram"):
             moving = self.session.pid == MOVING
             masks = None
@@ -418,8 +452,9 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                     by_count=self._by_count,
                     masks=masks,
                 )
-                self._log_ratio = result.log_ratio
-                self.metric_value, self._valid = result.value, result.count
+                self._log_ratio, self._open_value = result
+        if not (moving and self._together):
+            self._finish()
 
     def _normalize(self, table):
         # Same divisors as DIPY: the 2D dense histogram by the number of samples,
@@ -444,7 +479,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         counted = self.smarginal > _EPSILON
         log_static = np.log(self.smarginal, where=counted, out=np.zeros(self.nbins))
         terms = self.joint * (self._log_ratio - log_static[:, None])
-        self.metric_value = float(terms[known & counted[:, None]].sum())
+        self._metric_value = float(terms[known & counted[:, None]].sum())
 
     # -- the gradient of the metric --------------------------------------
 
@@ -589,11 +624,13 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 rows = self._derivative_band if secret else self._rows
                 mine = (rows, self._columns, scales)
             if secret:
+                # The moving owner has nothing to receive before the opening.
                 sums = self._sums.contract_shared(self._log_ratio, p, *mine)
                 blur = SUM_BITS + EXTRA_BITS - GRADIENT_DIGITS
                 sums = dither(self.session, sums, 1 << blur)
             else:
                 sums = self._sums.contract(p, *mine)
+            self._finish()
             opened = self.session.open(sums, "metric_gradient", (MOVING,))
             if moving:
                 self._set_gradient(scales.undo(opened))

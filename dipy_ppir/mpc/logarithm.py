@@ -27,6 +27,7 @@ numbers that the moving owner draws too, what the owners send each other by the
 sender's part of a mask (see `protocols.deal` and `protocols.pad`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -170,7 +171,7 @@ def logarithm(session, masked, masks):
     total = R128.scale(exponent, round(np.log(2.0) * 2.0**FINE_BITS))
     if session.pid != HELPER:
         opened = scaled + masks.fraction
-        opened += swap(session, "fraction", opened)
+        opened += swap(session, "fraction", opened)()
         whole = opened >> np.uint64(62)
         fraction = opened >> np.uint64(30) & np.uint64((1 << POWER_BITS) - 1)
         coefficients = _looked_up(masks.coefficients, whole)
@@ -217,18 +218,16 @@ class MutualInformation(NamedTuple):
 
     Attributes
     ----------
-    value : float or None
-        mutual information in nats, at the receivers.
-    count : float or None
-        number of samples that count, at the receivers.
     log_ratio : SharedArray, shape (bins, categories)
         ``log(table / its sum over categories)``, WEIGHT_BITS fraction bits, in
         the ring; the helper's part is zero.
+    open : callable
+        opens and returns, at the receivers, the mutual information in nats and the
+        number of samples that count; elsewhere (None, None). Rounds: 2.
     """
 
-    value: float
-    count: float
     log_ratio: SharedArray
+    open: Callable
 
 
 #: Bits of the value, in nats, that are worth opening.
@@ -246,7 +245,7 @@ def deal_table(session, bins, categories):
 def mutual_information(
     session, table, value_label, count_label, receivers, by_count=False, masks=None
 ):
-    r"""Mutual information of a shared contingency table; opens the value only.
+    r"""Mutual information of a shared contingency table; only the value is opened.
 
     .. math:: \frac{1}{D} \left( \sum_{r,t} v_{rt} (\ln v_{rt} - \ln v_{r\cdot}
               - \ln s_t) + T \ln V \right)
@@ -255,7 +254,9 @@ def mutual_information(
     the number V of samples, and the divisor D = V or T that DIPY uses. T and V are
     the same unless intensities lie outside the histogram's range.
 
-    Rounds: 5 and the opening.
+    Rounds: 4. The value takes 2 more, which a receiver may put off: every party
+    calls `open` of the result, but a receiver, which only receives, may send for what
+    comes next before.
 
     Parameters
     ----------
@@ -263,7 +264,7 @@ def mutual_information(
     table : SharedArray, shape (bins + 1, categories), degree 2
         as made by `Contingency.table`: the last row counts the samples.
     value_label, count_label : str
-        declared labels under which the value and the pair (T, V) are opened.
+        declared labels under which the value and the pair (T, V) will be opened.
     receivers : sequence of int
     by_count : bool, optional
         divide by V instead of T.
@@ -292,57 +293,62 @@ def mutual_information(
     rows, columns = logs[size : size + bins], logs[size + bins :]
     ratio = cells - _broadcast(rows, (bins, categories), axis=1)
     inner = ratio - _broadcast(columns, (bins, categories), axis=0)
-    # |sum v (...)| <= (sum v) * 3 * LARGEST.
-    total = SharedArray(
-        R128,
-        _weighted_sum(session, masked[:size], inner.reshape(size), masks),
-        2,
-        table.frac_bits + LOG_BITS,
-        table.bound * 3 * LARGEST << LOG_BITS,
-    )
-    # Blurred by 2**-30 at most, an error of 1e-9 in the value.
-    blur = table.bound << LOG_BITS >> VALUE_DIGITS
-    energy, count = session.open_all(
-        [
-            (dither(session, total, blur), value_label, receivers),
-            (table._with(totals), count_label, receivers),
-        ]
-    )
+    sum_up = _weigh(session, masked[:size], inner.reshape(size), masks)
     log_ratio = _drop(session, ratio, FINE_BITS - WEIGHT_BITS, R64)
     log_ratio = log_ratio._with(log_ratio.share, bound=LARGEST << WEIGHT_BITS)
-    if energy is None:
-        return MutualInformation(None, None, log_ratio)
-    mass, samples = count
-    divisor = samples if by_count else mass
-    if divisor <= 0:
-        return MutualInformation(0.0, float(samples), log_ratio)
-    # The counts s carry the table's fraction bits into their logarithms.
-    log_samples = np.log(samples) + table.frac_bits * np.log(2.0)
-    value = (energy[0] + mass * log_samples) / divisor
-    return MutualInformation(float(value), float(samples), log_ratio)
+
+    def open_value():
+        # |sum v (...)| <= (sum v) * 3 * LARGEST.
+        bound = table.bound * 3 * LARGEST << LOG_BITS
+        total = SharedArray(R128, sum_up(), 2, table.frac_bits + LOG_BITS, bound)
+        # Blurred by 2**-30 at most, an error of 1e-9 in the value.
+        blur = table.bound << LOG_BITS >> VALUE_DIGITS
+        energy, count = session.open_all(
+            [
+                (dither(session, total, blur), value_label, receivers),
+                (table._with(totals), count_label, receivers),
+            ]
+        )
+        if energy is None:
+            return None, None
+        mass, samples = count
+        divisor = samples if by_count else mass
+        if divisor <= 0:
+            return 0.0, float(samples)
+        # The counts s carry the table's fraction bits into their logarithms.
+        log_samples = np.log(samples) + table.frac_bits * np.log(2.0)
+        return float((energy[0] + mass * log_samples) / divisor), float(samples)
+
+    return MutualInformation(log_ratio, open_value)
 
 
-def _weighted_sum(session, masked, array, masks):
-    r"""Part of the sum of masked counts, less one each, times shared numbers.
+def _weigh(session, masked, array, masks):
+    r"""Sum masked counts, less one each, times shared numbers.
 
     With the count :math:`c - r` and a mask w, the owners open :math:`d = y + w` to
     each other, and :math:`(c - r) y = c y - d r + r w`. Rounds: 1.
 
     Returns
     -------
-    total : array of uint64, shape (1, 2)
+    sum_up : callable
+        returns this party's part of the sum, shape (1, 2). What the other owner needs
+        is on its way before.
     """
     if session.pid == HELPER:
-        # Its part of the sum is zero.
-        return R128.zeros((1,))
+        return lambda: R128.zeros((1,))
     y = _drop(session, array, array.frac_bits - LOG_BITS, R128).share
-    opened = R128.add(y, masks.weight)
-    opened = R128.add(opened, swap(session, "weighted", opened))
-    mask, product = _looked_up(masks.products, masked >> np.uint64(63))
-    zero, ones = np.zeros_like(masked), R128.encode_int(np.ones(len(masked)))
-    count = R128.sub(np.stack([masked, zero], axis=-1), ones)
-    total = R128.sub(R128.dot(count, y), R128.dot(opened, mask))
-    return R128.add(total, R128.dot(ones, product))
+    mine = R128.add(y, masks.weight)
+    swapped = swap(session, "weighted", mine)
+
+    def sum_up():
+        opened = R128.add(mine, swapped())
+        mask, product = _looked_up(masks.products, masked >> np.uint64(63))
+        zero, ones = np.zeros_like(masked), R128.encode_int(np.ones(len(masked)))
+        count = R128.sub(np.stack([masked, zero], axis=-1), ones)
+        total = R128.sub(R128.dot(count, y), R128.dot(opened, mask))
+        return R128.add(total, R128.dot(ones, product))
+
+    return sum_up
 
 
 def _broadcast(array, shape, axis):

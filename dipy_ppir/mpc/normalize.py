@@ -193,11 +193,11 @@ def normalize(session, masked, masks):
         return R128.zeros((n,)), R64.zeros((n,))
     place = (masked[:, None] >> _PLACES & np.uint64(1)).astype(np.uint8)
     counts = _differing(session, place, masks.bits) + masks.count
-    counts += swap(session, "counts", counts)
+    counts += swap(session, "counts", counts)()
     hits = masks.tests >> (counts & np.uint8(63)).astype(np.uint64) & np.uint64(1)
     position = np.bitwise_xor.reduce(hits * _PLACES, axis=1).astype(np.uint8)
     position ^= masks.position
-    position = (position ^ swap(session, "position", position)) & np.uint8(63)
+    position = (position ^ swap(session, "position", position)()) & np.uint8(63)
     scale, product = masks.scales[:, position, np.arange(n)]
     exponent = _unmask_position(session, position, masks.exponent)
     return exponent, masked * scale - product

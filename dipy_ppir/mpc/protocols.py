@@ -259,15 +259,24 @@ def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract):
 
 
 def swap(session, name, mine):
-    """Send the other owner an array and return what it sends; for owners.
+    """Send the other owner an array, to receive its own; for owners.
 
     Rounds: 1. Whoever hides a part by its own part of a `pad` sends uniform numbers.
+
+    Returns
+    -------
+    receive : callable
+        returns what the other owner sent.
     """
     other = MOVING + STATIC - session.pid
-    theirs = np.empty_like(mine)
     session.network.send(other, name, mine)
-    session.network.receive(other, name, theirs)
-    return theirs
+
+    def receive():
+        theirs = np.empty_like(mine)
+        session.network.receive(other, name, theirs)
+        return theirs
+
+    return receive
 
 
 #: A truncation goes wrong with probability below 2**-SECURITY per value.
