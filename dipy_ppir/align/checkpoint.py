@@ -13,6 +13,7 @@ from pathlib import Path
 import re
 import shutil
 import time
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -43,7 +44,6 @@ class Checkpoint:
     def __init__(self, folder, *, resume=False, interval=30.0):
         self.folder = Path(folder)
         self.resume, self.interval = bool(resume), float(interval)
-        self._journal = None
         self._last = -np.inf
 
     # -- life cycle ------------------------------------------------------
@@ -84,6 +84,9 @@ class Checkpoint:
             self.discard()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # A record that was cut off must not be continued.
+            whole = (json.dumps(record) + "\n" for record in self.records())
+            self._write(_JOURNAL, "".join(whole).encode())
             self._write(_FACTS, json.dumps(facts, indent=1).encode())
         except OSError as exc:
             raise CheckpointError(
@@ -93,7 +96,6 @@ class Checkpoint:
 
     def discard(self):
         """Remove everything: the registration is finished, or begins anew."""
-        self._close()
         if (self.folder / _FACTS).exists():
             shutil.rmtree(self.folder)
 
@@ -101,13 +103,8 @@ class Checkpoint:
 
     def append(self, record):
         """Add one JSON-able record."""
-        if self._journal is None:
-            path = self.folder / _JOURNAL
-            whole = b"".join(json.dumps(r).encode() + b"\n" for r in self.records())
-            self._write(_JOURNAL, whole)
-            self._journal = open(path, "ab")
-        self._journal.write(json.dumps(record).encode() + b"\n")
-        self._journal.flush()
+        with open(self.folder / _JOURNAL, "ab") as stream:
+            stream.write(json.dumps(record).encode() + b"\n")
 
     def records(self):
         """The records so far; one that was cut off in the middle is left out."""
@@ -170,14 +167,11 @@ class Checkpoint:
     def load(self, number):
         """Facts and arrays of a state; see `save`."""
         try:
-            with np.load(self.folder / f"state-{number}.npz", allow_pickle=False) as z:
-                facts = json.loads(z["facts"].tobytes())
-                arrays = {
-                    name.removeprefix("array_"): z[name]
-                    for name in z.files
-                    if name.startswith("array_")
-                }
-        except (OSError, ValueError, KeyError) as exc:
+            with open(self.folder / f"state-{number}.npz", "rb") as stream:
+                state = dict(np.load(stream, allow_pickle=False))
+            facts = json.loads(state.pop("facts").tobytes())
+            arrays = {k.removeprefix("array_"): v for k, v in state.items()}
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as exc:
             raise CheckpointError(
                 f"state {number} of the checkpoint {self.folder} cannot be read "
                 f"({type(exc).__name__}); start anew at all parties, without --resume"
@@ -194,11 +188,6 @@ class Checkpoint:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, self.folder / name)
-
-    def _close(self):
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
 
 
 def digest(*arrays):
