@@ -78,7 +78,7 @@ class Meeting:
         self._lock = threading.Lock()
         self._redial = {}
         self._greetings = {}
-        self._told, self._heard = set(), set()
+        self._told, self._heard, self._seen = set(), set(), set()
         self._waiting = {}
         self._refused = None
         self._listener = self._porter = None
@@ -167,12 +167,17 @@ class Meeting:
         ]
 
     def _give_up(self, missing):
+        # Whoever came and gave up a moment earlier is not the one to look for.
+        missing = [p for p in missing if p.pid not in self._seen] or missing
         names = " and ".join(party.title for party in missing)
         hint = f" Last refused: {self._refused}" if self._refused else ""
         within = f"within {self.plan.timeouts['connect']:g} s"
         if missing[0].pid in self.links:
             what = f"{names} came, but did not reach the other parties {within}; see"
             what += " its own log, and check its firewall"
+        elif missing[0].pid in self._seen:
+            what = f"{names} came and went away again, and did not come back {within};"
+            what += " see its own log"
         else:
             what = f"{names} did not come {within}; check that it was started with the"
             what += " same session file and that the firewalls let it through"
@@ -196,6 +201,7 @@ class Meeting:
             self._drop(pid, lost=False)
         logger.info("Connected to %s", connection.party.title)
         self.links[pid] = Link(connection, pid)
+        self._seen.add(pid)
 
     def _clear_events(self):
         # Nothing is put there any more, see `_put`.
