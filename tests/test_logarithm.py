@@ -269,22 +269,27 @@ def test_what_the_owners_open_to_each_other_is_uniform(trio, tap, ring_array):
             check_uniform(digits >> 4, name)
 
 
-def test_the_number_opened_is_uniform(three, ring_array):
+def test_the_number_opened_is_uniform_though_every_part_is_constant(trio, tap):
     n = 4000
+    frames = tap(trio)
 
     def party(session):
         masks = normal.deal_masks(session, n)
-        return open_masked(session, ring_array(session, [1] * n, bound=1), masks)
+        part = np.full(n, session.pid, dtype=np.uint64)
+        return open_masked(session, SharedArray(R64, part, 2, 0, 3), masks)
 
-    results = three(party)
+    results = run_trio(trio, party)
     assert (results[MOVING] == results[STATIC]).all()
     assert not results[HELPER].any()
-    for digits in results[MOVING].view(np.uint8).reshape(n, -1).T:
-        check_uniform(digits & 15, "masked")
+    sent = [np.frombuffer(f[4]) for f in frames if f[3] == operation_code("masked")]
+    assert len(sent) == 4
+    for words in (results[MOVING], *sent):
+        for digits in words.view(np.uint8).reshape(n, -1).T:
+            check_uniform(digits & 15, "masked")
 
 
 def test_steps_have_names_of_their_own():
-    """Two streams of one purpose would be one stream, and masks would repeat."""
+    """What is dealt for one purpose is never taken for what is dealt for another."""
     names = []
     for m in (normal, module):
         names += re.findall(

@@ -18,16 +18,19 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
     UndeclaredOpeningError,
 )
-from dipy_ppir.mpc.fields import P61, P127, R64
+from dipy_ppir.mpc.fields import P61, P127, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare, receipt_text
 from dipy_ppir.mpc.protocols import (
     additive_part,
     between_owners,
+    deal,
+    pad,
     reduce,
     reshare_parts,
     share,
     share_elements,
     shift_right,
+    swap,
     truncate,
     truncate_between_owners,
     zero_share,
@@ -624,6 +627,77 @@ def test_costs_are_as_stated(trio, depth, shared, name, field):
     assert rounds() == deep
     if name.endswith("between_owners"):
         assert sent[HELPER] == sum(sent), "only the helper sends"
+
+
+# -- what the helper deals ----------------------------------------------------
+
+DEALT = {
+    "words": (np.uint64, (), np.add, np.subtract),
+    "bytes": (np.uint8, (), np.add, np.subtract),
+    "bits": (np.uint64, (), np.bitwise_xor, np.bitwise_xor),
+    "elements of two words": (np.uint64, (2,), R128.add, R128.sub),
+}
+
+
+@pytest.mark.parametrize("kind", DEALT)
+def test_dealing(trio, tap, depth, kind):
+    dtype, trailing, plus, minus = DEALT[kind]
+    n = 4096
+    shape = (n, *trailing)
+    frames, rounds = tap(trio), depth(trio)
+    numbers = np.full(shape, 5, dtype=dtype)
+
+    def party(session):
+        known = numbers if session.pid == HELPER else None
+        masks = [pad(session, name, shape, dtype, plus) for name in "aab"]
+        parts = [deal(session, "a", known, shape, dtype, minus) for _ in range(2)]
+        return masks, parts
+
+    results = run_trio(trio, party)
+    assert results[HELPER][1] == [None, None]
+    views = []
+    for i in range(3):
+        moving, static, whole = (results[p][0][i] for p in (MOVING, STATIC, HELPER))
+        assert (plus(moving, static) == whole).all()
+        views += [moving, static]
+    for i in range(2):
+        moving, static = (results[p][1][i] for p in (MOVING, STATIC))
+        assert (plus(moving, static) == numbers).all()
+        views += [moving, static]
+    assert len({v.tobytes() for v in views}) == len(views), "no number serves twice"
+    for view in views:
+        digits = view.view(np.uint8) & 15
+        counts = np.bincount(digits.reshape(-1), minlength=16)
+        assert stats.chisquare(counts).pvalue > 1e-8
+    sent = [f for f in frames if f[2] == DATA]
+    assert [f[:2] for f in sent] == [(HELPER, STATIC)] * 2
+    assert [f[4] for f in sent] == [p.tobytes() for p in results[STATIC][1]]
+    assert rounds() == 1
+
+
+def test_what_is_dealt_without_protection_is_bare(three):
+    def party(session):
+        known = np.full(3, 7, dtype=np.uint64) if session.pid == HELPER else None
+        mask = pad(session, "a", (3,)).tolist()
+        part = deal(session, "a", known, (3,))
+        return mask, None if part is None else part.tolist()
+
+    results = three(party, threshold=0, insecure=True)
+    assert results == [([0] * 3, [0] * 3), ([0] * 3, [7] * 3), ([0] * 3, None)]
+
+
+def test_swap(trio, depth):
+    rounds = depth(trio)
+
+    def party(session):
+        if session.pid == HELPER:
+            return None
+        receive = swap(session, "a", np.full(4, session.pid + 1, dtype=np.uint8))
+        return receive().tolist()
+
+    assert run_trio(trio, party) == [[2] * 4, [1] * 4, None]
+    assert rounds() == 1
+    assert sum(sum(s.ledger.sent.values()) for s in trio) == 2 * 4
 
 
 # -- opening is declared -----------------------------------------------------

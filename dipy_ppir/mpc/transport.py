@@ -173,7 +173,7 @@ class Link:
         return head
 
     def send_some(self):
-        """Send of the unsent bytes what can be sent at once.
+        """Send of the unsent bytes what can be sent at once; returns how many.
 
         Raises
         ------
@@ -185,11 +185,13 @@ class Link:
             n = self.sock.sendmsg(parts)
         except InterruptedError:
             raise BlockingIOError from None
-        while parts and n >= len(parts[0]):
-            n -= len(parts[0])
+        left = n
+        while parts and left >= len(parts[0]):
+            left -= len(parts[0])
             del parts[0]
-        if n:
-            parts[0] = parts[0][n:]
+        if left:
+            parts[0] = parts[0][left:]
+        return n
 
     def finish_frame(self, deadline):
         """Try to send the rest of a frame until `deadline`; whether all of it is."""
@@ -341,18 +343,22 @@ class Network:
         if len(payload):
             parts.append(payload)
         link.unsent = parts
+        deadline, taken = None, 0
         while parts:
             try:
-                link.send_some()
+                taken += link.send_some()
             except BlockingIOError:
-                self._wait_writable(link)
+                # What peers send meanwhile does not extend the time.
+                if deadline is None or taken >= LEAST_PROGRESS:
+                    deadline, taken = time.monotonic() + self.timeout, 0
+                self._wait_writable(link, deadline)
             except PeerError:
                 raise
             except OSError:
                 self._lost(link)
         self.ledger().record_sent(peer, len(payload), _HEADER.size)
 
-    def _wait_writable(self, link):
+    def _wait_writable(self, link, deadline):
         poller = select.poll()
         by_fd = {
             other.sock.fileno(): other
@@ -363,7 +369,8 @@ class Network:
             poller.register(
                 fd, select.POLLIN | (select.POLLOUT if other is link else 0)
             )
-        events = poller.poll(self.timeout * 1000)
+        left = deadline - time.monotonic()
+        events = poller.poll(left * 1000) if left > 0 else []
         if not events:
             self._timed_out([link])
         for fd, event in events:
