@@ -1,0 +1,333 @@
+"""Whatever a peer or a stranger sends: an error that names it, or the right answer.
+
+Genuine streams of frames and of TLS handshakes are changed: bits flipped, pieces cut
+out, repeated, exchanged, put in, headers edited. What then comes out may be what was
+sent, or a `PeerError`; nothing else, and soon.
+"""
+
+import random
+import socket
+import threading
+import time
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+import numpy as np
+from OpenSSL import SSL
+import pytest
+
+from dipy_ppir.mpc import tls, transport
+from dipy_ppir.mpc.errors import PeerError
+from dipy_ppir.mpc.identity import create_identity
+from dipy_ppir.mpc.ledger import STATIC, Ledger
+from dipy_ppir.mpc.sessionfile import Party
+from dipy_ppir.mpc.transport import BYE, DATA, JSON, MPYC, Link, Network, operation_code
+
+FRAMES, TO_SERVER, TO_CLIENT, IN_BETWEEN = 9000, 800, 400, 100
+HEADER = transport._HEADER
+NUMBERS = np.arange(6, dtype=np.uint64)
+METADATA = b'{"nbins": 32, "level_iters": [10, 5]}'
+run = {"frames": 0, "server": 0, "client": 0, "between": 0}
+
+
+def genuine():
+    """Frames as a peer sends them, in order: what `drive` asks for."""
+    plan = [
+        (DATA, NUMBERS.tobytes()),
+        (JSON, METADATA),
+        (DATA, NUMBERS[::-1].tobytes()),
+        (BYE, b""),
+    ]
+    return [
+        HEADER.pack(b"PP", 1, kind, operation_code("step"), i, len(body)) + body
+        for i, (kind, body) in enumerate(plan)
+    ]
+
+
+GENUINE = genuine()
+
+header_edit = st.tuples(
+    st.just("header"),
+    st.integers(0, len(GENUINE) - 1),
+    st.sampled_from([DATA, JSON, MPYC, BYE, transport.ABORT, 0, 77]),
+    st.sampled_from([0, 1, operation_code("step"), operation_code("other")]),
+    st.sampled_from([0, 1, 2, 3, 1 << 63]),
+    st.sampled_from([0, 1, 2, 47, 48, 49, 1 << 20, 1 << 24, 1 << 40, (1 << 64) - 1]),
+)
+bytes_edit = st.tuples(
+    st.sampled_from(["flip", "cut", "put", "repeat"]),
+    st.integers(0, 4000),
+    st.integers(1, 400),
+    st.binary(max_size=40),
+)
+order_edit = st.tuples(
+    st.sampled_from(["swap", "again", "drop"]),
+    st.integers(0, len(GENUINE) - 1),
+    st.integers(0, len(GENUINE) - 1),
+)
+
+
+def change_bytes(raw, kind, at, length, extra):
+    """One of the edits of `bytes_edit`."""
+    raw = bytearray(raw)
+    at %= len(raw) + 1
+    if kind == "flip" and raw:
+        raw[at % len(raw)] ^= 1 << length % 8
+    elif kind == "cut":
+        del raw[at : at + length]
+    elif kind == "put":
+        raw[at:at] = extra
+    elif kind == "repeat":
+        raw[at:at] = raw[at : at + length]
+    return bytes(raw)
+
+
+def changed(edits):
+    """The genuine stream after a list of edits."""
+    frames, raw = list(GENUINE), None
+    for kind, *rest in edits:
+        if kind in ("flip", "cut", "put", "repeat"):
+            raw = b"".join(frames) if raw is None else raw
+            raw = change_bytes(raw, kind, *rest)
+        elif raw is None and kind == "header":
+            i, frame_kind, op, sequence, length = rest
+            i %= len(frames) or 1
+            body = frames[i][HEADER.size :] if frames else b""
+            frames[i : i + 1] = [
+                HEADER.pack(b"PP", 1, frame_kind, op, sequence, length) + body
+            ]
+        elif raw is None and frames:
+            i, j = (k % len(frames) for k in rest)
+            if kind == "swap":
+                frames[i], frames[j] = frames[j], frames[i]
+            elif kind == "again":
+                frames.insert(j, frames[i])
+            else:
+                del frames[i]
+    return b"".join(frames) if raw is None else raw
+
+
+def drive(raw):
+    """Give a stream to a party that expects the genuine one."""
+    ours, peer = socket.socketpair()
+    ledger = Ledger()
+    link = Link(ours, STATIC)
+    network = Network({STATIC: link}, 5.0, lambda: ledger)
+    try:
+        peer.sendall(raw)
+        peer.shutdown(socket.SHUT_WR)
+        first, last = np.empty_like(NUMBERS), np.empty_like(NUMBERS)
+        network.receive(STATIC, "step", first)
+        metadata = network.receive_json(STATIC, "step")
+        network.receive_all({STATIC: last}, "step")
+        assert link.backlog <= transport.MAX_BACKLOG
+        return first, metadata, last
+    finally:
+        network.close()
+        peer.close()
+
+
+def test_the_genuine_stream_is_accepted():
+    first, metadata, last = drive(b"".join(GENUINE))
+    np.testing.assert_array_equal(first, NUMBERS)
+    np.testing.assert_array_equal(last, NUMBERS[::-1])
+    assert metadata == {"nbins": 32, "level_iters": [10, 5]}
+
+
+@settings(
+    max_examples=FRAMES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.lists(st.one_of(bytes_edit, header_edit, order_edit), min_size=1, max_size=4))
+def test_changed_frames(edits):
+    run["frames"] += 1
+    try:
+        first, metadata, last = drive(changed(edits))
+    except PeerError as exc:
+        assert exc.culprit == STATIC
+        return
+    # Payloads may be changed: they are numbers, and TLS is what protects them.
+    assert first.shape == last.shape == NUMBERS.shape
+    assert metadata is None or type(metadata) in (dict, list, str, int, float, bool)
+
+
+# -- handshakes ----------------------------------------------------------
+
+IDENTITIES = [create_identity(name) for name in ("one", "two")]
+PARTIES = [
+    Party(pid, identity.name, identity.fingerprint, None)
+    for pid, identity in enumerate(IDENTITIES)
+]
+
+
+def context(identity):
+    def accept(*_):
+        return True
+
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.use_certificate(identity.certificate)
+    context.use_privatekey(identity.key)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, accept)
+    context.set_alpn_protos([tls.LINK])
+    return context
+
+
+def first_flights():
+    """What a client says first, and what a server answers."""
+    client = SSL.Connection(context(IDENTITIES[1]), None)
+    server = SSL.Connection(context(IDENTITIES[1]), None)
+    client.set_connect_state()
+    server.set_accept_state()
+    flights = []
+    for sender, receiver in ((client, server), (server, client)):
+        with pytest.raises(SSL.WantReadError):
+            sender.do_handshake()
+        flights.append(sender.bio_read(1 << 16))
+        receiver.bio_write(flights[-1])
+    return flights
+
+
+HELLO, ANSWER = first_flights()
+
+
+def shake(raw, server):
+    """Shake hands with somebody who says `raw` and hangs up."""
+    ours, peer = socket.socketpair()
+    try:
+        peer.sendall(raw)
+        peer.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + 10
+        with pytest.raises(PeerError):
+            tls.handshake(
+                ours,
+                IDENTITIES[0],
+                {PARTIES[1].fingerprint: PARTIES[1]},
+                purposes=[tls.LINK],
+                server=server,
+                deadline=deadline,
+            )
+        assert time.monotonic() < deadline
+    finally:
+        ours.close()
+        peer.close()
+
+
+def handshakes(examples):
+    edits = st.lists(bytes_edit, min_size=0, max_size=4)
+    options = {"deadline": None, "database": None, "max_examples": examples}
+    options["suppress_health_check"] = list(HealthCheck)
+    return lambda test: settings(**options)(given(edits)(test))
+
+
+@handshakes(TO_SERVER)
+def test_changed_handshakes_at_who_is_dialled(edits):
+    run["server"] += 1
+    raw = HELLO
+    for edit in edits:
+        raw = change_bytes(raw, *edit)
+    shake(raw, server=True)
+
+
+@handshakes(TO_CLIENT)
+def test_changed_handshakes_at_who_dials(edits):
+    """The answer to another hello, changed or not, is a replay."""
+    run["client"] += 1
+    raw = ANSWER
+    for edit in edits:
+        raw = change_bytes(raw, *edit)
+    shake(raw, server=False)
+
+
+def between(sockets, rng):
+    """Pass bytes on, with one bit wrong somewhere in the first two thousand."""
+    at, bit, lock = rng.randrange(2000), rng.randrange(8), threading.Lock()
+    passed = 0
+
+    def carry(source, sink):
+        nonlocal passed
+        try:
+            while data := bytearray(source.recv(4096)):
+                with lock:
+                    if passed <= at < passed + len(data):
+                        data[at - passed] ^= 1 << bit
+                    passed += len(data)
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    one, other = sockets
+    pairs = ((one, other), (other, one))
+    threads = [threading.Thread(target=carry, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_bit_changed_on_the_way(block):
+    """Both ends notice, before or at the first message."""
+    rng = random.Random(block)
+    for _ in range(IN_BETWEEN // 4):
+        run["between"] += 1
+        (a, a_far), (b, b_far) = socket.socketpair(), socket.socketpair()
+        threads = between((a_far, b_far), rng)
+        outcome = {}
+
+        def party(pid, sock, outcome=outcome):
+            other = PARTIES[1 - pid]
+            try:
+                connection = tls.connect(sock, IDENTITIES[pid], other, server=pid == 0)
+                link, ledger = Link(connection, other.pid), Ledger()
+                network = Network({other.pid: link}, 5.0, lambda: ledger)
+                received = np.empty_like(NUMBERS)
+                network.send(other.pid, "step", NUMBERS)
+                network.receive(other.pid, "step", received)
+                outcome[pid] = bool((received == NUMBERS).all())
+                network.close()
+            except PeerError:
+                outcome[pid] = "refused"
+                sock.close()
+
+        threads += [
+            threading.Thread(target=party, args=(pid, sock))
+            for pid, sock in enumerate((a, b))
+        ]
+        for thread in threads[2:]:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        for sock in (a, a_far, b, b_far):
+            sock.close()
+        # A flipped bit may lie behind all that was sent; a wrong number never passes.
+        assert set(outcome) == {0, 1}
+        assert False not in outcome.values()
+        assert "refused" in outcome.values() or outcome == {0: True, 1: True}
+
+
+def test_more_than_ten_thousand_were_tried():
+    if not all(run.values()):
+        pytest.skip("counts the whole file only")
+    assert sum(run.values()) >= 10_000, run
+
+
+def test_no_memory_for_frames_that_are_only_announced():
+    """A header that announces the largest frame costs no more than the limit."""
+    ours, peer = socket.socketpair()
+    ledger = Ledger()
+    network = Network({STATIC: Link(ours, STATIC)}, 0.5, lambda: ledger)
+    with pytest.raises(PeerError):
+        for i in range(100):
+            head = HEADER.pack(b"PP", 1, DATA, 7, i, 1 << 24)
+            peer.sendall(head)
+            network.receive(STATIC, "step", np.empty_like(NUMBERS))
+    assert network.links[STATIC].backlog <= transport.MAX_BACKLOG
+    network.close()
+    peer.close()
