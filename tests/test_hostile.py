@@ -5,11 +5,17 @@ out, repeated, exchanged, put in, headers edited. What then comes out may be wha
 sent, or a `PeerError`; nothing else, and soon.
 """
 
+import contextlib
+from importlib.metadata import version
+import json
 import random
+import resource
 import socket
 import threading
 import time
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -17,9 +23,15 @@ from OpenSSL import SSL
 import pytest
 
 from dipy_ppir.mpc import tls, transport
-from dipy_ppir.mpc.errors import PeerError
+from dipy_ppir.mpc.errors import (
+    ParameterMismatchError,
+    PeerError,
+    PeerTimeoutError,
+    ProtocolError,
+)
 from dipy_ppir.mpc.identity import create_identity
-from dipy_ppir.mpc.ledger import STATIC, Ledger
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
+from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import Party
 from dipy_ppir.mpc.transport import BYE, DATA, JSON, MPYC, Link, Network, operation_code
 
@@ -27,6 +39,8 @@ FRAMES, TO_SERVER, TO_CLIENT, IN_BETWEEN = 9000, 800, 400, 100
 HEADER = transport._HEADER
 NUMBERS = np.arange(6, dtype=np.uint64)
 METADATA = b'{"nbins": 32, "level_iters": [10, 5]}'
+MOST_MEMORY = 1 << 28
+memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run = {"frames": 0, "server": 0, "client": 0, "between": 0}
 
 
@@ -318,6 +332,12 @@ def test_more_than_ten_thousand_were_tried():
     assert sum(run.values()) >= 10_000, run
 
 
+def test_memory_stayed_bounded():
+    """Over all that went before, many of which announced 16 MB and more."""
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before
+    assert grown * 1024 < MOST_MEMORY
+
+
 def test_no_memory_for_frames_that_are_only_announced():
     """A header that announces the largest frame costs no more than the limit."""
     ours, peer = socket.socketpair()
@@ -331,3 +351,174 @@ def test_no_memory_for_frames_that_are_only_announced():
     assert network.links[STATIC].backlog <= transport.MAX_BACKLOG
     network.close()
     peer.close()
+
+
+def test_what_a_peer_sends_does_not_extend_the_time_to_take():
+    """It takes nothing, but sends on and on, now and then."""
+    ours, peer = socket.socketpair()
+    ledger = Ledger()
+    network = Network({STATIC: Link(ours, STATIC)}, 0.4, lambda: ledger)
+    over = threading.Event()
+
+    def chatter():
+        for i in range(1000):
+            if over.wait(0.05):
+                return
+            peer.sendall(HEADER.pack(b"PP", 1, DATA, 7, i, 0))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    with pytest.raises(PeerTimeoutError) as caught:
+        network.send(STATIC, "step", np.zeros(1 << 22, dtype=np.uint64))
+    assert caught.value.culprit == STATIC
+    over.set()
+    thread.join()
+    network.close()
+    peer.close()
+
+
+# -- metadata ------------------------------------------------------------
+
+PARAMETERS = {"nbins": 32, "level_iters": [10, 5], "name": "x"}
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([10**4000, -(10**300), 1e308, "\ud800", "a\x1b[2J\n"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=5) | st.sampled_from([*PARAMETERS, "setup", "threshold"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=10,
+)
+BOMBS = {
+    "deep list": b"[" * 900 + b"]" * 900,
+    "deeper list": b"[" * 100_000 + b"]" * 100_000,
+    "deep table": b'{"nbins": ' * 400 + b"1" + b"}" * 400,
+    "just too deep": b'{"nbins": ' + b"[" * 16 + b"]" * 16 + b"}",
+    "long number": b'{"nbins": ' + b"9" * 5000 + b"}",
+    "not a number": b'{"nbins": NaN}',
+    "infinite": b'{"nbins": -Infinity}',
+    "infinite in digits": b'{"nbins": 1e999}',
+    "many keys": json.dumps({str(i): i for i in range(50_000)}).encode(),
+    "many lists": b"[" + b"[]," * 300_000 + b"[]]",
+    "UTF-16": '{"nbins": 32}'.encode("utf-16"),
+    "cut": b'{"nbins": 3',
+}
+
+
+def hear(name, raw, call):
+    """What `call` makes of a session whose static owner sends `raw` as metadata."""
+    mine = {
+        "agree-test": {
+            **PARAMETERS,
+            "dipy_ppir version": version("dipy-ppir"),
+            "threshold": 1,
+        },
+        "receipt": {"setup": 1},
+        "any": 1,
+    }[name]
+    sockets, links, threads = [], {}, []
+    for peer, payload in ((STATIC, raw), (HELPER, json.dumps(mine).encode())):
+        ours, theirs = socket.socketpair()
+        links[peer] = Link(ours, peer)
+        sockets += [ours, theirs]
+        stream = b"".join(
+            HEADER.pack(b"PP", 1, JSON, operation_code(step), i, len(body)) + body
+            for i, (step, body) in enumerate([(name, payload), ("disagreement", b"0")])
+        )
+        threads.append(threading.Thread(target=say, args=(theirs, stream)))
+        threads[-1].start()
+    session = Session(MOVING, links, {p: bytes(32) for p in links}, timeout=10)
+    try:
+        return call(session)
+    finally:
+        session.network.closed = True
+        for sock in sockets:
+            sock.close()
+        for thread in threads:
+            thread.join()
+
+
+def say(sock, raw):
+    with contextlib.suppress(OSError):
+        sock.sendall(raw)
+
+
+CALLS = {
+    "agree-test": lambda session: session.agree("test", PARAMETERS),
+    "receipt": lambda session: session.receipt(),
+    "any": lambda session: session.exchange("any", 1),
+}
+
+
+def survives(name, raw):
+    """Nothing but an error with a name, or a result fit to be written down."""
+    try:
+        result = hear(name, raw, CALLS[name])
+    except ParameterMismatchError as exc:
+        assert name == "agree-test"
+        assert len(str(exc)) < 10_000
+        assert str(exc).isprintable()
+    except PeerError as exc:
+        assert exc.culprit == STATIC
+    else:
+        json.dumps(result if name != "any" else result[STATIC])
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_bombs_in_metadata(name, bomb):
+    survives(name, BOMBS[bomb])
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    ["deep list", "deep table", "just too deep", "long number", "infinite in digits"],
+)
+def test_metadata_that_no_party_sends_is_malformed(bomb):
+    with pytest.raises(ProtocolError, match="malformed metadata") as caught:
+        hear("any", BOMBS[bomb], CALLS["any"])
+    assert caught.value.culprit == STATIC
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.sampled_from(sorted(CALLS)), JSON_VALUES)
+def test_any_metadata(name, value):
+    survives(name, json.dumps(value).encode())
+
+
+# -- certificates --------------------------------------------------------
+
+DER = create_identity("stranger").certificate.public_bytes(Encoding.DER)
+
+
+@settings(
+    max_examples=500,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.lists(bytes_edit, min_size=1, max_size=3))
+def test_any_certificate_is_refused_in_words(edits):
+    """What is still a certificate for the library is a stranger's for us."""
+    raw = DER
+    for edit in edits:
+        raw = change_bytes(raw, *edit)
+    try:
+        shown = x509.load_der_x509_certificate(raw)
+    except ValueError:
+        return
+    problem = tls.certificate_problem(shown, {p.fingerprint: p for p in PARTIES})
+    assert (problem is not None) and problem.isprintable()

@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 
 import dipy_ppir.align
-from dipy_ppir.align import RemoteImage, _public, affine_registration, imaffine
+from dipy_ppir.align import RemoteImage, affine_registration, imaffine
 from dipy_ppir.align._public import PIPELINE_STEPS
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
@@ -355,7 +355,7 @@ class Lockstep:
             return result
 
         for modules, function in (
-            ((imaffine, _public), record),
+            ((imaffine,), record),
             ((dipy.align.imaffine, dipy.align._public), repeat),
         ):
             for module in modules:
