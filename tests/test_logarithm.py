@@ -48,7 +48,7 @@ def random_ints(n, seed=0):
 def scaled(session, numbers):
     """Opened positions and scaled numbers of a shared array."""
     masks = normal.deal_masks(session, len(numbers.share))
-    masked = open_masked(session, numbers, masks)
+    masked = open_masked(session, numbers)()
     exponent, product = normalize(session, masked, masks)
     exponent = SharedArray(R128, exponent, 2, 0, 64)
     product = SharedArray(R64, product, 2, 0, R64.modulus // 2 - 1)
@@ -105,7 +105,7 @@ def test_numbers_that_could_be_too_large_are_refused(trio, outcomes, tap, ring_a
 
     def party(session):
         array = ring_array(session, [1], bound=LARGEST + 1)
-        open_masked(session, array, normal.Masks(np.zeros(1, dtype=np.uint64)))
+        open_masked(session, array)
 
     for error in outcomes(trio, party):
         assert isinstance(error, FixedPointOverflowError)
@@ -128,7 +128,7 @@ def test_polynomials():
 def logarithms(session, values, ring_array):
     masks = deal_masks(session, len(values), 1)
     array = ring_array(session, values, bound=LARGEST)
-    return logarithm(session, open_masked(session, array, masks.normal), masks)
+    return logarithm(session, open_masked(session, array)(), masks)
 
 
 #: What the module's docstring promises.
@@ -178,7 +178,7 @@ def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
 
     arrays = [ring_array(s, random_ints(n), bound=LARGEST) for s in trio]
     dealt = step(lambda s: deal_masks(s, n, size))
-    masked = step(lambda s: open_masked(s, arrays[s.pid], dealt[s.pid].normal))
+    masked = step(lambda s: open_masked(s, arrays[s.pid])())
     step(lambda s: normalize(s, masked[s.pid], dealt[s.pid].normal))
     again = run_trio(trio, lambda s: deal_masks(s, n, size))
     logs = step(lambda s: logarithm(s, masked[s.pid], again[s.pid]))
@@ -218,7 +218,7 @@ def watch(trio, tap, ring_array, n):
     def party(session):
         masks = deal_masks(session, n, n)
         array = ring_array(session, [1] * n, bound=LARGEST)
-        masked = open_masked(session, array, masks.normal)
+        masked = open_masked(session, array)()
         logs = logarithm(session, masked, masks)
         module._weigh(session, masked, logs, masks)()
 
@@ -274,9 +274,8 @@ def test_the_number_opened_is_uniform_though_every_part_is_constant(trio, tap):
     frames = tap(trio)
 
     def party(session):
-        masks = normal.deal_masks(session, n)
         part = np.full(n, session.pid, dtype=np.uint64)
-        return open_masked(session, SharedArray(R64, part, 2, 0, 3), masks)
+        return open_masked(session, SharedArray(R64, part, 2, 0, 3))()
 
     results = run_trio(trio, party)
     assert (results[MOVING] == results[STATIC]).all()

@@ -54,11 +54,11 @@ connect = 60
 
 
 def text():
-    pins = {
+    fingerprints = {
         name: pins.identity(pid).fingerprint
         for name, pid in (("moving", MOVING), ("static", STATIC), ("helper", HELPER))
     }
-    return TEXT.format(**pins)
+    return TEXT.format(**fingerprints)
 
 
 def write(tmp_path, raw):

@@ -159,7 +159,7 @@ def logarithm(session, masked, masks):
     ----------
     session : Session
     masked : array of uint64, shape (n,)
-        what `normalize.open_masked` returned.
+        what `normalize.open_masked` opened.
     masks : Masks
 
     Returns
@@ -276,7 +276,6 @@ def mutual_information(
     result : MutualInformation
     """
     bins, categories = table.shape[0] - 1, table.shape[1]
-    masks = deal_table(session, bins, categories) if masks is None else masks
     counted = table.share[-1]
     # Sums are local. One unit in the last place is added to every number, so that
     # none is zero.
@@ -287,7 +286,9 @@ def mutual_information(
     if session.pid == MOVING:
         every += np.uint64(1)
     numbers = table._with(every, bound=table.bound + 1)
-    masked = normal.open_masked(session, numbers, masks.normal)
+    receive_masked = normal.open_masked(session, numbers)
+    masks = deal_table(session, bins, categories) if masks is None else masks
+    masked = receive_masked()
     logs = logarithm(session, masked, masks)
     cells = logs[:size].reshape(bins, categories)
     rows, columns = logs[size : size + bins], logs[size + bins :]

@@ -63,12 +63,12 @@ _PLACES = np.arange(POSITIONS, dtype=np.uint64)
 
 
 class Masks(NamedTuple):
-    """What is dealt for n numbers: an owner's parts; at the helper the mask alone.
+    """What is dealt for n numbers: an owner's parts; at the helper `number` alone.
 
     Attributes
     ----------
     number : array of uint64, shape (n,)
-        the mask r; at the helper in full.
+        the mask r; at the helper only.
     bits : array of uint8, shape (n, POSITIONS)
         bits of r, modulo 256.
     count : array of uint8, shape (n, POSITIONS)
@@ -83,7 +83,7 @@ class Masks(NamedTuple):
         bits of the position's mask, in the ring of 128 bits.
     """
 
-    number: np.ndarray
+    number: np.ndarray = None
     bits: np.ndarray = None
     count: np.ndarray = None
     tests: np.ndarray = None
@@ -102,11 +102,11 @@ def deal_masks(session, n):
     masks : Masks
     """
     tall = (n, POSITIONS)
-    number = pad(session, "number", (n,))
     count = pad(session, "count", tall, np.uint8)
     position = pad(session, "position", (n,), np.uint8, np.bitwise_xor)
     bits = tests = scales = exponent = None
     if session.pid == HELPER:
+        number = pad(session, "number", (n,))
         bits = (number[:, None] >> _PLACES & np.uint64(1)).astype(np.uint8)
         tests = np.uint64(1) << (count & np.uint8(63)).astype(np.uint64)
         scales = _scales(number, position)
@@ -120,7 +120,7 @@ def deal_masks(session, n):
         deal(session, "scales", scales, (2, 64, n)),
         deal(session, "exponent", exponent, (POSITION_BITS, n, 2), minus=R128.sub),
     )
-    return Masks(number) if session.pid == HELPER else Masks(number, *dealt)
+    return Masks(number) if session.pid == HELPER else Masks(None, *dealt)
 
 
 def _scales(number, position):
@@ -130,8 +130,10 @@ def _scales(number, position):
     return np.stack([scale, scale * number])
 
 
-def open_masked(session, array, masks):
-    """Open a shared array to both owners, behind the mask that the helper dealt.
+def open_masked(session, array):
+    """Open a shared array to both owners, behind the mask that `deal_masks` is about.
+
+    An owner sends its part at once, before it waits for what the helper deals.
 
     Rounds: 1. Bytes: 32 per number.
 
@@ -139,12 +141,12 @@ def open_masked(session, array, masks):
     ----------
     session : Session
     array : SharedArray, shape (n,), field R64
-    masks : Masks
 
     Returns
     -------
-    masked : array of uint64, shape (n,)
-        the same at both owners; at the helper zeros.
+    receive : callable
+        returns the masked numbers, an array of uint64 of shape (n,), the same at both
+        owners; at the helper zeros. Owners call it after `deal_masks`.
 
     Raises
     ------
@@ -156,16 +158,22 @@ def open_masked(session, array, masks):
             f"numbers of {array.bound.bit_length()} bits are too large to be "
             f"normalized; they must have {NUMBER_BITS} at most"
         )
-    mine = array.share if session.pid == HELPER else array.share + masks.number
+    mine = array.share
+    if session.pid != HELPER:
+        mine = mine + pad(session, "number", array.shape)
     hidden = {o: mine + zero_share(session, R64, array.shape) for o in (MOVING, STATIC)}
     for owner in hidden:
         if owner != session.pid:
             session.network.send(owner, "masked", hidden[owner])
-    if session.pid == HELPER:
-        return R64.zeros(array.shape)
-    theirs = {p: array.empty() for p in session.peers}
-    session.network.receive_all(theirs, "masked")
-    return hidden[session.pid] + sum(theirs.values())
+
+    def receive():
+        if session.pid == HELPER:
+            return R64.zeros(array.shape)
+        theirs = {p: array.empty() for p in session.peers}
+        session.network.receive_all(theirs, "masked")
+        return hidden[session.pid] + sum(theirs.values())
+
+    return receive
 
 
 def normalize(session, masked, masks):
@@ -177,7 +185,7 @@ def normalize(session, masked, masks):
     ----------
     session : Session
     masked : array of uint64, shape (n,)
-        what `open_masked` returned; the numbers are not zero.
+        what `open_masked` opened; the numbers are not zero.
     masks : Masks
 
     Returns

@@ -86,11 +86,13 @@ def _check_loopback(sock):
         )
 
 
-def _ended(link):
-    """Whether the other end closes the link within a second."""
+def _ended(link, patience=1.0):
+    """Whether the other end closes the link within so many seconds."""
+    if link.sock.fileno() < 0:
+        return False
     poller = select.poll()
     poller.register(link.sock.fileno(), _RDHUP)
-    return bool(poller.poll(1000))
+    return bool(poller.poll(patience * 1000))
 
 
 def _parse(raw):
@@ -545,9 +547,15 @@ class Network:
         for frame in link.inbox:
             if frame.kind == ABORT:
                 self._aborted(link, frame)
+        # Who dies takes the others along; which was first cannot be told from here.
+        also = "".join(
+            f", and so did {other.name}"
+            for other in self.links.values()
+            if other is not link and not other.finished and _ended(other, 0)
+        )
         raise PeerLostError(
-            f"{link.name} closed the connection or died; see its own log, start it "
-            "again and rerun or resume the session",
+            f"{link.name} closed the connection or died{also}; see its own log, start "
+            "it again and rerun or resume the session",
             link.peer,
         ) from None
 
