@@ -419,15 +419,24 @@ def test_idle_strangers_do_not_keep_the_parties_out(monkeypatch, busy):
         time.sleep(0.5)
         return hold(plan, pid)
 
+    here = Meeting(
+        plan,
+        pins.identity(HELPER),
+        on_wait=lambda *_: most.append(len(here._greetings)),
+    )
+    most = []
+
     def helper():
         try:
-            return hold(plan, HELPER)
+            here.hold()
         finally:
             over.set()
+        return here
 
     *meetings, _ = pins.together(
         lambda: late(MOVING), lambda: late(STATIC), helper, crowd
     )
+    assert max(most) == 8, "nobody had to give way, or too many were let in"
     linked(meetings)
     leave(*meetings)
 
