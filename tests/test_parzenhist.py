@@ -360,6 +360,35 @@ def test_a_value_put_off_is_there_when_it_is_read(trio):
     run_trio(trio, party)
 
 
+def test_a_value_put_off_in_a_session_that_failed_is_forgotten(three):
+    static, moving = pair((9, 8, 7))
+    kept = [SecureParzenJointHistogram(16, reveal="gradient") for _ in range(3)]
+    remote = RemoteImage(static.shape)
+
+    def party(session):
+        h = kept[session.pid]
+        h._conversation, h.session = None, session
+        here = {MOVING: (remote, moving), STATIC: (static, remote)}
+        h.setup(*here.get(session.pid, (remote, remote)))
+        h.share_static(static.size, static if session.pid == STATIC else None)
+        if session.pid != MOVING:
+            return h.serve()
+        with h.undisturbed():
+            h.update_pdfs_dense(remote, moving)
+            if h.metric_gradient is None:
+                h.metric_gradient = np.zeros(3)
+                raise ZeroDivisionError
+        return h.end()
+
+    with pytest.raises(ZeroDivisionError):
+        three(party)
+    three(party)
+    _, value, _ = clear(16, static, moving)
+    assert kept[MOVING].metric_value == pytest.approx(
+        value, rel=TOLERANCE["gradient"][0]
+    )
+
+
 def test_a_value_put_off_disturbs_nobody_else():
     static, moving = pair((9, 8, 7))
     _, value, _ = clear(16, static, moving)

@@ -296,8 +296,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         """
         if self._conversation is None or self._conversation.active:
             return
-        # An interrupted evaluation is not taken up again.
-        self._announced, self._open_value = False, None
+        self._announced = False  # an interrupted evaluation is not taken up again
         self.session = self._conversation.start(
             "dipy_ppir.align.parzenhist:_serve_locally",
             common={"nbins": self.nbins, "reveal": self.reveal, "samples": samples},
@@ -424,8 +423,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         """Wait for the metric's value, if that was put off."""
         if self._open_value is None:
             return
-        open_value, self._open_value = self._open_value, None
-        with self.session.phase("histogram"):
+        (session, open_value), self._open_value = self._open_value, None
+        if session is not self.session:
+            return  # it failed and another one took its place
+        with session.phase("histogram"):
             self._metric_value, self._valid = open_value()
 
     def _table(self):
@@ -452,7 +453,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                     by_count=self._by_count,
                     masks=masks,
                 )
-                self._log_ratio, self._open_value = result
+                self._log_ratio = result.log_ratio
+                self._open_value = self.session, result.open
         if not (moving and self._together):
             self._finish()
 

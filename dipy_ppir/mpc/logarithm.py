@@ -107,7 +107,7 @@ def deal_masks(session, n, size):
     """Deal what the logarithms of n numbers need and a weighted sum of `size`.
 
     Rounds: 1. Bytes: 1687 + 704 per number and 64 for each of the sum. It depends on
-    nothing secret, so that the helper can run ahead.
+    nothing secret: the helper runs ahead.
 
     Returns
     -------
@@ -268,8 +268,8 @@ def mutual_information(
     receivers : sequence of int
     by_count : bool, optional
         divide by V instead of T.
-    masks : Masks, optional
-        what `deal_table` returned, if this party called it earlier.
+    masks : Masks, at the helper only
+        what `deal_table` returned; the owners wait for it here.
 
     Returns
     -------
@@ -287,7 +287,8 @@ def mutual_information(
         every += np.uint64(1)
     numbers = table._with(every, bound=table.bound + 1)
     receive_masked = normal.open_masked(session, numbers)
-    masks = deal_table(session, bins, categories) if masks is None else masks
+    if session.pid != HELPER:
+        masks = deal_table(session, bins, categories)
     masked = receive_masked()
     logs = logarithm(session, masked, masks)
     cells = logs[:size].reshape(bins, categories)

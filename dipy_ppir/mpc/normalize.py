@@ -93,9 +93,10 @@ class Masks(NamedTuple):
 
 
 def deal_masks(session, n):
-    """Deal what `open_masked` and `normalize` need for n numbers.
+    """Deal what `normalize` needs for n numbers.
 
-    Rounds: 1. It depends on nothing secret, so that the helper can run ahead.
+    Rounds: 1. It depends on nothing secret: the helper runs ahead, and calls this
+    before `open_masked`.
 
     Returns
     -------
@@ -106,7 +107,7 @@ def deal_masks(session, n):
     position = pad(session, "position", (n,), np.uint8, np.bitwise_xor)
     bits = tests = scales = exponent = None
     if session.pid == HELPER:
-        number = pad(session, "number", (n,))
+        number = _mask(session, n)
         bits = (number[:, None] >> _PLACES & np.uint64(1)).astype(np.uint8)
         tests = np.uint64(1) << (count & np.uint8(63)).astype(np.uint64)
         scales = _scales(number, position)
@@ -121,6 +122,10 @@ def deal_masks(session, n):
         deal(session, "exponent", exponent, (POSITION_BITS, n, 2), minus=R128.sub),
     )
     return Masks(number) if session.pid == HELPER else Masks(None, *dealt)
+
+
+def _mask(session, n):
+    return pad(session, "number", (n,))
 
 
 def _scales(number, position):
@@ -160,7 +165,7 @@ def open_masked(session, array):
         )
     mine = array.share
     if session.pid != HELPER:
-        mine = mine + pad(session, "number", array.shape)
+        mine = mine + _mask(session, len(mine))
     hidden = {o: mine + zero_share(session, R64, array.shape) for o in (MOVING, STATIC)}
     for owner in hidden:
         if owner != session.pid:
