@@ -85,6 +85,16 @@ def test_a_key_that_was_there_before_leaves_no_mode_behind(saved):
     assert Identity.load(saved).name == "B"
 
 
+def test_what_is_replaced_is_kept(saved):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    create_identity("B").save(saved, force=True)
+    for name, content in before.items():
+        old = saved / f"{name}.old"
+        assert old.read_bytes() == content != (saved / name).read_bytes()
+        old.replace(saved / name)
+    assert Identity.load(saved).name != "B"
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o610, 0o601, 0o777])
 def test_a_key_that_others_can_read_is_refused(saved, mode):
     (saved / KEY_FILE).chmod(mode)

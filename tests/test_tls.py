@@ -42,7 +42,7 @@ from dipy_ppir.mpc.errors import (
 from dipy_ppir.mpc.identity import Identity, create_identity, fingerprint
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
 from dipy_ppir.mpc.sessionfile import Party
-from dipy_ppir.mpc.transport import Link, Network, operation_code
+from dipy_ppir.mpc.transport import DATA, Link, Network, operation_code
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)
@@ -213,10 +213,11 @@ def test_many_small_frames_and_what_tls_has_read_ahead(met):
     """Several frames in one record: waiting on the socket would not show them."""
     one = Network({HELPER: Link(met[0], HELPER)}, 5, Ledger)
     other = Network({MOVING: Link(met[1], MOVING)}, 5, Ledger)
-    raw = b"".join(
-        bytes(one.links[HELPER].header(1, operation_code("step"), 8)) + bytes([i]) * 8
-        for i in range(100)
-    )
+    link = one.links[HELPER]
+    for i in range(100):
+        link.begin_frame(DATA, operation_code("step"), bytes([i]) * 8)
+    raw = b"".join(link.unsent)
+    link.unsent.clear()
     assert met[0].sendmsg([raw]) == len(raw)
     for i in range(100):
         out = bytearray(8)

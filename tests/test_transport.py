@@ -41,6 +41,7 @@ from dipy_ppir.mpc.transport import (
     DATA,
     JSON,
     MPYC,
+    WAITING,
     Link,
     Network,
     operation_code,
@@ -386,6 +387,142 @@ def test_time_out_names_the_silent_party(trio, outcomes, silent):
             assert error.culprit == silent
             assert f"party {silent} (" in str(error)
             assert "0.3 s" in str(error)
+
+
+@pytest.mark.parametrize("silent", [MOVING, STATIC, HELPER])
+@pytest.mark.parametrize("hears", ["receiver", "sender"])
+def test_who_waits_in_turn_is_not_blamed(trio, outcomes, silent, hears):
+    """One waits for the silent party, another for the one that waits.
+
+    The first has more patience, so the second times out before it can be told.
+    """
+    first, second = sorted({MOVING, STATIC, HELPER} - {silent})
+    done = threading.Event()
+    trio[first].network.timeout, trio[second].network.timeout = 1.5, 0.8
+
+    def party(session):
+        if session.pid == silent:
+            done.wait(5)
+            return None
+        network = session.network
+        try:
+            if session.pid == second:
+                network.receive(first, "step", np.empty(1, dtype=np.uint64))
+            elif hears == "receiver":
+                network.receive(silent, "step", np.empty(1, dtype=np.uint64))
+            else:
+                network.send(silent, "step", np.empty(1 << 22, dtype=np.uint64))
+        finally:
+            if session.pid == first:
+                done.set()
+
+    errors = outcomes(trio, party)
+    assert errors[silent] is None
+    for pid in (first, second):
+        assert isinstance(errors[pid], PeerError), errors[pid]
+        assert errors[pid].culprit == silent, errors[pid]
+    assert type(errors[second]) is PeerTimeoutError
+    assert f"party {first} (" in str(errors[second])
+
+
+def test_who_was_given_up_names_the_one_it_waits_for(trio, outcomes):
+    """The helper has too little patience, and says that the moving owner is lost."""
+    trio[HELPER].network.timeout = 0.3
+    over = threading.Event()
+
+    def party(session):
+        if session.pid == STATIC:
+            over.wait(5)
+            return None
+        peer = {MOVING: STATIC, HELPER: MOVING}[session.pid]
+        try:
+            session.network.receive(peer, "step", np.empty(1, dtype=np.uint64))
+        finally:
+            over.set()
+
+    trio[MOVING].network._tell = lambda *_: None  # the notice comes too late
+    errors = outcomes(trio, party)
+    assert errors[HELPER].culprit == MOVING
+    assert errors[MOVING].culprit == STATIC
+    assert "until party 2 (helper) gave up" in str(errors[MOVING])
+
+
+def test_a_wait_that_is_over_is_no_excuse(trio, outcomes):
+    """Who waited, and got what it waited for, is to blame for its own silence."""
+    for session in trio:
+        session.network.timeout = 1.0
+    one = np.empty(1, dtype=np.uint64)
+    over = threading.Event()
+
+    def party(session):
+        if session.pid == HELPER:
+            try:
+                session.network.receive(MOVING, "step", one)
+            finally:
+                over.set()
+        elif session.pid == MOVING:
+            session.network.receive(STATIC, "step", one.copy())
+            over.wait(5)
+        else:
+            time.sleep(0.4)
+            session.network.send(MOVING, "step", one)
+            over.wait(5)
+
+    errors = outcomes(trio, party, stop=False)
+    assert type(errors[HELPER]) is PeerTimeoutError
+    assert errors[HELPER].culprit == MOVING
+
+
+def test_saying_that_one_waits_is_not_progress(wire):
+    """Otherwise two parties that wait for each other would do so for ever."""
+    wire.network.timeout = 0.3
+    over = threading.Event()
+
+    def chatter():
+        for i in range(1 << 16):
+            if over.is_set():
+                return
+            wire.peer.sendall(frame(b"\1", kind=WAITING, sequence=i))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    start = time.monotonic()
+    with pytest.raises(PeerTimeoutError):
+        wire.receive()
+    assert time.monotonic() - start < 3
+    assert wire.network.links[STATIC].backlog == 0
+    over.set()
+    wire.network.close()
+    thread.join()
+
+
+@pytest.mark.parametrize("size", [4, 1 << 20])
+def test_an_interrupt_while_sending_is_no_repetition(size):
+    """What the operating system took before the interrupt is not sent twice."""
+    ours, theirs = socket.socketpair()
+
+    class Interrupted:
+        family = None
+
+        def __getattr__(self, name):
+            return getattr(ours, name)
+
+        def sendmsg(self, parts):
+            ours.sendmsg(parts)
+            raise KeyboardInterrupt
+
+    ledger = Ledger()
+    one = Network({STATIC: Link(Interrupted(), STATIC)}, 5, lambda: ledger)
+    other = Network({MOVING: Link(theirs, MOVING)}, 5, lambda: ledger)
+    with pytest.raises(KeyboardInterrupt):
+        one.send(STATIC, "step", np.zeros(size, dtype=np.uint64))
+    one.abort(3)
+    out = np.empty(size, dtype=np.uint64)
+    with pytest.raises(PeerLostError) as caught:
+        other.receive(MOVING, "step", out)
+        other.receive(MOVING, "next", out)
+    assert caught.value.culprit == MOVING
+    other.close()
 
 
 def test_time_out_while_sending(wire):

@@ -101,7 +101,7 @@ class Identity:
             raise IdentityError(
                 f"cannot read {exc.filename}: {exc.strerror}; check its permissions"
             ) from None
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
             raise IdentityError(
                 f"the files {KEY_FILE} and {CERTIFICATE_FILE} in {folder} are not a "
                 f"key and a certificate as dipy_ppir_keygen writes them; {remedy}"
@@ -123,6 +123,8 @@ class Identity:
     def save(self, folder=None, *, force=False):
         """Write key and certificate; the key so that only its owner can read it.
 
+        What they replace is kept under names that end in ``.old``.
+
         Returns
         -------
         folder : Path
@@ -142,6 +144,9 @@ class Identity:
                     "pinned it; add --force to replace it, or choose another --identity"
                 )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file in (key_file, certificate_file):
+                if file.exists():
+                    os.replace(file, file.with_name(file.name + ".old"))
             _write_private(key_file, pem)
             certificate_file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
         except OSError as exc:

@@ -180,18 +180,7 @@ def handshake(
     verdict = []
 
     def verify(connection, certificate, error, depth, ok):
-        # An exception must not leave: it would hide that a stranger caused it.
-        try:
-            shown = certificate.to_cryptography()
-            if depth:
-                problem = _authority_problem(shown, parties)
-            else:
-                problem = certificate_problem(shown, parties, others)
-        except Exception:
-            problem = (
-                "a malformed certificate was shown where that of "
-                f"{_titles(parties)} was due; check the address"
-            )
+        problem = _problem(certificate, depth, parties, others)
         if problem:
             verdict[:] = [problem]
         return not problem
@@ -242,6 +231,21 @@ def handshake(
     if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
         _set_options(sock)
     return tls
+
+
+def _problem(certificate, depth, parties, others):
+    """Why the certificate of a chain at `depth` is refused; None if it is accepted."""
+    # An exception must not leave: it would hide that a stranger caused it.
+    try:
+        shown = certificate.to_cryptography()
+        if depth:
+            return _authority_problem(shown, parties)
+        return certificate_problem(shown, parties, others)
+    except Exception:
+        return (
+            "a malformed certificate was shown where that of "
+            f"{_titles(parties)} was due; check the address"
+        )
 
 
 def certificate_problem(certificate, parties, others=()):

@@ -13,7 +13,8 @@ counts the frames of one direction.
 The receiver knows how long the payload must be and reads it straight into the
 destination array; a frame of any other length ends the session. While a party
 waits for one peer it also watches the others, so the death of any party ends
-every wait at once.
+every wait at once. Whoever waits for long tells the others for whom, so that they do
+not take its silence for its fault.
 """
 
 from collections import deque
@@ -40,14 +41,23 @@ from dipy_ppir.mpc.ledger import ROLES
 
 _HEADER = struct.Struct("<2sBBIQQ")
 _MAGIC, _VERSION = b"PP", 1
-DATA, JSON, MPYC, ABORT, BYE = 1, 2, 3, 4, 5
+DATA, JSON, MPYC, ABORT, BYE, WAITING = 1, 2, 3, 4, 5, 6
 
 #: Largest payload of one frame, by kind; larger arrays travel in several.
-MAX_PAYLOAD = {DATA: 1 << 24, JSON: 1 << 20, MPYC: 1 << 24, ABORT: 1 << 10, BYE: 0}
+MAX_PAYLOAD = {
+    DATA: 1 << 24,
+    JSON: 1 << 20,
+    MPYC: 1 << 24,
+    ABORT: 1 << 10,
+    BYE: 0,
+    WAITING: 1,
+}
 #: Most bytes kept for a peer that runs ahead while this party is sending.
 MAX_BACKLOG = 1 << 28
 #: Seconds that the last word to a peer may take.
 LAST_WORD = 1.0
+#: Seconds, and part of the time-out, after which a party says that it waits.
+PATIENCE, PATIENCE_PART = 5.0, 1 / 8
 #: Bytes of an unfinished frame that must arrive within the time-out: who sends less
 #: stalls.
 LEAST_PROGRESS = 1 << 18
@@ -159,6 +169,10 @@ class Link:
         self.posted = None
         #: What is left of the frame that is being sent.
         self.unsent = []
+        # Whether `unsent` is out of date: an interrupt would leave it so.
+        self._torn = False
+        #: For whom the peer waits, as it says.
+        self.waits_for = frozenset()
         # Whether the peer has said that it is done, and this party its last word.
         self.finished = self.said_last = False
         self.awaited = False
@@ -168,11 +182,16 @@ class Link:
         #: Bytes received, to notice a peer that stalls.
         self.bytes_in = 0
 
-    def header(self, kind, op, length):
-        """Header of the next frame to send."""
-        head = _HEADER.pack(_MAGIC, _VERSION, kind, op, self._sent, length)
+    def begin_frame(self, kind, op, payload):
+        """Put a frame behind what is still unsent."""
+        self._torn = True
+        head = _HEADER.pack(_MAGIC, _VERSION, kind, op, self._sent, len(payload))
         self._sent += 1
-        return head
+        if len(payload) < 64:
+            self.unsent.append(memoryview(head + bytes(payload)))
+        else:
+            self.unsent += [memoryview(head), payload]
+        self._torn = False
 
     def send_some(self):
         """Send of the unsent bytes what can be sent at once; returns how many.
@@ -183,21 +202,25 @@ class Link:
             if that is nothing.
         """
         parts = self.unsent
+        self._torn = True
         try:
-            n = self.sock.sendmsg(parts)
-        except InterruptedError:
+            n = left = self.sock.sendmsg(parts)
+        except (BlockingIOError, InterruptedError):
+            self._torn = False
             raise BlockingIOError from None
-        left = n
         while parts and left >= len(parts[0]):
             left -= len(parts[0])
             del parts[0]
         if left:
             parts[0] = parts[0][left:]
+        self._torn = False
         return n
 
     def finish_frame(self, deadline):
         """Try to send the rest of a frame until `deadline`; whether all of it is."""
         while self.unsent:
+            if self._torn:
+                return False
             try:
                 self.send_some()
             except BlockingIOError:
@@ -228,6 +251,11 @@ class Link:
                 f"{self.name} sent a frame out of order or twice", self.peer
             )
         self._received += 1
+        if kind == WAITING:
+            # Not progress: it must not extend anybody's time.
+            self.bytes_in -= _HEADER.size + length
+            self._frame = _Frame(kind, op, memoryview(bytearray(length)), False)
+            return
         posted = self.posted
         if posted and kind == DATA and op == posted[0] and not self.inbox:
             if len(posted[1]) != length:
@@ -274,6 +302,13 @@ class Link:
                     self.bytes_in += n
                     frame.filled += n
                 self._frame = None
+                if frame.kind == WAITING:
+                    mask = int.from_bytes(frame.body)
+                    self.waits_for = frozenset(p for p in ROLES if mask >> p & 1)
+                    if self.ready:
+                        continue
+                    return None
+                self.waits_for = frozenset()
                 if not frame.posted:
                     self.inbox.append(frame)
                 return frame
@@ -297,6 +332,40 @@ class Link:
         return frame
 
 
+class _Wait:
+    """A wait for peers: it has an end, and the others get to know of it."""
+
+    def __init__(self, network, links):
+        self._network, self.links, self._told = network, links, False
+        self.renew()
+
+    def renew(self):
+        """Start again: there was progress."""
+        timeout = self._network.timeout
+        now = time.monotonic()
+        self._deadline = now + timeout
+        self._tell_at = now + min(PATIENCE, PATIENCE_PART * timeout)
+
+    def poll(self, poller):
+        """Wait for events; there may be none for a while yet."""
+        now = time.monotonic()
+        if not self._told and now >= self._tell_at:
+            self._told = True
+            self._network._tell(self.links, {link.peer for link in self.links})
+        until = self._deadline if self._told else self._tell_at
+        return poller.poll(max(until - now, 0) * 1000)
+
+    def check(self):
+        """Raise PeerTimeoutError if the time is over."""
+        if time.monotonic() >= self._deadline:
+            self._network._timed_out(self.links)
+
+    def end(self):
+        """What was waited for has come."""
+        if self._told:
+            self._network._tell(self.links, set())
+
+
 class Network:
     """This party's links to all others.
 
@@ -315,6 +384,10 @@ class Network:
         self.timeout = timeout
         self.ledger = ledger
         self.closed = False
+        # This party: the one without a link, once there is one to all others.
+        own = set(ROLES) - set(links)
+        self._own = own if len(own) == 1 else set()
+        self._waiting_for = ()
 
     # -- sending ---------------------------------------------------------
 
@@ -341,26 +414,28 @@ class Network:
 
     def _send_frame(self, peer, kind, op, payload):
         link = self.links[peer]
-        parts = [memoryview(link.header(kind, op, len(payload)))]
-        if len(payload):
-            parts.append(payload)
-        link.unsent = parts
-        deadline, taken = None, 0
-        while parts:
+        link.begin_frame(kind, op, payload)
+        wait, taken = None, 0
+        while link.unsent:
             try:
                 taken += link.send_some()
             except BlockingIOError:
+                if wait is None:
+                    wait = self._begin_wait([link])
                 # What peers send meanwhile does not extend the time.
-                if deadline is None or taken >= LEAST_PROGRESS:
-                    deadline, taken = time.monotonic() + self.timeout, 0
-                self._wait_writable(link, deadline)
+                elif taken >= LEAST_PROGRESS:
+                    wait.renew()
+                    taken = 0
+                self._wait_writable(link, wait)
             except PeerError:
                 raise
             except OSError:
                 self._lost(link)
+        if wait is not None:
+            self._end_wait(wait)
         self.ledger().record_sent(peer, len(payload), _HEADER.size)
 
-    def _wait_writable(self, link, deadline):
+    def _wait_writable(self, link, wait):
         poller = select.poll()
         by_fd = {
             other.sock.fileno(): other
@@ -371,13 +446,29 @@ class Network:
             poller.register(
                 fd, select.POLLIN | (select.POLLOUT if other is link else 0)
             )
-        left = deadline - time.monotonic()
-        events = poller.poll(left * 1000) if left > 0 else []
-        if not events:
-            self._timed_out([link])
-        for fd, event in events:
+        for fd, event in wait.poll(poller):
             if event & (select.POLLIN | _HANGUP):
                 self._pump(by_fd[fd])
+        wait.check()
+
+    def _begin_wait(self, links):
+        self._waiting_for = links
+        return _Wait(self, links)
+
+    def _end_wait(self, wait):
+        self._waiting_for = ()
+        wait.end()
+
+    def _tell(self, links, awaited):
+        """Tell all but `links` for whom this party waits. Not in the ledger."""
+        mask = bytes([sum(1 << peer for peer in awaited)])
+        for link in self.links.values():
+            if link in links or link.finished or link.unsent:
+                continue
+            link.begin_frame(WAITING, 0, mask)
+            # What does not go now goes with the next frame; who is gone is noticed then.
+            with contextlib.suppress(OSError):
+                link.send_some()
 
     # -- receiving -------------------------------------------------------
 
@@ -466,7 +557,7 @@ class Network:
             poller.register(fd, (select.POLLIN if other in links else 0) | _RDHUP)
         for link in self.links.values():
             link.awaited = link in links
-        deadline = time.monotonic() + self.timeout
+        wait = self._begin_wait(links)
         seen = sum(link.bytes_in for link in links)
         done = []
         for link in links:
@@ -475,9 +566,7 @@ class Network:
                 if frame is not None:
                     done.append((link, frame))
         while not done:
-            left = deadline - time.monotonic()
-            events = poller.poll(max(left, 0) * 1000)
-            for fd, event in events:
+            for fd, event in wait.poll(poller):
                 link = by_fd[fd]
                 if link in links:
                     frame = self._pump(link)
@@ -491,11 +580,12 @@ class Network:
             if not done:
                 now = sum(link.bytes_in for link in links)
                 if now - seen >= LEAST_PROGRESS:
-                    seen, deadline = now, time.monotonic() + self.timeout
-                elif time.monotonic() >= deadline:
-                    self._timed_out(links)
+                    seen = now
+                    wait.renew()
+                wait.check()
         for link in links:
             link.awaited = False
+        self._end_wait(wait)
         return done
 
     def _pump(self, link):
@@ -514,6 +604,16 @@ class Network:
         if len(frame.body) == 2:
             reason, culprit = frame.body[0], frame.body[1]
         words = REASONS.get(reason, REASONS[1])
+        if reason == 2 and culprit in self._own:
+            awaited = [other for other in self._waiting_for if other is not link]
+            if awaited:
+                self._timed_out(awaited, f"until {link.name} gave up")
+            raise PeerLostError(
+                f"{link.name} lost the connection to this party, or heard nothing from "
+                "it for too long; check the network, or raise the time-out, and rerun "
+                "or resume the session",
+                link.peer,
+            )
         if culprit in ROLES and culprit != link.peer:
             name = f"party {culprit} ({ROLES[culprit]})"
             if reason == 2:
@@ -559,12 +659,19 @@ class Network:
             link.peer,
         ) from None
 
-    def _timed_out(self, links):
-        names = " and ".join(link.name for link in links)
+    def _timed_out(self, links, until=None):
+        until = until or f"for {self.timeout:g} s"
+        # Who waits for somebody else has told so, and is not to blame.
+        blamed = {link.peer for link in links if not link.waits_for - self._own}
+        if not blamed:
+            blamed = set().union(*(link.waits_for for link in links)) - self._own
+            others = " and ".join(link.name for link in links)
+            until += f", and {others} waits for it"
+        names = " and ".join(f"party {p} ({ROLES[p]})" for p in sorted(blamed))
         raise PeerTimeoutError(
-            f"{names} said nothing, or hardly anything, for {self.timeout:g} s; check "
-            "that it still runs and can be reached, or raise the time-out",
-            links[0].peer,
+            f"{names} said nothing, or hardly anything, {until}; check that it still "
+            "runs and can be reached, or raise the time-out",
+            min(blamed),
         )
 
     def abort(self, reason=1, culprit=None):
@@ -584,9 +691,9 @@ class Network:
         # In the middle of a frame it would be taken for a part of it.
         if not link.finish_frame(time.monotonic() + LAST_WORD):
             return
-        frame = [link.header(kind, 0, len(payload)), payload]
+        link.begin_frame(kind, 0, payload)
         with contextlib.suppress(OSError):
-            link.sock.sendmsg(frame, [], socket.MSG_DONTWAIT)
+            link.send_some()
 
     def close(self):
         """Tell every peer that this party is done, and close the connections."""
