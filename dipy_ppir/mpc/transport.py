@@ -466,7 +466,7 @@ class Network:
             if link in links or link.finished or link.unsent:
                 continue
             link.begin_frame(WAITING, 0, mask)
-            # What does not go now goes with the next frame; who is gone is noticed then.
+            # What does not go now goes with the next frame; who is gone is noticed.
             with contextlib.suppress(OSError):
                 link.send_some()
 

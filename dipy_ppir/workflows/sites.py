@@ -39,7 +39,9 @@ def keygen(arguments=None):
         help=f"days that the certificate is valid ({VALIDITY_DAYS})",
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace a key that is there already, which is kept as key.pem.old"
+        "--force",
+        action="store_true",
+        help="replace a key that is there already, which is kept as key.pem.old",
     )
     parser.add_argument(
         "--show", action="store_true", help="only print the fingerprint of the key"
