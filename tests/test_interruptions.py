@@ -175,13 +175,37 @@ def test_another_image_does_not_resume(tmp_path, bodies):
     assert "belongs to another registration (moving image" in sites.last_line("moving")
 
 
-def test_without_a_checkpoint_all_start_from_the_beginning(tmp_path, bodies):
-    sites = sites_for(tmp_path / "sites", "syn", bodies)
+@pytest.mark.parametrize("operation", ["syn", "affine"])
+def test_a_lost_checkpoint_is_missed(tmp_path, bodies, operation):
+    """What was opened before would be missing on the receipt, and from the limits."""
+    sites = sites_for(tmp_path / "sites", operation, bodies)
     kill_at(sites, "moving", 5)
     shutil.rmtree(sites.folder / "out_static" / "session.1.checkpoint")
-    sites.run("--resume")
+    assert set(sites.wait(sites.start("--resume")).values()) == {1}
     assert "There is no checkpoint" in sites.log("static")
-    assert "displacement_field.nii.gz" in sites.outputs("static")
+    for site in ROLES:
+        assert "static owner did not find the checkpoint" in sites.last_line(site)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, bodies):
+    sites = sites_for(tmp_path / "sites", "syn", bodies)
+    kill_at(sites, "moving", 3)
+    folder = sites.folder / "out_helper" / "session.2.checkpoint"
+    old = shutil.copytree(folder, tmp_path / "old")
+    kill_at(sites, "moving", 3)
+    shutil.rmtree(folder)
+    shutil.move(old, folder)
+    assert set(sites.wait(sites.start("--resume")).values()) == {1}
+    for site in ROLES:
+        assert "parties do not have the checkpoint" in sites.last_line(site)
+
+
+def test_resuming_what_had_not_begun(tmp_path, bodies):
+    sites = sites_for(tmp_path / "sites", "syn", bodies)
+    kill_at(sites, "moving", 0)
+    sites.run("--resume")
+    receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
+    assert receipt["resumed"] == 0
 
 
 # -- the folder ----------------------------------------------------------
@@ -209,6 +233,7 @@ def test_states_come_back_as_they_were(tmp_path):
         checkpoint.save(number, facts, {"field": field + number})
     again = Checkpoint(tmp_path / "c", resume=True)
     again.check({"a": 1})
+    assert again.run is None
     assert again.numbers() == [5, 7]
     facts, arrays = again.load(7)
     assert facts == {"value": 7.1, "none": None, "inf": np.inf}

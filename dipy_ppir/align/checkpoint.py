@@ -6,21 +6,27 @@ goes on is a new session with new keys, in which the parties agree on the last s
 that all of them have and do what follows again.
 """
 
+from contextlib import suppress
 import hashlib
 import json
 import os
 from pathlib import Path
 import re
+import secrets
 import shutil
 import time
 from zipfile import BadZipFile
 
 import numpy as np
 
+from dipy_ppir.mpc.errors import PeerError, ProtocolError
+from dipy_ppir.mpc.ledger import MOVING, ROLES
+
 #: States kept; parties are never further apart than one.
 KEPT = 2
 _STATE = re.compile(r"state-(\d{1,12})\.npz")
 _FACTS, _JOURNAL = "registration.json", "journal.jsonl"
+_RUN = re.compile("[0-9a-f]{32}")
 
 
 class CheckpointError(ValueError):
@@ -45,6 +51,8 @@ class Checkpoint:
         self.folder = Path(folder)
         self.resume, self.interval = bool(resume), float(interval)
         self._last = -np.inf
+        #: Number of the run that is continued or begun, the same at all parties.
+        self.run = None
 
     # -- life cycle ------------------------------------------------------
 
@@ -68,6 +76,8 @@ class Checkpoint:
                 "parties, without --resume"
             ) from None
         facts = json.loads(json.dumps(facts))
+        if isinstance(there, dict):
+            self.run = _run(there.pop("run", None))
         keys = sorted(set(there) | set(facts)) if isinstance(there, dict) else ["it"]
         for key in keys:
             if keys == ["it"] or there.get(key) != facts.get(key):
@@ -77,16 +87,22 @@ class Checkpoint:
                     "anew at all parties, without --resume"
                 )
 
-    def begin(self, facts):
-        """Start to write; without `resume` what was there is removed."""
-        self.check(facts)
-        if not self.resume:
+    def begin(self, facts, *, run=None):
+        """Start to write; see `check`.
+
+        What was there is removed without `resume`, or when a new `run` begins.
+        """
+        if run is None:
+            self.check(facts)
+        if run is not None or not self.resume:
             self.discard()
+            self.run = run
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # A record that was cut off must not be continued.
             whole = (json.dumps(record) + "\n" for record in self.records())
             self._write(_JOURNAL, "".join(whole).encode())
+            facts = {**facts, "run": self.run}
             self._write(_FACTS, json.dumps(facts, indent=1).encode())
         except OSError as exc:
             raise CheckpointError(
@@ -203,7 +219,73 @@ def digest(*arrays):
     return total.hexdigest()
 
 
-def restore_ledger(session, checkpoint):
+def begin_or_resume(session, checkpoint, facts):
+    """Begin to write, or find out whether to go on; all parties together.
+
+    A run goes on where all parties have what it wrote. It begins anew where nothing
+    had been opened when it was interrupted. Rounds: 1, and 1 to begin anew.
+
+    Parameters
+    ----------
+    session : Session
+        its ledger counts on from where the interrupted run was.
+    checkpoint : Checkpoint
+    facts : dict
+        what the run must have in common with the interrupted one, JSON-able.
+
+    Returns
+    -------
+    resumed : bool
+
+    Raises
+    ------
+    CheckpointError
+        if what is here belongs to another registration, or a party does not have what
+        the others have; all parties raise the latter.
+    """
+    checkpoint.begin(facts)
+    mine = {
+        "run": checkpoint.run,
+        "records": len(checkpoint.records()),
+        "new": secrets.token_hex(16),
+    }
+    with session.phase("agreement"):
+        views = session.exchange("checkpoint", mine)
+        runs, records, new = {}, 0, None
+        for pid, view in views.items():
+            view = view if isinstance(view, dict) else {}
+            runs[pid], number = _run(view.get("run")), view.get("records")
+            new = _run(view.get("new")) if pid == MOVING else new
+            if type(number) is not int or number < 0:
+                raise ProtocolError(f"the {ROLES[pid]} describes no checkpoint", pid)
+            records += number
+        if new is None:
+            raise ProtocolError("the moving owner gives the run no number", MOVING)
+        if None not in runs.values() and len(set(runs.values())) == 1:
+            _restore_ledger(session, checkpoint)
+            return True
+        if records:
+            with suppress(PeerError):
+                session.exchange("disagreement", None)
+            without = [ROLES[pid] for pid, run in runs.items() if run is None]
+            names = " and the ".join(without) or "parties"
+            raise CheckpointError(
+                (f"the {names} did not find" if without else "the parties do not have")
+                + " the checkpoint of the interrupted run: name the output folder of "
+                "that run, or start anew at all parties, without --resume"
+            )
+        checkpoint.begin(facts, run=new)
+        # Nothing is opened before all have a folder that says so.
+        session.exchange("begun", None)
+    return False
+
+
+def _run(text):
+    """The number of a run, None if it is none."""
+    return text if isinstance(text, str) and _RUN.fullmatch(text) else None
+
+
+def _restore_ledger(session, checkpoint):
     """Count on from where the interrupted run was; see `journal`."""
     ledgers = [r["ledger"] for r in checkpoint.records() if "ledger" in r]
     if ledgers:
@@ -217,11 +299,8 @@ def journal(session, checkpoint, **record):
 
 
 def agree_on_state(session, checkpoint):
-    """The newest state that all parties have; None to start from the beginning.
-
-    All parties call this, those without a checkpoint as well.
-    """
-    numbers = checkpoint.numbers() if checkpoint and checkpoint.resume else []
+    """The newest state that all parties have; None to start from the beginning."""
+    numbers = checkpoint.numbers()
     with session.phase("agreement"):
         views = session.exchange("checkpoints", numbers)
     common = set(numbers)

@@ -39,9 +39,9 @@ from scipy import ndimage
 from dipy_ppir._kernels import sampling
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
+    begin_or_resume,
     digest,
     journal,
-    restore_ledger,
 )
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram, check_reveal
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
@@ -716,6 +716,7 @@ class SecureAffineRegistration(AffineRegistration):
             parameters[name + "_grid2world"] = matrix.tolist()
         if transform is not None:
             parameters["transform"] = list(_TRANSFORM_NAMES[type(transform)])
+        parameters["checkpoint"] = self.checkpoint is not None
         parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
         parameters["starts_at_mass"] = (
             isinstance(starting_affine, str) and starting_affine == "mass"
@@ -861,17 +862,15 @@ class SecureAffineRegistration(AffineRegistration):
             name: None if is_remote(images[name]) else images[name]
             for name in ("static", "moving", "static_mask", "moving_mask")
         }
-        checkpoint.begin(
-            {
-                "registration": self.config(),
-                "static image": digest(here["static"], here["static_mask"]),
-                "moving image": digest(here["moving"], here["moving_mask"]),
-                "start": digest(
-                    starting_affine if isinstance(starting_affine, np.ndarray) else None
-                ),
-            }
-        )
-        if not checkpoint.resume:
+        facts = {
+            "registration": self.config(),
+            "static image": digest(here["static"], here["static_mask"]),
+            "moving image": digest(here["moving"], here["moving_mask"]),
+            "start": digest(
+                starting_affine if isinstance(starting_affine, np.ndarray) else None
+            ),
+        }
+        if not begin_or_resume(self.session, checkpoint, facts):
             return
         places = [r["place"] for r in checkpoint.records()]
         with self.session.phase("agreement"):
@@ -888,12 +887,11 @@ class SecureAffineRegistration(AffineRegistration):
         ):
             raise ProtocolError("the moving owner resumes at no possible place", MOVING)
         self._resume_at = tuple(place)
-        restore_ledger(self.session, checkpoint)
 
     def _recorded(self):
         """Records of the interrupted run at this step and level."""
         checkpoint = self.checkpoint
-        if checkpoint is None or not checkpoint.resume:
+        if checkpoint is None:
             return []
         place = list(self._place)
         return [r for r in checkpoint.records() if r["place"] == place]

@@ -25,9 +25,9 @@ import numpy.linalg as npl
 
 from dipy_ppir.align.checkpoint import (
     agree_on_state,
+    begin_or_resume,
     digest,
     journal,
-    restore_ledger,
 )
 from dipy_ppir.align.imaffine import split, unite
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
@@ -318,6 +318,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         for name in ("static", "moving"):
             parameters[name + "_shape"] = list(images[name].shape)
             parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()
+        parameters["checkpoint"] = self.checkpoint is not None
         parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
         with self.session.phase("agreement"):
             self.session.agree("registration", parameters)
@@ -328,8 +329,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         """One registration inside a session; see `optimize`."""
         self.metric.join(self.session)
         self._agree(images)
-        if self.checkpoint is not None:
-            self.checkpoint.begin(self._facts(images, prealign))
+        self._goes_on = self.checkpoint is not None and begin_or_resume(
+            self.session, self.checkpoint, self._facts(images, prealign)
+        )
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
@@ -490,15 +492,13 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     def _restore(self):
         """Go back to the newest state that all parties have; False without any."""
-        checkpoint = self.checkpoint
-        if checkpoint is None or not checkpoint.resume:
+        if not self._goes_on:
             return False
-        number = agree_on_state(self.session, checkpoint)
-        restore_ledger(self.session, checkpoint)
-        checkpoint.forget_after(number)
+        number = agree_on_state(self.session, self.checkpoint)
+        self.checkpoint.forget_after(number)
         if number is None:
             return False
-        facts, arrays = checkpoint.load(number)
+        facts, arrays = self.checkpoint.load(number)
         for name in _STATE:
             setattr(self, name, facts[name])
         self.metric.iterations = facts["iterations"]

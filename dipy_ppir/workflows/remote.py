@@ -149,7 +149,8 @@ class Site:
         folder = Path(folder) / f"{self.path.stem}.{self.party.pid}.checkpoint"
         if resume and not folder.is_dir():
             logger.warning(
-                "There is no checkpoint %s: the parties will start from the beginning",
+                "There is no checkpoint %s, as if the interrupted run had not begun; "
+                "otherwise name its output folder",
                 folder,
             )
         return Checkpoint(
