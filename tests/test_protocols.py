@@ -33,6 +33,8 @@ from dipy_ppir.mpc.protocols import (
     swap,
     truncate,
     truncate_between_owners,
+    truncate_part,
+    truncate_unseen,
     zero_share,
 )
 from dipy_ppir.mpc.session import Session, check_setup, local_trio, run_trio
@@ -524,6 +526,79 @@ def test_parts_sent_are_uniform_though_constant(trio, tap, field):
     run_trio(trio, party)
     worst = uniformity(frames, field)
     assert len(worst) == 3
+    assert min(worst.values()) > 1e-6, worst
+
+
+def rounded_up(trio, tap, ring_array, function, n=6000, bits=16):
+    """Which of n numbers, all halfway, were rounded up; low bits of moving's views.
+
+    What it sends and its own part are all that the moving owner has of a number.
+    """
+    frames = tap(trio)
+    halves = [(5 << bits) + (1 << bits - 1)] * n
+    bound = 1 << bits + 4
+
+    def party(session):
+        array = ring_array(session, halves, frac_bits=bits, bound=bound, owners=True)
+        result = function(session, array, bits)
+        own = result if session.pid == MOVING else None
+        opened = session.open(result, "test-moving", (MOVING,))
+        return opened, array.share, own and own.share
+
+    opened, share, part = run_trio(trio, party)[MOVING]
+    assert set(opened) == {5, 6}
+    views = [share, part]
+    views += [
+        np.frombuffer(f[4], dtype=np.uint64)
+        for f in frames
+        if f[0] == MOVING
+        and f[2] == DATA
+        and f[3] != operation_code("open-test-moving")
+    ]
+    low = np.uint64((1 << bits) - 1)
+    return opened == 6, [(view & low).astype(float) for view in views]
+
+
+def correlations(up, views):
+    return [abs(np.corrcoef(up, view)[0, 1]) for view in views]
+
+
+def test_the_moving_owner_cannot_tell_how_it_was_rounded(trio, tap, ring_array):
+    def unseen(session, array, bits):
+        return truncate_unseen(session, array, bits, field=R64)()
+
+    up, views = rounded_up(trio, tap, ring_array, unseen)
+    assert 0.45 < up.mean() < 0.55
+    assert len(views) == 3
+    assert max(correlations(up, views)) < 5 / np.sqrt(len(up))
+
+
+def test_the_usual_truncation_is_foreseen(trio, tap, ring_array):
+    """So the test above would notice."""
+
+    def usual(session, array, bits):
+        part = R64.zeros(array.shape)
+        if session.pid != HELPER:
+            part = truncate_part(session.pid, R64, array.share, array.bound, bits, R64)
+        return SharedArray(R64, part, 2, 0, (array.bound >> bits) + 1)
+
+    assert max(correlations(*rounded_up(trio, tap, ring_array, usual))) > 0.8
+
+
+@pytest.mark.parametrize("field", [R64, R128], ids=repr)
+def test_what_is_sent_for_an_unseen_truncation_is_uniform(trio, tap, field):
+    frames = tap(trio)
+
+    def party(session):
+        values = np.full(6000, 3 << 10 if session.pid == MOVING else 0)
+        array = SharedArray(field, field.encode_int(values), 2, 10, 4 << 10)
+        result = truncate_unseen(session, array, 10, field=field)()
+        return session.open(result, "test-moving", (MOVING,))
+
+    np.testing.assert_array_equal(run_trio(trio, party)[MOVING], 3)
+    steps = [f for f in frames if f[3] == operation_code("truncate")]
+    assert [f[:2] for f in steps] == [(MOVING, HELPER), (HELPER, STATIC)]
+    worst = uniformity(steps, field)
     assert min(worst.values()) > 1e-6, worst
 
 

@@ -114,8 +114,8 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     -----
     Bytes: with 32 bins and p parameters, an evaluation with gradient takes
     ``8 * (64 + p)`` per sample over all links with ``reveal="histogram"`` and
-    ``8 * (128 + p)`` plus 2.5 MB with ``reveal="gradient"``; either way
-    ``8 * 28`` per sample once per resolution level. Rounds: 5 and 9.
+    ``8 * (128 + p)`` plus 3.1 MB with ``reveal="gradient"``; either way
+    ``8 * 28`` per sample once per resolution level. Rounds: 5 and 10.
     """
 
     @warning_for_keywords()

@@ -63,8 +63,9 @@ declare(
     "whose moving intensity is out of range",
 )
 
-#: Bits of the gradient's terms that are worth opening with ``reveal="gradient"``.
-GRADIENT_DIGITS = 31
+#: Bits of the gradient's terms that are worth opening with ``reveal="gradient"``, where
+#: there are many samples; and how many samples are many.
+GRADIENT_DIGITS, MANY_SAMPLES = 31, 300**2
 
 # Intervals of a moving bin in which `_scales_known` bounds what can be selected.
 _INTERVALS = 64
@@ -81,6 +82,17 @@ def check_reveal(reveal):
     """Raise ValueError if `reveal` is not one of `REVEAL`."""
     if reveal not in REVEAL:
         raise ValueError(f"reveal must be one of {REVEAL}, got {reveal!r}")
+
+
+def gradient_blur(samples):
+    """Units by which an opened gradient is blurred, either way.
+
+    What the weights' rounding adds to a gradient is a random sum of the numbers that
+    the gradient is made of. Over few samples it is larger beside the sums' bound, as
+    one over the root of their number; so is the blur that it must not stand out from.
+    """
+    factor = max(1.0, np.sqrt(MANY_SAMPLES / max(samples, 1)))
+    return int(factor * 2.0 ** (SUM_BITS + EXTRA_BITS - GRADIENT_DIGITS))
 
 
 def linear_jacobian(transform, theta):
@@ -148,7 +160,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     ``33 + 28 + 2 + p + 1`` elements of 8 bytes per sample over all links with
     ``reveal="histogram"``, at most 76, in 5 rounds; with ``reveal="gradient"``
     ``33 + 2 * 32 + 28 + 2 + p + 1`` and 956 logarithms (see
-    `dipy_ppir.mpc.logarithm`), in 9 rounds inside `undisturbed`, else 11.
+    `dipy_ppir.mpc.logarithm`), in 10 rounds inside `undisturbed`, else 11.
     """
 
     def __init__(self, nbins, *, reveal="histogram", session=None):
@@ -420,7 +432,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         return weights, first, keep
 
     def _finish(self):
-        """Wait for the metric's value, if that was put off."""
+        """Wait for what was put off: the metric's value, and the weights."""
         if self._open_value is None:
             return
         (session, open_value), self._open_value = self._open_value, None
@@ -428,6 +440,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             return  # it failed and another one took its place
         with session.phase("histogram"):
             self._metric_value, self._valid = open_value()
+            self._log_ratio()
 
     def _table(self):
         self._finish()
@@ -627,9 +640,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 mine = (rows, self._columns, scales)
             if secret:
                 # The moving owner has nothing to receive before the opening.
-                sums = self._sums.contract_shared(self._log_ratio, p, *mine)
-                blur = SUM_BITS + EXTRA_BITS - GRADIENT_DIGITS
-                sums = dither(self.session, sums, 1 << blur)
+                sums = self._sums.contract_shared(self._log_ratio(), p, *mine)
+                sums = dither(self.session, sums, gradient_blur(self._sums.samples))
             else:
                 sums = self._sums.contract(p, *mine)
             self._finish()
@@ -642,7 +654,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         self.metric_gradient = None
         sums, check = sums[:-1], sums[-1]
         # One wrap moves the left side by 2**(3 - extra) or more; rounding moves it by
-        # less than 2**-24, with the blur of "gradient" by less than 2**-18. The less
+        # less than 2**-24, with "gradient" by less than 2**-17. The less
         # is let through, the less likely is it that several wraps cancel so far.
         # Proven scales cannot wrap.
         digits = self._extra + (14 if self.reveal == "histogram" else 8)

@@ -9,25 +9,33 @@ A shared count v is opened to the owners behind a mask, and scaled to
 x is opened in its turn as :math:`c' = x + m` modulo 4, m dealt. Let C and M be the
 integer parts of c' and m, and f and g what follows; then :math:`x = h + f - g`
 with :math:`h = C - M` modulo 4. For each of the 4 values that C may have, the helper
-deals the coefficients of the polynomial in f that is close to
+deals the coefficients of the polynomial in f - 1/2 that is close to
 :math:`\ln(h + f - g)` where that is between 1 and 4: the one that C turns out to be
-is a sum over known powers of f. Absolute error below 1.3e-7.
+is a sum over known powers. Absolute error below 2e-11.
+
+That is far more than a registration needs. But the error depends on the count and on
+masks of which the owners know a part: whoever is opened a sum of logarithms, again and
+again, learns of the counts what the error shows. So the error must be far below the
+blur of what is opened; and where rounding cannot be that fine, in the weights, nobody
+who sees a result may know how it was rounded (`protocols.truncate_unseen`).
 
 ================  ======  ======================================================
 step              rounds  bytes per number, on all links
 ================  ======  ======================================================
 `normalize`       3       1687 + 32 + 128 = 1847
-`logarithm`       1       11 * 4 * 16 = 704 dealt, 2 * 8 for c'
+`logarithm`       1       19 * 4 * 16 = 1216 dealt, 2 * 8 for c'
 weighted sum      1       4 * 16 dealt, 2 * 16; for the cells of a table
+weights           2       16 + 8; for the cells of a table
 ================  ======  ======================================================
 
-2.7 kB in all, 1687 + 704 + 64 of them dealt by the helper, which runs ahead, and 5
-rounds. Everything received before an opening is uniform: what is dealt is hidden by
-numbers that the moving owner draws too, what the owners send each other by the
-sender's part of a mask (see `protocols.deal` and `protocols.pad`).
+3.2 kB in all, 1687 + 1216 + 64 of them dealt by the helper, which runs ahead, and 5
+rounds to the sum, 6 to the weights. Everything received before an opening is uniform:
+what is dealt is hidden by numbers that the moving owner draws too, what the owners send
+each other by the sender's part of a mask (see `protocols.deal` and `protocols.pad`).
 """
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -38,18 +46,21 @@ from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING
 from dipy_ppir.mpc.protocols import (
     check_truncation,
+    constant,
     deal,
     dither,
     pad,
     swap,
     truncate_part,
+    truncate_unseen,
 )
 
-DEGREE = 10
+DEGREE = 18
 #: Fraction bits of the polynomials' coefficients, and of the powers.
-COEFFICIENT_BITS, POWER_BITS = 30, 32
+COEFFICIENT_BITS, POWER_BITS = 38, 40
 #: Fraction bits of what `logarithm` returns, and of what weighs the counts.
-FINE_BITS, LOG_BITS = COEFFICIENT_BITS + POWER_BITS, 30
+FINE_BITS, LOG_BITS = COEFFICIENT_BITS + POWER_BITS, 44
+_LN_2 = round(np.log(2.0) * 2.0**FINE_BITS)
 #: No logarithm of a number below 2**64 is larger.
 LARGEST = 45
 
@@ -58,7 +69,7 @@ def _polynomials():
     """Power-basis coefficients in l of ln(h + l), for h = 4, 1, 2 and 3.
 
     Close for all l in (-1, 1) where h + l lies between 1 and 4: the error is below
-    1.3e-7 for h = 2 and below 1e-9 for the others.
+    5e-12 for h = 2 and below 1e-14 for the others.
 
     Returns
     -------
@@ -88,7 +99,7 @@ class Masks(NamedTuple):
     fraction : array of uint64, shape (n,)
         the mask m of x, in the ring of 64 bits; 62 fraction bits.
     coefficients : array of uint64, shape (DEGREE + 1, 4, n, 2)
-        of the powers of f, for every C, in the ring of 128 bits.
+        of the powers of f - 1/2, for every C, in the ring of 128 bits.
     weight : array of uint64, shape (size, 2)
         masks of what is weighed.
     products : array of uint64, shape (2, 2, size, 2)
@@ -106,7 +117,7 @@ class Masks(NamedTuple):
 def deal_masks(session, n, size):
     """Deal what the logarithms of n numbers need and a weighted sum of `size`.
 
-    Rounds: 1. Bytes: 1687 + 704 per number and 64 for each of the sum. It depends on
+    Rounds: 1. Bytes: 1687 + 1216 per number and 64 for each of the sum. It depends on
     nothing secret: the helper runs ahead.
 
     Returns
@@ -127,11 +138,11 @@ def deal_masks(session, n, size):
 
 
 def _masked_polynomials(mask):
-    """Coefficients of the powers of f, for every C and these masks of x."""
+    """Coefficients of the powers of f - 1/2, for every C and these masks of x."""
     whole = (mask >> np.uint64(62)).astype(np.intp)
-    rest = (mask & np.uint64((1 << 62) - 1)) / 2.0**62
+    rest = (mask & np.uint64((1 << 62) - 1)) / 2.0**62 - 0.5
     q = np.stack([POLYNOMIALS[:, (c - whole) % 4] for c in range(4)], axis=1)
-    # The polynomials in l = f - rest as polynomials in f.
+    # The polynomials in l = (f - 1/2) - rest as polynomials in f - 1/2.
     for i in range(DEGREE):
         for k in range(DEGREE - 1, i - 1, -1):
             q[k] -= rest * q[k + 1]
@@ -168,18 +179,16 @@ def logarithm(session, masked, masks):
         the helper's part is zero.
     """
     exponent, scaled = normal.normalize(session, masked, masks.normal)
-    total = R128.scale(exponent, round(np.log(2.0) * 2.0**FINE_BITS))
+    if session.pid == MOVING:
+        exponent = R128.sub(exponent, R128.encode_int(np.ones(len(masked))))
+    total = R128.scale(exponent, _LN_2)
     if session.pid != HELPER:
         opened = scaled + masks.fraction
         opened += swap(session, "fraction", opened)()
         whole = opened >> np.uint64(62)
-        fraction = opened >> np.uint64(30) & np.uint64((1 << POWER_BITS) - 1)
         coefficients = _looked_up(masks.coefficients, whole)
-        for part, power in zip(coefficients, _powers(fraction), strict=True):
+        for part, power in zip(coefficients, _powers(opened), strict=True):
             R128.addmul(total, part, R128.encode_int(power))
-    if session.pid == MOVING:
-        one = np.full(len(masked), -round(np.log(2.0) * 2.0**FINE_BITS))
-        total = R128.add(total, R128.encode_int(one))
     return SharedArray(R128, total, 2, FINE_BITS, LARGEST << FINE_BITS)
 
 
@@ -189,13 +198,16 @@ def _looked_up(tables, index):
     return np.ascontiguousarray(at)
 
 
-def _powers(fraction):
-    """Powers of numbers below 1, POWER_BITS fraction bits; the same at both owners."""
-    powers = [np.full_like(fraction, 1 << POWER_BITS)]
+def _powers(opened):
+    """Powers of f - 1/2, POWER_BITS fraction bits; the same at both owners.
+
+    Products of floating-point numbers are the same everywhere (IEEE 754).
+    """
+    fraction = (opened >> np.uint64(10) & np.uint64((1 << 52) - 1)) / 2.0**52 - 0.5
+    powers = [np.ones_like(fraction)]
     for _ in range(DEGREE):
-        half = np.uint64(1 << POWER_BITS - 1)
-        powers.append(powers[-1] * fraction + half >> np.uint64(POWER_BITS))
-    return powers
+        powers.append(powers[-1] * fraction)
+    return [np.rint(power * 2.0**POWER_BITS) for power in powers]
 
 
 def _drop(session, array, bits, target):
@@ -218,20 +230,22 @@ class MutualInformation(NamedTuple):
 
     Attributes
     ----------
-    log_ratio : SharedArray, shape (bins, categories)
-        ``log(table / its sum over categories)``, WEIGHT_BITS fraction bits, in
-        the ring; the helper's part is zero.
+    log_ratio : callable
+        returns ``log(table / its sum over categories)``, a SharedArray of shape
+        (bins, categories), WEIGHT_BITS fraction bits, in the ring; the helper's part
+        is zero. The static owner may have to wait for it.
     open : callable
         opens and returns, at the receivers, the mutual information in nats and the
         number of samples that count; elsewhere (None, None). Rounds: 2.
     """
 
-    log_ratio: SharedArray
+    log_ratio: Callable
     open: Callable
 
 
-#: Bits of the value, in nats, that are worth opening.
-VALUE_DIGITS = 30
+#: Bits of the value, in nats, and of the number of samples, that are opened. What is
+#: below is drowned in noise, and the errors of the logarithms with it.
+VALUE_DIGITS = 26
 #: Fraction bits of the logarithms that weigh the gradient.
 WEIGHT_BITS = 14
 
@@ -256,7 +270,7 @@ def mutual_information(
 
     Rounds: 4. The value takes 2 more, which a receiver may put off: every party
     calls `open` of the result, but a receiver, which only receives, may send for what
-    comes next before.
+    comes next before. The logarithms take 2 more as well, beside these.
 
     Parameters
     ----------
@@ -295,30 +309,49 @@ def mutual_information(
     rows, columns = logs[size : size + bins], logs[size + bins :]
     ratio = cells - _broadcast(rows, (bins, categories), axis=1)
     inner = ratio - _broadcast(columns, (bins, categories), axis=0)
+    # Near zero where T and V are as large as they can be, so that noise in T is
+    # harmless.
+    shift = round(np.log(table.bound) * 2**LOG_BITS) << FINE_BITS - LOG_BITS
+    if session.pid == MOVING:
+        inner = inner._with(R128.add(inner.share, constant(R128, shift, inner.share)))
     sum_up = _weigh(session, masked[:size], inner.reshape(size), masks)
-    log_ratio = _drop(session, ratio, FINE_BITS - WEIGHT_BITS, R64)
-    log_ratio = log_ratio._with(log_ratio.share, bound=LARGEST << WEIGHT_BITS)
+    weights = truncate_unseen(
+        session, ratio, FINE_BITS - WEIGHT_BITS, field=R64, name="weights"
+    )
+
+    @functools.cache
+    def log_ratio():
+        array = weights()
+        return array._with(array.share, bound=LARGEST << WEIGHT_BITS)
 
     def open_value():
         # |sum v (...)| <= (sum v) * 3 * LARGEST.
         bound = table.bound * 3 * LARGEST << LOG_BITS
         total = SharedArray(R128, sum_up(), 2, table.frac_bits + LOG_BITS, bound)
-        # Blurred by 2**-30 at most, an error of 1e-9 in the value.
+        # An error of 2**-26 in the value, if all samples count.
         blur = table.bound << LOG_BITS >> VALUE_DIGITS
+        count = table._with(totals)
+        # V is a whole number; of T the low bits would tell which samples are missing.
+        mass = dither(session, count[:1], table.bound >> VALUE_DIGITS)
         energy, count = session.open_all(
             [
                 (dither(session, total, blur), value_label, receivers),
-                (table._with(totals), count_label, receivers),
+                (
+                    count._with(np.concatenate([mass.share, count.share[1:]])),
+                    count_label,
+                    receivers,
+                ),
             ]
         )
         if energy is None:
             return None, None
         mass, samples = count
         divisor = samples if by_count else mass
-        if divisor <= 0:
+        if divisor < 1 + table.bound / 2.0 ** (table.frac_bits + VALUE_DIGITS - 1):
             return 0.0, float(samples)
         # The counts s carry the table's fraction bits into their logarithms.
         log_samples = np.log(samples) + table.frac_bits * np.log(2.0)
+        log_samples -= shift / 2.0**FINE_BITS
         return float((energy[0] + mass * log_samples) / divisor), float(samples)
 
     return MutualInformation(log_ratio, open_value)

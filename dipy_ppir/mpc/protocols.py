@@ -11,6 +11,7 @@ protocol            rounds  elements on all links      what a party sees
 `reduce`            1       3 per value                uniform elements
 `between_owners`    1       1 per value                a uniform element
 `truncate`          2       3 per value                uniform elements
+`truncate_unseen`   2       2 per value                uniform elements
 `deal`              1       1 per value                uniform numbers
 `swap`              1       2 per value                as many as are masked
 `Session.open`      1       2 (degree 2) or 1          the value, if receiver
@@ -376,13 +377,14 @@ def truncate_part(pid, source, part, bound, bits, target):
     """
     if pid == MOVING:
         offset = _offset(bound, bits)
-        u = source.add(part, _constant(source, offset, part))
+        u = source.add(part, constant(source, offset, part))
         u = shift_right(source, u, bits, target)
-        return target.sub(u, _constant(target, offset >> bits, u))
+        return target.sub(u, constant(target, offset >> bits, u))
     return target.neg(shift_right(source, source.neg(part), bits, target))
 
 
-def _constant(field, integer, like):
+def constant(field, integer, like):
+    """The same integer in every place, for elements of the shape of `like`."""
     words = np.broadcast_to(field.from_ints(integer), like.shape)
     return np.ascontiguousarray(words)
 
@@ -418,6 +420,80 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
         bound=(array.bound >> bits) + 1,
         name=name + "-share",
     )
+
+
+def truncate_unseen(session, array, bits, *, field, name="truncate"):
+    """Drop low bits, rounded in a way that the moving owner cannot foresee.
+
+    Whoever holds a part that is shifted knows from which fraction on its sum is rounded
+    up. Who then sees a function of the result, several times, learns the fractions.
+    Here the helper and the static owner shift: the moving owner hides its part from the
+    helper by s, which the static owner adds; those two hide how they are to round from
+    the moving owner by z; and the helper hides its part of the result from the static
+    owner by m, which is the moving owner's part.
+
+    Rounds: 2; the moving owner does not wait. Elements: 1 of the source and 1 of the
+    target field per value. The helper and the static owner see uniform elements.
+
+    Parameters
+    ----------
+    session : Session
+    array : SharedArray
+        whose parts the owners hold; the helper's is zero.
+    bits : int
+        low bits to drop; they come off `frac_bits`.
+    field : Field
+        target field.
+    name : str
+        the protocol step.
+
+    Returns
+    -------
+    receive : callable
+        returns the SharedArray, whose parts the owners hold. It is right to one unit
+        in the last place, but for a probability below 2**-40.
+
+    Raises
+    ------
+    FixedPointOverflowError
+        see `truncate_between_owners`.
+    """
+    source, target, bound = array.field, field, array.bound
+    check_truncation(source, bound, bits)
+
+    def drawn(peer, what, field):
+        purpose = f"{name}-{what}"
+        return _drawn(session, peer, purpose, field.storage(array.shape), np.uint64)
+
+    result = SharedArray(
+        target,
+        target.zeros(array.shape),
+        2,
+        array.frac_bits - bits,
+        (bound >> bits) + 1,
+    )
+    if session.pid == MOVING:
+        hidden = source.sub(array.share, drawn(STATIC, "moved", source))
+        session.network.send(HELPER, name, hidden)
+        mine = drawn(HELPER, "result", target)
+        return lambda: result._with(mine)
+    if session.pid == HELPER:
+        part = session.receive_elements(MOVING, source, array.shape, name)
+        part = source.add(part, drawn(STATIC, "rounding", source))
+        part = truncate_part(MOVING, source, part, bound, bits, target)
+        session.network.send(
+            STATIC, name, target.sub(part, drawn(MOVING, "result", target))
+        )
+        return lambda: result
+    part = source.add(array.share, drawn(MOVING, "moved", source))
+    part = source.sub(part, drawn(HELPER, "rounding", source))
+    mine = truncate_part(STATIC, source, part, bound, bits, target)
+
+    def receive():
+        theirs = session.receive_elements(HELPER, target, array.shape, name)
+        return result._with(target.add(mine, theirs))
+
+    return receive
 
 
 def shift_right(source, a, bits, target):
@@ -489,7 +565,7 @@ def blur(session, array, bits, receiver):
     noise = Stream(secrets.token_bytes(32)).words(array.share.shape)
     top = noise if field.words == 1 else noise[..., 1]
     top &= np.uint64((1 << bits % 64) - 1)
-    noise = field.sub(noise, _constant(field, 1 << bits - 1, noise))
+    noise = field.sub(noise, constant(field, 1 << bits - 1, noise))
     return array._with(field.add(array.share, noise), noise_bits=bits)
 
 
