@@ -175,6 +175,21 @@ def test_another_image_does_not_resume(tmp_path, bodies):
     assert "belongs to another registration (moving image" in sites.last_line("moving")
 
 
+def test_iterations_are_not_repeated_for_ever(tmp_path, bodies):
+    """Every repetition opens a little more; an owner counts them."""
+    sites = sites_for(tmp_path / "sites", "syn", bodies)
+    kill_at(sites, "moving", 5)
+    folder = sites.folder / "out_static" / "session.1.checkpoint"
+    with open(folder / "journal.jsonl", "a") as journal:
+        for _ in range(2 * SYN["level_iters"][0]):
+            journal.write(json.dumps({"level": 1, "iteration": 4}) + "\n")
+    assert set(sites.wait(sites.start("--resume")).values()) == {1}
+    assert "opens too much; start anew" in sites.last_line("static")
+    for site in ("moving", "helper"):
+        assert "party 1 (static owner) ended" in sites.last_line(site)
+    assert results_written(sites) == []
+
+
 @pytest.mark.parametrize("operation", ["syn", "affine"])
 def test_a_lost_checkpoint_is_missed(tmp_path, bodies, operation):
     """What was opened before would be missing on the receipt, and from the limits."""

@@ -11,6 +11,8 @@ Called with both images, the other two parties are started as processes on this 
 and run the same protocol.
 """
 
+from collections import Counter
+
 from dipy.align import VerbosityLevels, floating
 from dipy.align.imwarp import (
     DiffeomorphicMap,
@@ -24,6 +26,7 @@ import numpy as np
 import numpy.linalg as npl
 
 from dipy_ppir.align.checkpoint import (
+    CheckpointError,
     agree_on_state,
     begin_or_resume,
     digest,
@@ -78,6 +81,8 @@ RESULT_TO = {
 # Command words of the moving owner, which conducts.
 END_LEVEL, ITERATE, SAVE_AND_ITERATE = 0, 1, 2
 
+#: How many times the agreed iterations a level may take with interruptions.
+REPEATS = 2
 # What a checkpoint keeps of the registration, and of this party's half of the map.
 _STATE = (
     "current_level",
@@ -332,6 +337,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self._goes_on = self.checkpoint is not None and begin_or_resume(
             self.session, self.checkpoint, self._facts(images, prealign)
         )
+        records = self.checkpoint.records() if self._goes_on else []
+        self._done = Counter(record["level"] for record in records)
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
@@ -472,6 +479,14 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
                 "were agreed",
                 MOVING,
             )
+        if command != END_LEVEL:
+            self._done[self.current_level] += 1
+            if self._done[self.current_level] > REPEATS * limit:
+                raise CheckpointError(
+                    f"after interruptions this level was iterated {REPEATS} times as "
+                    "often as was agreed, which opens too much; start anew at all "
+                    "parties, without --resume, and with a smaller checkpoint time-out"
+                )
         if command == SAVE_AND_ITERATE:
             self._save()
         return command != END_LEVEL

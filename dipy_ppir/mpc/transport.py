@@ -216,11 +216,41 @@ class Link:
         self._torn = False
         return n
 
+    def say_last(self, kind, payload):
+        """Put the last frame behind what is still unsent, unless that is unsure.
+
+        In the middle of a frame it would be taken for a part of it.
+        """
+        if self._torn:
+            self.unsent.clear()
+        elif not self.said_last:
+            self.begin_frame(kind, 0, payload)
+        self.said_last = True
+
+    def flush(self):
+        """Send what can be sent at once; if that is all, say that nothing follows."""
+        while self.unsent:
+            try:
+                self.send_some()
+            except BlockingIOError:
+                return False
+        self.sock.shutdown(socket.SHUT_WR)
+        return True
+
+    def discard(self):
+        """Throw away what has arrived; whether that was all that ever will."""
+        scratch = bytearray(1 << 16)
+        for _ in range(64):
+            try:
+                if not self.sock.recv_into(memoryview(scratch)):
+                    return True
+            except (BlockingIOError, InterruptedError):
+                return False
+        return False
+
     def finish_frame(self, deadline):
         """Try to send the rest of a frame until `deadline`; whether all of it is."""
         while self.unsent:
-            if self._torn:
-                return False
             try:
                 self.send_some()
             except BlockingIOError:
@@ -678,30 +708,46 @@ class Network:
         """Tell every peer that this party stops, then close. Never raises."""
         if self.closed:
             return
-        payload = memoryview(bytes([reason, 255 if culprit is None else culprit]))
+        self.closed = True
+        payload = bytes([reason, 255 if culprit is None else culprit])
         for link in self.links.values():
-            self._say_last(link, ABORT, payload)
-        self.close()
+            link.say_last(ABORT, payload)
+        self._linger(time.monotonic() + LAST_WORD)
+        for link in self.links.values():
+            link.sock.close()
 
-    def _say_last(self, link, kind, payload):
-        """Send a last small frame if that is possible at once."""
-        if link.said_last:
-            return
-        link.said_last = True
-        # In the middle of a frame it would be taken for a part of it.
-        if not link.finish_frame(time.monotonic() + LAST_WORD):
-            return
-        link.begin_frame(kind, 0, payload)
-        with contextlib.suppress(OSError):
-            link.send_some()
+    def _linger(self, deadline):
+        """Send the last words, and read until the others close as well.
+
+        What arrives is thrown away; but unread it would make the system tell the other
+        end that the connection is broken, and that end lose the last word.
+        """
+        poller = select.poll()
+        by_fd = {link.sock.fileno(): link for link in self.links.values()}
+        by_fd.pop(-1, None)
+        for fd in by_fd:
+            poller.register(fd, select.POLLIN | select.POLLOUT)
+        while by_fd and (left := deadline - time.monotonic()) > 0:
+            for fd, event in poller.poll(left * 1000):
+                link = by_fd[fd]
+                try:
+                    if event & select.POLLOUT and link.flush():
+                        poller.modify(fd, select.POLLIN)
+                    if event & ~select.POLLOUT and link.discard():
+                        raise EOFError
+                except (OSError, EOFError):
+                    poller.unregister(fd)
+                    del by_fd[fd]
 
     def close(self):
         """Tell every peer that this party is done, and close the connections."""
         if self.closed:
             return
         self.closed = True
+        deadline = time.monotonic() + LAST_WORD
         for link in self.links.values():
-            self._say_last(link, BYE, b"")
+            link.say_last(BYE, b"")
+            link.finish_frame(deadline)
             with contextlib.suppress(OSError):
                 link.sock.shutdown(socket.SHUT_WR)
             link.sock.close()
