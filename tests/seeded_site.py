@@ -40,7 +40,7 @@ def choose_randomness(pid):
     fixed = np.random.Generator(np.random.PCG64(pid))
     secrets.token_bytes, secrets.randbelow = token_bytes, randbelow
     np.random.default_rng = lambda *_: fixed
-    tls.TLSSocket.seed = lambda self: seed(pid, self.party.pid)
+    tls.TLSSocket.seed = lambda self, _: seed(pid, self.party.pid)
     session.authenticate = lambda link, pid, token, timeout: seed(pid, link.peer)
 
 

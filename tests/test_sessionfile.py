@@ -196,7 +196,7 @@ BAD_ENTRIES = {
     "empty operation": (put(" ", "operation"), "operation in the file is empty"),
     "two lines": (put("a\nb", "title"), "short text on one line"),
     "long": (put("a" * 201, "title"), "short text on one line"),
-    "result_to": (put("static", "result_to"), "'static' is not known.*'both'"),
+    "result_to": (put("helper", "result_to"), "'helper' is not known.*'both'"),
     "parties no table": (put(3, "parties"), r"\[parties\] must be a table"),
     "parameters no table": (put([], "parameters"), r"\[parameters\] must be a table"),
     "a fourth party": (put({}, "parties", "fourth"), "no entry 'fourth'"),

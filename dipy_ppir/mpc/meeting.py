@@ -65,13 +65,14 @@ class Meeting:
         maps party numbers to the secret shared with each.
     relays : list of Pump
         at the helper: what it passes on between the owners.
+    on_wait : callable or None
     """
 
     def __init__(self, plan, identity, *, listen=None, on_wait=None):
         self.plan, self.identity = plan, identity
         self.party = plan.party_of(identity.fingerprint)
         self.links, self.seeds, self.relays = {}, {}, []
-        self._listen, self._on_wait = listen, on_wait
+        self._listen, self.on_wait = listen, on_wait
         self._others = {p: q for p, q in plan.parties.items() if p != self.party.pid}
         self._events = queue.Queue()
         self._over = threading.Event()
@@ -80,7 +81,7 @@ class Meeting:
         self._greetings = {}
         self._told, self._heard, self._seen = set(), set(), set()
         self._waiting = {}
-        self._refused = None
+        self._refused = self._warned = None
         self._listener = self._porter = None
 
     # -- the whole -------------------------------------------------------
@@ -120,10 +121,17 @@ class Meeting:
                 relay.stop()
             raise
         self._end()
-        self.seeds = {p: link.sock.seed() for p, link in self.links.items()}
+        self.seeds = {
+            p: link.sock.seed(self._pair(p)) for p, link in self.links.items()
+        }
         if plan.relayed and pid != HELPER:
             other = self.links[STATIC + MOVING - pid]
             other.carrier = self.links[HELPER]
+
+    def _pair(self, peer):
+        """What this party and a peer must agree on to have the same random numbers."""
+        pair = "%d-%d" % tuple(sorted((self.party.pid, peer)))
+        return f"{self.plan.digest} {pair}".encode()
 
     def _start(self, target, *args):
         thread = threading.Thread(target=target, args=args, daemon=True, name="meeting")
@@ -156,8 +164,8 @@ class Meeting:
             missing = self._missing()
             if left <= 0 and missing:
                 self._give_up(missing)
-            if self._on_wait is not None and missing:
-                self._on_wait(missing, left)
+            if self.on_wait is not None and missing:
+                self.on_wait(missing, left)
 
     def _missing(self):
         """Who is not there; or, if all are, who has not found all the others."""
@@ -198,6 +206,11 @@ class Meeting:
             self._relay(pid, connection)
             return
         if pid in self.links:
+            logger.warning(
+                "%s connects again: it was started anew, or runs twice with the same "
+                "key, which cannot work",
+                connection.party.title,
+            )
             self._drop(pid, lost=False)
         logger.info("Connected to %s", connection.party.title)
         self.links[pid] = Link(connection, pid)
@@ -412,7 +425,9 @@ class Meeting:
         except Exception as exc:  # whatever a stranger may cause ends here
             self._refused = f"{address[0]}: {exc}"
             # Scanners of a network connect and go away again: not worth a warning.
-            level = logging.WARNING if isinstance(exc, CertificateError) else 10
+            told, self._warned = self._warned, self._refused
+            serious = isinstance(exc, CertificateError) and told != self._refused
+            level = logging.WARNING if serious else logging.DEBUG
             logger.log(level, "Refused a connection from %s", self._refused)
         finally:
             with self._lock:

@@ -451,7 +451,7 @@ class Session:
                 )
                 raise ParameterMismatchError(
                     f"the parties do not agree on {key!r} of the {name}: {detail}; "
-                    "give every party the same parameters"
+                    + _remedy(key)
                 )
 
     # -- life cycle ------------------------------------------------------
@@ -482,6 +482,8 @@ class Session:
             if isinstance(exc, kinds) and exc.culprit is not None:
                 reason, culprit = code, exc.culprit
         self.network.abort(reason, culprit)
+        for relay in self._relays:
+            relay.stop()
 
     def close(self):
         """Close all connections; the helper's relay ends with its owners'."""
@@ -497,6 +499,14 @@ class Session:
             self.close()
         else:
             self.fail(exc)
+
+
+def _remedy(key):
+    if key.endswith(" version"):
+        return "install the same versions everywhere"
+    if key == "resume":
+        return "say --resume at all parties, or at none"
+    return "give every party the same parameters"
 
 
 def _hash(value):

@@ -20,7 +20,7 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 
 #: Names of the parties' tables in the file.
 TABLES = {"moving": MOVING, "static": STATIC, "helper": HELPER}
-RESULT_TO = ("both", "moving")
+RESULT_TO = ("both", "moving", "static")
 #: Larger files are not session files.
 MAX_BYTES = 1 << 16
 #: Lists in lists in lists.
@@ -164,7 +164,7 @@ class SessionFile:
     def agreement(self):
         """The contents one by one, so that a difference can be named."""
         # The last in the alphabet: an entry that differs is named before the whole.
-        return {**flatten(self.contents), "whole session file": self.digest[:16]}
+        return {**flatten(self.contents), "whole session file": self.digest}
 
     def party_of(self, fingerprint):
         """The party with this certificate.

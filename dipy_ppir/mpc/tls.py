@@ -58,9 +58,12 @@ class TLSSocket:
         #: Called after the connection was closed.
         self.on_close = None
 
-    def seed(self):
-        """32 bytes known to both ends and to nobody else (RFC 8446, 7.5)."""
-        return self._connection.export_keying_material(_SEED_LABEL, 32, b"")
+    def seed(self, context=b""):
+        """32 bytes known to both ends and to nobody else (RFC 8446, 7.5).
+
+        Another `context` gives others: what both ends must have in common.
+        """
+        return self._connection.export_keying_material(_SEED_LABEL, 32, context)
 
     def setblocking(self, flag):
         """Accept what sockets are told; this one never blocks."""

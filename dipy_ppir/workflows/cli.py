@@ -42,6 +42,12 @@ def _files_written():
     return outputs.OutputFiles.written if outputs else 0
 
 
+def _said(before):
+    if _files_written() > before:
+        return "what was finished is written"
+    return "no output was written"
+
+
 def run(command):
     """Run one command with the arguments of this process.
 
@@ -65,9 +71,12 @@ def run(command):
         return _run(command)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        said = "what was finished is" if _files_written() > before else "no output was"
-        _say(command, f"interrupted; {said} written")
+        _say(command, f"interrupted; {_said(before)}")
         return 130
+    except SystemExit as exc:
+        if exc.code == 128 + signal.SIGTERM:
+            _say(command, f"ended from outside (SIGTERM); {_said(before)}")
+        raise
     except BrokenPipeError:
         # The results are written before anything long is printed.
         sys.stderr.close()

@@ -258,7 +258,7 @@ def explain(plan):
         f"Each party waits {times['connect']:g} s for the others to come, gives up on "
         f"one that is silent for {times['silence']:g} s, and keeps its own state every "
         f"{times['checkpoint']:g} s.",
-        f"Hash of this session file: {plan.digest[:16]}; the same everywhere.",
+        f"Hash of this session file: {plan.digest}; the same everywhere.",
     ]
     return "\n".join(lines)
 
@@ -270,7 +270,7 @@ operation = "{operation}"          # affine or syn
 # What the owners learn beside the result: for affine "gradient" or "histogram",
 # for syn "update" or "force". See: dipy_ppir_session check FILE
 reveal = "{reveal}"
-result_to = "both"            # both, or moving: who gets the transform
+result_to = "both"            # both, moving, or for syn static: who gets the transform
 
 # One table for each party. The fingerprint comes from dipy_ppir_keygen at that site;
 # compare it by telephone. An owner that can only dial out has no address.

@@ -13,6 +13,7 @@ from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.mpc.identity import Identity
 from dipy_ppir.mpc.ledger import MOVING, ROLES, receipt_text
+from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import SessionFile, parse_address
 from dipy_ppir.workflows import inputs
@@ -46,10 +47,11 @@ class Site:
     """
 
     def __init__(self, path, identity=None, listen=None):
-        self.path, self._folder = Path(path), identity or None
+        self.path = Path(path)
         self.plan = SessionFile.read(path)
         self.operation = operation_of(self.plan)
-        self.party = self.plan.party_of(Identity.load(self._folder).fingerprint)
+        self._identity = Identity.load(identity or None)
+        self.party = self.plan.party_of(self._identity.fingerprint)
         self._listen = None
         if listen:
             self._listen = parse_address(listen)
@@ -106,18 +108,15 @@ class Site:
     def open(self):
         """Wait for the other parties; returns the session."""
         logger.info(
-            "This is %s of %r; session file %s",
+            "This is %s of %r; hash of the session file %s",
             self.party.title,
             self.plan.title,
-            self.plan.digest[:16],
+            self.plan.digest,
         )
-        with Countdown() as countdown:
-            return Session.load(
-                self.path,
-                identity=self._folder,
-                listen=self._listen,
-                on_wait=countdown,
-            )
+        meeting = Meeting(self.plan, self._identity, listen=self._listen)
+        with Countdown() as meeting.on_wait:
+            meeting.hold()
+        return Session.of_meeting(meeting)
 
     def run(self, checkpoint, **arguments):
         """Meet the others and register.
@@ -226,6 +225,11 @@ def register(
     options = site.parameters
     if site.plan.operation == "affine":
         inputs.check_center(image, name)
+    if mask and options.get("sampling_proportion", 1) < 1:
+        raise InputError(
+            "masks need all voxels; leave the mask out, or sampling_proportion out of "
+            "the session file at all parties"
+        )
     if mask:
         options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
     if start:
