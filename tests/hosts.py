@@ -237,6 +237,25 @@ class Hosts:
         command = [sys.executable, "-I", __file__, *map(str, arguments)]
         return self.popen(name, command, **options)
 
+    def traffic(self, name):
+        """How much a host has sent and received.
+
+        Parameters
+        ----------
+        name : str
+            Name of the host.
+
+        Returns
+        -------
+        sent, received : int
+            Bytes, with what TCP and IP add.
+        """
+        namespace = self._prefix + name
+        folder = "/sys/class/net/eth0/statistics"
+        shown = _ip("netns", "exec", namespace, "cat", f"{folder}/tx_bytes")
+        shown += _ip("netns", "exec", namespace, "cat", f"{folder}/rx_bytes")
+        return tuple(map(int, shown.split()))
+
     def unplug(self, name):
         """Pull the cable of a host: packets are lost, and it is told of none.
 
