@@ -29,7 +29,7 @@ import numpy as np
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import PeerLostError, PeerTimeoutError, ProtocolError
 from dipy_ppir.mpc.prg import derive_key
-from dipy_ppir.mpc.transport import ABORT, MPYC
+from dipy_ppir.mpc.transport import ABORT, MAX_BACKLOG, MPYC
 
 _LABEL = struct.Struct("<q")
 _loading = threading.Lock()
@@ -122,7 +122,7 @@ class _Peer:
     def __init__(self, rt, peer):
         self.rt, self.peer = rt, peer
         self.buffers = {}
-        self.nbytes_sent = 0
+        self.nbytes_sent = self.nbytes_waiting = 0
 
     def send(self, label, payload):
         self.rt.session.network.send_mpyc(self.peer, _LABEL.pack(label) + payload)
@@ -134,6 +134,8 @@ class _Peer:
         payload = self.buffers.pop(label, None)
         if payload is None:
             payload = self.buffers[label] = asyncio.Future(loop=self.rt._loop)
+        else:
+            self.nbytes_waiting -= len(payload)
         return payload
 
     def deliver(self, message):
@@ -148,7 +150,9 @@ class _Peer:
             del self.buffers[label]
             waiting.set_result(payload)
         elif waiting is None:
-            if len(self.buffers) >= MAX_WAITING:
+            self.nbytes_waiting += len(payload)
+            too_many = len(self.buffers) >= MAX_WAITING
+            if too_many or self.nbytes_waiting > MAX_BACKLOG:
                 raise ProtocolError(
                     f"party {self.peer} sends more than it was asked for", self.peer
                 )
@@ -264,14 +268,14 @@ def _run_in_loop(session, function, loop):
     loop.set_exception_handler(lambda _, context: errors.append(context))
     failed = asyncio.Future(loop=loop)
     links = session.network.links
-    heard = [loop.time()]
+    heard = dict.fromkeys(session.peers, loop.time())
 
     def on_readable(peer):
         link = links[peer]
-        heard[0] = loop.time()
         try:
             while True:
                 while link.inbox and link.inbox[0].kind == MPYC:
+                    heard[peer] = loop.time()
                     frame = link.pop()
                     rt.parties[peer].protocol.deliver(frame.body)
                 if link.inbox:
@@ -308,14 +312,16 @@ def _run_in_loop(session, function, loop):
                 )
                 if failed.done():
                     failed.result()
-                if (
-                    not task.done()
-                    and loop.time() - heard[0] >= session.network.timeout
-                ):
+                last = max(heard.values())
+                if not task.done() and loop.time() - last >= session.network.timeout:
+                    # Parties that wait for one another fall silent together, after
+                    # the one that they wait for.
+                    peer = min(heard, key=heard.get)
                     raise PeerTimeoutError(
                         f"no party sent anything for {session.network.timeout:g} s "
-                        "during an MPyC computation",
-                        session.peers[0],
+                        f"during an MPyC computation, {links[peer].name} for longest; "
+                        "check that it still runs and can be reached",
+                        peer,
                     )
             return task.result()
         finally:
