@@ -478,6 +478,7 @@ class Session:
         for kinds, code in (
             ((PeerLostError, PeerTimeoutError), 2),
             (PeerAbortedError, 4),
+            ((ProtocolError, AuthenticationError), 5),
         ):
             if isinstance(exc, kinds) and exc.culprit is not None:
                 reason, culprit = code, exc.culprit

@@ -72,6 +72,7 @@ REASONS = {
     2: "it lost another party",
     3: "it was interrupted",
     4: "another party ended it",
+    5: "another party did not follow the protocol",
 }
 
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -650,6 +651,13 @@ class Network:
                 raise PeerLostError(
                     f"{name} is gone, says {link.name}; start it again and rerun or "
                     "resume the session",
+                    culprit,
+                )
+            if reason == 5:
+                raise PeerAbortedError(
+                    f"{name} sent what the protocol does not allow, says {link.name}; "
+                    "see the logs of both, and check that all parties run the same "
+                    "version",
                     culprit,
                 )
             if reason == 4:
