@@ -10,6 +10,7 @@ import sys
 import time
 
 from hosts import Hosts, _Link, _reassemble, unavailable
+import numpy as np
 import pytest
 
 KINDS = pytest.mark.parametrize(
@@ -116,6 +117,19 @@ def test_the_line_takes_its_time(call, line, number, least):
         begin = time.monotonic()
         send(process, number)
         assert time.monotonic() - begin >= least
+
+
+@KINDS
+def test_traffic_is_counted(call, line):
+    with Hosts(**line) as hosts:
+        process = call(hosts, "moving", "static")
+        process.stdout.readline()
+        before = {name: hosts.traffic(name) for name in hosts.names}
+        send(process, 10**6)
+        for name in hosts.names:
+            grown = np.subtract(hosts.traffic(name), before[name])
+            least, most = (0, 10**4) if name == "helper" else (10**6, 1.2e6)
+            assert (grown >= least).all() and (grown <= most).all(), (name, grown)
 
 
 def test_links_drop_what_would_wait_too_long():
