@@ -208,6 +208,14 @@ MISTAKES = {
     ),
     "constant image": (["CONSTANT", "remote", "--session", "FILE"], "constant"),
     "NaN": (["NAN", "remote", "--session", "FILE"], "NaN"),
+    "empty mask": (
+        ["STATIC", "remote", "--session", "FILE", "--static_mask", "EMPTY"],
+        "the static mask",
+    ),
+    "mask and sampling": (
+        ["STATIC", "remote", "--session", "SAMPLED", "--static_mask", "MASK"],
+        "masks need all voxels",
+    ),
 }
 
 
@@ -227,7 +235,14 @@ def test_mistakes_are_explained_before_connecting(
         data[...] = value if name == "constant" else data
         data[3, 3, 3] = value
         nib.save(nib.Nifti1Image(data, image.affine), sites.folder / f"{name}.nii.gz")
+    for name, value in (("empty", 0), ("mask", 1)):
+        data = np.full(image.shape, value, dtype=np.uint8)
+        nib.save(nib.Nifti1Image(data, image.affine), sites.folder / f"{name}.nii.gz")
+    sites.parameters = {**sites.parameters, "sampling_proportion": 0.5}
     words = {
+        "EMPTY": sites.folder / "empty.nii.gz",
+        "MASK": sites.folder / "mask.nii.gz",
+        "SAMPLED": sites.write("sampled.toml"),
         "STATIC": sites.folder / "static.nii.gz",
         "MOVING": sites.folder / "moving.nii.gz",
         "CONSTANT": sites.folder / "constant.nii.gz",
