@@ -6,7 +6,7 @@ goes on is a new session with new keys, in which the parties agree on the last s
 that all of them have and do what follows again.
 """
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 import hashlib
 import json
 import os
@@ -90,14 +90,14 @@ class Checkpoint:
     def begin(self, facts, *, run=None):
         """Start to write; see `check`.
 
-        What was there is removed without `resume`, or when a new `run` begins.
+        What was there is set aside without `resume`, or when a new `run` begins.
         """
         if run is None:
             self.check(facts)
-        if run is not None or not self.resume:
-            self.discard()
-            self.run = run
         try:
+            if run is not None or not self.resume:
+                self.set_aside()
+                self.run = run
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # A record that was cut off must not be continued.
             whole = (json.dumps(record) + "\n" for record in self.records())
@@ -111,15 +111,24 @@ class Checkpoint:
             ) from None
 
     def discard(self):
-        """Remove everything: the registration is finished, or begins anew."""
+        """Remove everything: the registration is finished."""
         if (self.folder / _FACTS).exists():
             shutil.rmtree(self.folder)
+
+    def set_aside(self):
+        """Begin anew: what was opened before stays on record beside the folder."""
+        if not self.records():
+            self.discard()
+            return
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(self.folder, old)
 
     # -- a journal of small records --------------------------------------
 
     def append(self, record):
         """Add one JSON-able record."""
-        with open(self.folder / _JOURNAL, "ab") as stream:
+        with _writing(self.folder), open(self.folder / _JOURNAL, "ab") as stream:
             stream.write(json.dumps(record).encode() + b"\n")
 
     def records(self):
@@ -156,13 +165,9 @@ class Checkpoint:
             names to arrays.
         """
         text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-        temporary = self.folder / ".state.npz"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as stream:
-            np.savez(stream, facts=text, **{f"array_{k}": v for k, v in arrays.items()})
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.folder / f"state-{number}.npz")
+        arrays = {f"array_{name}": array for name, array in arrays.items()}
+        with self._replacing(f"state-{number}.npz") as stream:
+            np.savez(stream, facts=text, **arrays)
         for old in sorted(self.numbers())[:-KEPT]:
             (self.folder / f"state-{old}.npz").unlink()
         self._last = time.monotonic()
@@ -197,13 +202,34 @@ class Checkpoint:
     # -- files -----------------------------------------------------------
 
     def _write(self, name, data):
-        temporary = self.folder / f".{name}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as stream:
+        with self._replacing(name) as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.folder / name)
+
+    @contextmanager
+    def _replacing(self, name):
+        """A stream to a file that gets its name when it is whole."""
+        temporary = self.folder / f".{name}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with _writing(self.folder):
+            try:
+                with open(os.open(temporary, flags, 0o600), "wb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, self.folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(folder):
+    try:
+        yield
+    except OSError as exc:
+        raise CheckpointError(
+            f"cannot write the checkpoint {folder}: {exc.strerror}; free some space, "
+            "or choose another output folder"
+        ) from None
 
 
 def digest(*arrays):
@@ -243,10 +269,10 @@ def begin_or_resume(session, checkpoint, facts):
         if what is here belongs to another registration, or a party does not have what
         the others have; all parties raise the latter.
     """
-    checkpoint.begin(facts)
+    checkpoint.check(facts)
     mine = {
         "run": checkpoint.run,
-        "records": len(checkpoint.records()),
+        "records": len(checkpoint.records()) if checkpoint.resume else 0,
         "new": secrets.token_hex(16),
     }
     with session.phase("agreement"):
@@ -262,12 +288,13 @@ def begin_or_resume(session, checkpoint, facts):
         if new is None:
             raise ProtocolError("the moving owner gives the run no number", MOVING)
         if None not in runs.values() and len(set(runs.values())) == 1:
+            checkpoint.begin(facts)
             _restore_ledger(session, checkpoint)
             return True
         if records:
             with suppress(PeerError):
                 session.exchange("disagreement", None)
-            without = [ROLES[pid] for pid, run in runs.items() if run is None]
+            without = [ROLES[pid] for pid in sorted(runs) if runs[pid] is None]
             names = " and the ".join(without) or "parties"
             raise CheckpointError(
                 (f"the {names} did not find" if without else "the parties do not have")

@@ -863,7 +863,7 @@ class SecureAffineRegistration(AffineRegistration):
             for name in ("static", "moving", "static_mask", "moving_mask")
         }
         facts = {
-            "registration": self.config(),
+            **self.config(),
             "static image": digest(here["static"], here["static_mask"]),
             "moving image": digest(here["moving"], here["moving_mask"]),
             "start": digest(

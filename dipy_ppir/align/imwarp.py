@@ -356,7 +356,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         """What a checkpoint belongs to."""
         here = {n: None if is_remote(images[n]) else images[n] for n in images}
         return {
-            "registration": self.config(),
+            **self.config(),
             "static image": digest(here["static"], here["static_grid2world"]),
             "moving image": digest(here["moving"], here["moving_grid2world"]),
             "prealign": digest(prealign),

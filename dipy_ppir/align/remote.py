@@ -98,6 +98,11 @@ def exchange_grids(session, images):
                 + ("an image" if elsewhere else f'the word "{WORD}"')
             )
         if not elsewhere:
+            if np.ndim(image) not in (2, 3):
+                raise ValueError(
+                    f"the {name} image has {np.ndim(image)} dimensions; give one "
+                    "volume with 2 or 3"
+                )
             mine[name] = {
                 "shape": list(np.shape(image)),
                 "grid2world": np.asarray(grid2world).tolist(),
@@ -127,8 +132,9 @@ def _described(view, name, owner):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ProtocolError(
-            f"party {owner} does not describe the {name} image as it should: its shape "
-            f"must have at most {MOST_VOXELS:,} voxels and its affine be invertible",
+            f"party {owner} ({name} owner) does not describe its image as it should: "
+            f"it must have 2 or 3 dimensions, at most {MOST_VOXELS:,} voxels and an "
+            "invertible affine",
             owner,
         ) from None
     return image

@@ -10,6 +10,7 @@ from collections import Counter
 import contextlib
 import errno
 import logging
+import os
 import queue
 import select
 import socket
@@ -26,7 +27,14 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
 from dipy_ppir.mpc.relay import Pump, tunnel
-from dipy_ppir.mpc.transport import ABORT, JSON, Link, Network, operation_code
+from dipy_ppir.mpc.transport import (
+    ABORT,
+    JSON,
+    REPLACED,
+    Link,
+    Network,
+    operation_code,
+)
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -164,8 +172,9 @@ class Meeting:
             missing = self._missing()
             if left <= 0 and missing:
                 self._give_up(missing)
-            if self.on_wait is not None and missing:
-                self.on_wait(missing, left)
+            absent = [party for party in missing if party.pid not in self.links]
+            if self.on_wait is not None and absent:
+                self.on_wait(absent, left)
 
     def _missing(self):
         """Who is not there; or, if all are, who has not found all the others."""
@@ -185,7 +194,7 @@ class Meeting:
             what += " its own log, and check its firewall"
         elif missing[0].pid in self._seen:
             what = f"{names} came and went away again, and did not come back {within};"
-            what += " see its own log"
+            what += " see the log there"
         else:
             what = f"{names} did not come {within}; check that it was started with the"
             what += " same session file and that the firewalls let it through"
@@ -211,6 +220,10 @@ class Meeting:
                 "key, which cannot work",
                 connection.party.title,
             )
+            link = self.links[pid]
+            link.say_last(ABORT, bytes([REPLACED, 255]))
+            with contextlib.suppress(OSError):
+                link.flush()
             self._drop(pid, lost=False)
         logger.info("Connected to %s", connection.party.title)
         self.links[pid] = Link(connection, pid)
@@ -270,6 +283,7 @@ class Meeting:
                 if frame is None:
                     return
                 if frame.kind == ABORT:
+                    self._check_replaced(frame)
                     raise EOFError
                 if frame.kind != JSON or frame.op != operation_code("ready"):
                     raise ProtocolError(
@@ -283,9 +297,19 @@ class Meeting:
                 poller = select.poll()
                 poller.register(link.sock.fileno(), _RDHUP)
                 if poller.poll(0):
+                    frame = link.pump()
+                    if frame is not None and frame.kind == ABORT:
+                        self._check_replaced(frame)
                     raise EOFError
         except EOFError:
             self._drop(pid)
+
+    def _check_replaced(self, frame):
+        if bytes(frame.body[:1]) == bytes([REPLACED]):
+            raise ProtocolError(
+                "another program with this party's key took its place; end one of "
+                "the two, and start all parties again"
+            )
 
     # -- dialling, in threads --------------------------------------------
 
@@ -299,7 +323,9 @@ class Meeting:
             except _Stopped:
                 return
             except OSError as exc:
-                self._refused = str(exc)
+                # Who only waits inside the relay for the other owner was not refused.
+                if attempt != self._connect_through_relay:
+                    self._refused = str(exc)
                 logger.debug("%s: %s", self.plan.parties[peer].title, exc)
                 self._over.wait(REDIAL)
                 continue
@@ -370,7 +396,8 @@ class Meeting:
             return socket.create_server(address, family=family, backlog=MAX_GREETINGS)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
-                remedy = "another program uses this port: end it, or agree on another"
+                remedy = "another program uses this port: end it, or add --listen"
+                remedy += " with another, to which a firewall forwards"
             elif exc.errno == errno.EACCES:
                 remedy = "ports below 1024 need privileges: agree on another"
             else:
@@ -378,8 +405,9 @@ class Meeting:
                     "if others reach this machine under another address than its own, "
                     f"add --listen 0.0.0.0:{port}"
                 )
+            reason = os.strerror(exc.errno) if exc.errno else exc
             raise SessionFileError(
-                f"cannot listen on {where} ({exc.strerror or exc}); {remedy}"
+                f"cannot listen on {where} ({reason}); {remedy}"
             ) from None
 
     def _answer(self, callers):

@@ -111,7 +111,7 @@ class SessionFile:
         if len(text) > MAX_BYTES:
             raise SessionFileError(f"{path} is too large for a session file")
         try:
-            contents = tomllib.loads(text.decode())
+            contents = tomllib.loads(text.decode("utf-8-sig"))
         except (ValueError, RecursionError) as exc:
             raise SessionFileError(
                 f"{path} is not a TOML file: {exc}; dipy_ppir_session new writes one "
@@ -152,7 +152,7 @@ class SessionFile:
             parties=parties,
             parameters=parameters,
             timeouts=_timeouts(contents.get("timeouts", {})),
-            contents=json.loads(json.dumps(contents)),
+            contents=_canonical(contents, parties),
         )
 
     @property
@@ -275,6 +275,15 @@ def _parties(tables):
     if len(set(addresses)) < len(addresses):
         raise SessionFileError("two parties have the same address; give each its own")
     return parties
+
+
+def _canonical(contents, parties):
+    """Contents that were checked, with fingerprints in one form: hashes agree."""
+    tables = {
+        name: {**contents["parties"][name], "fingerprint": parties[pid].fingerprint}
+        for name, pid in TABLES.items()
+    }
+    return json.loads(json.dumps({**contents, "parties": tables}))
 
 
 def _timeouts(table):

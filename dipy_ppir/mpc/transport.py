@@ -74,6 +74,8 @@ REASONS = {
     4: "another party ended it",
     5: "another party did not follow the protocol",
 }
+#: Reason to leave a meeting: another program with the same key came.
+REPLACED = 6
 
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _RDHUP = getattr(select, "POLLRDHUP", 0)
@@ -689,13 +691,22 @@ class Network:
         also = "".join(
             f", and so did {other.name}"
             for other in self.links.values()
-            if other is not link and not other.finished and _ended(other, 0)
+            if other is not link and other.carrier is not link and self._gone(other)
         )
         raise PeerLostError(
             f"{link.name} closed the connection or died{also}; see its own log, start "
             "it again and rerun or resume the session",
             link.peer,
         ) from None
+
+    def _gone(self, link):
+        """Whether a party has ended as well, and without a word."""
+        if link.finished or not _ended(link, 0):
+            return False
+        with contextlib.suppress(EOFError, PeerError):
+            while link.pump() is not None:
+                pass
+        return all(frame.kind not in (ABORT, BYE) for frame in link.inbox)
 
     def _timed_out(self, links, until=None):
         until = until or f"for {self.timeout:g} s"

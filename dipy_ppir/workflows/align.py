@@ -23,7 +23,13 @@ from dipy_ppir.workflows.flow import (
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
-from dipy_ppir.workflows.remote import Site, check_flags, check_words, register
+from dipy_ppir.workflows.remote import (
+    Site,
+    check_flags,
+    check_others,
+    check_words,
+    register,
+)
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -191,11 +197,25 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
                     "factors": factors,
                     "save_metric": save_metric,
                     "reveal": reveal,
+                    "far_apart": far_apart,
+                    "out_quality": out_quality,
                 },
                 self.run,
             )
+            check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
+            check_name(out_affine, "out_affine")
+            check_name(receipt, "receipt")
             site = Site(session, identity, listen)
             site.check_owner("affine", files)
+            check_others(
+                site,
+                {
+                    "static_mask": ("static", static_mask),
+                    "moving_mask": ("moving", moving_mask),
+                    "static_vol_idx": ("static", static_vol_idx),
+                    "moving_vol_idx": ("moving", moving_vol_idx),
+                },
+            )
             volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
             masks = {"static": static_mask, "moving": moving_mask}
             names = {"image": out_moved, "transform": out_affine, "receipt": receipt}

@@ -158,6 +158,14 @@ def operation_of(plan):
             f"[parameters] has no entry {strangers[0]!r} for operation "
             f"{plan.operation!r}; it may have: {', '.join(operation.parameters)}"
         )
+    iterations = plan.parameters.get("level_iters", [1])
+    if not isinstance(iterations, list) or not all(
+        type(n) is int and n >= 0 for n in iterations
+    ):
+        raise SessionFileError(
+            f"level_iters = {iterations!r} must be a list of whole numbers, the "
+            "coarsest level first"
+        )
     if plan.reveal not in operation.opens:
         given = "lacks reveal" if plan.reveal is None else f"has {plan.reveal!r}"
         raise SessionFileError(

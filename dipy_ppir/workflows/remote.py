@@ -102,7 +102,8 @@ class Site:
             raise InputError(
                 f"this party's certificate is the {ROLES[self.party.pid]}'s; run "
                 f"{self.operation.command} {order['static']} {order['moving']} "
-                f"--session {self.path}"
+                f"--session {self.path}, or give the folder of another key with "
+                "--identity"
             )
 
     def open(self):
@@ -118,12 +119,24 @@ class Site:
             meeting.hold()
         return Session.of_meeting(meeting)
 
-    def run(self, checkpoint, **arguments):
-        """Meet the others and register.
+    def run(self, checkpoint, write, **arguments):
+        """Meet the others, register, and write what is this party's.
+
+        Nobody goes on before all have written: a party that cannot finds the others
+        ready to resume.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+        write : callable
+            takes the resampled image, the transform and the receipt, and writes them
+            under temporary names.
+        **arguments
+            of the operation.
 
         Returns
         -------
-        resampled, transform, receipt
+        receipt : dict
         """
         operation, levels = self.operation, self.plan.parameters.get("level_iters")
         count = len(levels) if levels else 3
@@ -135,17 +148,27 @@ class Site:
             callback = progress
             if self.plan.operation == "syn":
                 callback = deformation_callback(progress)
-            return operation.function(
+            *result, receipt = operation.function(
                 session=session,
                 callback=callback,
                 checkpoint=checkpoint,
                 ret_receipt=True,
                 **arguments,
             )
+            write(*result, receipt)
+            session.exchange("written", None)
+        return receipt
 
     def checkpoint(self, folder, resume):
         """Where this party keeps its state."""
         folder = Path(folder) / f"{self.path.stem}.{self.party.pid}.checkpoint"
+        if not resume and folder.is_dir():
+            logger.warning(
+                "There is a checkpoint %s of an interrupted run; without --resume it "
+                "is set aside as %s.old, for what this run's receipt does not count",
+                folder,
+                folder.name,
+            )
         if resume and not folder.is_dir():
             logger.warning(
                 "There is no checkpoint %s, as if the interrupted run had not begun; "
@@ -195,6 +218,22 @@ def check_flags(given, run):
             )
 
 
+def check_others(site, flags):
+    """Refuse flags about the image of the other owner.
+
+    Parameters
+    ----------
+    site : Site
+    flags : dict
+        maps flags to the image they are about and what was given.
+    """
+    for flag, (image, value) in flags.items():
+        if value not in (None, "", False) and image != site.image:
+            raise InputError(
+                f"--{flag} belongs to the owner of the {image} image; leave it out"
+            )
+
+
 def register(
     site, path, volume, files, *, mask=None, start=None, resume=False, force=False
 ):
@@ -225,6 +264,11 @@ def register(
     options = site.parameters
     if site.plan.operation == "affine":
         inputs.check_center(image, name)
+    elif options.get("dim", 3) != image.ndim:
+        raise InputError(
+            f"the {name} image has {image.ndim} dimensions; put dim = {image.ndim} "
+            "into [parameters] of the session file everywhere, or choose another image"
+        )
     if mask and options.get("sampling_proportion", 1) < 1:
         raise InputError(
             "masks need all voxels; leave the mask out, or sampling_proportion out of "
@@ -249,27 +293,34 @@ def register(
         OutputFiles(files.values(), read, force=force) as out,
     ):
         checkpoint = site.checkpoint(files["receipt"].parent, resume)
-        resampled, transform, receipt = site.run(
-            checkpoint, **images, **{name + "_affine": grid2world}, **options
+
+        def write(resampled, transform, receipt):
+            if "image" in files:
+                place = np.array(receipt["static_grid2world"])
+                save_nifti(out.temporary(files["image"]), resampled, place)
+            if "transform" in files:
+                _save_transform(out.temporary(files["transform"]), transform)
+            if "inverse" in files:
+                moved = transform.transform_inverse(image)
+                place = transform.domain_grid2world
+                save_nifti(out.temporary(files["inverse"]), moved, place)
+            write_receipt(out, files["receipt"], receipt)
+
+        receipt = site.run(
+            checkpoint, write, **images, **{name + "_affine": grid2world}, **options
         )
-        if "image" in files:
-            place = np.array(receipt["static_grid2world"])
-            save_nifti(out.temporary(files["image"]), resampled, place)
-        if "transform" in files:
-            _save_transform(out.temporary(files["transform"]), transform)
-        if "inverse" in files:
-            moved = transform.transform_inverse(image)
-            save_nifti(
-                out.temporary(files["inverse"]), moved, transform.domain_grid2world
-            )
         finish(out, receipt, files)
         checkpoint.discard()
     return receipt
 
 
+def write_receipt(out, file, receipt):
+    """Write the receipt under a temporary name."""
+    out.temporary(file).write_text(json.dumps(receipt, indent=2) + "\n")
+
+
 def finish(out, receipt, files):
-    """Write the receipt, and give all files their names."""
-    out.temporary(files["receipt"]).write_text(json.dumps(receipt, indent=2) + "\n")
+    """Give all files their names, and print the receipt."""
     out.commit()
     print("\n" + receipt_text(receipt) + "\n")
     for file in files.values():

@@ -14,10 +14,11 @@ from dipy_ppir.mpc.identity import (
 )
 from dipy_ppir.mpc.ledger import HELPER, ROLES
 from dipy_ppir.mpc.sessionfile import SessionFile
+from dipy_ppir.workflows.flow import check_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS, explain, template
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.remote import Site, finish
+from dipy_ppir.workflows.remote import Site, finish, write_receipt
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -113,15 +114,23 @@ def helper(arguments=None):
     if site.party.pid != HELPER:
         raise InputError(
             f"this party's certificate is the {ROLES[site.party.pid]}'s, not the "
-            f"helper's; run {site.operation.command} with --session {given.file}"
+            f"helper's; run {site.operation.command} with --session {given.file}, or "
+            "give the folder of another key with --identity"
         )
+    check_name(given.receipt, "receipt")
     files = {"receipt": given.out_dir / given.receipt}
     with (
         new_folders(files.values()),
         OutputFiles(files.values(), [given.file], force=given.force) as out,
     ):
         checkpoint = site.checkpoint(given.out_dir, given.resume)
-        *_, receipt = site.run(checkpoint, static=WORD, moving=WORD, **site.parameters)
+
+        def write(resampled, transform, receipt):
+            write_receipt(out, files["receipt"], receipt)
+
+        receipt = site.run(
+            checkpoint, write, static=WORD, moving=WORD, **site.parameters
+        )
         finish(out, receipt, files)
         checkpoint.discard()
 
@@ -142,6 +151,6 @@ def _log(level):
     if level.upper() not in levels:
         raise InputError(f"--log_level {level} is not one of {', '.join(levels)}")
     logging.basicConfig(
-        stream=sys.stderr, format="%(levelname)s:%(message)s", level=logging.WARNING
+        stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING
     )
     logger.setLevel(levels[level.upper()])

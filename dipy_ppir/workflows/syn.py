@@ -28,7 +28,13 @@ from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import deformation_callback, display
-from dipy_ppir.workflows.remote import Site, check_flags, check_words, register
+from dipy_ppir.workflows.remote import (
+    Site,
+    check_flags,
+    check_others,
+    check_words,
+    register,
+)
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -188,8 +194,26 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
                 },
                 self.run,
             )
+            check_name(out_warped, "out_warped", (".nii", ".nii.gz"))
+            check_name(out_field, "out_field", (".nii", ".nii.gz"))
+            check_name(out_inv_static, "out_inv_static", (".nii", ".nii.gz"))
+            check_name(receipt, "receipt")
             site = Site(session, identity, listen)
             site.check_owner("syn", files)
+            check_others(
+                site,
+                {
+                    "static_vol_idx": ("static", static_vol_idx),
+                    "moving_vol_idx": ("moving", moving_vol_idx),
+                    "prealign_file": ("moving", prealign_file),
+                    "inv_static": ("static", inv_static),
+                },
+            )
+            if inv_static and not site.gets_result:
+                raise InputError(
+                    "--inv_static needs the map, which the session file gives to the "
+                    "moving owner only; leave it out"
+                )
             volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
             names = {"image": out_warped, "transform": out_field, "receipt": receipt}
             if inv_static and site.image == "static":
