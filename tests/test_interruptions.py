@@ -155,6 +155,53 @@ def test_killed_at_random_twenty_times(tmp_path, bodies, descendants):
         )
 
 
+def test_who_cannot_write_its_result_may_try_again(tmp_path, bodies):
+    """The others wait until all have written, and keep what is needed to go on."""
+    sites = sites_for(tmp_path / "sites", "syn", bodies)
+    argv = sites.argv
+
+    def limited(site, *extra):
+        if site != "moving":
+            return argv(site, *extra)
+        # As on a full disk: from the last file on, none may have any content.
+        limit = (
+            "import resource, signal\n"
+            "from dipy_ppir.workflows import remote\n"
+            "write = remote.write_receipt\n"
+            "def limited(*arguments):\n"
+            "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10**9))\n"
+            "    try:\n"
+            "        write(*arguments)\n"
+            "    finally:\n"
+            "        resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, 10**9))\n"
+            "remote.write_receipt = limited\n"
+        )
+        python, flag, code, *rest = argv(site, *extra)
+        return [python, flag, limit + code, *rest]
+
+    sites.timeouts["checkpoint"] = 1000
+    sites.file = sites.write("session.toml")
+    sites.argv = limited
+    assert set(sites.wait(sites.start()).values()) == {1}
+    assert "File too large" in sites.last_line("moving")
+    for site in ("static", "helper"):
+        assert "party 0 (moving owner)" in sites.last_line(site), sites.log(site)
+    assert results_written(sites) == []
+    sites.argv = argv
+    sites.run("--resume")
+    assert "displacement_field.nii.gz" in sites.outputs("moving")
+
+
+def test_starting_anew_sets_aside(tmp_path, bodies):
+    sites = sites_for(tmp_path / "sites", "syn", bodies)
+    kill_at(sites, "helper", 3)
+    sites.run()
+    for site, pid in ROLES.items():
+        assert f"session.{pid}.checkpoint.old" in sites.outputs(site)
+        assert "is set aside as" in sites.log(site)
+
+
 def test_only_some_want_to_resume(tmp_path, bodies):
     sites = sites_for(tmp_path / "sites", "syn", bodies)
     kill_at(sites, "static", 3)

@@ -290,6 +290,46 @@ def test_a_party_that_goes_and_comes_again(way, pid):
     leave(*meetings)
 
 
+def test_who_runs_twice_is_told(caplog):
+    """The one that came first ends; otherwise the two would take turns for ever."""
+    plan = pins.plan((HELPER, STATIC), connect=15)
+    over = threading.Event()
+    came = threading.Event()
+    caplog.set_level(logging.INFO, logger="dipy_ppir")
+
+    def first():
+        def seen(*_):
+            if over.is_set():
+                raise KeyError("the test is over")
+            came.set()
+
+        hold(plan, MOVING, on_wait=seen)
+
+    def helper():
+        hold(plan, HELPER, on_wait=lambda *_: over.is_set() and 1 / 0)
+
+    def second():
+        assert came.wait(10)
+        until(lambda: "Connected to the moving owner" in caplog.text)
+        try:
+            hold(plan, MOVING, on_wait=lambda *_: over.is_set() and 1 / 0)
+        finally:
+            over.set()
+
+    def end():
+        until(lambda: "connects again" in caplog.text)
+        until(lambda: outcomes_seen(caplog) or over.is_set())
+        over.set()
+
+    def outcomes_seen(log):
+        return time.monotonic() > start + 3
+
+    start = time.monotonic()
+    one, _, _, _ = pins.together(first, helper, second, end)
+    assert isinstance(one, ProtocolError), one
+    assert "another program with this party's key took its place" in str(one)
+
+
 def test_a_dead_end_of_the_relay_is_cut_when_its_owner_comes_again():
     """A machine that lost its power says no farewell: the helper cannot see that the
     path is dead, and the other owner waits at its end."""

@@ -208,6 +208,19 @@ MISTAKES = {
     ),
     "constant image": (["CONSTANT", "remote", "--session", "FILE"], "constant"),
     "NaN": (["NAN", "remote", "--session", "FILE"], "NaN"),
+    "no ending": (
+        ["STATIC", "remote", "--session", "FILE", "--out_moved", "moved.txt"],
+        "--out_moved moved.txt must end in .nii",
+    ),
+    "no receipt": (["STATIC", "remote", "--session", "FILE", "--receipt", ""], "empty"),
+    "the other's mask": (
+        ["STATIC", "remote", "--session", "FILE", "--moving_mask", "MASK"],
+        "--moving_mask belongs to the owner of the moving image",
+    ),
+    "another key": (
+        ["remote", "STATIC", "--session", "FILE"],
+        "give the folder of another key with --identity",
+    ),
     "empty mask": (
         ["STATIC", "remote", "--session", "FILE", "--static_mask", "EMPTY"],
         "the static mask",
