@@ -59,7 +59,8 @@ EVERY_SAMPLING = pytest.mark.parametrize(
 
 #: Stated tolerances: of the value, and of the gradient relative to its largest part.
 #: Observed are 1e-12 and 1e-7, 5e-7 and 1e-4.
-TOLERANCE = {"histogram": (1e-9, 1e-6), "gradient": (1e-6, 3e-4)}
+# With "gradient" both are blurred on purpose, over few samples by more.
+TOLERANCE = {"histogram": (1e-9, 1e-6), "gradient": (1e-6, 3e-3)}
 #: Enough to see whether two optimizers take the same steps.
 BRIEF = {"level_iters": [8, 5], "sigmas": [1.0, 0.0], "factors": [2, 1]}
 

@@ -42,7 +42,8 @@ def progress(sites, site):
     """How many steps a site has written down."""
     path = sites.folder / f"out_{site}" / f"session.{ROLES[site]}.checkpoint"
     try:
-        return (path / "journal.jsonl").read_bytes().count(b"\n")
+        lines = (path / "journal.jsonl").read_bytes().splitlines()
+        return sum(b'"level"' in line or b'"place"' in line for line in lines)
     except FileNotFoundError:
         return 0
 

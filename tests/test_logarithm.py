@@ -352,7 +352,9 @@ def test_mutual_information(three, ring_array, kind, frac_bits):
     results = three(party)
     value, count, ratio, _ = results[MOVING]
     assert count == n
-    assert abs(value - clear_mi(table)) < 2.0**-VALUE_DIGITS + 1e-10
+    # The sum and what it is divided by are blurred, relative to all samples.
+    expected = clear_mi(table)
+    assert abs(value - expected) < 2.0**-VALUE_DIGITS * (1.1 + expected)
     rows = counts.sum(axis=1, keepdims=True)
     with np.errstate(all="ignore"):
         expected = np.log(counts / rows)

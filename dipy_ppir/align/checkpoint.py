@@ -120,8 +120,10 @@ class Checkpoint:
         if not self.records():
             self.discard()
             return
-        old = self.folder.with_name(self.folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
+        old, number = self.folder.with_name(self.folder.name + ".old"), 1
+        while old.exists():
+            number += 1
+            old = self.folder.with_name(f"{self.folder.name}.old-{number}")
         os.replace(self.folder, old)
 
     # -- a journal of small records --------------------------------------
@@ -130,6 +132,8 @@ class Checkpoint:
         """Add one JSON-able record."""
         with _writing(self.folder), open(self.folder / _JOURNAL, "ab") as stream:
             stream.write(json.dumps(record).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def records(self):
         """The records so far; one that was cut off in the middle is left out."""
@@ -290,6 +294,7 @@ def begin_or_resume(session, checkpoint, facts):
         if None not in runs.values() and len(set(runs.values())) == 1:
             checkpoint.begin(facts)
             _restore_ledger(session, checkpoint)
+            journal(session, checkpoint)
             return True
         if records:
             with suppress(PeerError):

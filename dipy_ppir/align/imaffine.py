@@ -872,7 +872,7 @@ class SecureAffineRegistration(AffineRegistration):
         }
         if not begin_or_resume(self.session, checkpoint, facts):
             return
-        places = [r["place"] for r in checkpoint.records()]
+        places = [r["place"] for r in checkpoint.records() if "place" in r]
         with self.session.phase("agreement"):
             views = self.session.exchange("resume", places[-1] if places else [0, 0])
         place = views[MOVING]
@@ -894,7 +894,7 @@ class SecureAffineRegistration(AffineRegistration):
         if checkpoint is None:
             return []
         place = list(self._place)
-        return [r for r in checkpoint.records() if r["place"] == place]
+        return [r for r in checkpoint.records() if r.get("place") == place]
 
     def _evaluations(self, live):
         """The metric as a function of parameters, as the optimizer wants it."""

@@ -338,7 +338,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             self.session, self.checkpoint, self._facts(images, prealign)
         )
         records = self.checkpoint.records() if self._goes_on else []
-        self._done = Counter(record["level"] for record in records)
+        self._done = Counter(r["level"] for r in records if "level" in r)
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
@@ -541,8 +541,10 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         elif not is_remote(self._moving):
             own, image = self.moving_to_ref, self.moving_ss.get_image(level)
             metric.set_moving_image(self._warp(own, image, shape, grid2world), *place)
-        metric.initialize_iteration()
+        # Before anything is opened, so that no repetition goes uncounted; and after.
         journal(self.session, self.checkpoint, level=level, iteration=self.niter)
+        metric.initialize_iteration()
+        journal(self.session, self.checkpoint)
         if own is None:
             self._tell(RegistrationStages.ITER_END)
             metric.free_iteration()

@@ -90,9 +90,24 @@ def gradient_blur(samples):
     What the weights' rounding adds to a gradient is a random sum of the numbers that
     the gradient is made of. Over few samples it is larger beside the sums' bound, as
     one over the root of their number; so is the blur that it must not stand out from.
+    Where few of them contribute, see `_spread`.
     """
     factor = max(1.0, np.sqrt(MANY_SAMPLES / max(samples, 1)))
     return int(factor * 2.0 ** (SUM_BITS + EXTRA_BITS - GRADIENT_DIGITS))
+
+
+def _spread(gradient):
+    """By what power of two to scale columns down, so that the blur counts for more.
+
+    `gradient_blur` is for samples that contribute alike. Where the moving image is flat
+    nearly everywhere the few others set the noise of rounding; only its owner knows.
+    """
+    magnitude = np.abs(gradient).sum(axis=1)
+    squares = magnitude @ magnitude
+    if not squares > 0:
+        return 1.0
+    effective = magnitude.sum() ** 2 / squares
+    return 2.0 ** np.clip(np.round(np.log2(len(gradient) / effective) / 2), 0, 6)
 
 
 def linear_jacobian(transform, theta):
@@ -548,7 +563,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 gradient[start:stop], start, shape, by_column, out
             )
 
-        self._update_gradient(jacobian, moments, columns)
+        self._update_gradient(jacobian, moments, columns, gradient)
 
     def update_gradient_sparse(
         self, theta, transform, sval, mval, sample_points, mgradient
@@ -587,10 +602,11 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 gradient[start:stop], points[start:stop], by_column, out
             )
 
-        self._update_gradient(jacobian, moments, columns)
+        self._update_gradient(jacobian, moments, columns, gradient)
 
-    def _update_gradient(self, jacobian, moments, columns):
+    def _update_gradient(self, jacobian, moments, columns, gradient):
         p = len(jacobian)
+        self._spread = _spread(gradient) if self.reveal == "gradient" else 1.0
 
         def column_sums(weight=None):
             out = np.zeros(jacobian.shape[1:])
@@ -690,6 +706,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         sums = bound * self._column_sums()
         scales = self._scales(samples * bound, sums, row * weight)
         scales.row, scales.table = row, weight
+        scales.columns = scales.columns / self._spread
         return scales
 
     def _scales(self, total, sums, row_scale=None):

@@ -226,7 +226,7 @@ class Contingency:
         r"""Shared sums of categories' values times columns; K known to nobody.
 
         K is the moving owner's band D times a table that the owners hold in two
-        parts, W_0 (moving) and W_1 (static), so that
+        parts, W_0 (moving; the helper may know it) and W_1 (static), so that
 
         .. math:: z(x) = \sum_t B(x, t) (D W_0)(x, t)
                          + \sum_r D(x, r) W_1(r, t(x)).

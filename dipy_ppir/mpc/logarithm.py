@@ -331,7 +331,8 @@ def mutual_information(
         # An error of 2**-26 in the value, if all samples count.
         blur = table.bound << LOG_BITS >> VALUE_DIGITS
         count = table._with(totals)
-        # V is a whole number; of T the low bits would tell which samples are missing.
+        # V is a whole number. T differs from it by samples that are out of range; its
+        # low bits would tell of many of them whether they are valid (doc/security.md).
         mass = dither(session, count[:1], table.bound >> VALUE_DIGITS)
         energy, count = session.open_all(
             [

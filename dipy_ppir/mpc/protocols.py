@@ -30,7 +30,7 @@ import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
-from dipy_ppir.mpc.fields import P61, R64
+from dipy_ppir.mpc.fields import P61, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
 
@@ -459,6 +459,8 @@ def truncate_unseen(session, array, bits, *, field, name="truncate"):
         see `truncate_between_owners`.
     """
     source, target, bound = array.field, field, array.bound
+    if {source, target} - {R64, R128}:
+        raise ValueError("masks here are whole words: use the rings")
     check_truncation(source, bound, bits)
 
     def drawn(peer, what, field):
