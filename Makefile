@@ -30,7 +30,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 
 test-full: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -m '' --hypothesis-profile=new
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m pytest benchmarks --override-ini addopts= -q -m '' --benchmark-only

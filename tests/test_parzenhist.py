@@ -524,6 +524,47 @@ def test_bytes_and_rounds_of_an_evaluation_are_as_stated(
     assert "in 10 rounds inside `undisturbed`, else 11" in stated
 
 
+@pytest.mark.parametrize("contributing", [8000, 100, 8])
+def test_noise_of_a_gradient_is_mostly_blur(trio, contributing):
+    """However few samples contribute: rounding alone would show what they are."""
+    shape, rng = (20, 20, 20), np.random.default_rng(0)
+    static, moving = rng.random(shape), rng.random(shape)
+    field = np.zeros((static.size, 3))
+    at = rng.choice(static.size, contributing, replace=False)
+    field[at] = rng.normal(size=(contributing, 3))
+    remote, times, scales = RemoteImage(shape), 40, []
+
+    def party(session):
+        h = SecureParzenJointHistogram(16, reveal="gradient", session=session)
+        mine = {MOVING: (remote, moving), STATIC: (static, remote)}
+        h.setup(*mine.get(session.pid, (remote, remote)))
+        h.share_static(static.size, static if session.pid == STATIC else None)
+        if session.pid != MOVING:
+            return h.serve()
+        inner = h._scales_shared
+
+        def shared():
+            scales.append(inner())
+            return scales[-1]
+
+        h._scales_shared = shared
+        opened = []
+        for _ in range(times):
+            with h.undisturbed():
+                h.update_pdfs_dense(remote, moving)
+                arguments = remote, moving, np.eye(4), field.reshape(*shape, 3)
+                h.update_gradient_dense(np.zeros(3), TRANSLATION, *arguments)
+            opened.append(h.metric_gradient * h._valid * h.mdelta)
+        h.end()
+        return np.array(opened)
+
+    noise = run_trio(trio, party)[MOVING].std(axis=0)
+    assert len(scales) == times
+    unit = 1 / (scales[-1].row * scales[-1].table * scales[-1].columns[:-1])
+    blur = module.gradient_blur(static.size) * unit / np.sqrt(3)
+    assert (noise > 0.7 * blur).all() and (noise < 2.5 * blur).all()
+
+
 # -- sums that wrap ------------------------------------------------------------
 
 
