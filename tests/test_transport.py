@@ -473,6 +473,17 @@ def test_a_wait_that_is_over_is_no_excuse(trio, outcomes):
     assert errors[HELPER].culprit == MOVING
 
 
+def test_what_follows_a_notice_is_heard(wire):
+    """Also when the connection is closed already, as a busy party finds it."""
+    last = frame(bytes([2, HELPER]), kind=ABORT, sequence=2)
+    notices = [frame(b"\1", kind=WAITING, sequence=i) for i in range(2)]
+    wire.peer.sendall(b"".join(notices) + last)
+    wire.peer.close()
+    with pytest.raises(PeerLostError, match="helper.* is gone, says party 1") as caught:
+        wire.network._lost(wire.network.links[STATIC])
+    assert caught.value.culprit == HELPER
+
+
 def test_saying_that_one_waits_is_not_progress(wire):
     """Otherwise two parties that wait for each other would do so for ever."""
     wire.network.timeout = 0.3

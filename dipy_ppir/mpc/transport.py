@@ -55,9 +55,11 @@ MAX_PAYLOAD = {
 #: Most bytes kept for a peer that runs ahead while this party is sending.
 MAX_BACKLOG = 1 << 28
 #: Seconds that the last word to a peer may take.
-LAST_WORD = 1.0
+LAST_WORD = 2.0
 #: Seconds, and part of the time-out, after which a party says that it waits.
 PATIENCE, PATIENCE_PART = 5.0, 1 / 8
+#: Most of these that are read at once.
+MAX_NOTICES = 64
 #: Bytes of an unfinished frame that must arrive within the time-out: who sends less
 #: stalls.
 LEAST_PROGRESS = 1 << 18
@@ -315,6 +317,7 @@ class Link:
         EOFError
             if the peer closed the connection.
         """
+        notices = 0
         try:
             while True:
                 if self._frame is None:
@@ -338,7 +341,9 @@ class Link:
                 if frame.kind == WAITING:
                     mask = int.from_bytes(frame.body)
                     self.waits_for = frozenset(p for p in ROLES if mask >> p & 1)
-                    if self.ready:
+                    # Go on to what is behind, but not for ever.
+                    notices += 1
+                    if self.ready or notices < MAX_NOTICES:
                         continue
                     return None
                 self.waits_for = frozenset()
