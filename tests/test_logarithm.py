@@ -369,52 +369,42 @@ def test_mutual_information(three, ring_array, kind, frac_bits):
     assert results[STATIC][3].all()
 
 
+def values_of(session, ring_array, table, times):
+    """What the moving owner is opened of one table, several times."""
+    bound = int(table[-1].sum()) << 40
+    values = []
+    for _ in range(times):
+        shared = ring_array(session, table << 40, frac_bits=40, bound=bound)
+        result = information(session, shared)
+        values.append(result.open())
+        result.log_ratio()
+    return values
+
+
 def test_errors_drown_in_the_blur(three, ring_array, monkeypatch):
     """What remains without the blur is too little to be seen in a thousand openings.
 
     The owners know masks on which the error of a logarithm depends, so that what
     stood out from the blur would say something about the counts.
     """
-    frac_bits, n = 40, 3000
+    n = 3000
     rng = np.random.default_rng(4)
     counts = rng.multinomial(n, rng.dirichlet(np.full(96, 0.3))).reshape(12, 8)
     table = np.vstack([counts, counts.sum(axis=0)])
     monkeypatch.setattr(module, "dither", lambda session, array, magnitude: array)
 
-    def party(session):
-        shared = ring_array(
-            session, table << frac_bits, frac_bits=frac_bits, bound=n << frac_bits
-        )
-        values = []
-        for _ in range(20):
-            result = information(session, shared)
-            values.append(result.open()[0])
-            result.log_ratio()
-        return values
-
-    values = np.array(three(party)[MOVING])
+    values, _ = np.array(three(values_of, ring_array, table, 20)[MOVING]).T
     assert np.abs(values - clear_mi(table)).max() < 2.0**-VALUE_DIGITS / 1000
 
 
 def test_values_are_blurred(three, ring_array):
     """Uniformly, as widely as stated; the number of samples is exact."""
-    frac_bits, n = 40, 3000
+    n = 3000
     counts = np.random.default_rng(4).multinomial(n, np.full(96, 1 / 96))
     counts = counts.reshape(12, 8)
     table = np.vstack([counts, counts.sum(axis=0)])
 
-    def party(session):
-        shared = ring_array(
-            session, table << frac_bits, frac_bits=frac_bits, bound=n << frac_bits
-        )
-        values = []
-        for _ in range(40):
-            result = information(session, shared)
-            values.append(result.open())
-            result.log_ratio()
-        return values
-
-    values, samples = np.array(three(party)[MOVING]).T
+    values, samples = np.array(three(values_of, ring_array, table, 40)[MOVING]).T
     assert set(samples) == {n}
     off = (values - clear_mi(table)) * 2.0**VALUE_DIGITS
     assert 0.8 < np.abs(off).max() < 1.3

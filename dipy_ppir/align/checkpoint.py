@@ -94,7 +94,7 @@ class Checkpoint:
         """
         if run is None:
             self.check(facts)
-        try:
+        with _writing(self.folder):
             if run is not None or not self.resume:
                 self.set_aside()
                 self.run = run
@@ -104,11 +104,6 @@ class Checkpoint:
             self._write(_JOURNAL, "".join(whole).encode())
             facts = {**facts, "run": self.run}
             self._write(_FACTS, json.dumps(facts, indent=1).encode())
-        except OSError as exc:
-            raise CheckpointError(
-                f"cannot write the checkpoint {self.folder}: {exc.strerror}; choose "
-                "another output folder"
-            ) from None
 
     def discard(self):
         """Remove everything: the registration is finished."""

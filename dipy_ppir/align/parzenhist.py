@@ -455,7 +455,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             return  # it failed and another one took its place
         with session.phase("histogram"):
             self._metric_value, self._valid = open_value()
-            self._log_ratio()
+            self._weights()
 
     def _table(self):
         self._finish()
@@ -481,7 +481,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                     by_count=self._by_count,
                     masks=masks,
                 )
-                self._log_ratio = result.log_ratio
+                self._weights = result.log_ratio
                 self._open_value = self.session, result.open
         if not (moving and self._together):
             self._finish()
@@ -656,7 +656,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 mine = (rows, self._columns, scales)
             if secret:
                 # The moving owner has nothing to receive before the opening.
-                sums = self._sums.contract_shared(self._log_ratio(), p, *mine)
+                sums = self._sums.contract_shared(self._weights(), p, *mine)
                 sums = dither(self.session, sums, gradient_blur(self._sums.samples))
             else:
                 sums = self._sums.contract(p, *mine)

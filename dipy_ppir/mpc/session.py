@@ -209,10 +209,7 @@ class Session:
         """Keyword arguments of the registration that the session file names."""
         if self.plan is None:
             raise ValueError("the session was not opened by a session file")
-        parameters = {**self.plan.parameters, "result_to": self.plan.result_to}
-        if self.plan.reveal is not None:
-            parameters["reveal"] = self.plan.reveal
-        return parameters
+        return self.plan.arguments
 
     @property
     def role(self):

@@ -156,6 +156,14 @@ class SessionFile:
         )
 
     @property
+    def arguments(self):
+        """Keyword arguments of the operation."""
+        arguments = {**self.parameters, "result_to": self.result_to}
+        if self.reveal is not None:
+            arguments["reveal"] = self.reveal
+        return arguments
+
+    @property
     def digest(self):
         """SHA-256 of what the file says, whatever its comments and line ends."""
         text = json.dumps(self.contents, sort_keys=True)

@@ -172,12 +172,11 @@ def operation_of(plan):
             f"the session file must say what may be revealed, but {given}: give "
             f"reveal = one of {', '.join(map(repr, operation.opens))}"
         )
-    parameters = {**plan.parameters, "reveal": plan.reveal, "result_to": plan.result_to}
     try:
         with warnings.catch_warnings():
             # The registration itself warns as well.
             warnings.simplefilter("ignore")
-            operation.build(parameters)
+            operation.build(plan.arguments)
     except (ValueError, TypeError) as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None
     return operation

@@ -61,12 +61,6 @@ class Site:
                 )
 
     @property
-    def parameters(self):
-        """Arguments of the operation."""
-        plan = self.plan
-        return {**plan.parameters, "reveal": plan.reveal, "result_to": plan.result_to}
-
-    @property
     def gets_result(self):
         """Whether this owner gets the transform."""
         return self.plan.result_to in ("both", self.image)
@@ -261,7 +255,7 @@ def register(
     image, grid2world = inputs.load_volume(
         path, name, volume, function=function.__name__
     )
-    options = site.parameters
+    options = site.plan.arguments
     if site.plan.operation == "affine":
         inputs.check_center(image, name)
     elif options.get("dim", 3) != image.ndim:

@@ -129,7 +129,7 @@ def helper(arguments=None):
             write_receipt(out, files["receipt"], receipt)
 
         receipt = site.run(
-            checkpoint, write, static=WORD, moving=WORD, **site.parameters
+            checkpoint, write, static=WORD, moving=WORD, **site.plan.arguments
         )
         finish(out, receipt, files)
         checkpoint.discard()
