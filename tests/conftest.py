@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 import time
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -19,10 +19,14 @@ from dipy_ppir.mpc.session import local_trio, run_trio
 from dipy_ppir.mpc.transport import DATA, MPYC
 
 # The same examples in every run, so that a change is what breaks a test; new ones with
-# `make test-full`.
-settings.register_profile("fixed", derandomize=True)
-settings.register_profile("new", derandomize=False)
+# `make test-full`. How long an example takes says something of the machine only.
+_patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **_patient)
+settings.register_profile("new", derandomize=False, **_patient)
 settings.load_profile("fixed")
+
+#: Seconds of silence that end a test; no machine is that busy.
+PATIENCE = 300
 
 declare("test-any", (0, 1, 2), "any", "what a test opens to whom it likes")
 declare("test-moving", (0,), "any", "what a test opens to the moving owner")
@@ -53,7 +57,7 @@ def no_child_left_behind():
     before = set(_descendants(os.getpid()))
     yield
     local.close_local_parties()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while left := set(_descendants(os.getpid())) - before:
         assert time.monotonic() < deadline, f"processes left behind: {left}"
         time.sleep(0.05)
@@ -62,7 +66,7 @@ def no_child_left_behind():
 @pytest.fixture
 def trio():
     """Three sessions, to be run in threads."""
-    sessions = local_trio(timeout=30)
+    sessions = local_trio(timeout=PATIENCE)
     yield sessions
     for session in sessions:
         session.close()
@@ -73,7 +77,7 @@ def three():
     """Run ``function(session, *args)`` at three fresh parties; their results."""
 
     def run(function, *args, **options):
-        sessions = local_trio(**{"timeout": 30, **options})
+        sessions = local_trio(**{"timeout": PATIENCE, **options})
         try:
             return run_trio(sessions, function, *args)
         finally:

@@ -1,8 +1,9 @@
 """Three parties with keys, certificates and a session file, for tests."""
 
 from functools import cache
-import socket
 import threading
+
+from ports import free_port
 
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
@@ -17,13 +18,7 @@ def identity(pid):
     return create_identity(NAMES[pid])
 
 
-def free_port():
-    """A loopback port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-def contents(listeners=(HELPER,), *, connect=20.0, silence=20.0, **entries):
+def contents(listeners=(HELPER,), *, connect=300.0, silence=300.0, **entries):
     """Contents of a session file in which `listeners` have an address."""
     tables = {}
     for name, pid in TABLES.items():

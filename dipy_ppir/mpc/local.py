@@ -18,7 +18,12 @@ import sys
 import threading
 
 from dipy_ppir.mpc import errors
-from dipy_ppir.mpc.errors import MPCError, PeerError, ProtocolError
+from dipy_ppir.mpc.errors import (
+    MPCError,
+    PeerError,
+    PeerTimeoutError,
+    ProtocolError,
+)
 from dipy_ppir.mpc.ledger import (
     HELPER,
     MOVING,
@@ -33,8 +38,11 @@ from dipy_ppir.mpc.pipes import read_message, write_message
 from dipy_ppir.mpc.session import THRESHOLD
 
 START_TIMEOUT = 60.0
-#: Seconds to wait for a party's own account of a failure.
-REPLY_PATIENCE = 2.0
+#: Seconds to wait for a party's own account of a failure; one that has ended has none.
+REPLY_PATIENCE = 30.0
+#: Silence, in seconds, that the other parties bear: this process conducts and ends them
+#: itself, and whoever uses it may look at a picture in between for as long as they like.
+UNLIMITED = 1e6
 
 
 class LocalParties:
@@ -109,6 +117,7 @@ class LocalParties:
                 "addresses": addresses,
                 "listen_fd": fds[0] if fds else None,
                 "timeout": START_TIMEOUT,
+                "silence": UNLIMITED,
             },
         )
 
@@ -216,9 +225,10 @@ class LocalParties:
             return exc
         self.session.fail(exc)
         if isinstance(exc, PeerError):
+            silent = exc.culprit if isinstance(exc, PeerTimeoutError) else None
             for pid in (STATIC, HELPER):
                 # One that stands still would never answer.
-                reply = self._reply(pid, patience=REPLY_PATIENCE)
+                reply = self._reply(pid, patience=0 if pid == silent else REPLY_PATIENCE)
                 if reply and not reply["ok"]:
                     error = self._error(pid, reply)
                     if isinstance(error, ProtocolError) or not isinstance(
@@ -284,7 +294,9 @@ def _parties():
     """The parties kept between calls, started if need be, and idle."""
     global _shared
     if _current is not None:
-        _current.end()
+        # Its parties may have failed since; whoever comes next has no part in that.
+        with contextlib.suppress(MPCError, OSError):
+            _current.end()
     if _shared is None or not _shared.usable:
         if _shared is not None:
             _shared.close()

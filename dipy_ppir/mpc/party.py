@@ -145,6 +145,7 @@ def serve(commands, replies):
         )
     except PeerError:
         return  # the parent waits for the same parties, and says who is missing
+    session.network.timeout = setup["silence"]
     write_message(replies, {"ok": True})
     while True:
         task = receive()

@@ -1,0 +1,68 @@
+"""The other parties' processes, kept from one call to the next."""
+
+import pytest
+
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.errors import PeerTimeoutError
+from dipy_ppir.mpc.ledger import HELPER, STATIC
+
+TASK = "test_local:silence"
+
+
+def silence(session):
+    """Seconds for which a party waits for another one."""
+    return session.network.timeout
+
+
+def wait(session):
+    """Wait for a command word of the moving owner."""
+    return session.hear()
+
+
+def ask():
+    none = dict.fromkeys(("moving", "static", "helper"), {})
+    return local.run_locally(silence, TASK, **none)
+
+
+@pytest.fixture
+def conversation():
+    """An exchange that somebody has begun and left, as a metric that is kept."""
+    conversation = local.Conversation()
+    conversation.start("test_local:wait", common={}, static={})
+    yield conversation
+    local.close_local_parties()
+
+
+def test_a_user_may_take_any_time_between_two_calls():
+    """The other parties wait for the caller longer than anybody looks at a picture."""
+    seconds = ask()
+    assert seconds[STATIC] == seconds[HELPER] > 7 * 24 * 3600
+    # poll() takes milliseconds as a C int.
+    assert seconds[STATIC] * 1000 < 2**31
+
+
+def test_a_call_ends_what_another_one_left(conversation):
+    assert conversation.active
+    assert set(ask()) == {0, 1, 2}
+    assert not conversation.active
+
+
+def test_failures_of_a_conversation_are_its_own(conversation, monkeypatch):
+    """The next call starts new parties and knows nothing of it."""
+    before = conversation._parties
+
+    def fail():
+        raise PeerTimeoutError("party 0 (moving owner) said nothing", 0)
+
+    monkeypatch.setattr(before, "finish", fail)
+    assert set(ask()) == {0, 1, 2}
+    assert local._shared is not before
+    assert not before.usable
+
+
+def test_parties_that_died_meanwhile_are_replaced(conversation):
+    before = conversation._parties
+    for child in before._children.values():
+        child.kill()
+    assert set(ask()) == {0, 1, 2}
+    assert local._shared is not before
