@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 OUT ?= demo_output
+# Tests that run at a time, each with up to three parties.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py MANIFEST.in \
@@ -27,10 +29,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/dipy_ppir_demo $(OUT)
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-full: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m '' --hypothesis-profile=new
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m '' --hypothesis-profile=new
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m pytest benchmarks --override-ini addopts= -q -m '' --benchmark-only

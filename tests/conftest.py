@@ -7,6 +7,7 @@ from pathlib import Path
 import time
 
 from hypothesis import HealthCheck, settings
+import noise
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -61,6 +62,12 @@ def no_child_left_behind():
     while left := set(_descendants(os.getpid())) - before:
         assert time.monotonic() < deadline, f"processes left behind: {left}"
         time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def same_checks(monkeypatch):
+    """Without this, chance decides whether a sum that wraps is noticed."""
+    noise.fix_checks(monkeypatch)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def _widen_windows(namespace):
 
 def _remove(namespace):
     """Kill what runs in a namespace and remove it."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while pids := _ip("netns", "pids", namespace).split():
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -211,6 +211,21 @@ class Hosts:
         """
         return f"10.77.{self.names.index(name) + 1}.1"
 
+    def namespace(self, name):
+        """File of the network namespace that is a host.
+
+        Parameters
+        ----------
+        name : str
+            Name of the host.
+
+        Returns
+        -------
+        str
+            The file, for ``setns``.
+        """
+        return f"/run/netns/{self._prefix}{name}"
+
     def popen(self, name, argv, **options):
         """Start a program on a host; it is killed when the hosts are removed.
 
@@ -250,11 +265,26 @@ class Hosts:
         sent, received : int
             Bytes, with what TCP and IP add.
         """
-        namespace = self._prefix + name
-        folder = "/sys/class/net/eth0/statistics"
-        shown = _ip("netns", "exec", namespace, "cat", f"{folder}/tx_bytes")
-        shown += _ip("netns", "exec", namespace, "cat", f"{folder}/rx_bytes")
-        return tuple(map(int, shown.split()))
+        files = "tx_bytes", "rx_bytes"
+        files = [f"/sys/class/net/eth0/statistics/{file}" for file in files]
+        return tuple(map(int, self.run(name, "cat", *files).split()))
+
+    def run(self, name, *argv):
+        """Run a program on a host until it ends.
+
+        Parameters
+        ----------
+        name : str
+            Name of the host.
+        *argv : str
+            The program and its arguments.
+
+        Returns
+        -------
+        str
+            What it printed.
+        """
+        return _ip("netns", "exec", self._prefix + name, *argv)
 
     def unplug(self, name):
         """Pull the cable of a host: packets are lost, and it is told of none.

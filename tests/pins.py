@@ -38,7 +38,7 @@ def plan(*args, **options):
     return SessionFile.parse(contents(*args, **options))
 
 
-def together(*functions, seconds=60):
+def together(*functions, seconds=300):
     """Run functions in threads; what each returned or raised.
 
     Fails if one of them does not end.

@@ -7,8 +7,10 @@ the last random bit. For comparisons only: who knows the seeds knows the images.
 
 import hashlib
 import json
+from pathlib import Path
 import secrets
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -66,8 +68,12 @@ def main(config):
             import socket
 
             listener = socket.create_server(tuple(config["addresses"][pid]))
+            Path(config["listens"][pid]).touch()
+        # Whoever is dialled must listen already; the test ends whoever waits in vain.
+        while not all(Path(file).exists() for file in config["listens"][:pid]):
+            time.sleep(0.01)
         own = party.meet(
-            pid, bytes(32), [tuple(a) for a in config["addresses"]], listener, 60.0
+            pid, bytes(32), [tuple(a) for a in config["addresses"]], listener, 300.0
         )
     function = FUNCTIONS[config["operation"]]
     with own:

@@ -1,7 +1,16 @@
-"""Three sites with keys, a session file and images, as their users set them up."""
+"""Three sites with keys, a session file and images, as their users set them up.
 
+Run as a program, this file is what a `Launcher` starts.
+"""
+
+import ctypes
+import gc
+import importlib
+import json
+import os
 from pathlib import Path
-import socket
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -14,12 +23,35 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 
 ROLES = {"moving": MOVING, "static": STATIC, "helper": HELPER}
 REVEAL = {"affine": "histogram", "syn": "update"}
+#: Seconds that a command may take: for those that hang, not for those that are slow.
+LIMIT = 300
+
+# What follows runs in the process of a command, before the command does.
+
+#: Makes everything random a function of the party's number.
+SEEDED = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+import seeded_site
+seeded_site.choose_randomness({{pid}})
+"""
+#: Without masks, and with the same noise in all that is opened: a run ends with the
+#: same bits, however often it was interrupted.
+NOISELESS = """
+from types import SimpleNamespace
+from dipy_ppir.mpc import protocols, session
+session.Session.__init__.__kwdefaults__.update(threshold=0, insecure=True)
+protocols.secrets = SimpleNamespace(token_bytes=bytes, randbelow=lambda n: n // 2)
+"""
 
 
-def free_port():
-    """A port of the loopback interface that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+def _environment():
+    """Variables of the commands: libraries with threads would wait for one another.
+
+    Three parties, each with as many threads as there are processors, spend most of
+    their time in waiting for threads that have none; and threads cannot be copied.
+    """
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Sites:
@@ -39,6 +71,11 @@ class Sites:
     reveal : str, optional
     hosts : Hosts, optional
         where the sites' programs run; by default on this machine.
+    before : str, optional
+        Python code that each site's program runs first; ``{pid}`` is the site's number.
+    fresh : bool, optional
+        whether each program is a new process of Python, as for users, also where a
+        `Launcher` runs.
     """
 
     def __init__(
@@ -52,9 +89,11 @@ class Sites:
         addresses=None,
         reveal=None,
         hosts=None,
+        before="",
+        fresh=False,
     ):
         self.folder, self.operation = Path(folder), operation
-        self._hosts = hosts
+        self._hosts, self._before, self._fresh = hosts, before, fresh
         self.folder.mkdir(parents=True, exist_ok=True)
         static, moving, static_grid2world, moving_grid2world = images
         for name, data, matrix in (
@@ -66,6 +105,8 @@ class Sites:
                 self.folder / f"{name}.nii.gz",
             )
         if addresses is None:
+            from ports import free_port
+
             addresses = {n: f"127.0.0.1:{free_port()}" for n in ("static", "helper")}
         self.addresses = addresses
         self.identities = {n: create_identity(f"Site {n}") for n in ROLES}
@@ -96,8 +137,8 @@ class Sites:
         path.write_text("\n".join(lines) + "\n")
         return path
 
-    def argv(self, site, *extra):
-        """The command that a site's user types."""
+    def argv(self, site, *extra, before=""):
+        """The command that a site's user types, and code to run before it."""
         if site == "helper":
             words = ["helper", str(self.file)]
         else:
@@ -109,19 +150,29 @@ class Sites:
             "import sys; from dipy_ppir.workflows import cli; "
             f"sys.argv[0] = 'dipy_ppir_{words[0]}'; sys.exit(cli.{words[0]}())"
         )
+        before = self._before.format(pid=ROLES[site]) + before
         return [
-            *(sys.executable, "-c", code, *words[1:]),
+            *(sys.executable, "-c", before + "\n" + code, *words[1:]),
             *("--identity", str(self.folder / "keys" / site)),
             *("--out_dir", str(self.folder / f"out_{site}"), *extra),
         ]
 
-    def start(self, *extra, sites=tuple(ROLES)):
-        """Start the commands of all sites; returns the processes by site."""
+    def start(self, *extra, sites=tuple(ROLES), before=None):
+        """Start the commands of all sites; returns the processes by site.
+
+        `before` maps sites to code that their programs run first.
+        """
         processes = {}
         for site in sites:
-            with open(self.folder / f"{site}.log", "w") as log:
-                options = {"stdout": log, "stderr": subprocess.STDOUT}
-                argv = self.argv(site, *extra)
+            argv = self.argv(site, *extra, before=(before or {}).get(site, ""))
+            log = self.folder / f"{site}.log"
+            if Launcher.running and not self._fresh:
+                space = self._hosts and self._hosts.namespace(site)
+                processes[site] = Launcher.running.popen(argv, log, space)
+                continue
+            with open(log, "w") as stream:
+                options = {"stdout": stream, "stderr": subprocess.STDOUT}
+                options["env"] = _environment()
                 if self._hosts is None:
                     processes[site] = subprocess.Popen(argv, **options)
                 else:
@@ -136,7 +187,7 @@ class Sites:
         """The last line that a site's command printed."""
         return self.log(site).strip().splitlines()[-1]
 
-    def wait(self, processes, timeout=120):
+    def wait(self, processes, timeout=LIMIT):
         """Wait for all commands; returns their exit statuses by site.
 
         A command that does not end in time is killed, and the test fails.
@@ -153,9 +204,9 @@ class Sites:
                     process.kill()
                     process.wait()
 
-    def run(self, *extra, timeout=120):
-        """Run the commands of all sites; they must succeed."""
-        statuses = self.wait(self.start(*extra), timeout)
+    def run(self, *extra, timeout=LIMIT, **options):
+        """Run the commands of all sites; they must succeed. Options: see `start`."""
+        statuses = self.wait(self.start(*extra, **options), timeout)
         logs = "\n".join(f"--- {s}\n{self.log(s)}" for s in statuses)
         assert set(statuses.values()) == {0}, logs
 
@@ -171,3 +222,182 @@ def _toml(value):
     if isinstance(value, bool):
         return str(value).lower()
     return repr(list(value)) if isinstance(value, (list, tuple)) else repr(value)
+
+
+class Launcher:
+    """Starts Python code in processes that have imported the package already.
+
+    What takes a command a second or two, and three of them more, is done once: a
+    process imports what the commands need and is copied for each of them. Inside a
+    ``with`` block `Sites` starts its commands so. Does nothing where not on Linux,
+    whose libraries can be copied along.
+    """
+
+    running = None
+    _modules = (
+        "dipy.workflows.flow_runner",
+        "dipy_ppir.workflows.align",
+        "dipy_ppir.workflows.syn",
+        "dipy_ppir.workflows.sites",
+        "OpenSSL.SSL",
+    )
+
+    def __enter__(self):
+        if sys.platform != "linux":
+            return self
+        self._heard, self._ends = b"", {}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
+        )
+        Launcher.running = self
+        return self
+
+    def __exit__(self, *exception):
+        if Launcher.running is self:
+            Launcher.running = None
+            self._process.stdin.close()  # ends it, and all that it started
+            self._process.wait()
+            self._process.stdout.close()
+
+    def popen(self, argv, log=None, namespace=None):
+        """Start Python code; a process with some methods of `subprocess.Popen`.
+
+        Parameters
+        ----------
+        argv : sequence of str
+            [sys.executable, "-c", code, ...]
+        log : Path, optional
+            file for all output.
+        namespace : str, optional
+            network namespace, a file.
+        """
+        _, flag, code, *arguments = argv
+        assert flag == "-c"
+        self._say(
+            code=code, arguments=arguments, log=log and str(log), namespace=namespace
+        )
+        while "started" not in self._ends:
+            self._hear(None)
+        return _Launched(self, self._ends.pop("started"))
+
+    def _say(self, **order):
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+
+    def _hear(self, timeout):
+        """Take note of what has ended, and of one thing more within `timeout`."""
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            return
+        data = os.read(self._process.stdout.fileno(), 1 << 16)
+        if not data:
+            raise RuntimeError("the launcher has ended")
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
+            key, value = json.loads(line)
+            self._ends[key] = value
+
+
+class _Launched:
+    """A process that a `Launcher` started."""
+
+    def __init__(self, launcher, pid):
+        self._launcher, self.pid, self.returncode = launcher, pid, None
+
+    def poll(self):
+        """Exit status as that of `subprocess.Popen`; None while it runs."""
+        if self.returncode is None:
+            self._launcher._hear(0)
+            self.returncode = self._launcher._ends.pop(self.pid, None)
+        return self.returncode
+
+    def wait(self, timeout=LIMIT):
+        """Exit status, when it has ended."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            self._launcher._hear(left)
+        return self.returncode
+
+    def send_signal(self, number):
+        """Send a signal, unless it has ended."""
+        self._launcher._say(kill=self.pid, signal=int(number))
+
+    def kill(self):
+        """Kill it, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _launch():
+    """Obey a `Launcher`; returns in the new processes only, each with its order."""
+    replies = os.dup(1)
+    os.dup2(2, 1)
+    for module in Launcher._modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    bell, rope = os.pipe()
+    os.set_blocking(rope, False)
+    signal.set_wakeup_fd(rope)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    children, heard = set(), b""
+
+    def say(key, value):
+        os.write(replies, json.dumps([key, value]).encode() + b"\n")
+
+    while True:
+        ready = select.select([0, bell], [], [])[0]
+        if bell in ready:
+            os.read(bell, 1 << 12)
+            while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                children.remove(ended[0])
+                say(ended[0], os.waitstatus_to_exitcode(ended[1]))
+        if 0 not in ready:
+            continue
+        data = os.read(0, 1 << 16)
+        if not data:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            for child in children:
+                os.waitpid(child, 0)
+            os._exit(0)
+        *lines, heard = (heard + data).split(b"\n")
+        for order in map(json.loads, lines):
+            if "kill" in order:
+                if order["kill"] in children:
+                    os.kill(order["kill"], order["signal"])
+                continue
+            child = os.fork()
+            if not child:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for end in replies, bell, rope:
+                    os.close(end)
+                return order
+            children.add(child)
+            say("started", child)
+
+
+def _become(code, arguments, log, namespace):
+    """Be a process of ``python -c code arguments``."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if log:
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        os.close(stream)
+    if namespace:
+        network = 0x40000000
+        with open(namespace) as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), network):
+                raise OSError(ctypes.get_errno(), "setns", namespace)
+    sys.argv[:] = ["-c", *arguments]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+if __name__ == "__main__":
+    _become(**_launch())

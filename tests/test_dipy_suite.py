@@ -9,7 +9,7 @@ Of ``test_imaffine.py`` all 8 apply:
 
 =================================== ==========================================
 test_affreg_all_transforms          both reveals; minutes, so marked heavy
-test_affreg_defaults                both reveals
+test_affreg_defaults                both reveals, "gradient" marked heavy
 test_mi_gradient                    reveal="histogram"; minutes, so marked heavy.
                                     Differences of the value at a step of 1e-5
                                     are made of its tenth digit; "gradient" opens
@@ -47,7 +47,7 @@ Of ``test_metrics.py``, 1 of 4, of ``test_imwarp.py``, 9 of 17 apply:
 =================================== ==========================================
 test_exceptions                     the secure class, both reveals
 test_EMMetric_*, test_em_*          do not apply: other metrics
-test_cc_2d, test_cc_3d              the secure classes, both reveals
+test_cc_2d, test_cc_3d              the secure classes, both reveals; 3D is heavy
 test_optimizer_exceptions           the secure class; it takes "an arbitrary valid
                                     metric", which is ours in place of SSDMetric
 test_diffeomorphic_map_*,           the class is DIPY's own: the result
@@ -56,6 +56,10 @@ test_get_direction_and_spacings,    the functions are DIPY's own
 test_mult_aff
 test_ssd_*, test_em_*               do not apply: other metrics
 =================================== ==========================================
+
+What they ask of a registration is how much of the difference of two images is left, and
+that hardly depends on our noise: in 4 to 8 runs the four digits that were looked at did
+not change, with 0.8921 nearest to its limit, 0.89.
 """
 
 from functools import partial
@@ -152,8 +156,13 @@ NOT_APPLICABLE = {
     },
 }
 
-#: Minutes rather than seconds: whole volumes, ten transforms.
-HEAVY = {"test_affreg_all_transforms", "test_mi_gradient"}
+#: Many seconds or minutes: whole volumes, ten transforms. With which reveals.
+HEAVY = {
+    "test_affreg_all_transforms": ("gradient", "histogram"),
+    "test_affreg_defaults": ("gradient",),
+    "test_cc_3d": ("update", "force"),
+    "test_mi_gradient": ("histogram",),
+}
 
 #: Tests whose comparison of arrays is replaced by one with this tolerance.
 TOLERANCE = {"test_transform_centers_of_mass_3d": 2.0**-imaffine.CENTER_BITS}
@@ -247,14 +256,16 @@ def plain(function):
 def cases():
     for name in TESTS:
         for key in found_in(load(name)):
-            marks = [pytest.mark.heavy] if key in HEAVY else []
+            skipped = []
             if key in NOT_APPLICABLE:
-                marks.append(pytest.mark.skip(reason=NOT_APPLICABLE[key]))
+                skipped = [pytest.mark.skip(reason=NOT_APPLICABLE[key])]
             reveals = REVEALS.get(key, ["gradient"])
             if (name, key) == ("test_metrics", "test_exceptions"):
                 reveals = ("update", "force")
             for reveal in reveals:
                 case = f"{name}-{key}" + (f"-{reveal}" if len(reveals) > 1 else "")
+                heavy = reveal in HEAVY.get(key, ())
+                marks = skipped + heavy * [pytest.mark.heavy]
                 yield pytest.param(name, key, reveal, id=case, marks=marks)
 
 
@@ -293,22 +304,33 @@ def test_no_test_of_dipys_is_missing(name):
     assert set(found_in(load(name))) >= TESTS[name]
     collected = {case.values[1] for case in cases() if case.values[0] == name}
     assert collected >= TESTS[name]
-    special = set(NOT_APPLICABLE) | set(REVEALS) | HEAVY | set(TOLERANCE)
+    special = set(NOT_APPLICABLE) | set(REVEALS) | set(HEAVY) | set(TOLERANCE)
     assert special <= set().union(*TESTS.values())
 
 
-# The heavy ones for a few transforms, one for each kind of sampling.
-SOME = [("TRANSLATION", 2), ("ROTATION", 2), ("RIGID", 2)]
+# The heavy ones for a few transforms, one for each kind of sampling. A value opened
+# with "gradient" is off by 2**-26 (1 + |value|) at most, so a difference at a step of
+# 1e-5 by less than 0.01. That is a 300th of the gradient in RIGID, a 2000th in
+# ROTATION, where a seventh would be too much; but a quarter in TRANSLATION.
 IN_PART = [
-    ("test_mi_gradient", SOME),
-    ("test_affreg_all_transforms", SOME[:2]),
+    ("test_mi_gradient", ("TRANSLATION", 2), "histogram"),
+    ("test_mi_gradient", ("ROTATION", 2), "histogram"),
+    ("test_mi_gradient", ("ROTATION", 2), "gradient"),
+    ("test_mi_gradient", ("RIGID", 2), "histogram"),
+    ("test_mi_gradient", ("RIGID", 2), "gradient"),
+    ("test_affreg_all_transforms", ("TRANSLATION", 2), "histogram"),
+    ("test_affreg_all_transforms", ("TRANSLATION", 2), "gradient"),
+    ("test_affreg_all_transforms", ("ROTATION", 2), "histogram"),
+    pytest.param(
+        *("test_affreg_all_transforms", ("ROTATION", 2), "gradient"),
+        marks=pytest.mark.heavy,
+    ),
 ]
 
 
-@pytest.mark.parametrize("reveal", AFFINE)
 @pytest.mark.parametrize(
-    ("key", "ttype"),
-    [(key, ttype) for key, some in IN_PART for ttype in some],
+    ("key", "ttype", "reveal"),
+    IN_PART,
     ids=lambda v: v if isinstance(v, str) else f"{v[0]}{v[1]}",
 )
 @pytest.mark.filterwarnings("default")

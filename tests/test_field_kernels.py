@@ -6,11 +6,11 @@ because each of them is compiled separately.
 
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
 import math
 from threading import Thread
 
-from hypothesis import example, given, settings
+from examples import quick
+from hypothesis import example, given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -107,7 +107,6 @@ EVERY = pytest.mark.parametrize("field", ALL, ids=lambda f: f"p{f.bits}-level{f.
 P61 = pytest.mark.parametrize(
     "field", [f for f in ALL if f.bits == 61], ids=lambda f: f"p{f.bits}-level{f.level}"
 )
-quick = partial(settings, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
 
 BINARY = {
@@ -227,7 +226,7 @@ def test_binary_on_all_edge_pairs(field, name):
 def test_binary_and_aliasing(field, name):
     pairs = st.lists(st.tuples(field.elements(), field.elements()), max_size=40)
 
-    @quick(max_examples=40)
+    @quick(40)
     @given(pairs)
     def check(pairs):
         x, y = [u for u, _ in pairs], [v for _, v in pairs]
@@ -264,7 +263,7 @@ def test_constants(field):
         element, st.integers(-(1 << 130), 1 << 130), st.integers(-5, 5)
     )
 
-    @quick(max_examples=60)
+    @quick(60)
     @given(
         st.lists(st.tuples(element, element), min_size=1, max_size=30),
         constants,
@@ -304,7 +303,7 @@ def test_reduce_random(field):
         st.sampled_from([p, p + 1, p - 1, 2 * p + 1, (1 << 64 * field.k.WORDS) - 1, 0]),
     )
 
-    @quick(max_examples=80)
+    @quick(80)
     @given(st.lists(word, max_size=50))
     def check(words):
         a = field.pack(words, (len(words),))
@@ -379,7 +378,7 @@ def test_encode_decode_reals(field):
         st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 0.5, -0.5, 1.5, 2.5, -1.5, -2.5]),
     )
 
-    @quick(max_examples=150)
+    @quick(150)
     @given(st.lists(reals, max_size=20), st.sampled_from([0, 1, 8, 16, 30, 100]))
     def check(reals, shift):
         scale, out = 2.0**shift, field.empty(len(reals))
@@ -449,7 +448,7 @@ def test_encode_around_the_bounds_of_its_shortcuts(field, bits):
         st.sampled_from([0.5, -0.5, 1.5, -0.0, 1e-320]),
     )
 
-    @quick(max_examples=80)
+    @quick(80)
     @given(
         st.lists(reals, max_size=30), st.integers(-4, 4), st.sampled_from([0, 3, 20])
     )
@@ -506,7 +505,7 @@ def test_encode_keeps_the_sign_recoverable(field):
 
 @EVERY
 def test_decode_rounds_to_nearest(field):
-    @quick(max_examples=100)
+    @quick(100)
     @given(st.lists(field.elements(), max_size=20), st.sampled_from([0, 1, 20, 60]))
     def check(values, shift):
         out = np.empty(len(values))
@@ -533,7 +532,7 @@ def test_encode_int(field):
         2**62,
     ]
 
-    @quick(max_examples=60)
+    @quick(60)
     @given(
         st.lists(
             st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from(edges)),
@@ -559,7 +558,7 @@ def test_matmul(field, twin):
     if twin and field.bits == 127:
         pytest.skip("has no other")
 
-    @quick(max_examples=40)
+    @quick(40)
     @given(SEEDS, st.integers(0, 37), st.integers(0, 70), st.integers(0, 35))
     @example(1, 17, 65, 9)
     @example(2, 16, 8, 4)
@@ -645,7 +644,7 @@ def worst(field):
 @EVERY
 @pytest.mark.parametrize("twin", [False, True], ids=["gram", "portable"])
 def test_gram(field, twin):
-    @quick(max_examples=60)
+    @quick(60)
     @given(SEEDS, st.integers(0, 150), st.integers(0, 13), st.integers(0, 21))
     @example(1, 64, 4, 32)
     @example(2, 65, 5, 33)

@@ -1,6 +1,7 @@
 """Packed arrays as `dipy_ppir.mpc.fields` gives them out."""
 
-from hypothesis import given, settings
+from examples import quick
+from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from dipy_ppir.mpc.fields import P61, P127, R64
 
 BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)
 EVERY = pytest.mark.parametrize("field", [P61, P127, R64], ids=repr)
-quick = settings(max_examples=40, deadline=None)
 
 
 def elements(field, n=5):
@@ -54,7 +54,7 @@ def test_storage(field):
 
 @EVERY
 @given(data=st.data())
-@quick
+@quick(40)
 def test_integers_there_and_back(field, data):
     values = data.draw(elements(field))
     packed = field.from_ints(values)
@@ -66,7 +66,7 @@ def test_integers_there_and_back(field, data):
 
 @EVERY
 @given(data=st.data())
-@quick
+@quick(40)
 def test_arithmetic_against_integers(field, data):
     p = field.modulus
     a, b = data.draw(elements(field)), data.draw(elements(field))
@@ -105,7 +105,7 @@ def test_matmul_and_inverse(field):
     x=st.lists(st.floats(-1000, 1000), min_size=1, max_size=6),
     frac_bits=st.integers(0, 30),
 )
-@quick
+@quick(40)
 def test_reals_are_rounded_to_nearest(field, x, frac_bits):
     back = field.decode(field.encode(np.array(x), frac_bits, 1000.0), frac_bits)
     assert np.abs(back - x).max() <= 2.0 ** -(frac_bits + 1)
@@ -155,7 +155,7 @@ def test_every_word_is_an_element_of_the_ring():
     x=st.lists(st.integers(-(2**52), 2**52), min_size=1, max_size=6),
     frac_bits=st.integers(0, 40),
 )
-@quick
+@quick(40)
 def test_ring_encoding_is_signed(x, frac_bits):
     reals = np.array(x) / 2.0**frac_bits
     packed = R64.encode(reals, frac_bits, 2.0**52)

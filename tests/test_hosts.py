@@ -17,6 +17,9 @@ KINDS = pytest.mark.parametrize(
     "line", [{}, {"delay": 0.002}], ids=["bridge", "emulator"]
 )
 
+#: Seconds: for what hangs, not for what is slow.
+LIMIT = 300
+
 # Sends back what it receives, on one connection after another.
 ECHO = """
 import socket
@@ -74,7 +77,7 @@ def start(allowed):
 def call(start):
     """Connect a host to another, where the echo is started; the caller's process."""
 
-    def call(hosts, caller, called, timeout=30):
+    def call(hosts, caller, called, timeout=LIMIT):
         assert start(hosts, called, ECHO).stdout.readline() == b"up\n"
         return start(hosts, caller, CALL, hosts.address(called), timeout)
 
@@ -85,6 +88,24 @@ def send(process, number):
     """Let a caller send a number of bytes and wait until they are back."""
     process.stdin.write(b"%d\n" % number)
     assert process.stdout.readline() == b"back\n"
+
+
+def settle(process):
+    """Wait until what was sent again of earlier bytes has arrived, or was dropped.
+
+    It comes before what is sent later; of that, nothing matters that is sent again.
+    """
+    send(process, 8)
+
+
+def sent_again(hosts):
+    """Bytes that hosts have sent more than once, and the answers to them, at most."""
+    segments = 0
+    for name in hosts.names:
+        shown = hosts.run(name, "cat", "/proc/net/snmp")
+        names, values = (x.split() for x in shown.splitlines() if x[:4] == "Tcp:")
+        segments += int(dict(zip(names, values, strict=True))["RetransSegs"])
+    return 2000 * segments
 
 
 def namespaces():
@@ -100,7 +121,7 @@ def test_hosts_reach_each_other(start, line):
         for caller in hosts.names:
             own = hosts.address(caller)
             for called in hosts.names:
-                process = start(hosts, caller, CALL, hosts.address(called), 30)
+                process = start(hosts, caller, CALL, hosts.address(called), LIMIT)
                 assert process.stdout.readline().decode().strip() == own
                 process.stdin.close()  # the echo takes one caller after another
 
@@ -129,6 +150,7 @@ def test_traffic_is_counted(call, line):
         for name in hosts.names:
             grown = np.subtract(hosts.traffic(name), before[name])
             least, most = (0, 10**4) if name == "helper" else (10**6, 1.2e6)
+            most += sent_again(hosts)
             assert (grown >= least).all() and (grown <= most).all(), (name, grown)
 
 
@@ -153,13 +175,14 @@ def test_firewalled_hosts_can_only_call(call):
 
 @KINDS
 def test_capture_has_what_was_sent_then(call, line):
-    sent = b"".join(b"%07d," % i for i in range(10**6))
+    sent = b"".join(b"%07d," % i for i in range(10**5))
     with Hosts(**line) as hosts:
         process = call(hosts, "moving", "static")
         process.stdout.readline()
         send(process, 8 * 9)  # up to 0000008
         with hosts.capture() as packets:
             send(process, len(sent))
+        settle(process)
         with hosts.capture() as later:
             send(process, 8)
     assert packets.payload().count(sent) == 2
@@ -178,8 +201,8 @@ def test_unplugged_hosts_hear_nothing(call, line):
     with Hosts(**line) as hosts:
         process = call(hosts, "moving", "static")
         process.stdout.readline()
-        send(process, 8)
         for name in "moving", "static":
+            settle(process)
             hosts.unplug(name)
             with hosts.capture() as packets:
                 process.stdin.write(b"800\n")
@@ -219,10 +242,14 @@ def test_what_a_killed_process_left_is_removed(allowed):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         process.stdout.readline()
+        assert f"pp{process.pid}-" in namespaces()
         process.kill()
-    assert f"pp{process.pid}-" in namespaces()
     with Hosts():
-        assert f"pp{process.pid}-" not in namespaces()
+        # Whoever makes hosts removes them: it may be another test, not done yet.
+        deadline = time.monotonic() + LIMIT
+        while f"pp{process.pid}-" in namespaces():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_reasons_to_have_no_hosts(monkeypatch):

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from dipy.align.transforms import (
     regtransforms,
 )
 import nibabel as nib
+import noise
 import numpy as np
 import pytest
 
@@ -38,7 +40,8 @@ from dipy_ppir.align.imaffine import (
     SecureMutualInformationMetric,
     transform_centers_of_mass,
 )
-from dipy_ppir.mpc import local
+from dipy_ppir.align.parzenhist import EXTRA_BITS
+from dipy_ppir.mpc import local, transport
 from dipy_ppir.mpc.errors import (
     ParameterMismatchError,
     PeerError,
@@ -52,17 +55,19 @@ TRANSFORMS = sorted(regtransforms)
 EVERY_TRANSFORM = pytest.mark.parametrize(
     "ttype", TRANSFORMS, ids=lambda t: f"{t[0]}{t[1]}"
 )
+HEAVY = [pytest.mark.heavy]
 EVERY_REVEAL = pytest.mark.parametrize("reveal", ["histogram", "gradient"])
 EVERY_SAMPLING = pytest.mark.parametrize(
     "sampling", [None, 1.0, 0.3], ids=["dense", "all", "sparse"]
 )
 
 #: Stated tolerances: of the value, and of the gradient relative to its largest part.
-#: Observed are 1e-12 and 1e-7, 5e-7 and 1e-4.
-# With "gradient" both are blurred on purpose, over few samples by more.
+#: Observed are 1e-12 and 1e-7, 5e-7 and 1e-4. With "histogram" there is no chance in
+#: them.
+# With "gradient" both are blurred on purpose, over few samples by more: see `noise`.
 TOLERANCE = {"histogram": (1e-9, 1e-6), "gradient": (1e-6, 3e-3)}
 #: Enough to see whether two optimizers take the same steps.
-BRIEF = {"level_iters": [8, 5], "sigmas": [1.0, 0.0], "factors": [2, 1]}
+BRIEF = {"level_iters": [5, 3], "sigmas": [1.0, 0.0], "factors": [2, 1]}
 
 
 def near_identity(transform, seed=0):
@@ -91,11 +96,20 @@ def metric_pair(transform, arguments, *, sampling, reveal, nbins=16, **kwargs):
 def assert_same(clear, secure, theta, reveal):
     value, gradient = clear.distance_and_gradient(theta)
     got_value, got_gradient = secure.distance_and_gradient(theta)
-    tolerance = TOLERANCE[reveal]
-    assert abs(got_value - value) <= tolerance[0]
-    error = np.abs(got_gradient - gradient).max()
-    assert error <= tolerance[1] * np.abs(gradient).max()
-    assert abs(secure.distance(theta) - value) <= tolerance[0]
+    tolerance, h = TOLERANCE[reveal], secure.histogram
+    bounds = [tolerance[0], tolerance[1] * np.abs(gradient).max()]
+    if reveal == "gradient":
+        finer = noise.value_bound(h, value), noise.gradient_bound(
+            noise.blur_of(h), clear.histogram.joint_grad
+        )
+        # Both bounds are functions of the images, not of chance; except that noise may
+        # look like a wrap, and the gradient be opened a second time, with fewer bits.
+        bounds[1] *= 2 ** (EXTRA_BITS - h._extra)
+        assert finer[0] <= bounds[0] and finer[1].max() <= bounds[1]
+        bounds = finer
+    assert abs(got_value - value) <= bounds[0]
+    assert (np.abs(got_gradient - gradient) <= bounds[1]).all()
+    assert abs(secure.distance(theta) - value) <= bounds[0]
 
 
 def displacement(first, second, shape, grid2world):
@@ -307,24 +321,34 @@ class Lockstep:
 
     def __init__(self, monkeypatch):
         self.steps, self.errors, self.starts = [], [], []
-        self._undo = monkeypatch.undo
         compute = MutualInformationMetric.distance_and_gradient
 
         def record(metric, params):
             value, gradient = compute(metric, params)
-            self.steps.append((params.copy(), value, gradient.copy()))
+            bounds = None
+            if metric.reveal == "gradient" and np.isfinite(value):
+                h = metric.histogram
+                bounds = noise.value_bound(h, value), noise.blur_of(h)
+            self.steps.append((params.copy(), value, gradient.copy(), bounds))
             return value, gradient
 
         def repeat(metric, params):
             value, gradient = compute(metric, params)
             assert len(self.errors) < len(self.steps), "DIPY goes on"
-            asked, given, direction = self.steps[len(self.errors)]
+            asked, given, direction, bounds = self.steps[len(self.errors)]
             assert (params == asked).all(), "DIPY is elsewhere"
             if metric.static is not self._level:
                 self._level, self._largest = metric.static, 0.0
             # Near an optimum the gradient is small: relative to the level's largest.
             self._largest = max(self._largest, np.abs(gradient).max())
-            error = np.abs(direction - gradient).max() / self._largest
+            error = np.abs(direction - gradient)
+            if not np.isfinite(given):
+                assert given == value and not error.any()
+            elif bounds is not None:
+                allowed = noise.gradient_bound(bounds[1], metric.histogram.joint_grad)
+                assert abs(given - value) <= bounds[0]
+                assert (error <= allowed).all()
+            error = error.max() / self._largest
             self.errors.append((0 if given == value else abs(given - value), error))
             return given, direction.copy()
 
@@ -362,17 +386,17 @@ class Lockstep:
             for module in modules:
                 monkeypatch.setattr(module, "transform_centers_of_mass", function)
 
-    def stop(self):
-        """Let DIPY go its own way again."""
-        self._undo()
-
     def check(self, reveal):
         """DIPY has taken all the steps, and its own numbers agreed at each."""
         assert len(self.errors) == len(self.steps)
         assert not self.starts
-        value, gradient = np.max(self.errors, axis=0)
-        assert value <= TOLERANCE[reveal][0]
-        assert gradient <= TOLERANCE[reveal][1]
+        finite = [bounds for _, value, _, bounds in self.steps if np.isfinite(value)]
+        assert all((bounds is None) == (reveal == "histogram") for bounds in finite)
+        # With "gradient" each step was held to its own bounds.
+        if reveal == "histogram":
+            value, gradient = np.max(self.errors, axis=0)
+            assert value <= TOLERANCE[reveal][0]
+            assert gradient <= TOLERANCE[reveal][1]
 
 
 @pytest.fixture
@@ -426,8 +450,19 @@ def assert_in_step(
     assert fopt == expected_fopt
 
 
-@EVERY_TRANSFORM
-@EVERY_REVEAL
+def _transforms():
+    for ttype, reveal in product(TRANSFORMS, ("histogram", "gradient")):
+        few = ("TRANSLATION", "RIGID", "AFFINE")
+        long = reveal == "gradient" and ttype[1] == 3 and ttype[0] not in few
+        yield pytest.param(
+            ttype,
+            reveal,
+            id=f"{reveal}-{ttype[0]}{ttype[1]}",
+            marks=HEAVY if long else [],
+        )
+
+
+@pytest.mark.parametrize(("ttype", "reveal"), [*_transforms()])
 def test_registration(lockstep, bodies, ttype, reveal):
     assert_in_step(lockstep, bodies(ttype[1]), ttype, reveal=reveal)
 
@@ -461,9 +496,14 @@ def boxes(pair, which):
     return masks
 
 
-@pytest.mark.parametrize("which", ["static", "moving", "both"])
-@pytest.mark.parametrize("dim", [2, 3])
-@EVERY_REVEAL
+def _masked():
+    for which, dim in product(("static", "moving", "both"), (2, 3)):
+        yield pytest.param("histogram", dim, which)
+        marks = [] if (which, dim) in {("static", 2), ("both", 3)} else HEAVY
+        yield pytest.param("gradient", dim, which, marks=marks)
+
+
+@pytest.mark.parametrize(("reveal", "dim", "which"), [*_masked()])
 def test_registration_with_masks(lockstep, bodies, which, dim, reveal):
     pair = bodies(dim)
     assert_in_step(
@@ -580,10 +620,21 @@ def assert_pipelines_in_step(
     return clear
 
 
-@pytest.mark.parametrize(
-    "pipeline", PIPELINES, ids=lambda p: "default" if p is None else "-".join(p)
-)
-@EVERY_REVEAL
+def _pipelines():
+    for pipeline in PIPELINES:
+        for reveal in ("histogram", "gradient"):
+            # `test_registration` has these transforms with both, and the last but one
+            # all of the default's steps.
+            twice = reveal == "gradient" and pipeline in [None, *PIPELINES[2:7]]
+            yield pytest.param(
+                pipeline,
+                reveal,
+                id=f"{reveal}-{'-'.join(pipeline or ['default'])}",
+                marks=HEAVY if twice else [],
+            )
+
+
+@pytest.mark.parametrize(("pipeline", "reveal"), [*_pipelines()])
 def test_pipelines(lockstep, bodies, pipeline, reveal):
     assert_pipelines_in_step(lockstep, bodies(3), pipeline=pipeline, reveal=reveal)
     assert bool(lockstep.steps) == (pipeline != ["center_of_mass"])
@@ -665,7 +716,7 @@ def test_steps_given_as_functions(lockstep, bodies):
     assert_same_matrix(*matrices)
 
 
-def test_arguments_by_position_as_in_dipy(images):
+def test_arguments_by_position_as_in_dipy(lockstep, images):
     """DIPY still takes them so, with a warning; so do older tutorials of its."""
     static, moving, *grids = images(2)
     matrices = []
@@ -681,7 +732,8 @@ def test_arguments_by_position_as_in_dipy(images):
         assert {w.filename for w in warned} == {__file__}
         assert len(warned) == 3
         matrices.append(result.affine)
-    assert np.abs(matrices[0] - matrices[1]).max() < 1e-3
+    lockstep.check("gradient")
+    assert_same_matrix(*matrices)
     with pytest.warns(UserWarning, match="Pass .* as keyword args"):
         affine_registration(moving, static, *grids, ["center_of_mass"])
     with pytest.warns(UserWarning, match="overwritten") as warned:
@@ -769,7 +821,7 @@ from dipy_ppir.align.imaffine import (
 """
 
 
-def tutorial(imports, static, static_affine, moving, moving_affine):
+def tutorial(imports, iterations, static, static_affine, moving, moving_affine):
     """The calls of doc/examples/affine_registration_3d.py, and the matrices found.
 
     Its last part, `register_dwi_to_template`, is for series and stays DIPY's.
@@ -794,7 +846,7 @@ def tutorial(imports, static, static_affine, moving, moving_affine):
     found["center_of_mass"] = result.affine
     metric = dipy_names.MutualInformationMetric(nbins=32, sampling_proportion=None)
     pyramid = {
-        "level_iters": [10000, 1000, 100],
+        "level_iters": iterations,
         "sigmas": [3.0, 1.0, 0.0],
         "factors": [4, 2, 1],
     }
@@ -833,18 +885,13 @@ def tutorial(imports, static, static_affine, moving, moving_affine):
     step = None
     for name in ("center_of_mass", "translation", "rigid", "affine"):
         function = getattr(dipy_names, name)
-        brief = {**pyramid, "level_iters": [20, 10, 5]}
+        few = [min(n, m) for n, m in zip(iterations, (20, 10, 5), strict=True)]
+        brief = {**pyramid, "level_iters": few}
         resampled, step = function(
             moving, static, **arguments, nbins=32, starting_affine=step, **brief
         )
         found[name + " function"] = step
     return found
-
-
-#: Where the two may end apart, mm: a fifth of a voxel. That is chaos, not error:
-#: clear DIPY, its gradient changed by up to 1e-4, ended up to 0.8 mm elsewhere in
-#: 60 runs with these images, and from the truth as far as undisturbed.
-APART = 1.6
 
 
 @pytest.fixture(scope="module")
@@ -867,28 +914,32 @@ def templates():
     return (static, grid2world, moving, moving_grid2world), truth
 
 
+@pytest.mark.parametrize(
+    "iterations",
+    [[10, 5, 2], pytest.param([10000, 1000, 100], marks=HEAVY)],
+    ids=["brief", "whole"],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_dipys_tutorial_with_our_imports(lockstep, templates):
+def test_dipys_tutorial_with_our_imports(lockstep, templates, iterations):
     images, truth = templates
     static, grid2world = images[:2]
-    secure = tutorial(OUR_IMPORTS, *images)
-    followed = tutorial(DIPY_IMPORTS, *images)
+    secure = tutorial(OUR_IMPORTS, iterations, *images)
+    followed = tutorial(DIPY_IMPORTS, iterations, *images)
     lockstep.check("gradient")
     assert secure.keys() == followed.keys()
     for name, matrix in secure.items():
         if not name.startswith("center_of_mass"):
             assert_same_matrix(matrix, followed[name])
 
-    lockstep.stop()
-    clear = tutorial(DIPY_IMPORTS, *images)
-    for name, matrix in secure.items():
-        assert displacement(matrix, clear[name], static.shape, grid2world) <= APART, (
-            name
-        )
+    def off(matrix):
+        return displacement(matrix, truth, static.shape, grid2world)
+
+    # Chance leaves room: clear DIPY, its gradient changed by up to a hundredth, ended
+    # 4.31 to 4.38 mm from the truth in 8 runs of "brief", by up to a thousandth, 0.6 to
+    # 1.2 mm in 15 runs of "whole". Ours is changed by less. It is 16.4 mm before.
     for name in ("affine", "pipeline"):
-        assert displacement(secure[name], truth, static.shape, grid2world) <= 2 * APART
-    before = displacement(np.eye(4), truth, static.shape, grid2world)
-    assert before > 8 * APART, "there was something to find"
+        assert off(secure[name]) <= off(np.eye(4)) / (2 if iterations[0] < 100 else 5)
+
 
 
 # -- three parties, each with its own image ------------------------------------
@@ -1350,7 +1401,11 @@ def test_the_registration_refuses_a_clear_metric():
         SecureAffineRegistration(metric=MutualInformationMetric())
 
 
-@pytest.mark.parametrize("start", ["middle", np.eye(3)], ids=["word", "shape"])
+@pytest.mark.parametrize(
+    "start",
+    ["middle", pytest.param(np.eye(3), marks=HEAVY)],
+    ids=["word", "shape"],
+)
 def test_bad_starting_affine_of_the_class(images, start):
     static, moving, *_ = images(3)
     with pytest.raises(ValueError, match="starting_affine"):
@@ -1391,14 +1446,14 @@ def test_bad_input_at_one_site_ends_the_others(trio, outcomes, images, pid, spoi
             own[index] = spoil(own[index])
         return with_own_images(session, own)
 
-    start = time.monotonic()
     errors = outcomes(trio, party)
-    assert time.monotonic() - start < 10
     assert isinstance(errors[pid], ValueError)
     name = "static" if pid == STATIC else "moving"
     assert f"{name} {text}" in str(errors[pid])
     for other in {MOVING, STATIC, HELPER} - {pid}:
+        # It was told: it did not wait until its time was over.
         assert isinstance(errors[other], PeerError)
+        assert not isinstance(errors[other], PeerTimeoutError)
         assert errors[other].culprit == pid
         assert ROLES[pid] in str(errors[other])
         assert text not in str(errors[other])
@@ -1487,7 +1542,7 @@ def at(number, action):
     return callback
 
 
-@pytest.mark.parametrize("pid", [STATIC, HELPER])
+@pytest.mark.parametrize("pid", [pytest.param(STATIC, marks=HEAVY), HELPER])
 def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pid):
     children = {}
 
@@ -1495,10 +1550,10 @@ def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pi
         children.update(local._shared._children)
         children[pid].kill()
 
-    start = time.monotonic()
+    # Its time to answer is 300 s; it is missed at once.
     with pytest.raises(PeerError) as caught:
         run_with(images, at(3, kill))
-    assert time.monotonic() - start < 20
+    assert not isinstance(caught.value, PeerTimeoutError)
     assert caught.value.culprit == pid
     assert f"party {pid} ({ROLES[pid]})" in str(caught.value)
     assert all(c.returncode is not None for c in children.values()), (
@@ -1509,18 +1564,21 @@ def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pi
     assert run_with(images, None)[1].shape == (4, 4)
 
 
-@pytest.mark.parametrize("pid", [STATIC, HELPER])
 @pytest.mark.parametrize(
-    ("moment", "reveal"), [("values", "histogram"), ("gradient", "gradient")]
+    ("moment", "reveal", "pid"),
+    [
+        ("values", "histogram", HELPER),
+        ("gradient", "gradient", STATIC),
+        pytest.param("values", "histogram", STATIC, marks=HEAVY),
+        pytest.param("gradient", "gradient", HELPER, marks=HEAVY),
+    ],
 )
 def test_a_party_killed_within_an_evaluation(images, monkeypatch, pid, moment, reveal):
     """The others have begun; no number of the evaluation has been opened."""
-    metric = SecureMutualInformationMetric(nbins=16, reveal=reveal)
     transform = regtransforms["RIGID", 3]
-    static, moving, *_ = images(3)
-    metric.setup(transform, static, moving)
+    clear, metric = metric_pair(transform, images(3), sampling=None, reveal=reveal)
     theta = near_identity(transform)
-    expected = metric.distance_and_gradient(theta)
+    assert_same(clear, metric, theta, reveal)
     children = dict(local._shared._children)
     where = {
         "values": (metric, "_sample_moving"),
@@ -1543,13 +1601,11 @@ def test_a_party_killed_within_an_evaluation(images, monkeypatch, pid, moment, r
     assert all(c.returncode is not None for c in children.values()), (
         "a party outlived it"
     )
-    value, gradient = metric.distance_and_gradient(theta)
-    assert abs(value - expected[0]) < 1e-5
-    assert np.abs(gradient - expected[1]).max() < 1e-3 * np.abs(expected[1]).max()
+    assert_same(clear, metric, theta, reveal)
     metric.end()
 
 
-@pytest.mark.parametrize("pid", [STATIC, HELPER])
+@pytest.mark.parametrize("pid", [pytest.param(STATIC, marks=HEAVY), HELPER])
 def test_a_party_that_dies_between_calls_is_replaced(images, pid):
     assert run_with(images, None)[1].shape == (4, 4)
     child = local._shared._children[pid]
@@ -1570,7 +1626,7 @@ def test_a_party_that_dies_between_evaluations(images):
     secure.end()
 
 
-def bounded(function, seconds=20):
+def bounded(function, seconds=200):
     """What a call that must not wait for ever returns or raises."""
     box = []
 
@@ -1592,19 +1648,53 @@ def bounded(function, seconds=20):
     return box[0]
 
 
+class Impatience:
+    """A clock that runs out as soon as all but one party have answered.
+
+    Whoever is slow beside it must not be taken for the one that stands still, and a
+    short time-out would also hit those.
+    """
+
+    def __init__(self, monkeypatch, pid):
+        self.ahead, inner = 0.0, transport._Wait.poll
+
+        def poll(wait, poller):
+            if {link.peer for link in wait.links} == {pid}:
+                self.ahead += 2 * wait._network.timeout
+            return inner(wait, poller)
+
+        monkeypatch.setattr(transport._Wait, "poll", poll)
+        monkeypatch.setattr(transport, "time", self)
+
+    def monotonic(self):
+        return time.monotonic() + self.ahead
+
+
 @pytest.mark.parametrize("pid", [STATIC, HELPER])
 def test_a_party_that_stands_still_is_named(images, monkeypatch, pid):
     """Stopped, not dead: its sockets and pipes stay open, it says nothing."""
-    monkeypatch.setattr(local, "REPLY_PATIENCE", 0.3)
+    monkeypatch.setattr(local, "REPLY_PATIENCE", 0.1)
+    monkeypatch.setattr(transport, "LAST_WORD", 0.1)
     run_with(images, None)
     parties = local._shared
-    parties.session.network.timeout = 1.0
     child = parties._children[pid]
-    stop = at(2, lambda: child.send_signal(signal.SIGSTOP))
-    error = bounded(lambda: run_with(images, stop))
+
+    def wait(timeout=None):
+        """It never ends by itself."""
+        if timeout is not None:
+            raise subprocess.TimeoutExpired(child.args, timeout)
+        return subprocess.Popen.wait(child)
+
+    def stop():
+        child.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(child, "wait", wait)
+        Impatience(monkeypatch, pid)
+
+    error = bounded(lambda: run_with(images, at(2, stop)))
     assert isinstance(error, PeerTimeoutError), error
     assert error.culprit == pid
     assert all(c.returncode is not None for c in parties._children.values())
+    monkeypatch.undo()
     assert run_with(images, None)[1].shape == (4, 4)
 
 
@@ -1612,7 +1702,10 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted, ZeroDivisionError])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt, ZeroDivisionError, pytest.param(Interrupted, marks=HEAVY)],
+)
 def test_an_interrupted_call_leaves_things_usable(images, error):
     def stop():
         raise error
@@ -1647,11 +1740,14 @@ def test_a_metric_interrupted_within_an_evaluation(images, monkeypatch, same):
 
 
 def test_calls_from_several_threads_take_turns(images):
+    def run(_):
+        # With this there is no chance: all find the same.
+        return run_with(images, None, reveal="histogram")[1]
+
     with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(lambda _: run_with(images, None)[1], range(3)))
+        results = list(pool.map(run, range(3)))
     for matrix in results[1:]:
-        # Blurred afresh in every run, and only a few iterations.
-        assert displacement(matrix, results[0], (16, 16, 16), np.eye(4)) < 0.5
+        assert (matrix == results[0]).all()
 
 
 def test_metrics_in_several_threads_take_turns(images):
@@ -1688,20 +1784,30 @@ affine_registration(
     level_iters=[{iterations}], sigmas=[0.0], factors=[1],
     optimizer_options={{"gtol": 0, "ftol": 0}}, callback=callback)
 print("done", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def _alive(pid):
+    """When a living process began; None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+            fields = f.read().rsplit(")", 1)[1].split()
     except OSError:
-        return False
+        return None
+    return None if fields[0] == "Z" else fields[19]
 
 
-@pytest.mark.parametrize("idle", [False, True], ids=["in the middle", "idle"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("how", "idle"),
+    [
+        (signal.SIGKILL, False),
+        (signal.SIGTERM, True),
+        pytest.param(signal.SIGKILL, True, marks=HEAVY),
+        pytest.param(signal.SIGTERM, False, marks=HEAVY),
+    ],
+    ids=["9-in the middle", "15-idle", "9-idle", "15-in the middle"],
+)
 def test_no_orphans_when_the_parent_is_killed(idle, how):
     code = PARENT.format(idle=idle, iterations=1 if idle else 10_000)
     parent = subprocess.Popen(
@@ -1715,14 +1821,15 @@ def test_no_orphans_when_the_parent_is_killed(idle, how):
         if idle:
             while parent.stdout.readline() != "done\n":
                 pass
+        began = {pid: _alive(pid) for pid in pids}
         assert len(pids) == 2
-        assert all(map(_alive, pids))
+        assert all(began.values())
         parent.send_signal(how)
-        parent.wait(10)
-        deadline = time.monotonic() + 5
-        while any(map(_alive, pids)):
+        parent.wait(120)
+        deadline = time.monotonic() + 120
+        while any(_alive(pid) == when for pid, when in began.items()):
             assert time.monotonic() < deadline, "orphans"
-            time.sleep(0.05)
+            time.sleep(0.02)
     finally:
         parent.kill()
         parent.wait()
@@ -1730,12 +1837,12 @@ def test_no_orphans_when_the_parent_is_killed(idle, how):
 
 
 def test_parties_end_with_the_interpreter(descendants):
-    code = PARENT.format(idle=True, iterations=1).replace("time.sleep(60)", "")
+    code = PARENT.format(idle=True, iterations=1).replace("time.sleep(600)", "")
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert result.returncode == 0
     assert result.stderr == ""
@@ -1744,6 +1851,7 @@ def test_parties_end_with_the_interpreter(descendants):
     assert not any(map(_alive, pids))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_does_not_use_its_parents_parties(images):
     """Two processes on one set of streams would send the same masks twice."""
     run_with(images, None)

@@ -52,6 +52,11 @@ ARGUMENTS = [
     ["-P", "nowhere:1", "-C", "missing.ini"],
     ["\u00e4 \n", "", "--mix32-64bit", "-H"],
 ]
+# The first that MPyC would not like shows that it has read any.
+ARGUMENTS = [
+    [x for arguments in ARGUMENTS[::-1] for x in arguments],
+    *(pytest.param(x, marks=pytest.mark.heavy) for x in ARGUMENTS),
+]
 
 
 def run(code, *arguments, flags=("-W", "error"), **options):
@@ -59,7 +64,7 @@ def run(code, *arguments, flags=("-W", "error"), **options):
         [sys.executable, *flags, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # what hangs, not what is slow
         **options,
     )
 

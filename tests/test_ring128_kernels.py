@@ -10,7 +10,8 @@ from itertools import product
 import math
 from threading import Thread
 
-from hypothesis import example, given, settings
+from examples import quick
+from hypothesis import example, given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -28,7 +29,6 @@ LIMIT = math.nextafter(2.0**127, 0)  # the largest real that can be encoded
 MOST_TAPS = 4096
 THREADS = [1, 2, 5]
 
-quick = partial(settings, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.one_of(st.integers(0, 20), st.sampled_from([63, 64, 65, 257]))
 CONSTANTS = st.one_of(
@@ -190,7 +190,7 @@ def test_known_answers():
 # -- element by element ---------------------------------------------------------
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(SEEDS, SIZES, CONSTANTS)
 @example(1, 0, 1)
 @example(2, 1, -1)
@@ -255,7 +255,7 @@ def test_dot_of_extreme_words(n):
             assert same_ints(run("dot", a, b, pack([9])), [n * x * y])
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
 @example([-(2**63), 2**63 - 1, -1, 0, 1, -(2**32)])
 def test_encode_int(values):
@@ -293,7 +293,7 @@ def encode(reals, shift, limit):
     return bad, out
 
 
-@quick(max_examples=150)
+@quick(150)
 @given(
     st.lists(REALS, max_size=12),
     st.sampled_from([-20, 0, 1, 16, 43, 64, 100]),
@@ -307,7 +307,7 @@ def test_encode(reals, shift, limit):
         assert same_ints(out, exact)
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(st.lists(st.one_of(REALS, NOT_FINITE), min_size=1, max_size=12))
 def test_encode_finds_the_first_that_does_not_fit(reals):
     assert encode(reals, 3, 1e9)[0] == first_beyond(reals, 3, 1e9)
@@ -340,7 +340,7 @@ def test_encode_at_its_limit():
         assert encode([0.0, 1.0], 0, limit)[0] == 0
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(
     SEEDS,
     st.integers(0, 30),
@@ -361,7 +361,7 @@ def test_decode(seed, n, scale):
 # -- window sums ----------------------------------------------------------------
 
 
-@quick(max_examples=120)
+@quick(120)
 @given(st.data())
 def test_box(data):
     rng = np.random.default_rng(data.draw(SEEDS))
@@ -444,7 +444,7 @@ def weighting(rng, n, taps, count):
     return first, weights
 
 
-@quick(max_examples=120)
+@quick(120)
 @given(st.data())
 def test_filter(data):
     rng = np.random.default_rng(data.draw(SEEDS))
@@ -771,7 +771,7 @@ def test_order_of_words():
 
 
 @BOTH
-@quick(max_examples=40)
+@quick(40)
 @given(st.data())
 def test_integers_there_and_back(ring, data):
     values = [v for row in data.draw(ring_values(ring)) for v in row]
@@ -786,7 +786,7 @@ def test_integers_there_and_back(ring, data):
 
 
 @BOTH
-@quick(max_examples=60)
+@quick(60)
 @given(st.data(), CONSTANTS, CONSTANTS)
 def test_ring_against_integers(ring, data, alpha, beta):
     rows = data.draw(ring_values(ring))
@@ -906,7 +906,7 @@ def test_no_element_counts_as_rejected():
     assert R128.count_rejected(pack(EDGES)) == 0
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(
     st.lists(st.integers(-(2**52), 2**52), min_size=1, max_size=6), st.integers(0, 70)
 )

@@ -5,11 +5,11 @@ compiled separately.
 """
 
 from fractions import Fraction
-from functools import partial
 import math
 from threading import Thread
 
-from hypothesis import example, given, settings
+from examples import quick
+from hypothesis import example, given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -21,7 +21,6 @@ EDGES = [0, 1, 2, WORD, WORD - 1, 1 << 63, (1 << 63) - 1, (1 << 63) + 1]
 EDGES += [1 << 32, (1 << 32) - 1, WORD << 32 & WORD]
 LIMIT = math.nextafter(2.0**63, 0)  # the largest real that can be encoded
 
-quick = partial(settings, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
 # around what is summed at once, and what `contingency` passes at once
 ROWS = st.one_of(
@@ -129,7 +128,7 @@ def test_known_answers():
 # -- sums of products -----------------------------------------------------------
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(SEEDS, ROWS, st.integers(0, 33), COLUMNS)
 @example(1, 0, 3, 5)
 @example(2, 300, 0, 5)
@@ -164,7 +163,7 @@ def test_sums_of_extreme_words(n):
             assert (run("dot_rows", a, b, acc[0, :2]) == total).all()
 
 
-@quick(max_examples=40)
+@quick(40)
 @given(SEEDS, ROWS, COLUMNS)
 @example(1, 3, 0)
 @example(2, 0, 4)
@@ -175,7 +174,7 @@ def test_dot_rows(seed, n, k):
     assert np.array_equal(run("dot_rows", a, b, out), out + (a * b).sum(axis=1))
 
 
-@quick(max_examples=40)
+@quick(40)
 @given(SEEDS, ROWS, COLUMNS)
 @example(1, 3, 0)
 @example(2, 0, 4)
@@ -188,7 +187,7 @@ def test_weighted_sums(seed, n, d):
 # -- banded operands ------------------------------------------------------------
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(SEEDS, ROWS, WIDTHS, st.integers(0, 30), COLUMNS)
 @example(1, 0, 2, 3, 4)
 @example(2, 5, 0, 3, 4)
@@ -233,7 +232,7 @@ def test_banded_extreme_words(value, n):
         assert (out == (2 * value + 1) * x % 2**64).all()
 
 
-@quick(max_examples=20)
+@quick(20)
 @given(SEEDS, ROWS, WIDTHS, st.integers(0, 30))
 def test_hide_banded_in_place(seed, n, w, more):
     rng = np.random.default_rng(seed)
@@ -268,7 +267,7 @@ REALS = st.one_of(
 )
 
 
-@quick(max_examples=200)
+@quick(200)
 @given(
     st.lists(REALS, max_size=20),
     st.sampled_from([0, 1, 8, 16, 30, 100]),

@@ -5,6 +5,7 @@ import math
 import re
 import string
 
+from examples import MORE
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 import pins
@@ -329,6 +330,16 @@ VALUES = st.recursive(
 )
 
 
+def fuzz(few, many):
+    """How many examples: few in most runs, many new ones with `make test-full`. How
+    long an example takes to make up does not matter."""
+    return settings(
+        max_examples=many if MORE else few,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 def places(contents, path=()):
     """The paths to all entries."""
     for key, value in contents.items():
@@ -356,7 +367,7 @@ VALID = pins.contents(
 )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@fuzz(150, 1000)
 @given(st.data())
 def test_one_entry_replaced_by_anything(data):
     contents = deepcopy(VALID)
@@ -366,14 +377,14 @@ def test_one_entry_replaced_by_anything(data):
     parses_or_is_refused(contents)
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(100, 500)
 @given(st.dictionaries(st.sampled_from(sorted(VALID)) | st.text(max_size=9), VALUES))
 @example({"parties": {"moving": {"name": []}}})
 def test_anything_for_a_session_file(contents):
     parses_or_is_refused(contents)
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(200, 1000)
 @given(st.binary(max_size=60), st.integers(0, 2000), st.integers(0, 60))
 def test_any_bytes_for_a_session_file(tmp_path_factory, new, start, length):
     raw = text().encode()
@@ -386,7 +397,7 @@ def test_any_bytes_for_a_session_file(tmp_path_factory, new, start, length):
         pass
 
 
-@settings(max_examples=500, deadline=None)
+@fuzz(200, 1000)
 @given(
     st.text(max_size=80)
     | st.text(string.ascii_letters + "[]:%.@-ü1", max_size=20).map(lambda t: t + ":80")

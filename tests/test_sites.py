@@ -5,8 +5,9 @@ import json
 from dipy.align import affine_registration
 import nibabel as nib
 import numpy as np
+from ports import free_port
 import pytest
-from sites import Sites
+from sites import SEEDED, Launcher, Sites
 
 # Affine transforms of bodies that are nearly round are too sensitive to compare.
 AFFINE = {
@@ -23,6 +24,12 @@ LAYOUTS = {
     "both owners listen": ("moving", "static", "helper"),
     "relayed": ("helper",),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launcher():
+    with Launcher():
+        yield
 
 
 @pytest.fixture
@@ -48,8 +55,6 @@ def syn_sites(tmp_path, bodies):
 
 
 def loopback(layout):
-    from sites import free_port
-
     return {site: f"127.0.0.1:{free_port()}" for site in LAYOUTS[layout]}
 
 
@@ -64,30 +69,37 @@ def corners(shape, grid2world, matrix):
     return (matrix @ at)[:3]
 
 
+@pytest.fixture(scope="module")
+def clear_affine(bodies):
+    """The transform that DIPY finds."""
+    static, moving, static_grid2world, moving_grid2world = bodies(3)
+    _, clear = affine_registration(
+        moving.astype(np.float32),
+        static.astype(np.float32),
+        moving_affine=moving_grid2world,
+        static_affine=static_grid2world,
+        **AFFINE,
+    )
+    return clear
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_affine(affine_sites, bodies, layout):
-    """All sites write what is theirs, and the transform is DIPY's."""
-    sites = affine_sites(addresses=loopback(layout))
+def test_affine(affine_sites, bodies, clear_affine, layout):
+    """All sites write what is theirs, and the transform is DIPY's.
+
+    The first as their users start them. The noise is always the same.
+    """
+    fresh = layout == "direct"
+    sites = affine_sites(addresses=loopback(layout), before=SEEDED, fresh=fresh)
     sites.run()
     assert sites.outputs("moving") == ["affine.txt", "moved.nii.gz", "receipt.json"]
     assert sites.outputs("static") == ["affine.txt", "receipt.json"]
     assert sites.outputs("helper") == ["receipt.json"]
     found = matrix_of(sites, "moving")
     np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)
-    static, moving = (
-        np.asarray(nib.load(sites.folder / f"{n}.nii.gz").dataobj)
-        for n in ("static", "moving")
-    )
-    *_, static_grid2world, moving_grid2world = bodies(3)
-    _, clear = affine_registration(
-        moving,
-        static,
-        moving_affine=moving_grid2world,
-        static_affine=static_grid2world,
-        **AFFINE,
-    )
+    static, _, static_grid2world, _ = bodies(3)
     apart = corners(static.shape, static_grid2world, found) - corners(
-        static.shape, static_grid2world, clear
+        static.shape, static_grid2world, clear_affine
     )
     # Voxels are 1 mm; the gradients agree to 1e-8, and L-BFGS stops when they are 1e-4.
     assert np.abs(apart).max() < 0.01
@@ -98,7 +110,9 @@ def test_affine(affine_sites, bodies, layout):
 
 @pytest.mark.parametrize("layout", ["direct", "relayed"])
 def test_syn(syn_sites, layout):
-    sites = syn_sites(addresses=loopback(layout))
+    """The second as its users start it."""
+    fresh = layout == "relayed"
+    sites = syn_sites(addresses=loopback(layout), before=SEEDED, fresh=fresh)
     sites.run("--force")
     assert sites.outputs("moving") == [
         "displacement_field.nii.gz",

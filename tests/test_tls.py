@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import functools
 import re
+import select
 import socket
 import ssl
 import sys
@@ -49,9 +50,22 @@ DAY = datetime.timedelta(days=1)
 PLAN = pins.plan()
 
 
+#: Seconds after which a test that hangs is ended; nothing else waits so long.
+HANGS = 120.0
+#: Every socket that `pair` made in a test.
+sockets = []
+
+
 @pytest.fixture(autouse=True)
-def short_linger(monkeypatch):
-    monkeypatch.setattr(tls, "_LINGER", 0.1)
+def lingers(monkeypatch):
+    """Who refuses waits for the other end to close, however slow that is.
+
+    So a test must let that end close. All sockets are closed in the end.
+    """
+    monkeypatch.setattr(tls, "_LINGER", HANGS)
+    yield
+    while sockets:
+        sockets.pop().close()
 
 
 def pinned(pid, identity=None, name=None):
@@ -64,13 +78,16 @@ def pinned(pid, identity=None, name=None):
 def pair(family):
     """Two connected sockets."""
     if family == "pair":
-        return socket.socketpair()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        one = socket.create_connection(listener.getsockname())
-        return one, listener.accept()[0]
+        ends = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            one = socket.create_connection(listener.getsockname())
+            ends = one, listener.accept()[0]
+    sockets.extend(ends)
+    return ends
 
 
-def shake(sock, identity, *parties, server, seconds=10.0, **options):
+def shake(sock, identity, *parties, server, seconds=300.0, **options):
     """`tls.handshake` with the parties accepted here."""
     return tls.handshake(
         sock,
@@ -97,17 +114,16 @@ def handshakes(client, server, accepted=None, dialled=None, family="pair", **opt
 
 
 def next_error(connection):
-    """What the next reading of a connection raises."""
-    buffer = bytearray(100)
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
+    """What the next reading of a connection that says something raises."""
+    buffer = memoryview(bytearray(100))
+    while True:
         try:
-            return connection.recv_into(memoryview(buffer))
+            return connection.recv_into(buffer)
         except BlockingIOError:
-            time.sleep(0.002)
+            ready = select.select([connection.fileno()], [], [], HANGS)[0]
+            assert ready, "waits for ever"
         except PeerError as exc:
             return exc
-    raise AssertionError("waits for ever")
 
 
 def close(*connections):
@@ -184,11 +200,11 @@ def test_what_a_connection_is_for():
 
 
 def test_long_frames_in_both_directions_at_once():
-    """Both send 64 MB before either receives."""
+    """Both send 24 MB before either receives."""
     ends = handshakes(pins.identity(MOVING), pins.identity(HELPER), family="loopback")
     links = Link(ends[0], HELPER), Link(ends[1], MOVING)
-    networks = [Network({link.peer: link}, 60, Ledger) for link in links]
-    sent = [np.full(1 << 23, pid, dtype=np.uint64) for pid in (5, 6)]
+    networks = [Network({link.peer: link}, 300, Ledger) for link in links]
+    sent = [np.full(3 << 20, pid, dtype=np.uint64) for pid in (5, 6)]
     sent[0][-1], sent[1][-1] = 7, 8
 
     def party(network, mine):
@@ -211,8 +227,8 @@ def test_long_frames_in_both_directions_at_once():
 
 def test_many_small_frames_and_what_tls_has_read_ahead(met):
     """Several frames in one record: waiting on the socket would not show them."""
-    one = Network({HELPER: Link(met[0], HELPER)}, 5, Ledger)
-    other = Network({MOVING: Link(met[1], MOVING)}, 5, Ledger)
+    one = Network({HELPER: Link(met[0], HELPER)}, 300, Ledger)
+    other = Network({MOVING: Link(met[1], MOVING)}, 300, Ledger)
     link = one.links[HELPER]
     for i in range(100):
         link.begin_frame(DATA, operation_code("step"), bytes([i]) * 8)
@@ -323,9 +339,19 @@ def test_refused_certificates(name, side):
     stranger = make()
     expected = pinned(MOVING, stranger) if pin else pinned(MOVING)
     one, other = pair("loopback")
+
+    def present():
+        end = shake(other, stranger, pinned(HELPER), server=side == "server")
+        # In TLS 1.3 a client is done before the server has seen its certificate.
+        assert side == "client"
+        try:
+            return next_error(end)
+        finally:
+            close(end)
+
     refusing, refused = pins.together(
         lambda: shake(one, pins.identity(HELPER), expected, server=side == "client"),
-        lambda: shake(other, stranger, pinned(HELPER), server=side == "server"),
+        present,
     )
     assert type(refusing) is CertificateError, refusing
     assert refusing.culprit == MOVING
@@ -334,11 +360,6 @@ def test_refused_certificates(name, side):
     if name not in ("own", "swapped"):
         assert not any(re.search(t, str(refusing)) for t in others)
     assert str(refusing).isprintable()
-    if isinstance(refused, tls.TLSSocket):
-        # In TLS 1.3 a client is done before the server has seen its certificate.
-        assert side == "client"
-        connection, refused = refused, next_error(refused)
-        close(connection)
     assert type(refused) is CertificateError, refused
     assert "the helper (East University) refused this party's certificate" in str(
         refused
@@ -516,15 +537,18 @@ def test_a_client_without_a_certificate():
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_1"])
 def test_a_client_of_an_older_tls(version):
     one, other = pair("loopback")
+
+    def client():
+        with one:
+            stdlib_client(
+                one,
+                minimum_version=ssl.TLSVersion[version],
+                maximum_version=ssl.TLSVersion[version],
+            )
+
     heard, refusing = pins.together(
-        lambda: stdlib_client(
-            one,
-            minimum_version=ssl.TLSVersion[version],
-            maximum_version=ssl.TLSVersion[version],
-        ),
-        lambda: shake(
-            other, pins.identity(HELPER), pinned(MOVING), server=True, seconds=3
-        ),
+        client,
+        lambda: shake(other, pins.identity(HELPER), pinned(MOVING), server=True),
     )
     assert isinstance(heard, ssl.SSLError)
     assert isinstance(refusing, PeerError)
@@ -543,12 +567,12 @@ def test_a_server_of_an_older_tls():
     def server():
         connection = SSL.Connection(context, other)
         connection.set_accept_state()
-        connection.do_handshake()
+        with other:
+            connection.do_handshake()
 
     error, heard = pins.together(
         lambda: shake(one, pins.identity(MOVING), pinned(HELPER), server=False), server
     )
-    other.close()
     assert type(error) is ProtocolError
     assert error.culprit == HELPER
     assert isinstance(heard, SSL.Error)
@@ -575,7 +599,7 @@ def test_other_talk(name, server):
     other.shutdown(socket.SHUT_WR)
     error = None
     try:
-        shake(one, pins.identity(HELPER), pinned(MOVING), server=server, seconds=3)
+        shake(one, pins.identity(HELPER), pinned(MOVING), server=server)
     except PeerError as exc:
         error = exc
     assert type(error) in (ProtocolError, PeerLostError, CertificateError)
@@ -596,24 +620,35 @@ def test_silence_and_going_away():
         shake(one, pins.identity(HELPER), pinned(MOVING), server=True)
 
 
-def test_who_dribbles_is_cut_off():
-    """A byte now and then does not extend the time."""
+def test_who_dribbles_is_cut_off(monkeypatch):
+    """A byte now and then does not extend the time, which the test lets pass."""
     one, other = pair("pair")
-    over = threading.Event()
+    now = 0
+    dribble = iter(b"\x16\x03\x01\x40\x00\x01" + bytes(0x4000))
 
-    def dribble():
-        for byte in b"\x16\x03\x01\x40\x00\x01" + bytes(0x4000):
-            if over.wait(0.01):
-                return
-            other.sendall(bytes([byte]))
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return now
 
-    thread = threading.Thread(target=dribble)
-    thread.start()
+    def check():
+        nonlocal now
+        now += 1
+        assert now <= 20, "the time was extended"
+        other.sendall(bytes([next(dribble)]))
+
+    monkeypatch.setattr(tls, "time", Clock)
     with pytest.raises(PeerTimeoutError):
-        shake(one, pins.identity(HELPER), pinned(MOVING), server=True, seconds=0.3)
-    over.set()
-    thread.join()
-    other.close()
+        tls.handshake(
+            one,
+            pins.identity(HELPER),
+            {pinned(MOVING).fingerprint: pinned(MOVING)},
+            purposes=(tls.LINK,),
+            server=True,
+            deadline=20,
+            check=check,
+        )
+    assert now == 20
 
 
 def test_nobody_in_particular():
@@ -649,43 +684,43 @@ def test_a_handshake_can_be_given_up():
 # -- a line that is tampered with --------------------------------------------
 
 
+@contextlib.contextmanager
 def tampered(change):
-    """Meet through somebody in the middle; both ends and a function that moves bytes
-    from the first to the second, changed."""
+    """Meet through somebody in the middle; both ends and an event.
+
+    Once it is set, what the first end sends to the second is changed.
+    """
     one, near = pair("pair")
     far, other = pair("pair")
-    lines = []
-    for source, sink in ((near, far), (far, near)):
-        source.setblocking(True)
+    armed = threading.Event()
 
-        def carry(source=source, sink=sink):
-            with contextlib.suppress(OSError):
-                while raw := source.recv(1 << 16):
-                    if lines[0].armed and source is near:
-                        raw = change(raw)
-                    sink.sendall(raw)
+    def carry(source, sink):
+        with contextlib.suppress(OSError):
+            while raw := source.recv(1 << 16):
+                if armed.is_set() and source is near:
+                    raw = change(raw)
+                sink.sendall(raw)
 
-        thread = threading.Thread(target=carry, daemon=True)
-        thread.armed = False
-        lines.append(thread)
+    lines = [
+        threading.Thread(target=carry, args=ends) for ends in ((near, far), (far, near))
+    ]
     for thread in lines:
         thread.start()
-    ends = pins.together(
-        lambda: shake(one, pins.identity(MOVING), pinned(HELPER), server=False),
-        lambda: shake(other, pins.identity(HELPER), pinned(MOVING), server=True),
-    )
-
-    def stop():
+    ends = ()
+    try:
+        ends = pins.together(
+            lambda: shake(one, pins.identity(MOVING), pinned(HELPER), server=False),
+            lambda: shake(other, pins.identity(HELPER), pinned(MOVING), server=True),
+        )
+        yield ends, armed
+    finally:
         close(*ends)
         for sock in (near, far):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in lines:
-            thread.join(5)
+            thread.join(HANGS)
             assert not thread.is_alive()
-        close(near, far)
-
-    return ends, lines[0], stop
 
 
 @pytest.mark.parametrize("at", [0, 3, 7, -1])
@@ -695,27 +730,32 @@ def test_a_bit_that_was_changed(at):
         raw[at] ^= 1
         return bytes(raw)
 
-    (one, other), line, stop = tampered(flip)
-    network = Network({MOVING: Link(other, MOVING)}, 1, Ledger)
-    line.armed = True
-    Network({HELPER: Link(one, HELPER)}, 1, Ledger).send(HELPER, "step", bytes(16))
-    with pytest.raises(PeerError) as caught:
-        network.receive(MOVING, "step", bytearray(16))
+    seconds = 0.2 if at == 3 else 300
+    with tampered(flip) as ((one, other), armed):
+        network = Network({MOVING: Link(other, MOVING)}, seconds, Ledger)
+        armed.set()
+        Network({HELPER: Link(one, HELPER)}, 300, Ledger).send(
+            HELPER, "step", bytes(16)
+        )
+        with pytest.raises(PeerError) as caught:
+            network.receive(MOVING, "step", bytearray(16))
     assert caught.value.culprit == MOVING
-    if at != 3:  # a longer record never ends
+    if at == 3:  # a longer record never ends
+        assert type(caught.value) is PeerTimeoutError
+    else:
         assert "tampered with" in str(caught.value)
-    stop()
 
 
 def test_a_record_that_was_repeated():
-    (one, other), line, stop = tampered(lambda raw: raw + raw)
-    network = Network({MOVING: Link(other, MOVING)}, 1, Ledger)
-    line.armed = True
-    Network({HELPER: Link(one, HELPER)}, 1, Ledger).send(HELPER, "step", bytes(16))
-    network.receive(MOVING, "step", bytearray(16))
-    with pytest.raises(ProtocolError, match="tampered with"):
+    with tampered(lambda raw: raw + raw) as ((one, other), armed):
+        network = Network({MOVING: Link(other, MOVING)}, 300, Ledger)
+        armed.set()
+        Network({HELPER: Link(one, HELPER)}, 300, Ledger).send(
+            HELPER, "step", bytes(16)
+        )
         network.receive(MOVING, "step", bytearray(16))
-    stop()
+        with pytest.raises(ProtocolError, match="tampered with"):
+            network.receive(MOVING, "step", bytearray(16))
 
 
 # -- a peer with a pinned certificate and a TLS of its own --------------------
@@ -796,39 +836,54 @@ def test_records_of_its_own_making(writer):
 @pytest.mark.parametrize("kind", ["key update", "empty"])
 def test_records_without_content_are_silence(writer, kind):
     """A peer that sends them for ever is not heard, and does not hold the others."""
-    network = Network({MOVING: Link(writer.end, MOVING)}, 0.5, Ledger)
+    network = Network({MOVING: Link(writer.end, MOVING)}, 0.2, Ledger)
     make = writer.key_update
     if kind == "empty":
         make = functools.partial(writer.record, 23, b"")
     over = threading.Event()
+    ended_by_itself = []
 
     def flood():
+        end = time.monotonic() + HANGS
         with contextlib.suppress(OSError):
-            writer.sock.settimeout(1)
             while not over.is_set():
+                if time.monotonic() > end:
+                    ended_by_itself.append(True)
+                    return
                 writer.sock.sendall(b"".join(make() for _ in range(20)))
 
     thread = threading.Thread(target=flood)
     thread.start()
-    start = time.monotonic()
-    with pytest.raises(PeerError) as caught:
-        network.receive(MOVING, "step", bytearray(16))
-    assert time.monotonic() - start < 10
+    try:
+        with pytest.raises(PeerError) as caught:
+            network.receive(MOVING, "step", bytearray(16))
+    finally:
+        over.set()
+        writer.sock.shutdown(socket.SHUT_RDWR)
+        thread.join(HANGS)
+        assert not thread.is_alive()
+        network.close()
     assert caught.value.culprit == MOVING
-    over.set()
-    network.close()
-    thread.join()
+    assert not ended_by_itself, "as long as it sent, it was heard"
 
 
 def test_reading_returns_after_every_record(writer):
     """Else a peer faster than us would keep us reading, beyond every time-out."""
     raw = b"".join(writer.key_update() for _ in range(1000))
     writer.sock.sendall(raw)
+
+    def unread():
+        number = bytearray(4)
+        fcntl.ioctl(writer.far.fileno(), termios.FIONREAD, number)
+        return int.from_bytes(number, sys.byteorder)
+
+    end = time.monotonic() + HANGS
+    while unread() < len(raw):
+        assert time.monotonic() < end, "it never arrives"
+        time.sleep(0.001)
     with pytest.raises(BlockingIOError):
         writer.end.recv_into(memoryview(bytearray(10)))
-    unread = bytearray(4)
-    fcntl.ioctl(writer.far.fileno(), termios.FIONREAD, unread)
-    assert int.from_bytes(unread, sys.byteorder) > len(raw) // 2
+    assert unread() > len(raw) // 2
 
 
 @pytest.mark.parametrize(
@@ -837,7 +892,7 @@ def test_reading_returns_after_every_record(writer):
     ids=["hello", "ticket", "alert", "unknown"],
 )
 def test_records_that_are_out_of_place(writer, kind, content):
-    network = Network({MOVING: Link(writer.end, MOVING)}, 0.5, Ledger)
+    network = Network({MOVING: Link(writer.end, MOVING)}, 300, Ledger)
     writer.sock.sendall(writer.record(kind, content))
     with pytest.raises(PeerError) as caught:
         network.receive(MOVING, "step", bytearray(16))

@@ -1,13 +1,17 @@
 """Frames from a peer that is broken, hostile, silent or gone.
 
-The test plays the peer: it holds the other end of a socket and writes bytes.
+The test plays the peer: it holds the other end of a socket and writes bytes. Where
+something depends on time, the test plays the clock as well; see `Clock`.
 """
 
 import ast
+import contextlib
 import json
+import math
 import os
 from pathlib import Path
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -16,6 +20,7 @@ import time
 
 from dipy.align.transforms import regtransforms
 import numpy as np
+from pins import together
 import pytest
 
 import dipy_ppir
@@ -67,19 +72,124 @@ def frame(
     )
 
 
+#: Seconds after which a test that hangs is ended.
+HANGS = 120.0
+
+
+class Clock:
+    """Time that passes when the test says so, in the module `transport`.
+
+    It takes the place of the modules `time` and `select` there: a wait ends by what
+    arrives, or because the test lets time pass. Without a test that does so nobody
+    ever times out.
+    """
+
+    def __init__(self):
+        self.now = 0.0
+        #: Called in place of every wait; it may send something and set `now`.
+        self.at_each_wait = None
+        self._lock = threading.Lock()
+        self._waits = {}
+        self._in_vain = 0
+
+    def monotonic(self):
+        return self.now
+
+    def poll(self):
+        return Poller(self)
+
+    def __getattr__(self, name):
+        return getattr(select, name)
+
+    def wait(self, poller, seconds):
+        """Events of a real poller, or none after so much time of this clock."""
+        if self.at_each_wait is not None:
+            self.at_each_wait()
+            return poller.poll(0)  # also none at all: then it waits again
+        until, limit = self.now + seconds, time.monotonic() + HANGS
+        with self._lock:
+            self._waits[poller] = until
+        while True:
+            with self._lock:
+                events = poller.poll(0)
+                if events or self.now >= until:
+                    del self._waits[poller]
+                    self._in_vain += not events
+                    assert self._in_vain < 1000, "no time-out ends it"
+                    return events
+            assert time.monotonic() < limit, "waits for ever"
+            time.sleep(0.001)
+
+    def idle(self, parties):
+        """Return when so many parties wait, and have read all that they were sent."""
+        limit = time.monotonic() + HANGS
+        while True:
+            with self._lock:
+                waits = self._waits.items()
+                if len(waits) == parties and not any(
+                    self.now >= until or poller.poll(0) for poller, until in waits
+                ):
+                    return
+            assert time.monotonic() < limit, f"{len(waits)} wait, not {parties}"
+            time.sleep(0.001)
+
+    def pass_by(self, seconds, parties):
+        """Let time pass while so many parties wait; each wakes when it wants to."""
+        end = self.now + seconds
+        while self.now < end:
+            self.idle(parties)
+            with self._lock:
+                self.now = min(end, *self._waits.values())
+
+
+class Poller:
+    """What `Clock.poll` returns: like `select.poll()`, in the time of the clock."""
+
+    def __init__(self, clock):
+        self._clock, self._poller = clock, select.poll()
+
+    def __getattr__(self, name):
+        return getattr(self._poller, name)
+
+    def poll(self, milliseconds):
+        return self._clock.wait(self._poller, math.ceil(milliseconds) / 1000)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(transport, "time", clock)
+    monkeypatch.setattr(transport, "select", clock)
+    return clock
+
+
+@contextlib.contextmanager
+def beside(function, stop):
+    """Run a function in a thread meanwhile; `stop()` makes it end."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join(HANGS)
+        assert not thread.is_alive(), "waits for ever"
+
+
 class Wire:
     """A network with one peer, the static owner, played by the test."""
 
-    def __init__(self, timeout=5.0):
+    def __init__(self, timeout=300.0, wrap=lambda sock: sock):
         ours, self.peer = socket.socketpair()
         self.ledger = Ledger()
         self.network = Network(
-            {STATIC: Link(ours, STATIC)}, timeout, lambda: self.ledger
+            {STATIC: Link(wrap(ours), STATIC)}, timeout, lambda: self.ledger
         )
 
     def close(self):
-        self.network.close()
+        # The peer first: nobody has to wait for it to take what was not sent.
         self.peer.close()
+        self.network.close()
 
     def receive(self, n=2):
         out = np.zeros(n, dtype=np.uint64)
@@ -103,16 +213,31 @@ def test_frames_arrive(wire):
     assert wire.receive() == list(np.frombuffer(TWO[::-1], dtype=np.uint64))
 
 
-def test_frames_arrive_byte_by_byte(wire):
-    def drip():
-        for byte in frame(TWO):
-            wire.peer.sendall(bytes([byte]))
-            time.sleep(0.002)
+class Drip:
+    """A socket from which one byte can be read at a time, and then none."""
 
-    thread = threading.Thread(target=drip)
-    thread.start()
-    assert wire.receive() == [1, 2]
-    thread.join()
+    def __init__(self, sock):
+        self._sock, self._dry, self.reads = sock, False, 0
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def recv_into(self, view):
+        self._dry = not self._dry
+        if not self._dry:
+            raise BlockingIOError
+        self.reads += 1
+        return self._sock.recv_into(view[:1])
+
+
+def test_frames_arrive_byte_by_byte():
+    wire = Wire(wrap=Drip)
+    try:
+        wire.peer.sendall(frame(TWO))
+        assert wire.receive() == [1, 2]
+        assert wire.network.links[STATIC].sock.reads == len(frame(TWO))
+    finally:
+        wire.close()
 
 
 def test_what_is_sent(wire):
@@ -193,22 +318,22 @@ BAD_FRAMES = {
 
 @pytest.mark.parametrize("early", [False, True], ids=["waited for", "already there"])
 @pytest.mark.parametrize("name", BAD_FRAMES)
-def test_bad_frames(wire, name, early):
+def test_bad_frames(wire, clock, name, early):
+    """The clock stands still: no time-out ends it."""
     raw, error, text = BAD_FRAMES[name]
-    if early:
+
+    def speak():
+        clock.at_each_wait = None
         wire.peer.sendall(raw)
         wire.peer.shutdown(socket.SHUT_WR)
+
+    if early:
+        speak()
     else:
-        timer = threading.Timer(
-            0.05, lambda: (wire.peer.sendall(raw), wire.peer.shutdown(socket.SHUT_WR))
-        )
-        timer.start()
-    start = time.monotonic()
+        clock.at_each_wait = speak
     with pytest.raises(error, match=text) as caught:
         wire.receive()
-    if not early:
-        timer.join()
-    assert time.monotonic() - start < 2
+    assert clock.at_each_wait is None, "the peer was not waited for"
     assert type(caught.value) is error
     culprit = HELPER if "the helper" in name else STATIC
     assert caught.value.culprit == culprit
@@ -303,20 +428,17 @@ def flood(wire, frames):
     """Let the peer send while this party is sending itself and not receiving."""
 
     def write():
-        try:
+        with contextlib.suppress(OSError):  # the connection is closed on it, rightly
             for raw in frames:
                 wire.peer.sendall(raw)
-        except OSError:
-            pass  # the connection was closed on it, rightly
+            wire.peer.shutdown(socket.SHUT_RDWR)  # it was not cut off
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    def stop():
+        with contextlib.suppress(OSError):
+            wire.peer.shutdown(socket.SHUT_RDWR)
+
+    with beside(write, stop):
         wire.network.send(STATIC, "step", np.zeros(1 << 20, dtype=np.uint64))
-    finally:
-        wire.network.close()
-        wire.peer.close()
-        thread.join()
 
 
 def test_a_flood_of_data_is_cut_off(wire, monkeypatch):
@@ -336,21 +458,21 @@ def test_a_flood_of_empty_frames_is_cut_off(wire, monkeypatch):
 def test_a_peer_may_run_ahead(wire):
     """Both send more than the sockets hold before either receives: no deadlock."""
     n = 1 << 18
-    other = Network({MOVING: Link(wire.peer.dup(), MOVING)}, 5.0, Ledger)
+    other = Network({MOVING: Link(wire.peer.dup(), MOVING)}, 300.0, Ledger)
     x, y = np.arange(n, dtype=np.uint64), np.arange(n, dtype=np.uint64)[::-1].copy()
-    got = np.empty_like(x)
 
-    def far():
-        other.send(MOVING, "step", x)
-        other.receive(MOVING, "step", got)
+    def party(network, peer, mine):
+        theirs = np.empty_like(mine)
+        network.send(peer, "step", mine)
+        network.receive(peer, "step", theirs)
+        return theirs
 
-    thread = threading.Thread(target=far)
-    thread.start()
-    wire.network.send(STATIC, "step", y)
-    back = np.empty_like(x)
-    wire.network.receive(STATIC, "step", back)
-    thread.join()
-    other.close()
+    try:
+        back, got = together(
+            lambda: party(wire.network, STATIC, y), lambda: party(other, MOVING, x)
+        )
+    finally:
+        other.close()
     assert (back == x).all()
     assert (got == y).all()
     assert wire.network.links[STATIC].backlog == 0
@@ -360,60 +482,53 @@ def test_a_peer_may_run_ahead(wire):
 
 
 @pytest.mark.parametrize("silent", [MOVING, STATIC, HELPER])
-def test_time_out_names_the_silent_party(trio, outcomes, silent):
+def test_time_out_names_the_silent_party(trio, outcomes, clock, silent):
     for session in trio:
-        session.network.timeout = 0.3
-    done = threading.Event()
+        session.network.timeout = 40
 
     def party(session):
         if session.pid == silent:
-            done.wait(5)
-            return None
-        try:
+            clock.pass_by(40, parties=2)
+        else:
             session.network.receive(silent, "step", np.empty(1, dtype=np.uint64))
-        except PeerError as exc:
-            return exc
-        finally:
-            time.sleep(0.3)  # long enough for the other to time out by itself
-            done.set()
 
-    start = time.monotonic()
     errors = outcomes(trio, party, stop=False)
-    assert time.monotonic() - start < 3
+    assert errors[silent] is None
     for pid, error in enumerate(errors):
         if pid != silent:
             assert type(error) is PeerTimeoutError
             assert isinstance(error, TimeoutError)
             assert error.culprit == silent
             assert f"party {silent} (" in str(error)
-            assert "0.3 s" in str(error)
+            assert "40 s" in str(error)
 
 
 @pytest.mark.parametrize("silent", [MOVING, STATIC, HELPER])
 @pytest.mark.parametrize("hears", ["receiver", "sender"])
-def test_who_waits_in_turn_is_not_blamed(trio, outcomes, silent, hears):
+def test_who_waits_in_turn_is_not_blamed(trio, outcomes, clock, silent, hears):
     """One waits for the silent party, another for the one that waits.
 
     The first has more patience, so the second times out before it can be told.
     """
     first, second = sorted({MOVING, STATIC, HELPER} - {silent})
     done = threading.Event()
-    trio[first].network.timeout, trio[second].network.timeout = 1.5, 0.8
+    trio[first].network.timeout, trio[second].network.timeout = 120, 60
 
     def party(session):
-        if session.pid == silent:
-            done.wait(5)
-            return None
         network = session.network
-        try:
-            if session.pid == second:
-                network.receive(first, "step", np.empty(1, dtype=np.uint64))
-            elif hears == "receiver":
-                network.receive(silent, "step", np.empty(1, dtype=np.uint64))
-            else:
-                network.send(silent, "step", np.empty(1 << 22, dtype=np.uint64))
-        finally:
-            if session.pid == first:
+        if session.pid == silent:
+            clock.pass_by(60, parties=2)
+            assert done.wait(HANGS)
+            session.close()
+        elif session.pid == second:
+            network.receive(first, "step", np.empty(1, dtype=np.uint64))
+        else:
+            try:
+                if hears == "receiver":
+                    network.receive(silent, "step", np.empty(1, dtype=np.uint64))
+                else:
+                    network.send(silent, "step", np.empty(1 << 18, dtype=np.uint64))
+            finally:
                 done.set()
 
     errors = outcomes(trio, party)
@@ -425,50 +540,59 @@ def test_who_waits_in_turn_is_not_blamed(trio, outcomes, silent, hears):
     assert f"party {first} (" in str(errors[second])
 
 
-def test_who_was_given_up_names_the_one_it_waits_for(trio, outcomes):
+def test_who_was_given_up_names_the_one_it_waits_for(trio, outcomes, clock):
     """The helper has too little patience, and says that the moving owner is lost."""
-    trio[HELPER].network.timeout = 0.3
+    trio[MOVING].network.timeout, trio[HELPER].network.timeout = 120, 40
     over = threading.Event()
 
     def party(session):
+        one = np.empty(1, dtype=np.uint64)
         if session.pid == STATIC:
-            over.wait(5)
-            return None
-        peer = {MOVING: STATIC, HELPER: MOVING}[session.pid]
-        try:
-            session.network.receive(peer, "step", np.empty(1, dtype=np.uint64))
-        finally:
-            over.set()
+            clock.pass_by(40, parties=2)
+            assert over.wait(HANGS)
+            session.close()
+        elif session.pid == HELPER:
+            session.network.receive(MOVING, "step", one)
+        else:
+            try:
+                session.network.receive(STATIC, "step", one)
+            finally:
+                over.set()
 
     trio[MOVING].network._tell = lambda *_: None  # the notice comes too late
     errors = outcomes(trio, party)
+    assert errors[STATIC] is None
+    assert type(errors[HELPER]) is PeerTimeoutError
     assert errors[HELPER].culprit == MOVING
     assert errors[MOVING].culprit == STATIC
     assert "until party 2 (helper) gave up" in str(errors[MOVING])
 
 
-def test_a_wait_that_is_over_is_no_excuse(trio, outcomes):
+def test_a_wait_that_is_over_is_no_excuse(trio, outcomes, clock):
     """Who waited, and got what it waited for, is to blame for its own silence."""
     for session in trio:
-        session.network.timeout = 1.0
+        session.network.timeout = 40
     one = np.empty(1, dtype=np.uint64)
-    over = threading.Event()
+    got = threading.Event()
 
     def party(session):
         if session.pid == HELPER:
-            try:
-                session.network.receive(MOVING, "step", one)
-            finally:
-                over.set()
+            session.network.receive(MOVING, "step", one)
         elif session.pid == MOVING:
             session.network.receive(STATIC, "step", one.copy())
-            over.wait(5)
+            got.set()
         else:
-            time.sleep(0.4)
+            clock.pass_by(16, parties=2)
+            clock.idle(2)
+            excuse = trio[HELPER].network.links[MOVING].waits_for
             session.network.send(MOVING, "step", one)
-            over.wait(5)
+            assert got.wait(HANGS)
+            clock.pass_by(24, parties=1)
+            return excuse
 
     errors = outcomes(trio, party, stop=False)
+    assert errors[STATIC] == {STATIC}, "the helper was told for whom it waits"
+    assert errors[MOVING] is None
     assert type(errors[HELPER]) is PeerTimeoutError
     assert errors[HELPER].culprit == MOVING
 
@@ -484,30 +608,26 @@ def test_what_follows_a_notice_is_heard(wire):
     assert caught.value.culprit == HELPER
 
 
-def test_saying_that_one_waits_is_not_progress(wire):
+def test_saying_that_one_waits_is_not_progress(wire, clock):
     """Otherwise two parties that wait for each other would do so for ever."""
-    wire.network.timeout = 0.3
-    over = threading.Event()
+    said = 0
 
     def chatter():
-        for i in range(1 << 16):
-            if over.is_set():
-                return
-            try:
-                wire.peer.sendall(frame(b"\1", kind=WAITING, sequence=i))
-            except OSError:
-                return
+        nonlocal said
+        clock.now += 1
+        assert clock.now <= 300, "the time was extended"
+        for _ in range(transport.MAX_NOTICES):
+            wire.peer.sendall(frame(b"\1", kind=WAITING, sequence=said))
+            said += 1
 
-    thread = threading.Thread(target=chatter)
-    thread.start()
-    start = time.monotonic()
+    clock.at_each_wait = chatter
     with pytest.raises(PeerTimeoutError):
         wire.receive()
-    assert time.monotonic() - start < 3
-    assert wire.network.links[STATIC].backlog == 0
-    over.set()
-    wire.network.close()
-    thread.join()
+    assert clock.now == 300
+    link = wire.network.links[STATIC]
+    assert link._received == said
+    assert said * len(frame(b"\1")) > transport.LEAST_PROGRESS
+    assert link.backlog == 0
 
 
 @pytest.mark.parametrize("size", [4, 1 << 20])
@@ -526,106 +646,144 @@ def test_an_interrupt_while_sending_is_no_repetition(size):
             raise KeyboardInterrupt
 
     ledger = Ledger()
-    one = Network({STATIC: Link(Interrupted(), STATIC)}, 5, lambda: ledger)
-    other = Network({MOVING: Link(theirs, MOVING)}, 5, lambda: ledger)
+    one = Network({STATIC: Link(Interrupted(), STATIC)}, 300, lambda: ledger)
+    other = Network({MOVING: Link(theirs, MOVING)}, 300, lambda: ledger)
+
+    def far():
+        out = np.empty(size, dtype=np.uint64)
+        try:
+            other.receive(MOVING, "step", out)
+            other.receive(MOVING, "next", out)
+        finally:
+            other.close()
+
     with pytest.raises(KeyboardInterrupt):
         one.send(STATIC, "step", np.zeros(size, dtype=np.uint64))
-    one.abort(3)
-    out = np.empty(size, dtype=np.uint64)
-    with pytest.raises(PeerLostError) as caught:
-        other.receive(MOVING, "step", out)
-        other.receive(MOVING, "next", out)
-    assert caught.value.culprit == MOVING
-    other.close()
+    _, error = together(lambda: one.abort(3), far)
+    assert type(error) is PeerLostError
+    assert error.culprit == MOVING
 
 
-def test_time_out_while_sending(wire):
+def test_time_out_while_sending(wire, clock):
     """A peer that takes nothing is silent too."""
-    wire.network.timeout = 0.2
+
+    def nothing():
+        clock.now += 50
+        assert clock.now <= 300
+
+    clock.at_each_wait = nothing
     with pytest.raises(PeerTimeoutError, match="static owner"):
-        wire.network.send(STATIC, "step", np.zeros(1 << 22, dtype=np.uint64))
+        wire.network.send(STATIC, "step", np.zeros(1 << 18, dtype=np.uint64))
+    assert clock.now == 300
 
 
-def test_slow_is_not_silent(wire):
+def test_what_a_peer_sends_does_not_extend_the_time_to_take(wire, clock):
+    """It takes nothing, but sends on and on, now and then."""
+    said = 0
+
+    def chatter():
+        nonlocal said
+        clock.now += 10
+        assert clock.now <= 300, "the time was extended"
+        wire.peer.sendall(frame(bytes(1 << 14), sequence=said))
+        said += 1
+
+    clock.at_each_wait = chatter
+    with pytest.raises(PeerTimeoutError) as caught:
+        wire.network.send(STATIC, "step", np.zeros(1 << 18, dtype=np.uint64))
+    assert caught.value.culprit == STATIC
+    assert clock.now == 300
+    assert wire.network.links[STATIC].bytes_in > transport.LEAST_PROGRESS
+
+
+def test_slow_is_not_silent(wire, clock, monkeypatch):
     """A long frame may take many time-outs, as long as it comes along."""
-    wire.network.timeout = 0.25
-    payload = np.arange(1 << 18, dtype=np.uint64)
+    monkeypatch.setattr(transport, "LEAST_PROGRESS", 1 << 12)
+    payload = np.arange(1 << 12, dtype=np.uint64)
+    raw = frame(payload.tobytes())
+    pieces = iter([raw[i : i + (1 << 12)] for i in range(0, len(raw), 1 << 12)])
 
     def slowly():
-        raw = frame(payload.tobytes())
-        for i in range(0, len(raw), 2 * transport.LEAST_PROGRESS):
-            time.sleep(0.12)
-            wire.peer.sendall(raw[i : i + 2 * transport.LEAST_PROGRESS])
+        clock.now += 250
+        wire.peer.sendall(next(pieces))
 
-    thread = threading.Thread(target=slowly)
-    thread.start()
+    clock.at_each_wait = slowly
     received = np.empty_like(payload)
     wire.network.receive(STATIC, "step", received)
-    thread.join()
+    assert clock.now == 9 * 250
     np.testing.assert_array_equal(received, payload)
 
 
-def test_a_trickle_is_silence(wire):
+def test_a_trickle_is_silence(wire, clock):
     """Nobody can hold the others for ever by a byte now and then."""
-    wire.network.timeout = 0.25
-    over = threading.Event()
+    raw = iter(frame(TWO))
 
     def trickle():
-        for byte in frame(TWO):
-            if over.wait(0.05):
-                return
-            wire.peer.sendall(bytes([byte]))
+        clock.now += 10
+        wire.peer.sendall(bytes([next(raw)]))
 
-    thread = threading.Thread(target=trickle)
-    thread.start()
+    clock.at_each_wait = trickle
     with pytest.raises(PeerTimeoutError, match="hardly anything"):
         wire.receive()
-    over.set()
-    thread.join()
+    assert clock.now == 300
+
+
+def die(session):
+    """As the kernel does it when a process is killed: no farewell."""
+    for link in session.network.links.values():
+        link.sock.shutdown(socket.SHUT_RDWR)
+        link.sock.close()
+    session.network.closed = True
 
 
 @pytest.mark.parametrize("dead", [MOVING, STATIC, HELPER])
 @pytest.mark.parametrize("wait_for", ["the dead", "the living"])
-def test_death_ends_every_wait_at_once(trio, outcomes, dead, wait_for):
-    """Also the wait for somebody else, who is alive and has nothing to say."""
+def test_death_ends_every_wait_at_once(trio, outcomes, clock, dead, wait_for):
+    """Also the wait for somebody else, who is alive and has nothing to say.
+
+    At once: the clock stands still.
+    """
 
     def party(session):
         if session.pid == dead:
-            time.sleep(0.1)
-            # as the kernel does it when a process is killed: no farewell
-            for link in session.network.links.values():
-                link.sock.shutdown(socket.SHUT_RDWR)
-                link.sock.close()
-            return None
+            clock.idle(2)
+            die(session)
+            return
         (living,) = {0, 1, 2} - {dead, session.pid}
         peer = dead if wait_for == "the dead" else living
         session.network.receive(peer, "step", np.empty(1, dtype=np.uint64))
 
-    start = time.monotonic()
     errors = outcomes(trio, party)
-    assert time.monotonic() - start < 2, "the time-out is 30 s"
+    assert errors[dead] is None
     for pid, error in enumerate(errors):
         if pid != dead:
-            assert isinstance(error, PeerError), error
+            assert type(error) is PeerLostError, error
             assert error.culprit == dead
             assert f"party {dead} (" in str(error)
 
 
-def test_death_ends_sending(trio, outcomes):
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_death_ends_sending(trio, outcomes, clock, when):
+    closed = threading.Event()
+
     def party(session):
         if session.pid == HELPER:
+            if when == "meanwhile":
+                clock.idle(2)
             session.network.close()
+            closed.set()
             return
-        time.sleep(0.1)
+        if when == "before":
+            assert closed.wait(HANGS)
         for _ in range(3):
-            session.network.send(HELPER, "step", np.zeros(1 << 20, dtype=np.uint64))
+            session.network.send(HELPER, "step", np.zeros(1 << 18, dtype=np.uint64))
 
     errors = outcomes(trio, party)
     assert [type(e) for e in errors[:2]] == [PeerLostError, PeerLostError]
-    assert errors[MOVING].culprit == HELPER
+    assert errors[MOVING].culprit == errors[STATIC].culprit == HELPER
 
 
-def test_an_error_at_one_party_ends_all(trio, outcomes):
+def test_an_error_at_one_party_ends_all(trio, outcomes, clock):
     secret = "voxel 17.25"
 
     def party(session):
@@ -635,9 +793,7 @@ def test_an_error_at_one_party_ends_all(trio, outcomes):
             HELPER if session.pid == MOVING else MOVING, "x", bytearray(8)
         )
 
-    start = time.monotonic()
     errors = outcomes(trio, party)
-    assert time.monotonic() - start < 2
     assert str(errors[STATIC]) == secret
     assert isinstance(errors[MOVING], PeerAbortedError)
     assert errors[MOVING].culprit == STATIC
@@ -662,11 +818,20 @@ def test_a_session_that_is_left_closes(trio):
     with trio[0]:
         pass
     assert trio[0].network.closed
-    with pytest.raises(ValueError), trio[1]:
-        raise ValueError
+
+    def left():
+        with trio[1]:
+            raise ValueError
+
+    def waiting():
+        with trio[2]:
+            trio[2].network.receive(1, "x", bytearray(8))
+
+    errors = together(left, waiting)
+    assert type(errors[0]) is ValueError
+    assert type(errors[1]) is PeerAbortedError
     assert trio[1].network.closed
-    with pytest.raises(PeerError):
-        trio[2].network.receive(1, "x", bytearray(8))
+    assert trio[2].network.closed
 
 
 # -- in the middle of an evaluation -------------------------------------------
@@ -713,15 +878,6 @@ def steps_of(three, reveal):
     return [(pid, name) for pid in steps for name in steps[pid]]
 
 
-def die(session):
-    """As the kernel does it when a process is killed: no farewell."""
-    for link in session.network.links.values():
-        link.sock.shutdown(socket.SHUT_RDWR)
-        link.sock.close()
-    session.network.closed = True
-    raise ConnectionAbortedError
-
-
 CHEATS = {
     # name: (what is sent instead, what the receiver says)
     "short": (lambda raw, name: (raw[:-8], name), "bytes where .* were due"),
@@ -737,7 +893,7 @@ def test_a_party_that_breaks_off_in_an_evaluation(three, outcomes, how, reveal):
     steps = steps_of(three, reveal)
     assert len(steps) > 9
     for pid, step in steps:
-        sessions = local_trio(timeout=20)
+        sessions = local_trio(timeout=300)
 
         def party(session, pid=pid, step=step):
             send = session.network.send
@@ -747,6 +903,7 @@ def test_a_party_that_breaks_off_in_an_evaluation(three, outcomes, how, reveal):
                     send(peer, name, array)
                 elif how == "death":
                     die(session)
+                    raise ConnectionAbortedError
                 else:
                     raw, name = CHEATS[how][0](bytes(memoryview(array).cast("B")), name)
                     send(peer, name, raw)
@@ -755,13 +912,16 @@ def test_a_party_that_breaks_off_in_an_evaluation(three, outcomes, how, reveal):
                 session.network.send = cheating
             evaluate(session, reveal)
 
-        start = time.monotonic()
-        errors = outcomes(sessions, party)
-        assert time.monotonic() - start < 10, "the time-out is 20 s"
+        try:
+            errors = outcomes(sessions, party)
+        finally:
+            for session in sessions:
+                session.close()
         others = [errors[p] for p in ROLES if p != pid]
         at = f"{step} of party {pid}"
         for error in others:
             assert isinstance(error, PeerError), (at, error)
+            assert not isinstance(error, PeerTimeoutError), (at, error)
             assert "\n" not in str(error)
         if how == "death":
             assert {type(error) for error in others} == {PeerLostError}, at
@@ -773,57 +933,85 @@ def test_a_party_that_breaks_off_in_an_evaluation(three, outcomes, how, reveal):
                 assert refusal.culprit == pid, at
                 assert f"party {pid} ({ROLES[pid]})" in str(refusal)
                 assert re.search(CHEATS[how][1], str(refusal)), at
-        for session in sessions:
-            session.close()
 
 
 # -- meeting -----------------------------------------------------------------
 
 
-def meeting(present, timeout=0.5, accepts=True):
+def meeting(present, accepts=True):
     """What each party that comes to a meeting returns or raises."""
-    listeners = {p: socket.create_server(("127.0.0.1", 0)) for p in (MOVING, STATIC)}
-    addresses = {p: s.getsockname()[:2] for p, s in listeners.items()}
-    results = {}
-
-    def come(pid):
-        try:
-            results[pid] = meet(pid, b"t" * 32, addresses, listeners.get(pid), timeout)
-        except Exception as exc:
-            results[pid] = exc
-
-    threads = [threading.Thread(target=come, args=(pid,)) for pid in present]
-    if not accepts:
+    listeners = {p: socket.socket() for p in (MOVING, STATIC)}
+    for listener in listeners.values():
+        listener.bind(("127.0.0.1", 0))
+        if accepts:
+            listener.listen()
+    addresses = {p: s.getsockname() for p, s in listeners.items()}
+    try:
+        results = together(
+            *(
+                lambda p=p: meet(p, b"t" * 32, addresses, listeners.get(p), 300)
+                for p in present
+            )
+        )
+    finally:
         for listener in listeners.values():
             listener.close()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive(), "waits for ever"
-    for listener in listeners.values():
-        listener.close()
-    for result in results.values():
+    for result in results:
         if not isinstance(result, Exception):
             result.close()
-    return results
+    return dict(zip(present, results, strict=True))
 
 
 def test_a_meeting():
-    results = meeting(ROLES, timeout=10)
+    results = meeting(list(ROLES))
     assert [results[p].pid for p in sorted(results)] == [0, 1, 2]
     assert all(results[p].peers == sorted(set(ROLES) - {p}) for p in results)
 
 
+@pytest.fixture
+def time_flies(monkeypatch):
+    """``time_flies(present)``: as soon as all who come have met, time flies.
+
+    So that nobody times out before, however long it takes.
+    """
+
+    def arrange(present):
+        now = time.monotonic
+        left = len(present) * (len(present) - 1)  # ends of connections
+        since = now() if left == 0 else None
+        lock = threading.Lock()
+
+        def monotonic():
+            return now() if since is None else since + 10_000 * (now() - since)
+
+        def watched(link, pid, token, *, timeout):
+            nonlocal left, since
+            if link.peer not in present:
+                # It never answers, so this wait may as well be short.
+                return authenticate(link, pid, token, timeout=0.1)
+            seed = authenticate(link, pid, token, timeout=timeout)
+            with lock:
+                left -= 1
+                if left == 0:
+                    since = now()
+            return seed
+
+        monkeypatch.setattr("dipy_ppir.mpc.session.authenticate", watched)
+        monkeypatch.setattr(time, "monotonic", monotonic)
+
+    return arrange
+
+
 @pytest.mark.parametrize("absent", [[STATIC], [HELPER], [STATIC, HELPER], [MOVING]])
-def test_a_party_that_never_comes_is_named(absent):
+def test_a_party_that_never_comes_is_named(time_flies, absent):
     present = [p for p in ROLES if p not in absent]
+    time_flies(present)
     results = meeting(present)
     for pid in present:
         error = results[pid]
         assert isinstance(error, PeerTimeoutError), error
         assert error.culprit == absent[0]
-        assert "did not connect within 0.5 s" in str(error)
+        assert "did not connect within 300 s" in str(error)
         assert "\n" not in str(error)
     for pid in absent:
         named = [e for e in results.values() if f"party {pid} ({ROLES[pid]})" in str(e)]
@@ -838,32 +1026,26 @@ def test_nobody_listens(pid):
     assert "party 0 (moving owner)" in str(error)
 
 
-@pytest.fixture
-def own_parties(monkeypatch):
-    """Local parties of this test's own, and a short time to start them."""
-    local.close_local_parties()
-    monkeypatch.setattr(local, "START_TIMEOUT", 1.0)
-    yield
-    local.close_local_parties()
-
-
 @pytest.mark.parametrize(
-    ("program", "error", "text"),
+    ("program", "seconds", "error", "text"),
     [
-        ("raise SystemExit(3)", PeerLostError, "ended as it started"),
-        ("import time; time.sleep(3)", PeerTimeoutError, "did not connect within 1 s"),
+        ("read(1); raise SystemExit(3)", 300, PeerLostError, "ended as it started"),
+        # until its parent closes the pipe
+        ("read()", 0.5, PeerTimeoutError, "did not connect within 0.5 s"),
     ],
     ids=["ends", "sleeps"],
 )
 def test_a_local_party_that_does_not_start(
-    own_parties, monkeypatch, descendants, program, error, text
+    monkeypatch, descendants, program, seconds, error, text
 ):
     before = set(descendants(os.getpid()))
     popen = subprocess.Popen
 
     def other(command, **options):
-        return popen([sys.executable, "-c", program], **options)
+        code = f"import sys; sys.stdin.buffer.{program}"
+        return popen([sys.executable, "-c", code], **options)
 
+    monkeypatch.setattr(local, "START_TIMEOUT", seconds)
     monkeypatch.setattr(local.subprocess, "Popen", other)
     with pytest.raises(error, match=text) as caught:
         local.LocalParties()
@@ -879,22 +1061,18 @@ def handshake(tokens, pids=(0, 1), claims=(0, 1)):
     """Authenticate two ends in threads; what each returned or raised."""
     a, b = socket.socketpair()
     links = Link(a, claims[1]), Link(b, claims[0])
-    results = [None, None]
 
     def one(i):
         try:
-            results[i] = authenticate(links[i], pids[i], tokens[i], timeout=2)
-        except Exception as exc:
-            results[i] = exc
+            return authenticate(links[i], pids[i], tokens[i], timeout=300)
+        finally:
+            links[i].sock.shutdown(socket.SHUT_WR)
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in (0, 1)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    a.close()
-    b.close()
-    return results
+    try:
+        return together(lambda: one(0), lambda: one(1))
+    finally:
+        a.close()
+        b.close()
 
 
 def test_two_ends_with_the_token_agree_on_a_fresh_seed():
@@ -931,17 +1109,16 @@ def test_a_stranger_is_refused(how):
                 raw[24] = 1 if sequence == 0 else raw[24]
                 b.sendall(raw)
         elif how == "zero point":
-            b.sendall(frame(b"\x01" + bytes(32), name="hello"))
-            b.sendall(frame(bytes(32), name="proof", sequence=1))
+            b.sendall(
+                frame(b"\x01" + bytes(32), name="hello")
+                + frame(bytes(32), name="proof", sequence=1)
+            )
         elif how == "garbage":
             b.sendall(bytes(200))
 
-    thread = threading.Thread(target=stranger)
-    thread.start()
-    with pytest.raises(PeerError) as caught:
-        authenticate(Link(a, 1), 0, b"t" * 32, timeout=0.5)
-    thread.join()
-    a.close()
+    seconds = 0.1 if how == "silence" else 300
+    with beside(stranger, a.close), pytest.raises(PeerError) as caught:
+        authenticate(Link(a, 1), 0, b"t" * 32, timeout=seconds)
     b.close()
     expected = {
         "echo": AuthenticationError,
@@ -996,7 +1173,53 @@ def test_pickle_is_inert_in_the_bridge():
     assert pickle.loads(pickle.dumps(1)) == 1, "everybody else's must still work"
 
 
-def test_a_pickle_from_a_peer_is_not_loaded_by_mpyc(trio, outcomes, tmp_path):
+def squared(session, array):
+    """The square of an array, by MPyC."""
+
+    async def square(mpc):
+        x = mpyc_bridge.to_mpyc(array)
+        return await mpyc_bridge.from_mpyc(mpc, x * x, P61, bound=1)
+
+    return mpyc_bridge.run(session, square)
+
+
+@pytest.fixture
+def against_static(trio, outcomes):
+    """Let the static owner misbehave while the other two square an array by MPyC.
+
+    ``against_static(misbehave, seconds)``: what became of moving owner and helper.
+    The static owner calls ``misbehave(session, array)`` and stays until both have
+    ended.
+    """
+
+    def run(misbehave, seconds=300):
+        ready, ended = threading.Barrier(3), threading.Semaphore(0)
+
+        def party(session):
+            array = share(session, MOVING, np.ones(3), (3,), bound=2)
+            session.network.timeout = seconds
+            ready.wait(HANGS)
+            if session.pid == STATIC:
+                misbehave(session, array)
+                for _ in range(2):
+                    assert ended.acquire(timeout=HANGS)
+                session.close()
+                return None
+            try:
+                result = squared(session, array)
+                session.close()
+                return result
+            finally:
+                ended.release()
+
+        results = outcomes(trio, party)
+        assert results[STATIC] is None, results[STATIC]
+        return results[MOVING], results[HELPER]
+
+    return run
+
+
+def test_a_pickle_from_a_peer_is_not_loaded_by_mpyc(against_static, tmp_path):
     """The static owner answers MPyC with a pickle that would touch a file."""
     import pickle
 
@@ -1006,86 +1229,59 @@ def test_a_pickle_from_a_peer_is_not_loaded_by_mpyc(trio, outcomes, tmp_path):
         def __reduce__(self):
             return (open, (str(mark), "w"))
 
-    def party(session):
-        if session.pid == STATIC:
-            inner = session.network.send_mpyc
-            session.network.send_mpyc = lambda peer, payload: inner(
-                peer, payload[:8] + pickle.dumps(Bomb())
-            )
-        array = share(session, MOVING, np.ones(3), (3,), bound=2)
+    sent = []
 
-        async def square(mpc):
-            x = mpyc_bridge.to_mpyc(array)
-            return await mpyc_bridge.from_mpyc(mpc, x * x, P61, bound=1)
+    def misbehave(session, array):
+        inner = session.network.send_mpyc
 
-        return mpyc_bridge.run(session, square)
+        def send(peer, payload):
+            sent.append(peer)
+            inner(peer, payload[:8] + pickle.dumps(Bomb()))
 
-    for session in trio:
-        session.network.timeout = 3
-    outcomes(trio, party)
+        session.network.send_mpyc = send
+        with contextlib.suppress(PeerError):
+            squared(session, array)
+
+    against_static(misbehave)
+    assert sorted(sent) == [MOVING, HELPER]
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb())).close()
     assert mark.exists(), "the test could not have failed"
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00" * 7])
-def test_truncated_mpyc_messages(trio, outcomes, payload):
-    def party(session):
-        array = share(session, MOVING, np.ones(3), (3,), bound=2)
-        if session.pid == STATIC:
-            session.network.send_mpyc(MOVING, payload)
-            session.network.send_mpyc(HELPER, payload)
-            return None
+def test_truncated_mpyc_messages(against_static, payload):
+    def misbehave(session, array):
+        session.network.send_mpyc(MOVING, payload)
 
-        async def square(mpc):
-            x = mpyc_bridge.to_mpyc(array)
-            return await mpyc_bridge.from_mpyc(mpc, x * x, P61, bound=1)
-
-        return mpyc_bridge.run(session, square)
-
-    for session in trio:
-        session.network.timeout = 3
-    results = outcomes(trio, party)
-    assert isinstance(results[MOVING], ProtocolError)
-    assert "truncated" in str(results[MOVING])
+    moving, helper = against_static(misbehave)
+    assert type(moving) is ProtocolError
+    assert "truncated" in str(moving)
+    assert moving.culprit == STATIC
+    assert type(helper) is PeerAbortedError
+    assert helper.culprit == STATIC
 
 
-def test_silence_in_mpyc_times_out(trio, outcomes):
-    def party(session):
-        array = share(session, MOVING, np.ones(3), (3,), bound=2)
-        if session.pid == STATIC:
-            time.sleep(1.5)
-            return None
-
-        async def square(mpc):
-            x = mpyc_bridge.to_mpyc(array)
-            return await mpyc_bridge.from_mpyc(mpc, x * x, P61, bound=1)
-
-        return mpyc_bridge.run(session, square)
-
-    for session in trio:
-        session.network.timeout = 0.4
-    errors = outcomes(trio, party)
-    assert isinstance(errors[MOVING], PeerError)
-    assert any(isinstance(errors[p], PeerTimeoutError) for p in (MOVING, HELPER))
+def test_silence_in_mpyc_times_out(against_static):
+    """Whoever times out first tells the other, if that has not timed out as well."""
+    results = against_static(lambda session, array: None, seconds=0.2)
+    assert all(isinstance(error, PeerError) for error in results), results
+    late = [error for error in results if type(error) is PeerTimeoutError]
+    assert late
+    for error in late:
+        assert "for 0.2 s during an MPyC computation" in str(error)
 
 
-def test_death_in_mpyc_is_noticed_at_once(trio, outcomes):
-    def party(session):
-        array = share(session, MOVING, np.ones(3), (3,), bound=2)
-        if session.pid == STATIC:
-            session.close()
-            return None
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_death_in_mpyc_is_noticed_at_once(against_static, when):
+    """Before the others have sent anything, or when both wait for an answer."""
 
-        async def square(mpc):
-            x = mpyc_bridge.to_mpyc(array)
-            return await mpyc_bridge.from_mpyc(mpc, x * x, P61, bound=1)
+    def misbehave(session, array):
+        if when == "meanwhile":
+            for link in session.network.links.values():
+                assert select.select([link.sock], [], [], HANGS)[0]
+        die(session)
 
-        return mpyc_bridge.run(session, square)
-
-    start = time.monotonic()
-    errors = outcomes(trio, party)
-    assert time.monotonic() - start < 3
-    for pid in (MOVING, HELPER):
-        assert isinstance(errors[pid], PeerError), errors[pid]
-        assert errors[pid].culprit == STATIC
+    for error in against_static(misbehave):
+        assert type(error) is PeerLostError, error
+        assert error.culprit == STATIC

@@ -4,7 +4,6 @@ The twins look at one window after the other, with Python's integers and fractio
 """
 
 from fractions import Fraction
-from functools import partial
 from itertools import product
 import math
 from threading import Thread
@@ -13,7 +12,8 @@ import warnings
 from dipy.align import crosscorr as dipys
 from dipy.align.metrics import CCMetric
 from dipy.data import get_fnames
-from hypothesis import given, settings
+from examples import quick
+from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -42,8 +42,13 @@ THREADS = [1, 2, 5]
 #: in what they are compared with.
 CLOSE = 2.0**-49
 
-quick = partial(settings, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Unless a test asks for more: threads wait for each other on a busy machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def guarded(array):
@@ -97,7 +102,7 @@ def plain_box(x, radius, first, count):
     return out
 
 
-@quick(max_examples=150)
+@quick(150)
 @given(st.data())
 def test_box(data):
     rng = np.random.default_rng(data.draw(SEEDS))
@@ -296,7 +301,7 @@ NUMBERS = st.one_of(
 )
 
 
-@quick(max_examples=150)
+@quick(150)
 @given(st.lists(NUMBERS, max_size=6), st.sampled_from([0.0, 0.3, 17.1, 3000.7, 1e9]))
 def test_normalize(samples, least):
     stats = [
@@ -712,7 +717,7 @@ def test_interpolation(spacing):
 # -- holes ----------------------------------------------------------------------
 
 
-@quick(max_examples=60)
+@quick(60)
 @given(SEEDS, st.lists(st.integers(1, 6), min_size=1, max_size=3), st.floats(0, 1))
 def test_mend(seed, shape, share):
     rng = np.random.default_rng(seed)

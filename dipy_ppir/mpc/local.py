@@ -109,17 +109,17 @@ class LocalParties:
             env=env,
         )
         self._children[pid] = child
-        write_message(
-            child.stdin,
-            {
-                "pid": pid,
-                "token": token.hex(),
-                "addresses": addresses,
-                "listen_fd": fds[0] if fds else None,
-                "timeout": START_TIMEOUT,
-                "silence": UNLIMITED,
-            },
-        )
+        setup = {
+            "pid": pid,
+            "token": token.hex(),
+            "addresses": addresses,
+            "listen_fd": fds[0] if fds else None,
+            "timeout": START_TIMEOUT,
+            "silence": UNLIMITED,
+        }
+        # One that has ended already does not come to the meeting, which says so.
+        with contextlib.suppress(BrokenPipeError):
+            write_message(child.stdin, setup)
 
     def _check_alive(self):
         for pid, child in self._children.items():

@@ -9,6 +9,7 @@ meeting is over.
 from collections import Counter
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import queue
@@ -214,6 +215,9 @@ class Meeting:
         if connection.purpose == tls.RELAY and self.party.pid == HELPER:
             self._relay(pid, connection)
             return
+        if pid in self.links and connection.accepted < self.links[pid].sock.accepted:
+            connection.close()  # its greeting took longer than that of the next one
+            return
         if pid in self.links:
             logger.warning(
                 "%s connects again: it was started anew, or runs twice with the same "
@@ -411,6 +415,7 @@ class Meeting:
             ) from None
 
     def _answer(self, callers):
+        numbers = itertools.count(1)
         while not self._over.is_set():
             try:
                 sock, address = self._listener.accept()
@@ -422,7 +427,7 @@ class Meeting:
                 if len(self._greetings) >= MAX_GREETINGS:
                     self._send_one_away()
                 self._greetings[sock] = address[0]
-            self._start(self._greet, sock, address, callers)
+            self._start(self._greet, sock, address, callers, next(numbers))
 
     def _send_one_away(self):
         """Make room: idle strangers must not keep out those who are expected."""
@@ -432,7 +437,7 @@ class Meeting:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)  # its own thread closes it
 
-    def _greet(self, sock, address, callers):
+    def _greet(self, sock, address, callers, number):
         parties = self.plan.parties
         purposes = [tls.LINK]
         if self.party.pid == HELPER and self.plan.relayed:
@@ -447,6 +452,7 @@ class Meeting:
                 others=parties.values(),
                 check=self._check,
             )
+            connection.accepted = number
             self._put(connection)
         except _Stopped:
             pass

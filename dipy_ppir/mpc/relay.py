@@ -90,7 +90,35 @@ class Pump(threading.Thread):
             for end in self._ends:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_WR)
+            self._drain()
+            for end in self._ends:
                 end.close()
+
+    def _drain(self):
+        """Throw away what still arrives, until the ends close as well.
+
+        Unread it would make the system tell them that the connection is broken, and
+        they would lose the last word that was delivered.
+        """
+        scratch, left = memoryview(bytearray(1 << 16)), list(self._ends)
+        deadline = time.monotonic() + _LINGER
+        while left and time.monotonic() < deadline:
+            poller = select.poll()
+            for end in list(left):
+                try:
+                    if not end.recv_into(scratch):
+                        left.remove(end)
+                        continue
+                except BlockingIOError:
+                    poller.register(end.fileno(), select.POLLIN)
+                    continue
+                except (OSError, PeerError):
+                    left.remove(end)
+                    continue
+                break  # there may be more
+            else:
+                if left:
+                    poller.poll(100)
 
     def _wait(self, flows):
         interest = dict.fromkeys(self._ends, 0)

@@ -55,6 +55,8 @@ class TLSSocket:
     def __init__(self, connection, sock, party):
         self._connection, self._sock, self.party = connection, sock, party
         self.purpose = connection.get_alpn_proto_negotiated()
+        #: In which order connections were accepted; 0 for those that were dialled.
+        self.accepted = 0
         #: Called after the connection was closed.
         self.on_close = None
 
