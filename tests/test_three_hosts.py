@@ -25,7 +25,7 @@ REVEAL = {"affine": "gradient", "syn": "update"}
 PORT = 7433
 TITLE = "words that only the parties may read"
 #: Runs the program that its first argument names.
-RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
 #: Waits as long as it takes; but when there is a file, no longer for the static owner
 #: (who waits for nobody): as if the time-out were over.
 IMPATIENT = """

@@ -40,8 +40,8 @@ from dipy_ppir.mpc.session import THRESHOLD
 START_TIMEOUT = 60.0
 #: Seconds to wait for a party's own account of a failure; one that has ended has none.
 REPLY_PATIENCE = 30.0
-#: Silence, in seconds, that the other parties bear: this process conducts and ends them
-#: itself, and whoever uses it may look at a picture in between for as long as they like.
+#: Silence, in seconds, that the other parties bear: this process conducts and ends
+#: them itself, and whoever uses it may look at a picture in between for a week.
 UNLIMITED = 1e6
 
 
@@ -228,7 +228,8 @@ class LocalParties:
             silent = exc.culprit if isinstance(exc, PeerTimeoutError) else None
             for pid in (STATIC, HELPER):
                 # One that stands still would never answer.
-                reply = self._reply(pid, patience=0 if pid == silent else REPLY_PATIENCE)
+                patience = 0 if pid == silent else REPLY_PATIENCE
+                reply = self._reply(pid, patience)
                 if reply and not reply["ok"]:
                     error = self._error(pid, reply)
                     if isinstance(error, ProtocolError) or not isinstance(

@@ -14,10 +14,13 @@ Shares are the same on both sides (party i holds f(i + 1)), so `to_mpyc` and
 
 import argparse
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import functools
 import importlib
 import logging
 import os
+import selectors
 import struct
 import sys
 import threading
@@ -27,20 +30,26 @@ import warnings
 import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.errors import PeerLostError, PeerTimeoutError, ProtocolError
+from dipy_ppir.mpc.errors import InsecureSetupError, ProtocolError
 from dipy_ppir.mpc.prg import derive_key
-from dipy_ppir.mpc.transport import ABORT, MAX_BACKLOG, MPYC
+from dipy_ppir.mpc.transport import MAX_BACKLOG
 
-_LABEL = struct.Struct("<q")
+#: Label and length of a message; number of the round and state of the sender.
+_LABEL, _ROUND = struct.Struct("<qI"), struct.Struct("<QB")
+#: The sender has messages for somebody in this round; it has come to the end.
+BUSY, DONE = 1, 2
+#: Most rounds in a row that bring a party nothing, and of one run.
+MAX_IDLE, MAX_ROUNDS = 64, 100_000
+#: Most messages of a peer, and most bytes, that nobody has asked for yet.
+MAX_EARLY, MAX_EARLY_BYTES = 1 << 12, 1 << 26
+#: Largest batch that a party sends.
+MAX_BATCH = MAX_BACKLOG // 4
+
 _loading = threading.Lock()
 _here = threading.local()
 
 #: Statistical security of MPyC's own protocols, in bits (its default is 30).
 SECURITY_BITS = 40
-
-
-#: Most messages of a peer that may wait for somebody to ask for them.
-MAX_WAITING = 1 << 16
 
 
 class _CurrentRuntime:
@@ -117,65 +126,126 @@ def _load():
 
 
 class _Peer:
-    """MPyC's view of the connection to one party."""
+    """MPyC's view of the connection to one party: its messages of one run."""
 
-    def __init__(self, rt, peer):
-        self.rt, self.peer = rt, peer
-        self.buffers = {}
-        self.nbytes_sent = self.nbytes_waiting = 0
+    def __init__(self, loop, link):
+        self.loop, self.link = loop, link
+        #: What is to be sent; lengths of what was sent, by label.
+        self.outbox, self.lengths = [], {}
+        #: By label: futures of messages that are waited for; early messages.
+        self.waiting, self.early = {}, {}
 
     def send(self, label, payload):
-        self.rt.session.network.send_mpyc(self.peer, _LABEL.pack(label) + payload)
-        self.nbytes_sent += len(payload)
-        # While it sent, frames may have come in that no event will announce.
-        self.rt._loop.call_soon(self.rt.look_around)
+        self.outbox += _LABEL.pack(label, len(payload)), payload
+        self.lengths[label] = len(payload)
+        if label in self.early:
+            self._check(label, self.early[label])
 
     def receive(self, label):
-        payload = self.buffers.pop(label, None)
-        if payload is None:
-            payload = self.buffers[label] = asyncio.Future(loop=self.rt._loop)
-        else:
-            self.nbytes_waiting -= len(payload)
-        return payload
+        if label in self.early:
+            return self.early.pop(label)
+        future = self.waiting[label] = self.loop.create_future()
+        return future
 
-    def deliver(self, message):
-        if len(message) < _LABEL.size:
-            raise ProtocolError(
-                f"party {self.peer} sent a truncated message", self.peer
+    def read(self, batch):
+        """Take in a batch.
+
+        Returns
+        -------
+        served : dict
+            maps labels to the messages that were waited for.
+        """
+        served, start = {}, 0
+        while start < len(batch):
+            begin = start + _LABEL.size
+            label, length = (
+                _LABEL.unpack_from(batch, start) if begin <= len(batch) else (0, 0)
             )
-        (label,) = _LABEL.unpack_from(message)
-        payload = bytes(message[_LABEL.size :])
-        waiting = self.buffers.get(label)
-        if isinstance(waiting, asyncio.Future):
-            del self.buffers[label]
-            waiting.set_result(payload)
-        elif waiting is None:
-            self.nbytes_waiting += len(payload)
-            too_many = len(self.buffers) >= MAX_WAITING
-            if too_many or self.nbytes_waiting > MAX_BACKLOG:
-                raise ProtocolError(
-                    f"party {self.peer} sends more than it was asked for", self.peer
-                )
-            self.buffers[label] = payload
-        else:
-            raise ProtocolError(f"party {self.peer} sent a message twice", self.peer)
+            start = begin + length
+            if start > len(batch):
+                self.refuse("sent a truncated message")
+            if label in served or label in self.early:
+                self.refuse("sent a message twice")
+            payload = bytes(batch[begin:start])
+            self._check(label, payload)
+            if label in self.waiting:
+                served[label] = payload
+                continue
+            self.early[label] = payload
+            if (
+                len(self.early) > MAX_EARLY
+                or sum(map(len, self.early.values())) > MAX_EARLY_BYTES
+            ):
+                self.refuse("sends more than it was asked for")
+        return served
+
+    def _check(self, label, payload):
+        # Whatever two parties send each other at one place is alike.
+        if self.lengths.get(label, len(payload)) != len(payload):
+            self.refuse(
+                f"sent {len(payload)} bytes where {self.lengths[label]} were due"
+            )
+
+    def end(self):
+        """Forget a run that is over, in which everything has arrived."""
+        if self.early:
+            self.refuse("sent what nobody had asked for")
+        self.lengths.clear()
+
+    def refuse(self, deed):
+        raise ProtocolError(f"{self.link.name} {deed}", self.link.peer)
 
 
-#: Parts of MPyC's runtime that would open or send values behind the ledger.
-_CLOSED = {"output", "peek", "transfer", "start", "shutdown", "run", "parties"}
+class _Rendezvous(selectors.SelectSelector):
+    """An event loop's selector that waits for the other parties' messages.
+
+    The loop asks it when nothing is left to compute. Then every party sends every
+    other one what has gathered for it, and waits for the same: a round.
+    """
+
+    #: Called when nothing is left to compute.
+    meet = None
+
+    def select(self, timeout=None):
+        if timeout is None:
+            if self.meet is None:
+                raise RuntimeError("this MPyC computation has ended")
+            self.meet()
+        elif timeout > 0:
+            raise RuntimeError(
+                "a timer or thread is waited for inside an MPyC computation; wait for "
+                "MPyC's values only"
+            )
+        return []
+
+
+#: What callers get of MPyC's runtime beside its functions of arrays. The rest would
+#: open or send values behind the ledger, or take as many rounds as the values want.
+_ALLOWED = {
+    *("SecFld", "SecFxp", "SecInt", "SecureArray", "coroutine", "convert", "gather"),
+    *("returnType", "random_bit", "random_bits", "from_bits", "to_bits", "if_else"),
+    *("if_swap", "add", "sub", "mul", "neg", "div", "lt", "ge", "eq", "ne", "gt", "le"),
+    *("sgn", "abs", "is_zero", "min", "max", "argmin", "argmax", "sum", "prod", "all"),
+    *("any", "in_prod", "matrix_prod", "scalar_mul", "schur_prod", "trunc", "mod"),
+    *("vector_add", "vector_sub", "matrix_add", "matrix_sub", "unit_vector", "lsb"),
+}
 
 
 def _facade(rt):
-    """What callers get of the runtime: everything but ways around the ledger."""
+    """What callers get of the runtime: nothing that goes around the ledger."""
 
     class Facade:
         __slots__ = ()
 
         def __getattr__(self, name):
-            if name in _CLOSED or name.startswith("_") or name.endswith("_public"):
+            of_arrays = name.startswith("np_") and not (
+                name.endswith("_public") or name in ("np_reciprocal", "np_divide")
+            )
+            if name not in _ALLOWED and not of_arrays:
                 raise ProtocolError(
-                    f"mpc.{name} would go around the session's ledger; bring the "
-                    "array back with from_mpyc and open it with Session.open"
+                    f"mpc.{name} is not available: it could go around the session's "
+                    "ledger; bring the array back with from_mpyc and open it with "
+                    "Session.open"
                 )
             return getattr(rt, name)
 
@@ -183,11 +253,10 @@ def _facade(rt):
 
 
 def _make_runtime(session, loop):
+    """MPyC's runtime on a session's connections; to be called inside the loop."""
     mpyc = load()
 
     class Runtime(mpyc.runtime.Runtime):
-        """MPyC's runtime on a session's connections."""
-
         def __init__(self):
             options = argparse.Namespace(
                 no_log=True,
@@ -201,11 +270,10 @@ def _make_runtime(session, loop):
                 bit_length=32,
                 workers=0,
             )
-            self.session = session
             parties = [mpyc.runtime.Party(i) for i in range(3)]
             super().__init__(session.pid, parties, options)
             for peer in session.peers:
-                parties[peer].protocol = _Peer(self, peer)
+                parties[peer].protocol = _Peer(loop, session.network.links[peer])
             # MPyC's own keys were drawn at random; take the session's instead.
             self._prss_keys = {
                 tuple(sorted((session.pid, peer))): derive_key(
@@ -218,17 +286,187 @@ def _make_runtime(session, loop):
     return Runtime()
 
 
+class _Computer:
+    """What a session's computations with MPyC share: a runtime and its loop.
+
+    The runtime's program counter goes on from one run to the next, so no two runs use
+    the same pseudorandom numbers.
+    """
+
+    def __init__(self, session):
+        if not session.threshold:
+            raise InsecureSetupError(
+                "MPyC's random numbers need threshold 1, this session has 0"
+            )
+        self.network = session.network
+        self.selector = _Rendezvous()
+        self.loop = asyncio.SelectorEventLoop(self.selector)
+        self.usable = False
+        try:
+            self.rt = self.loop.run_until_complete(self._make(session))
+        except BaseException:
+            self.loop.close()
+            raise
+        self.peers = {p: self.rt.parties[p].protocol for p in session.peers}
+        self.round = 0
+        self.states = {}
+        self.errors = []
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self.loop.set_task_factory(self._task)
+        self.usable = True
+
+    async def _make(self, session):
+        # Inside, so that it takes this loop and leaves the caller's alone.
+        return _make_runtime(session, self.loop)
+
+    def _task(self, loop, coro, **options):
+        """A task that counts on its own, so that labels do not depend on its turn."""
+        asyncoro = load().asyncoro
+        counting = asyncoro._ProgramCounterWrapper(self.rt, coro)
+        return asyncio.Task(asyncoro._wrap_in_coro(counting), loop=loop, **options)
+
+    def run(self, function):
+        if not self.usable:
+            raise ProtocolError(
+                "this session's computations with MPyC have ended, or one is under way"
+            )
+        # Until all three have come to the end: an error before is for good.
+        self.usable = False
+        self.first, self.idle, self.states = self.round, 0, {}
+        self.errors.clear()
+        _here.runtime, self.selector.meet = self.rt, self._meet
+        try:
+            result = self.loop.run_until_complete(self._main(function))
+            self._raise_errors()
+            self.usable = True
+            return result
+        except RuntimeError:
+            # MPyC stops the loop when one of its tasks fails; that error is the cause.
+            self._raise_errors()
+            raise
+        finally:
+            self.selector.meet = None
+            if not self.usable:
+                self._cancel()
+            _here.runtime = None
+
+    async def _main(self, function):
+        self.all_done = self.loop.create_future()
+        self.task = self.loop.create_task(function(_facade(self.rt)))
+        result = await self.task
+        # Whatever it has begun without waiting for it ends too, at all parties.
+        await self.all_done
+        return result
+
+    def _raise_errors(self):
+        for context in self.errors:
+            if context.get("exception"):
+                raise context["exception"]
+
+    def _meet(self):
+        """Exchange what has gathered with all other parties; rounds: 1."""
+        self._raise_errors()
+        # `_main` is a task as well.
+        done = self.task.done() and len(asyncio.all_tasks(self.loop)) == 1
+        sends = self._send(done)
+        before, self.states = self.states, {}
+        served = []
+        for peer, batch in self.network.receive_mpyc(self.peers).items():
+            view = self.peers[peer]
+            if len(batch) < _ROUND.size:
+                view.refuse("sent a truncated message")
+            number, state = _ROUND.unpack_from(batch)
+            self.states[peer] = state
+            if number != self.round or before.get(peer, 0) & DONE & ~state:
+                self._out_of_step(view, before)
+            messages = view.read(batch[_ROUND.size :])
+            if done and (messages or view.early):
+                view.refuse("sent what nobody had asked for")
+            served += [(view, *message) for message in messages.items()]
+        # In the order in which they were asked for, which is the same at all parties.
+        order = {}
+        for view in self.peers.values():
+            for i, label in enumerate(view.waiting):
+                order.setdefault(label, i)
+        for view, label, payload in sorted(served, key=lambda s: order[s[1]]):
+            view.waiting.pop(label).set_result(payload)
+        self.round += 1
+        self.idle = 0 if sends or served else self.idle + 1
+        self._end_or_go_on(done, sends)
+
+    def _send(self, done):
+        sends = any(view.outbox for view in self.peers.values())
+        header = _ROUND.pack(self.round, BUSY * sends | DONE * done)
+        for peer, view in self.peers.items():
+            batch = b"".join([header, *view.outbox])
+            view.outbox.clear()
+            if len(batch) > MAX_BATCH:
+                raise ValueError(
+                    f"{len(batch)} bytes of MPyC's are to be sent at once, at most "
+                    f"{MAX_BATCH} can be: compute in pieces"
+                )
+            self.network.send_mpyc(peer, batch)
+        return sends
+
+    def _out_of_step(self, view, before):
+        if before.get(view.link.peer, 0) & DONE and self.task.done():
+            others = " or ".join(v.link.name for v in self.peers.values())
+            raise ProtocolError(
+                "an MPyC computation has ended for one party and not for another: "
+                f"{others} did not say the same to all"
+            )
+        view.refuse("is at another step of an MPyC computation")
+
+    def _end_or_go_on(self, done, sends):
+        states = [BUSY * sends | DONE * done, *self.states.values()]
+        if all(state & DONE for state in states):
+            for view in self.peers.values():
+                view.end()
+            self.all_done.set_result(None)
+        elif (
+            self.idle > MAX_IDLE
+            or self.round - self.first > MAX_ROUNDS
+            or not any(state & BUSY for state in states)
+        ):
+            raise ProtocolError(
+                "an MPyC computation waits for what no party sends; check that all "
+                "parties run the same operation with the same version"
+            )
+
+    def _cancel(self):
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        # Until nothing is left to do, which ends the loop.
+        with contextlib.suppress(RuntimeError):
+            self.loop.run_forever()
+
+    def close(self):
+        """End for good; a loop that runs is left to whoever runs it."""
+        self.usable = False
+        self.rt.prfs.cache_clear()
+        if not self.loop.is_running():
+            self.loop.close()
+
+
 def run(session, function):
     """Run MPyC code at every party of a session.
+
+    The parties go through it in rounds: each computes what it can, then sends each
+    other one what has gathered for it, until all have come to the end. So the
+    ledger's count of rounds is the depth of the computation, plus one for the end.
+    While a party computes it says nothing: what takes it longer than the session's
+    time-out must be done in pieces.
 
     Parameters
     ----------
     session : Session
-        all parties call this at the same point.
+        all parties call this at the same point, any number of times.
     function : callable
         ``async function(mpc)`` gets MPyC's runtime without its ways to open
         values: bring results back with `from_mpyc` and open them with
-        `Session.open`.
+        `Session.open`. What it begins and does not wait for ends before `run` returns.
+        It may wait for MPyC's values only, not for timers or threads. Division in a
+        field is left out on purpose: it tells who divides by zero.
 
     Returns
     -------
@@ -238,110 +476,24 @@ def run(session, function):
     Raises
     ------
     PeerError
-        if a party is lost or stays silent.
+        if a party is lost, stays silent or sends what nobody asked for.
+    InsecureSetupError
+        in a session with threshold 0, or in a copy of the process that opened it.
     """
-    box = {}
-
-    def work():
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        try:
-            box["result"] = _run_in_loop(session, function, loop)
-        except BaseException as exc:
-            box["error"] = exc
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
-
-    # A thread of its own: the caller may have a running event loop (notebooks).
-    thread = threading.Thread(target=work, name="mpyc")
-    thread.start()
-    thread.join()
-    if "error" in box:
-        raise box["error"]
-    return box["result"]
+    session.check_process()
+    if session.mpyc is None:
+        session.mpyc = _aside(_Computer, session)
+    return _aside(session.mpyc.run, function)
 
 
-def _run_in_loop(session, function, loop):
-    _here.runtime = rt = _make_runtime(session, loop)
-    errors = []
-    loop.set_exception_handler(lambda _, context: errors.append(context))
-    failed = asyncio.Future(loop=loop)
-    links = session.network.links
-    heard = dict.fromkeys(session.peers, loop.time())
-
-    def on_readable(peer):
-        link = links[peer]
-        try:
-            while True:
-                while link.inbox and link.inbox[0].kind == MPYC:
-                    heard[peer] = loop.time()
-                    frame = link.pop()
-                    rt.parties[peer].protocol.deliver(frame.body)
-                if link.inbox:
-                    # This peer is done with MPyC; the rest is for later.
-                    loop.remove_reader(link.sock)
-                    if link.inbox[0].kind == ABORT:
-                        session.network._aborted(link, link.inbox[0])
-                    return
-                if session.network._pump(link) is None:
-                    return
-        except Exception as exc:
-            loop.remove_reader(link.sock)
-            if not failed.done():
-                failed.set_exception(exc)
-
-    def look_around():
-        for peer in session.peers:
-            if links[peer].inbox and not failed.done():
-                on_readable(peer)
-
-    rt.look_around = look_around
-
-    async def main():
-        task = asyncio.ensure_future(function(_facade(rt)))
-        for peer in session.peers:
-            loop.add_reader(links[peer].sock, on_readable, peer)
-            on_readable(peer)
-        try:
-            while not task.done():
-                await asyncio.wait(
-                    {task, failed},
-                    timeout=session.network.timeout,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if failed.done():
-                    failed.result()
-                last = max(heard.values())
-                if not task.done() and loop.time() - last >= session.network.timeout:
-                    # Parties that wait for one another fall silent together, after
-                    # the one that they wait for.
-                    peer = min(heard, key=heard.get)
-                    raise PeerTimeoutError(
-                        f"no party sent anything for {session.network.timeout:g} s "
-                        f"during an MPyC computation, {links[peer].name} for longest; "
-                        "check that it still runs and can be reached",
-                        peer,
-                    )
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-            for peer in session.peers:
-                loop.remove_reader(links[peer].sock)
-
+def _aside(function, *args):
+    """Call a function in a thread that has no running event loop, as a notebook's."""
     try:
-        return loop.run_until_complete(main())
-    except RuntimeError as exc:
-        # MPyC stops the loop when one of its tasks fails; that error is the cause.
-        causes = [c["exception"] for c in errors if c.get("exception")]
-        raise causes[0] if causes else exc from None
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        # Run once more to let the cancelled tasks finish.
-        loop.call_soon(loop.stop)
-        loop.run_forever()
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function(*args)
+    with ThreadPoolExecutor(1, "mpyc") as pool:
+        return pool.submit(function, *args).result()
 
 
 def _secure_type(array, kind, bits):
@@ -404,4 +556,4 @@ async def from_mpyc(mpc, secure, field, *, frac_bits=0, bound):
     return SharedArray(field, share, 1, frac_bits, int(bound * 2**frac_bits))
 
 
-__all__ = ["PeerLostError", "from_mpyc", "load", "run", "to_mpyc"]
+__all__ = ["from_mpyc", "load", "run", "to_mpyc"]

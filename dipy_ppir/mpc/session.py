@@ -129,6 +129,8 @@ class Session:
         self.ledger = Ledger()
         #: Called with a dict after every evaluation, for progress displays.
         self.on_progress = None
+        #: The runtime of computations with MPyC; see `mpyc_bridge.run`.
+        self.mpyc = None
         self._process = os.getpid()
         #: The session file, if the session was opened by one.
         self.plan = None
@@ -233,7 +235,7 @@ class Session:
     # -- randomness ------------------------------------------------------
 
     def _elements(self, peer, purpose, field, shape, out=None):
-        self._check_process()
+        self.check_process()
         if self.threshold == 0:
             out = field.empty(shape) if out is None else out
             out[...] = 0
@@ -249,7 +251,8 @@ class Session:
         """Uniform elements shared with `peer`, for sharings of zero."""
         return self._elements(peer, b"zero-%d" % field.bits, field, shape)
 
-    def _check_process(self):
+    def check_process(self):
+        """Raise InsecureSetupError in a copy of the process that opened the session."""
         if os.getpid() != self._process:
             raise InsecureSetupError(
                 "this session belongs to the process that opened it: a copy in a "
@@ -258,11 +261,12 @@ class Session:
 
     def stream(self, peer, purpose):
         """The key stream shared with `peer` for `purpose`."""
-        self._check_process()
+        self.check_process()
         return self._random.stream(peer, purpose)
 
     def seed_for(self, peer, purpose):
         """A key shared with `peer` for `purpose`, for code with streams of its own."""
+        self.check_process()
         return self._random.key(peer, purpose)
 
     def receive_elements(self, peer, field, shape, name, out=None):
@@ -479,15 +483,23 @@ class Session:
         ):
             if isinstance(exc, kinds) and exc.culprit is not None:
                 reason, culprit = code, exc.culprit
+        if isinstance(exc, ProtocolError | PeerAbortedError) and exc.culprit is None:
+            reason = 7
         self.network.abort(reason, culprit)
+        self._close_mpyc()
         for relay in self._relays:
             relay.stop()
 
     def close(self):
         """Close all connections; the helper's relay ends with its owners'."""
         self.network.close()
+        self._close_mpyc()
         for relay in self._relays:
             relay.join(self.network.timeout)
+
+    def _close_mpyc(self):
+        if self.mpyc is not None:
+            self.mpyc.close()
 
     def __enter__(self):
         return self

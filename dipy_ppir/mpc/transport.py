@@ -75,6 +75,7 @@ REASONS = {
     3: "it was interrupted",
     4: "another party ended it",
     5: "another party did not follow the protocol",
+    7: "what the parties compute differs",
 }
 #: Reason to leave a meeting: another program with the same key came.
 REPLACED = 6
@@ -460,9 +461,13 @@ class Network:
         payload = json.dumps(obj).encode()
         self._send_frame(peer, JSON, operation_code(name), memoryview(payload))
 
-    def send_mpyc(self, peer, payload):
-        """Send a message of MPyC's; its label is in the payload."""
-        self._send_frame(peer, MPYC, 0, memoryview(payload))
+    def send_mpyc(self, peer, batch):
+        """Send a batch of MPyC's messages (bytes), of any length."""
+        limit = MAX_PAYLOAD[MPYC]
+        # A frame that is not full is the last one.
+        for start in range(0, len(batch) + 1, limit):
+            part = memoryview(batch)[start : start + limit]
+            self._send_frame(peer, MPYC, 0, part)
 
     def _send_frame(self, peer, kind, op, payload):
         link = self.links[peer]
@@ -585,6 +590,32 @@ class Network:
         except (ValueError, RecursionError):
             raise ProtocolError(f"{link.name} sent malformed metadata", peer) from None
 
+    def receive_mpyc(self, peers):
+        """Receive a batch of MPyC's messages from each of several peers.
+
+        Returns
+        -------
+        batches : dict
+            maps party numbers to bytes.
+        """
+        self.ledger().record_round()
+        batches = {}
+        for peer in peers:
+            link, batch = self.links[peer], bytearray()
+            while True:
+                while not link.inbox:
+                    self._wait_frames([link])
+                body = self._take(link, MPYC, 0).body
+                batch += body
+                if len(batch) > MAX_BACKLOG:
+                    raise ProtocolError(
+                        f"{link.name} sends more than it was asked for", peer
+                    )
+                if len(body) < MAX_PAYLOAD[MPYC]:
+                    break
+            batches[peer] = memoryview(batch)
+        return batches
+
     def _take(self, link, kind, op):
         frame = link.inbox[0]
         if frame.kind == ABORT:
@@ -690,7 +721,7 @@ class Network:
         raise PeerAbortedError(
             f"{link.name} ended the computation: {words}; see its own log for the "
             "cause",
-            link.peer,
+            None if reason == 7 else link.peer,
         )
 
     def _lost(self, link):
