@@ -3,7 +3,7 @@
 import pytest
 
 from dipy_ppir.mpc import local
-from dipy_ppir.mpc.errors import PeerTimeoutError
+from dipy_ppir.mpc.errors import PeerLostError, PeerTimeoutError
 from dipy_ppir.mpc.ledger import HELPER, STATIC
 
 TASK = "test_local:silence"
@@ -66,3 +66,14 @@ def test_parties_that_died_meanwhile_are_replaced(conversation):
         child.kill()
     assert set(ask()) == {0, 1, 2}
     assert local._shared is not before
+
+
+def test_a_party_that_died_unnoticed():
+    """An error of its own; a broken pipe would be taken for the caller's."""
+    ask()
+    parties = local._shared
+    for child in parties._children.values():
+        child.kill()
+        child.wait()
+    with pytest.raises(PeerLostError, match="party 1 .static owner. died"):
+        parties.start(TASK, {STATIC: {}, HELPER: {}})

@@ -201,7 +201,11 @@ class LocalParties:
         """
         for pid, arguments in tasks.items():
             task = {"call": call, "arguments": arguments}
-            write_message(self._children[pid].stdin, task)
+            try:
+                write_message(self._children[pid].stdin, task)
+            except BrokenPipeError:
+                # Not the caller's own pipe, as who catches it would think.
+                raise self._error(pid, None) from None
 
     def finish(self):
         """Wait for the other parties' results.
