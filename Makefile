@@ -28,6 +28,10 @@ unexport PYTHONPATH
 demo: $(VENV)/demo.stamp
 	$(BIN)/dipy_ppir_demo $(OUT)
 
+# Parties and workers share the machine, and OpenMP's threads wait by spinning.
+test test-full: export OMP_NUM_THREADS = 1
+test test-full: export OPENBLAS_NUM_THREADS = 1
+
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 

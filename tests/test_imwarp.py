@@ -133,7 +133,7 @@ def test_same_map_as_dipy(dim, metric, tolerance):
     """Numbers are rounded to 2**-19 (force) or 2**-24 (step); spacing 2 interpolates.
 
     The images are deformed by about 2 voxels, which DIPY undoes in part. Roundings by
-    chance change the distance by less than 2e-4 (20 runs; their standard deviation is
+    chance change the distance by less than 2e-4 (10 runs; their standard deviation is
     4e-5 at most), and the tolerance is 2e-3 away.
     """
     images = brains(dim)

@@ -77,3 +77,15 @@ def test_a_party_that_died_unnoticed():
         child.wait()
     with pytest.raises(PeerLostError, match="party 1 .static owner. died"):
         parties.start(TASK, {STATIC: {}, HELPER: {}})
+
+
+def test_parties_that_die_as_a_conversation_begins(monkeypatch):
+    ask()
+    parties = local._shared
+    for child in parties._children.values():
+        child.kill()
+        child.wait()
+    monkeypatch.setattr(local, "_parties", lambda: parties)
+    with pytest.raises(PeerLostError, match="party 1 .static owner. died"):
+        local.Conversation().start("test_local:wait", common={}, static={})
+    assert parties._ended, "what is left of them goes on"

@@ -369,7 +369,9 @@ class Conversation(Account):
         global _current
         with _lock:
             self._parties = _parties()
-            self._parties.start(call, {STATIC: {**common, **static}, HELPER: common})
+            with self:
+                tasks = {STATIC: {**common, **static}, HELPER: common}
+                self._parties.start(call, tasks)
             self._parties.session.ledger = self.ledger
             _current = self
             return self._parties.session
