@@ -8,6 +8,11 @@ sends and receives through the session's typed frames, derives its PRSS keys fro
 the session's seeds, encodes every message as field elements, and cannot reach
 ``pickle``.
 
+MPyC opens products of two sharings, inside its comparisons for example, by their
+parabola, which is the product of two lines through the factors: who knows a point of
+each line can tell the factors from it, but for one other solution. Here a sharing of
+zero hides such a parabola before it is opened.
+
 Shares are the same on both sides (party i holds f(i + 1)), so `to_mpyc` and
 `from_mpyc` move arrays across without communication.
 """
@@ -48,8 +53,9 @@ MAX_BATCH = MAX_BACKLOG // 4
 _loading = threading.Lock()
 _here = threading.local()
 
-#: Statistical security of MPyC's own protocols, in bits (its default is 30).
-SECURITY_BITS = 40
+#: Statistical security of MPyC's own protocols, in bits (its default is 30). Its masks
+#: may be up to a factor of four narrower than it asks for.
+SECURITY_BITS = 42
 
 
 class _CurrentRuntime:
@@ -125,26 +131,40 @@ def _load():
     return types.SimpleNamespace(**copy)
 
 
+class _Messages:
+    """What all peers have in common: the order and the length of a run's messages."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        #: By label: length of what this party sent; place among those asked for.
+        self.lengths, self.order = {}, {}
+
+    def clear(self):
+        self.lengths.clear()
+        self.order.clear()
+
+
 class _Peer:
     """MPyC's view of the connection to one party: its messages of one run."""
 
-    def __init__(self, loop, link):
-        self.loop, self.link = loop, link
-        #: What is to be sent; lengths of what was sent, by label.
-        self.outbox, self.lengths = [], {}
+    def __init__(self, messages, link):
+        self.messages, self.link = messages, link
+        self.outbox = []
         #: By label: futures of messages that are waited for; early messages.
         self.waiting, self.early = {}, {}
 
     def send(self, label, payload):
         self.outbox += _LABEL.pack(label, len(payload)), payload
-        self.lengths[label] = len(payload)
-        if label in self.early:
-            self._check(label, self.early[label])
+        self.messages.lengths[label] = len(payload)
 
     def receive(self, label):
+        order = self.messages.order
+        order.setdefault(label, len(order))
         if label in self.early:
-            return self.early.pop(label)
-        future = self.waiting[label] = self.loop.create_future()
+            payload = self.early.pop(label)
+            self._check(label, payload)
+            return payload
+        future = self.waiting[label] = self.messages.loop.create_future()
         return future
 
     def read(self, batch):
@@ -167,8 +187,8 @@ class _Peer:
             if label in served or label in self.early:
                 self.refuse("sent a message twice")
             payload = bytes(batch[begin:start])
-            self._check(label, payload)
             if label in self.waiting:
+                self._check(label, payload)
                 served[label] = payload
                 continue
             self.early[label] = payload
@@ -180,17 +200,10 @@ class _Peer:
         return served
 
     def _check(self, label, payload):
-        # Whatever two parties send each other at one place is alike.
-        if self.lengths.get(label, len(payload)) != len(payload):
-            self.refuse(
-                f"sent {len(payload)} bytes where {self.lengths[label]} were due"
-            )
-
-    def end(self):
-        """Forget a run that is over, in which everything has arrived."""
-        if self.early:
-            self.refuse("sent what nobody had asked for")
-        self.lengths.clear()
+        # At one place of a computation all parties send messages of one length.
+        due = self.messages.lengths.get(label, len(payload))
+        if due != len(payload):
+            self.refuse(f"sent {len(payload)} bytes where {due} were due")
 
     def refuse(self, deed):
         raise ProtocolError(f"{self.link.name} {deed}", self.link.peer)
@@ -222,13 +235,16 @@ class _Rendezvous(selectors.SelectSelector):
 #: What callers get of MPyC's runtime beside its functions of arrays. The rest would
 #: open or send values behind the ledger, or take as many rounds as the values want.
 _ALLOWED = {
-    *("SecFld", "SecFxp", "SecInt", "SecureArray", "coroutine", "convert", "gather"),
-    *("returnType", "random_bit", "random_bits", "from_bits", "to_bits", "if_else"),
-    *("if_swap", "add", "sub", "mul", "neg", "div", "lt", "ge", "eq", "ne", "gt", "le"),
-    *("sgn", "abs", "is_zero", "min", "max", "argmin", "argmax", "sum", "prod", "all"),
-    *("any", "in_prod", "matrix_prod", "scalar_mul", "schur_prod", "trunc", "mod"),
-    *("vector_add", "vector_sub", "matrix_add", "matrix_sub", "unit_vector", "lsb"),
+    *("SecFld", "SecFxp", "SecInt", "SecureArray", "coroutine", "gather", "returnType"),
+    *("random_bit", "random_bits", "from_bits", "to_bits", "if_else", "if_swap", "add"),
+    *("sub", "mul", "neg", "lt", "ge", "eq", "sgn", "abs", "is_zero", "min", "max"),
+    *("argmin", "argmax", "sum", "prod", "all", "any", "in_prod", "matrix_prod"),
+    *("scalar_mul", "schur_prod", "trunc", "mod", "vector_add", "vector_sub"),
+    *("matrix_add", "matrix_sub", "lsb"),
 }
+#: Functions of arrays that are left out as well: they tell whether a number is zero, or
+#: hide a number by a mask whose width is somebody's promise.
+_REFUSED = {"np_reciprocal", "np_divide", "np_det", "np_unit_vector", "np_convert"}
 
 
 def _facade(rt):
@@ -239,10 +255,10 @@ def _facade(rt):
 
         def __getattr__(self, name):
             of_arrays = name.startswith("np_") and not (
-                name.endswith("_public") or name in ("np_reciprocal", "np_divide")
+                name.endswith("_public") or name in _REFUSED
             )
             if name not in _ALLOWED and not of_arrays:
-                raise ProtocolError(
+                raise AttributeError(
                     f"mpc.{name} is not available: it could go around the session's "
                     "ledger; bring the array back with from_mpyc and open it with "
                     "Session.open"
@@ -252,11 +268,23 @@ def _facade(rt):
     return Facade()
 
 
-def _make_runtime(session, loop):
+def _no_division(self, a, *_):
+    raise ValueError(
+        "division in a field would tell which divisors are zero; it is not available"
+    )
+
+
+def _make_runtime(session, messages):
     """MPyC's runtime on a session's connections; to be called inside the loop."""
     mpyc = load()
+    base, counted = mpyc.runtime.Runtime, mpyc.asyncoro.mpc_coro
 
-    class Runtime(mpyc.runtime.Runtime):
+    class Runtime(base):
+        # These two begin protocols, but have no program counter of their own.
+        mod = counted(base.mod.__wrapped__)
+        np_roll = counted(base.np_roll.__wrapped__)
+        reciprocal = np_reciprocal = np_det = _no_division
+
         def __init__(self):
             options = argparse.Namespace(
                 no_log=True,
@@ -273,7 +301,7 @@ def _make_runtime(session, loop):
             parties = [mpyc.runtime.Party(i) for i in range(3)]
             super().__init__(session.pid, parties, options)
             for peer in session.peers:
-                parties[peer].protocol = _Peer(loop, session.network.links[peer])
+                parties[peer].protocol = _Peer(messages, session.network.links[peer])
             # MPyC's own keys were drawn at random; take the session's instead.
             self._prss_keys = {
                 tuple(sorted((session.pid, peer))): derive_key(
@@ -283,7 +311,63 @@ def _make_runtime(session, loop):
             }
             self.prfs.cache_clear()
 
+        def output(self, x, receivers=None, threshold=None, raw=False):
+            """Open, for MPyC's own protocols; a product behind a sharing of zero."""
+            if threshold == 2 * self.threshold:
+                x = self._hidden(x)
+            return super().output(x, receivers, threshold, raw)
+
+        def _hidden(self, x):
+            thresha, m = mpyc.thresha, len(self.parties)
+            if isinstance(x, mpyc.finfields.FiniteFieldArray):
+                zero = thresha.np_pseudorandom_share_0(
+                    x.field, m, self.pid, *self._own_numbers(x.field), x.size
+                )
+                return x + zero.reshape(x.shape)
+            values = x if isinstance(x, list) else [x]
+            field = type(values[0])
+            zeros = thresha.pseudorandom_share_zero(
+                field, m, self.pid, *self._own_numbers(field), len(values)
+            )
+            values = [a + z for a, z in zip(values, zeros, strict=True)]
+            return values if isinstance(x, list) else values[0]
+
+        def _own_numbers(self, field):
+            return self.prfs(field.order), self._prss_uci()
+
     return Runtime()
+
+
+class _Counting:
+    """Awaits a coroutine on a program counter of its own.
+
+    As MPyC's own wrapper, but errors and cancellations get to the coroutine too.
+    """
+
+    def __init__(self, rt, coro):
+        self.rt, self.coro = rt, coro
+        self.counter = load().asyncoro._ProgramCounterWrapper(rt, coro).pc
+
+    def __await__(self):
+        resume, what = self.coro.send, None
+        while True:
+            before, self.rt._program_counter = self.rt._program_counter, self.counter
+            try:
+                awaited = resume(what)
+            except StopIteration as exc:
+                return exc.value
+            finally:
+                self.counter, self.rt._program_counter = (
+                    self.rt._program_counter,
+                    before,
+                )
+            try:
+                resume, what = self.coro.send, (yield awaited)
+            except GeneratorExit:
+                self.coro.close()
+                raise
+            except BaseException as exc:
+                resume, what = self.coro.throw, exc
 
 
 class _Computer:
@@ -301,6 +385,7 @@ class _Computer:
         self.network = session.network
         self.selector = _Rendezvous()
         self.loop = asyncio.SelectorEventLoop(self.selector)
+        self.messages = _Messages(self.loop)
         self.usable = False
         try:
             self.rt = self.loop.run_until_complete(self._make(session))
@@ -317,17 +402,19 @@ class _Computer:
 
     async def _make(self, session):
         # Inside, so that it takes this loop and leaves the caller's alone.
-        return _make_runtime(session, self.loop)
+        return _make_runtime(session, self.messages)
 
     def _task(self, loop, coro, **options):
         """A task that counts on its own, so that labels do not depend on its turn."""
-        asyncoro = load().asyncoro
-        counting = asyncoro._ProgramCounterWrapper(self.rt, coro)
-        return asyncio.Task(asyncoro._wrap_in_coro(counting), loop=loop, **options)
+
+        async def counted():
+            return await _Counting(self.rt, coro)
+
+        return asyncio.Task(counted(), loop=loop, **options)
 
     def run(self, function):
         if not self.usable:
-            raise ProtocolError(
+            raise ValueError(
                 "this session's computations with MPyC have ended, or one is under way"
             )
         # Until all three have come to the end: an error before is for good.
@@ -384,10 +471,7 @@ class _Computer:
                 view.refuse("sent what nobody had asked for")
             served += [(view, *message) for message in messages.items()]
         # In the order in which they were asked for, which is the same at all parties.
-        order = {}
-        for view in self.peers.values():
-            for i, label in enumerate(view.waiting):
-                order.setdefault(label, i)
+        order = self.messages.order
         for view, label, payload in sorted(served, key=lambda s: order[s[1]]):
             view.waiting.pop(label).set_result(payload)
         self.round += 1
@@ -397,14 +481,15 @@ class _Computer:
     def _send(self, done):
         sends = any(view.outbox for view in self.peers.values())
         header = _ROUND.pack(self.round, BUSY * sends | DONE * done)
-        for peer, view in self.peers.items():
-            batch = b"".join([header, *view.outbox])
-            view.outbox.clear()
-            if len(batch) > MAX_BATCH:
-                raise ValueError(
-                    f"{len(batch)} bytes of MPyC's are to be sent at once, at most "
-                    f"{MAX_BATCH} can be: compute in pieces"
-                )
+        batches = {p: b"".join([header, *v.outbox]) for p, v in self.peers.items()}
+        largest = max(map(len, batches.values()))
+        if largest > MAX_BATCH:
+            raise ValueError(
+                f"{largest} bytes of MPyC's are to be sent at once, at most "
+                f"{MAX_BATCH} can be: compute in pieces"
+            )
+        for peer, batch in batches.items():
+            self.peers[peer].outbox.clear()
             self.network.send_mpyc(peer, batch)
         return sends
 
@@ -421,7 +506,9 @@ class _Computer:
         states = [BUSY * sends | DONE * done, *self.states.values()]
         if all(state & DONE for state in states):
             for view in self.peers.values():
-                view.end()
+                if view.early:
+                    view.refuse("sent what nobody had asked for")
+            self.messages.clear()
             self.all_done.set_result(None)
         elif (
             self.idle > MAX_IDLE
@@ -465,8 +552,10 @@ def run(session, function):
         ``async function(mpc)`` gets MPyC's runtime without its ways to open
         values: bring results back with `from_mpyc` and open them with
         `Session.open`. What it begins and does not wait for ends before `run` returns.
-        It may wait for MPyC's values only, not for timers or threads. Division in a
-        field is left out on purpose: it tells who divides by zero.
+        It may wait for MPyC's values only, not for timers or threads. There is no
+        division in a field, which would tell what is zero. Where a function of MPyC's
+        takes the number of bits of a secret, that is a promise: larger secrets would be
+        hidden badly.
 
     Returns
     -------
