@@ -1,0 +1,396 @@
+"""The optimizer that is made for shares, in the clear."""
+
+from dipy.align.imaffine import (
+    AffineRegistration,
+    MutualInformationMetric,
+    transform_centers_of_mass,
+)
+from dipy.align.transforms import regtransforms
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+import pytest
+
+from dipy_ppir.align import quasinewton as module
+from dipy_ppir.align.parzenhist import linear_jacobian
+from dipy_ppir.align.quasinewton import (
+    EXPONENTS,
+    STEP_BITS,
+    ClearNumbers,
+    DampedBFGS,
+    State,
+    Trust,
+    information,
+    information_weights,
+    limit,
+    moving_samples,
+    object_moments,
+    opened_bits,
+    orthonormal_steps,
+    propose,
+    trust_after,
+    update,
+)
+
+FINE = ClearNumbers(48)
+UNIT = ClearNumbers().unit
+
+
+def state(gradient, inverse=None, value=0.0):
+    gradient = np.asarray(gradient, dtype=float)
+    return State(value, gradient, np.eye(len(gradient)) if inverse is None else inverse)
+
+
+# -- steps -------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(-30, 30), min_size=1, max_size=12),
+    st.integers(EXPONENTS[0] - 3, EXPONENTS[1] + 3),
+)
+def test_a_step_is_shown_to_a_few_bits_of_its_size(direction, exponent):
+    u = np.array(direction) * 2.0**exponent
+    exponent, mantissas = propose(FINE, state(-u))
+    assert EXPONENTS[0] <= exponent <= EXPONENTS[1]
+    assert np.abs(mantissas).max() <= 2**STEP_BITS
+    size = np.linalg.norm(u)
+    if 2.0 ** EXPONENTS[0] < size <= 2.0 ** EXPONENTS[1]:
+        # Its size lies between half of the power of two and that; half a unit is lost.
+        assert 2.0**exponent / 2 < size * (1 + 1e-9)
+        assert size <= 2.0**exponent * (1 + 1e-9)
+        lost = np.abs(mantissas * 2.0 ** (exponent - STEP_BITS) - u).max()
+        assert lost <= 2.0 ** (exponent - STEP_BITS) * (0.5 + 1e-9)
+
+
+def test_no_gradient_is_no_step():
+    proposal = propose(ClearNumbers(), state(np.zeros(6)))
+    assert_array_equal(proposal.mantissas, 0)
+    step, cut = limit(proposal, Trust(8.0, 8.0))
+    assert_array_equal(step, 0)
+    assert not cut
+    after, better = update(ClearNumbers(), state(np.zeros(6)), step, 0.0, np.zeros(6))
+    assert np.isfinite(after.inverse).all()
+    assert not better
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "length", "was_cut"),
+    [(4, False, 4, False), (32, False, 8, True), (0.5, True, 2, False)],
+)
+def test_steps_keep_within_the_trust_radius(size, first, length, was_cut):
+    """The first one is not too short either, to learn of the curvature."""
+    exponent = int(np.log2(size))
+    proposal = module.Proposal(exponent, np.array([0, 2**STEP_BITS, 0]))
+    step, cut = limit(proposal, Trust(8.0, 8.0, first))
+    assert_allclose(step, [0, length, 0])
+    assert cut == was_cut
+
+
+def test_the_trust_radius_follows_the_steps():
+    trust, step = Trust(2.0, 8.0), np.array([2.0, 0])
+    assert trust_after(trust, step, True, True) == Trust(4.0, 8.0, False)
+    assert trust_after(Trust(6.0, 8.0), step, True, True).radius == 8.0
+    assert trust_after(trust, step, False, True).radius == 2.0
+    assert trust_after(trust, step, False, False).radius == 1.0
+
+
+def test_bits_of_a_step():
+    """12 numbers of 17 values, one of 16, and a bit."""
+    assert opened_bits(12) == pytest.approx(12 * np.log2(17) + 5)
+    plan = {3: 3, 6: 9 + 5 + 3, 12: 9 + 9}
+    assert sum(n * opened_bits(p) for p, n in plan.items()) < 1600
+
+
+# -- curvature ---------------------------------------------------------------
+
+
+def textbook(h, s, y):
+    """Nocedal and Wright, equation 6.17."""
+    rho, one = 1 / (s @ y), np.eye(len(s))
+    left = one - rho * np.outer(s, y)
+    return left @ h @ left.T + rho * np.outer(s, s)
+
+
+def curved(seed, p):
+    """A positive definite matrix, a step, and two gradients."""
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((p, p))
+    return a @ a.T / p + np.eye(p), *rng.standard_normal((3, p))
+
+
+@pytest.mark.parametrize("p", [1, 3, 6, 12])
+def test_update_is_the_textbooks(p):
+    h, s, g, _ = curved(p, p)
+    hessian = 1.5 * np.linalg.inv(h)  # not damped
+    after, better = update(FINE, state(g, h), s, -1.0, g + hessian @ s)
+    assert better
+    assert_allclose(after.inverse, textbook(h, s, hessian @ s), rtol=1e-9, atol=1e-10)
+    assert_allclose(after.inverse @ (hessian @ s), s, rtol=1e-9, atol=1e-10)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 6, 12]))
+def test_the_estimate_stays_positive_definite(seed, p):
+    """Also along steps of negative curvature, which are damped."""
+    h, s, g, change = curved(seed, p)
+    after, _ = update(FINE, state(g, h), s, 0.0, g + change)
+    assert_allclose(after.inverse, after.inverse.T, atol=1e-12)
+    assert np.linalg.eigvalsh(after.inverse).min() > 0
+    # What is believed of the curvature is at least DAMPING of what H expects.
+    found = change @ after.inverse @ change / (change @ h @ change)
+    assert found < 1 / module.DAMPING + 1 + 1e-6 or s @ change > 0
+
+
+def test_a_step_that_was_no_good_bends_the_next():
+    h, s, g, change = curved(1, 6)
+    after, better = update(FINE, state(g, h), s, 1.0, g + change)
+    assert not better
+    assert after.value == 0
+    assert_array_equal(after.gradient, g)
+    assert np.abs(after.inverse - h).max() > 1e-3
+
+
+def minimise(function, x, evaluations, inverse, numbers=None, cap=4.0):
+    """Minimum of a function that returns value and gradient; how often better."""
+    n = numbers or ClearNumbers()
+    value, gradient = function(x)
+    now, trust, good = State(value, gradient, inverse), Trust(cap, cap), 0
+    for _ in range(evaluations - 1):
+        step, cut = limit(propose(n, now), trust)
+        value, gradient = function(x + step)
+        now, better = update(n, now, step, value, gradient)
+        trust = trust_after(trust, step, cut, better)
+        x = x + step if better else x
+        good += better
+    return x, now.value, good
+
+
+@pytest.mark.parametrize("p", [2, 6, 12])
+def test_a_quadratic_function(p):
+    rng = np.random.default_rng(p)
+    q, _ = np.linalg.qr(rng.standard_normal((p, p)))
+    hessian = q * np.geomspace(0.1, 10, p) @ q.T
+    best = rng.uniform(-3, 3, p)
+
+    def function(x):
+        return (x - best) @ hessian @ (x - best) / 2, hessian @ (x - best)
+
+    start = function(np.zeros(p))[0]
+    x, value, _ = minimise(function, np.zeros(p), 4 * p + 20, np.eye(p))
+    assert value < 1e-3 * start
+    assert_allclose(x, best, atol=0.3)
+
+
+def test_a_curved_valley():
+    """Rosenbrock's function, the two coordinates scaled to be alike."""
+
+    def function(x):
+        a, b = x[0] / 2, x[1] / 2
+        value = (1 - a) ** 2 + 10 * (b - a * a) ** 2
+        slope = [-2 * (1 - a) - 40 * a * (b - a * a), 20 * (b - a * a)]
+        return value, np.array(slope) / 2
+
+    x, value, good = minimise(function, np.array([-2.0, 2.0]), 60, np.eye(2))
+    assert value < 1e-2
+    assert_allclose(x, [2, 2], atol=0.3)
+    assert good < 59, "no step was ever refused: the test shows too little"
+
+
+# -- coordinates -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", regtransforms, ids=lambda n: f"{n[0]}{n[1]}")
+def test_a_unit_step_moves_the_object_by_a_part_of_its_size(name):
+    transform, dim = regtransforms[name], name[1]
+    rng = np.random.default_rng(5)
+    points = rng.standard_normal((500, dim)) @ rng.uniform(-20, 20, (dim, dim)) + 70
+    center, covariance = points.mean(axis=0), np.cov(points.T, bias=True)
+    params = transform.get_identity_parameters()
+    basis = orthonormal_steps(linear_jacobian(transform, params), center, covariance)
+    points = np.column_stack([points, np.ones(len(points))])
+
+    def displacements(step):
+        moved = transform.param_to_matrix(params + basis @ step) @ points.T
+        return ((moved.T - points) * 1e4)[:, :dim].reshape(-1)
+
+    columns = np.array([displacements(1e-4 * e) for e in np.eye(len(params))])
+    form = columns @ columns.T / len(points)
+    unit = module.SIZE_PART * np.sqrt(np.trace(covariance))
+    assert_allclose(form, unit**2 * np.eye(len(params)), atol=2e-3 * unit**2)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_where_the_object_is(dim):
+    shape = (40, 50, 30)[:dim]
+    at = np.moveaxis(np.indices(shape), 0, -1) - np.array([20, 30, 15])[:dim]
+    axes = np.array([10, 14, 8])[:dim]
+    image = ((at / axes) ** 2).sum(axis=-1) <= 1
+    image = image * 900.0 - 1000
+    image.reshape(-1)[:3] = 30_000  # metal
+    grid2world = np.diag([2.0, 1.0, 3.0][:dim] + [1.0])
+    grid2world[:dim, dim] = 7
+    center, covariance = object_moments(image, grid2world)
+    zooms = np.diag(grid2world)[:dim]
+    # The metal is taken for a part of it.
+    assert_allclose(center, np.array([20, 30, 15])[:dim] * zooms + 7, atol=0.3)
+    # Of an ellipsoid the variance along an axis is a (dim + 2)th of its square.
+    expected = (axes * zooms) ** 2 / (dim + 2)
+    assert_allclose(np.diag(covariance), expected, rtol=0.15)
+
+
+def test_an_image_one_voxel_thick_has_an_extent():
+    image = np.zeros((20, 20, 1))
+    image[5:15, 6:14] = 1
+    _, covariance = object_moments(image, np.eye(4))
+    assert np.linalg.eigvalsh(covariance).min() > 0.05
+
+
+# -- the first estimate ------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(bodies):
+    """A metric of DIPY's after an evaluation with gradient, and where."""
+
+    def make(dim, proportion=None, kind="AFFINE"):
+        static, moving, static_grid2world, moving_grid2world = bodies(dim)
+        metric = MutualInformationMetric(nbins=24, sampling_proportion=proportion)
+        transform = regtransforms[kind, dim]
+        start = np.eye(dim + 1)
+        start[:dim, dim] = 0.3
+        metric.setup(
+            transform,
+            static,
+            moving,
+            static_grid2world=static_grid2world,
+            moving_grid2world=moving_grid2world,
+            starting_affine=start,
+        )
+        params = transform.get_identity_parameters() + 0.01
+        metric.distance_and_gradient(params)
+        return metric, params
+
+    return make
+
+
+@pytest.mark.parametrize("proportion", [None, 0.3])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_samples_are_dipys(evaluated, dim, proportion):
+    """Their histogram of moving bins is the one that the metric found."""
+    metric, params = evaluated(dim, proportion)
+    values, gradient, points = moving_samples(metric, params)
+    assert gradient.shape == (len(values), dim)
+    histogram = metric.histogram
+    places = values / histogram.mdelta - histogram.mmin
+    mean = (histogram.mmarginal * np.arange(histogram.nbins)).sum()
+    # A spline's mean is its centre.
+    assert_allclose(places.mean(), mean, rtol=1e-6)
+    assert points.shape == (len(values), dim + 1)
+
+
+def test_fisher_information_of_a_known_histogram():
+    """Two Gaussians in a joint distribution: slope and variance are known."""
+    nbins, rho, spread = 200, 0.8, 12.0
+    t = (np.arange(nbins) - nbins / 2) / spread
+    joint = np.exp(-(t[:, None] ** 2 - 2 * rho * t[:, None] * t + t**2) / 2 / 0.36)
+    joint /= joint.sum()
+    marginal = joint.sum(axis=0)
+    log_ratio = np.log(joint / marginal)
+    p = 3
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((p, p))
+    moments = marginal[:, None, None] * (root @ root.T)
+    width = 1 / spread
+    weights = information_weights(moments, marginal, width)
+    phi = information(FINE, joint, log_ratio, weights)
+    # d log P(t | i) / di = rho (t - rho i) / (1 - rho^2); its variance given i is
+    # rho^2 / (1 - rho^2).
+    assert_allclose(phi, rho**2 / (1 - rho**2), rtol=0.01)
+
+
+def test_first_inverse():
+    root = np.random.default_rng(0).standard_normal((6, 6))
+    moments = root @ root.T
+    inverse = module.first_inverse(FINE, moments, 4.0)
+    ridge = module.RIDGE * np.trace(moments) / 6 * np.eye(6)
+    expected = np.linalg.inv(4 * (moments + ridge)) / module.SCALE
+    assert_allclose(inverse, expected, atol=1e-12)
+
+
+# -- registrations -----------------------------------------------------------
+
+PLAN = [("TRANSLATION", [4]), ("RIGID", [10, 6]), ("AFFINE", [1, 12])]
+
+
+def register(images, method, dim, scale=1.0, numbers=None):
+    """A pipeline of DIPY's; the matrix and what was shown."""
+    static, moving, static_grid2world, moving_grid2world = images
+    zoom = np.diag([scale] * dim + [1.0])
+    grids = {
+        "static_grid2world": zoom @ static_grid2world,
+        "moving_grid2world": zoom @ moving_grid2world,
+    }
+    matrix = transform_centers_of_mass(
+        static, grids["static_grid2world"], moving, grids["moving_grid2world"]
+    ).affine
+    shown = []
+    for kind, evaluations in PLAN:
+        metric = MutualInformationMetric(nbins=32)
+        ours = DampedBFGS(metric, numbers=numbers)
+        levels = len(evaluations)
+        registration = AffineRegistration(
+            metric=metric,
+            method=ours if method == "ours" else "L-BFGS-B",
+            level_iters=evaluations if method == "ours" else [200, 100][:levels],
+            sigmas=[1, 0][:levels],
+            factors=[2, 1][:levels],
+            verbosity=0,
+        )
+        matrix = registration.optimize(
+            static,
+            moving,
+            regtransforms[kind, dim],
+            None,
+            starting_affine=matrix,
+            **grids,
+        ).affine
+        shown += ours.shown
+    metric.setup(
+        regtransforms["TRANSLATION", dim],
+        static,
+        moving,
+        starting_affine=matrix,
+        **grids,
+    )
+    value, _ = metric.distance_and_gradient(np.zeros(dim))
+    return matrix, -value, shown
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_as_good_as_dipys_optimizer(bodies, dim):
+    """With 33 evaluations, a tenth of DIPY's."""
+    images = bodies(dim)
+    _, clear, _ = register(images, "dipy", dim)
+    _, ours, shown = register(images, "ours", dim)
+    assert ours > clear - 5e-3
+    assert len(shown) == sum(sum(n - 1 for n in e) for _, e in PLAN)
+    assert {s["better"] for s in shown} == {True, False}
+
+
+def test_size_does_not_matter(bodies):
+    """A brain in micrometres: the same steps are shown."""
+    images = bodies(3)
+    matrix, _, shown = register(images, "ours", 3)
+    other, _, as_shown = register(images, "ours", 3, scale=1 / 256)
+    for one, two in zip(shown, as_shown, strict=True):
+        assert one["exponent"] == two["exponent"]
+        assert_array_equal(one["mantissas"], two["mantissas"])
+    assert_allclose(other[:3, 3], matrix[:3, 3] / 256, atol=1e-6)
+    assert_allclose(other[:3, :3], matrix[:3, :3], atol=1e-6)
+
+
+def test_twenty_fraction_bits_do(bodies):
+    images = bodies(3)
+    _, fine, _ = register(images, "ours", 3, numbers=FINE)
+    _, coarse, _ = register(images, "ours", 3, numbers=ClearNumbers(20))
+    assert coarse > fine - 2e-3
