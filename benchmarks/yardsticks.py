@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 
-from dipy_ppir.mpc import local
+from dipy_ppir.mpc import local, mpyc_bridge
+from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC, declare
 from dipy_ppir.mpc.protocols import share
 
@@ -36,6 +37,52 @@ def product(session, repeats):
 def product_reply(session, repeats):
     """`product` at the other parties."""
     product(session, repeats)
+
+
+#: Small computations by MPyC: kind of numbers, shapes of two arrays, function.
+SMALL = {
+    "nothing": ("field", (1,), (1,), lambda x, y: x),
+    "12 x 12 by 12": ("field", (12, 12), (12,), lambda x, y: x @ y),
+    "12 x 12 by 12 x 12": ("field", (12, 12), (12, 12), lambda x, y: x @ y),
+    "12 products in a row": ("field", (12,), (12,), lambda x, y: _powers(x, y)),
+    "a comparison": ("integer", (1,), (1,), lambda x, y: x < y),
+    "12 comparisons": ("integer", (12,), (12,), lambda x, y: x < y),
+}
+
+
+def _powers(x, y):
+    for _ in range(12):
+        x = x * y
+    return x
+
+
+def small(session, what, repeats):
+    """Compute by MPyC on shared integers; seconds, rounds and bytes sent of a run."""
+    kind, *shapes, function = SMALL[what]
+    shared = [
+        share(
+            session,
+            MOVING,
+            np.ones(shape) if session.pid == MOVING else None,
+            shape,
+            bound=2**40,
+            field=P127,
+        )
+        for shape in shapes
+    ]
+
+    async def compute(mpc):
+        x, y = (mpyc_bridge.to_mpyc(array, kind) for array in shared)
+        return await mpyc_bridge.from_mpyc(mpc, function(x, y), P127, bound=1)
+
+    seconds, ledger = [], session.ledger
+    with session.phase("small"):
+        for _ in range(repeats):
+            start = time.perf_counter()
+            mpyc_bridge.run(session, compute)
+            seconds.append(time.perf_counter() - start)
+    sent = ledger.sent_by_phase()["small"]
+    return seconds, ledger.rounds["small"] // repeats, sent // repeats
 
 
 def peak_memory():
