@@ -136,9 +136,33 @@ def test_the_estimate_stays_positive_definite(seed, p):
     after, _ = update(FINE, state(g, h), s, 0.0, g + change)
     assert_allclose(after.inverse, after.inverse.T, atol=1e-12)
     assert np.linalg.eigvalsh(after.inverse).min() > 0
-    # What is believed of the curvature is at least DAMPING of what H expects.
-    found = change @ after.inverse @ change / (change @ h @ change)
-    assert found < 1 / module.DAMPING + 1 + 1e-6 or s @ change > 0
+    # Along y it is what the damped step, the whole or a part of the way to H y, says.
+    expected = change @ h @ change
+    believed = max(s @ change, module.DAMPING * expected)
+    part = min(1.0, (1 - module.DAMPING) * expected / max(expected - s @ change, 1e-12))
+    if s @ change < module.DAMPING * expected:
+        s = part * s + (1 - part) * h @ change
+    if believed > s @ s / module.LARGEST_INVERSE * (1 + 1e-9):
+        assert_allclose(after.inverse, textbook(h, s, change), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("change", [0.0, 2.0**-20, -(2.0**-10), 2.0**-10])
+def test_a_flat_metric_does_not_blow_up_the_estimate(change):
+    h = np.eye(6)
+    step, y = np.full(6, 4.0), np.full(6, change)
+    after, _ = update(ClearNumbers(), state(np.zeros(6), h), step, 0.0, y)
+    assert np.abs(after.inverse).max() <= module.LARGEST_INVERSE + 2
+    assert np.linalg.eigvalsh(after.inverse).min() > 0
+
+
+def test_a_step_beyond_all_exponents_keeps_its_direction():
+    """Where the inverse is large in one direction, each component by itself is not
+    what goes down."""
+    inverse = 100 * np.array([[100.0, 9.0], [9.0, 1.0]])
+    gradient = np.array([1.0, -5.0])
+    exponent, mantissas = propose(FINE, state(gradient, inverse))
+    assert exponent == EXPONENTS[1]
+    assert gradient @ mantissas < 0
 
 
 def test_a_step_that_was_no_good_bends_the_next():
@@ -285,7 +309,39 @@ def test_samples_are_dipys(evaluated, dim, proportion):
     mean = (histogram.mmarginal * np.arange(histogram.nbins)).sum()
     # A spline's mean is its centre.
     assert_allclose(places.mean(), mean, rtol=1e-6)
-    assert points.shape == (len(values), dim + 1)
+    # The metric's gradient is the sum of the columns times the scores (eq. 9).
+    jacobian = linear_jacobian(metric.transform, params)
+    columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points)
+    static = metric.static.reshape(-1) if proportion is None else metric.static_vals
+    normalized = map(histogram.bin_normalize_static, static)
+    rows = np.array([histogram.bin_index(v) for v in normalized])
+    joint, marginal = histogram.joint, histogram.mmarginal
+    known = (joint > 0) & (marginal > 0)
+    log_ratio = np.log(np.divide(joint, marginal, out=np.ones_like(joint), where=known))
+    scores = np.zeros(len(values))
+    for offset in range(-2, 3):
+        at = np.clip(places.astype(int), 2, histogram.nbins - 3) + offset
+        away = at - places
+        size = np.abs(away)
+        slope = np.where(size < 1, 1.5 * size**2 - 2 * size, -((2 - size) ** 2) / 2)
+        slope = np.where(size < 2, slope, 0) * np.sign(away)
+        scores -= slope * log_ratio[rows, at] / histogram.mdelta
+    assert_allclose(scores @ columns / len(values), metric.metric_grad, rtol=1e-6)
+
+
+def test_moments_by_bin(evaluated):
+    metric, params = evaluated(3)
+    optimizer = DampedBFGS(metric)
+    jacobian = linear_jacobian(metric.transform, params)
+    basis = np.diag(np.arange(1.0, 13))
+    moments = optimizer._moments_by_bin(params, jacobian, basis)
+    values, gradient, points = moving_samples(metric, params)
+    columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points) @ basis
+    histogram = metric.histogram
+    bins = np.rint(values / histogram.mdelta - histogram.mmin)
+    for r in range(histogram.nbins):
+        part = columns[bins == r]
+        assert_allclose(moments[r], part.T @ part / len(values), atol=1e-12)
 
 
 def test_fisher_information_of_a_known_histogram():
@@ -306,6 +362,15 @@ def test_fisher_information_of_a_known_histogram():
     # d log P(t | i) / di = rho (t - rho i) / (1 - rho^2); its variance given i is
     # rho^2 / (1 - rho^2).
     assert_allclose(phi, rho**2 / (1 - rho**2), rtol=0.01)
+
+
+def test_no_object_no_step():
+    """Nothing depends on the parameters, or nothing is known of how."""
+    weights = information_weights(np.zeros((4, 3, 3)), np.full(4, 0.25), 1.0)
+    assert_array_equal(weights, 0)
+    assert_array_equal(module.first_inverse(FINE, np.zeros((3, 3)), 0.0), 0)
+    inverse = module.first_inverse(FINE, np.diag([1.0, 2.0, 4.0]), 0.0)
+    assert_allclose(np.abs(inverse).max(), module.LARGEST_INVERSE)
 
 
 def test_first_inverse():
@@ -374,7 +439,82 @@ def test_as_good_as_dipys_optimizer(bodies, dim):
     _, ours, shown = register(images, "ours", dim)
     assert ours > clear - 5e-3
     assert len(shown) == sum(sum(n - 1 for n in e) for _, e in PLAN)
-    assert {s["better"] for s in shown} == {True, False}
+
+
+@pytest.mark.parametrize("proportion", [None, 0.3])
+def test_results_are_what_dipy_wants(bodies, proportion):
+    """With samples, and more levels than radii; the metric's value comes back."""
+    static, moving, static_grid2world, moving_grid2world = bodies(3)
+    metric = MutualInformationMetric(nbins=24, sampling_proportion=proportion)
+    optimizer = DampedBFGS(metric, radius=[4.0])
+    registration = AffineRegistration(
+        metric=metric,
+        method=optimizer,
+        level_iters=[6, 1, 5],
+        sigmas=[1, 0.5, 0],
+        factors=[2, 1, 1],
+        verbosity=0,
+    )
+    map_, params, value = registration.optimize(
+        static,
+        moving,
+        regtransforms["RIGID", 3],
+        None,
+        static_grid2world=static_grid2world,
+        moving_grid2world=moving_grid2world,
+        ret_metric=True,
+    )
+    assert len(optimizer.shown) == 5 + 4
+    assert len(params) == 6
+    assert value == min(s["value"] for s in optimizer.shown[5:] + [{"value": value}])
+    best = [s["value"] for s in optimizer.shown[5:] if s["better"]]
+    assert value == (best[-1] if best else value)
+
+
+@pytest.mark.parametrize("radius", [[], 0, [4, -1], [np.nan], [np.inf]])
+def test_radii_that_are_refused(radius):
+    with pytest.raises(ValueError, match="radius must be positive"):
+        DampedBFGS(None, radius=radius)
+
+
+def optimize(metric, images, **options):
+    static, moving, *_ = images
+    registration = AffineRegistration(
+        metric=metric,
+        level_iters=[4],
+        sigmas=[0],
+        factors=[1],
+        verbosity=0,
+        **options,
+    )
+    registration.optimize(static, moving, regtransforms["TRANSLATION", 2], None)
+
+
+def test_what_is_refused_in_use(bodies):
+    metric, other = MutualInformationMetric(), MutualInformationMetric()
+    with pytest.raises(ValueError, match="another metric"):
+        optimize(metric, bodies(2), method=DampedBFGS(other))
+    static, moving, *_ = bodies(2)
+    metric.setup(
+        regtransforms["TRANSLATION", 2],
+        static,
+        moving,
+        static_mask=np.ones(static.shape, dtype=np.int32),
+    )
+    with pytest.raises(ValueError, match="no masks"):
+        optimizer = DampedBFGS(metric)
+        optimizer(metric.distance_and_gradient, np.zeros(2), jac=None, maxiter=2)
+
+
+def test_no_numbers_are_an_error(bodies, monkeypatch):
+    metric = MutualInformationMetric()
+    monkeypatch.setattr(
+        MutualInformationMetric,
+        "distance_and_gradient",
+        lambda self, params: (np.inf, np.zeros(2)),
+    )
+    with pytest.raises(ValueError, match="no finite number"):
+        optimize(metric, bodies(2), method=DampedBFGS(metric))
 
 
 def test_size_does_not_matter(bodies):

@@ -7,14 +7,14 @@ rounded to a few bits, and whether the metric got better. Nocedal and Wright, Nu
 Optimization (2006), section 6.1 for the update of the inverse Hessian, procedure 18.2
 for the damping (here in the inverse form).
 
-The functions do the same to numbers of any kind that have the operations of
-`ClearNumbers`. Steps are in coordinates in which their Euclidean norm is the root mean
-square displacement of the object in the moving image, as a part of its size
-(`orthonormal_steps`), so one trust radius serves translations, rotations and shears
-alike, and images of brains of mice and men.
+What is secret on shares goes through the operations of `ClearNumbers`, so that the
+functions say what those of numbers on shares must be. Steps are in coordinates in which
+their Euclidean norm is the root mean square displacement of the object in the moving
+image, in 64ths of its size (`orthonormal_steps`), so one trust radius serves
+translations, rotations and shears alike, and images of brains of mice and men.
 """
 
-from itertools import cycle
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from dipy.align import vector_fields as vf
@@ -32,9 +32,9 @@ STEP_BITS = 3
 SIZE_PART = 1 / 64
 #: Least and largest exponent of a step's size: 16 values.
 EXPONENTS = -9, 6
-#: Metric and gradient are multiplied by this, so that the inverse Hessian's elements
-#: stay below 256 and its digits are worth keeping.
-SCALE = 2.0**7
+#: Metric and gradient are multiplied by this, and no elements of the inverse Hessian
+#: are begun with, or added, that are larger than that: so its digits are worth keeping.
+SCALE, LARGEST_INVERSE = 2.0**7, 256
 #: Least part of the expected curvature along a step that is believed.
 DAMPING = 0.2
 #: Of the mean diagonal, added to a first curvature.
@@ -68,8 +68,12 @@ class ClearNumbers:
         return self.fix(a @ b)
 
     def quotient(self, a, b):
-        """Elementwise quotient by a positive number."""
+        """Elementwise quotient by a number that is positive, or else zero."""
         return self.fix(a / np.maximum(b, self.unit))
+
+    def largest(self, *numbers):
+        """The largest of several numbers."""
+        return np.max(numbers)
 
     def less(self, a, b):
         """Whether a < b."""
@@ -80,13 +84,14 @@ class ClearNumbers:
         return np.where(condition, a, b)
 
     def mantissas(self, u, squares):
-        """A step's exponent and its rounded components; see `Proposal`."""
+        """A step's exponent and its rounded components; see `Proposal`.
+
+        A step that is larger than the largest exponent says keeps its direction.
+        """
         low, high = EXPONENTS
-        size = np.log2(max(squares, 2.0 ** (2 * low))) / 2
-        exponent = int(np.clip(np.ceil(size), low, high))
-        largest = 2**STEP_BITS
+        exponent = int(np.ceil(np.log2(max(squares, 2.0 ** (2 * low))) / 2))
         k = np.rint(u * 2.0 ** (STEP_BITS - exponent))
-        return exponent, np.clip(k, -largest, largest).astype(int)
+        return min(exponent, high), k.astype(int)
 
     def open(self, bit):
         """Show a bit to the moving owner."""
@@ -157,6 +162,11 @@ def propose(numbers, state):
 def limit(proposal, trust):
     """The step that is taken: within the trust radius, and the first not too short.
 
+    Parameters
+    ----------
+    proposal : Proposal
+    trust : Trust
+
     Returns
     -------
     step : array, shape (p,)
@@ -196,7 +206,6 @@ def update(numbers, state, step, value, gradient):
         whether the step is kept; opened.
     """
     n, h = numbers, state.inverse
-    step = n.fix(step)
     y = gradient - state.gradient
     hy = n.dot(h, y)
     expected, found = n.dot(y, hy), n.dot(step, y)
@@ -204,12 +213,15 @@ def update(numbers, state, step, value, gradient):
     # `DAMPING` of what H expects.
     least = n.product(DAMPING, expected)
     damped = n.less(found, least)
-    theta = n.quotient((1 - DAMPING) * expected, expected - found)
+    excess = n.select(damped, expected - found, 1.0)
+    theta = n.quotient(n.product(1 - DAMPING, expected), excess)
     theta = n.select(damped, theta, 1.0)
     s = n.product(theta, step) + n.product(1 - theta, hy)
-    curvature = n.select(damped, least, found)
-    # H + v w' + w v' with v = s / s'y, w = (1 + y'Hy / s'y) s / 2 - H y: no reciprocal
-    # of s'y by itself, which has no bounded range.
+    # Where the gradient hardly changes, no more is added to H than `LARGEST_INVERSE`.
+    flat = n.product(1 / LARGEST_INVERSE, n.dot(s, s))
+    curvature = n.largest(n.select(damped, least, found), flat)
+    # H + v w' + w v' with v = s / s'y, w = (1 + y'Hy / s'y) s / 2 - H y. The curvature
+    # by itself has no bounded range; these quotients have.
     v = n.quotient(s, curvature)
     factor = (1 + n.quotient(expected, curvature)) / 2
     w = n.product(factor, s) - hy
@@ -222,7 +234,17 @@ def update(numbers, state, step, value, gradient):
 
 
 def trust_after(trust, step, cut, better):
-    """The trust region for the next step."""
+    """The trust region for the next step.
+
+    Parameters
+    ----------
+    trust : Trust
+        for the last one.
+    step : array, shape (p,)
+        the last one, as it was taken.
+    cut, better : bool
+        whether it was too long, and whether it was kept.
+    """
     radius = trust.radius
     if not better:
         radius = max(np.linalg.norm(step) / 2, 2.0 ** EXPONENTS[0])
@@ -234,8 +256,8 @@ def trust_after(trust, step, cut, better):
 def object_moments(image, grid2world):
     """Centre and covariance of the object in an image.
 
-    It is where the image is above a tenth of its range, of which the 1 % lowest and
-    highest intensities are left out.
+    It is where the image is at or above a tenth of its range, of which the 1 % lowest
+    and highest intensities are left out.
 
     Parameters
     ----------
@@ -312,7 +334,7 @@ def information_weights(moments_by_bin, marginal, bin_width):
         traces,
         total * marginal * bin_width**2,
         out=np.zeros(len(marginal)),
-        where=marginal > 1e-7,
+        where=(marginal > 1e-7) & (total > 0),
     )
 
 
@@ -331,6 +353,10 @@ def information(numbers, joint, log_ratio, weights):
         static bins by moving bins.
     weights : array, shape (nbins,)
         as made by `information_weights`.
+
+    Returns
+    -------
+    phi : float
     """
     slope = np.zeros_like(log_ratio)
     slope[:, 1:-1] = (log_ratio[:, 2:] - log_ratio[:, :-2]) / 2
@@ -339,7 +365,10 @@ def information(numbers, joint, log_ratio, weights):
 
 
 def first_inverse(numbers, moments, phi):
-    """Inverse of the first estimate of the Hessian, ``phi * moments``.
+    """Inverse of the first estimate of the Hessian, ``SCALE * phi * moments``.
+
+    The moments are made regular by `RIDGE`; phi is no smaller than what keeps the
+    inverse within `LARGEST_INVERSE`.
 
     Parameters
     ----------
@@ -348,11 +377,19 @@ def first_inverse(numbers, moments, phi):
         divided by the number of samples; the moving owner's.
     phi : float
         as made by `information`.
+
+    Returns
+    -------
+    inverse : array, shape (p, p)
+        zero, so that no step is taken, where nothing depends on the parameters.
     """
     p = len(moments)
     ridge = RIDGE * np.trace(moments) / p * np.eye(p)
+    if not ridge.any():
+        return np.zeros((p, p))
     inverse = np.linalg.inv(moments + ridge) / SCALE
-    return numbers.quotient(inverse, phi)
+    least = np.abs(inverse).max() / LARGEST_INVERSE
+    return numbers.quotient(inverse, numbers.largest(phi, least))
 
 
 # -- in the clear --------------------------------------------------------------
@@ -368,11 +405,17 @@ class DampedBFGS:
     Parameters
     ----------
     metric : MutualInformationMetric
-        DIPY's, the one that the registration uses.
+        DIPY's, the one that the registration uses; without masks.
     radius : sequence of float, optional
-        longest step at each level, coarsest first, in parts of the object's size as
-        steps are; about mm of a human brain.
+        longest step at each level, coarsest first, in 64ths of the object's size;
+        about mm of a human brain. The last one holds for what follows.
     numbers : ClearNumbers, optional
+
+    Raises
+    ------
+    ValueError
+        if the radii cannot be used; in use, if the metric has masks, is not the
+        registration's, or finds no number.
 
     Attributes
     ----------
@@ -382,9 +425,10 @@ class DampedBFGS:
 
     Notes
     -----
-    ``level_iters`` are evaluations of the metric. 4 at the coarsest level for a
-    translation, then 10, 6 and 4 for a rigid transform, then 10 and 10 at the two finer
-    levels for an affine one, 44 in all, do what takes DIPY's L-BFGS-B some 400.
+    An object serves one registration. ``level_iters`` are evaluations of the metric. 4
+    at the coarsest level for a translation, then 10, 6 and 4 for a rigid transform,
+    then 10 and 10 at the two finer levels for an affine one, 44 in all, do what takes
+    DIPY's L-BFGS-B some 400.
 
     Examples
     --------
@@ -395,13 +439,35 @@ class DampedBFGS:
     """
 
     def __init__(self, metric, *, radius=(8.0, 4.0, 2.0), numbers=None):
+        radius = np.ravel(radius)
+        if not len(radius) or not np.all(np.isfinite(radius) & (radius > 0)):
+            raise ValueError(f"radius must be positive numbers, got {radius.tolist()}")
         self.metric = metric
-        self.numbers = numbers or ClearNumbers()
+        self.numbers = ClearNumbers() if numbers is None else numbers
         self.shown = []
-        self._caps = cycle(radius)
+        self._caps = chain(radius.tolist(), repeat(float(radius[-1])))
 
     def __call__(self, fun, x0, args=(), *, jac, maxiter, **_):
-        """Minimise as a custom method of ``scipy.optimize.minimize``."""
+        """Minimise, as a custom method of ``scipy.optimize.minimize``.
+
+        Parameters
+        ----------
+        fun, jac : callable
+            the metric and its gradient.
+        x0 : array, shape (p,)
+        args : tuple, optional
+        maxiter : int
+            evaluations.
+
+        Returns
+        -------
+        result : OptimizeResult
+        """
+        metric = self.metric
+        if getattr(getattr(fun, "fun", fun), "__self__", metric) is not metric:
+            raise ValueError("the registration has another metric than this optimizer")
+        if metric.static_mask is not None or metric.moving_mask is not None:
+            raise ValueError("this optimizer takes no masks; leave them out")
         n, params = self.numbers, np.asarray(x0, dtype=np.float64)
         cap = next(self._caps)
         trust = Trust(cap, cap)
@@ -412,16 +478,22 @@ class DampedBFGS:
         def evaluate(params):
             value = fun(params, *args)
             gradient = basis.T @ jac(params, *args)
+            if not (np.isfinite(value) and np.isfinite(gradient).all()):
+                raise ValueError(
+                    "the metric or its gradient is no finite number; check that the "
+                    "images overlap and hold finite numbers that differ"
+                )
             return n.fix(value * SCALE), n.fix(gradient * SCALE)
 
         value, gradient = evaluate(params)
         state = None
         for _ in range(maxiter - 1):
             if state is None:
-                inverse = self._first_inverse(params, basis)
+                inverse = self._first_inverse(params, jacobian, basis)
                 state = State(value, gradient, inverse)
             proposal = propose(n, state)
             step, cut = limit(proposal, trust)
+            step = n.fix(step)
             trial = params + basis @ step
             value, gradient = evaluate(trial)
             state, better = update(n, state, step, value, gradient)
@@ -430,23 +502,31 @@ class DampedBFGS:
             shown = {"better": better, "value": float(value) / SCALE}
             self.shown.append({**proposal._asdict(), **shown})
         best = (value if state is None else state.value) / SCALE
-        counts = {"nit": maxiter, "nfev": maxiter}
-        return OptimizeResult(x=params, fun=best, success=True, **counts)
+        steps = max(maxiter - 1, 0)
+        return OptimizeResult(
+            x=params,
+            fun=best,
+            nit=steps,
+            nfev=steps + 1,
+            njev=steps + 1,
+            success=True,
+            status=0,
+            message="all evaluations were made",
+        )
 
-    def _first_inverse(self, params, basis):
+    def _first_inverse(self, params, jacobian, basis):
         histogram = self.metric.histogram
         joint, marginal = histogram.joint, histogram.mmarginal
         known = (joint > EPSILON) & (marginal > EPSILON)
         ratio = np.divide(joint, marginal, out=np.ones_like(joint), where=known)
-        moments = self._moments_by_bin(params, basis)
+        moments = self._moments_by_bin(params, jacobian, basis)
         weights = information_weights(moments, marginal, histogram.mdelta)
         phi = information(self.numbers, joint, np.log(ratio), weights)
         return first_inverse(self.numbers, moments.sum(axis=0), phi)
 
-    def _moments_by_bin(self, params, basis):
+    def _moments_by_bin(self, params, jacobian, basis):
         """Outer products of the gradient's columns, summed by moving bin."""
         values, gradient, points = moving_samples(self.metric, params)
-        jacobian = linear_jacobian(self.metric.transform, params)
         columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points, optimize=True)
         columns = columns @ basis
         histogram = self.metric.histogram
@@ -464,6 +544,11 @@ class DampedBFGS:
 
 def moving_samples(metric, params):
     """The moving image where a metric of DIPY's looks it up.
+
+    Parameters
+    ----------
+    metric : MutualInformationMetric
+    params : array, shape (p,)
 
     Returns
     -------
