@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 
@@ -600,3 +601,27 @@ def test_pictures_of_difficult_images(tmp_path, kind):
             tmp_path / "p.png", kind, image, before, image, turned, title="$x_"
         )
         assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """As `head` does when it has seen enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as stdout:
+        result = subprocess.run(
+            [script("dipy_ppir_session"), "new", "affine"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_any_other_broken_pipe_is_an_error(monkeypatch, command):
+    def broken(name):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    status, _, err = command()
+    assert status == 1
+    assert err.startswith(f"{COMMAND}: error: Broken pipe")

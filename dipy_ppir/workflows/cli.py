@@ -1,6 +1,8 @@
 """The commands of the package; DIPY's own table of commands is closed."""
 
+import contextlib
 import logging
+import select
 import signal
 import sys
 import warnings
@@ -77,11 +79,11 @@ def run(command):
         if exc.code == 128 + signal.SIGTERM:
             _say(command, f"ended from outside (SIGTERM); {_said(before)}")
         raise
-    except BrokenPipeError:
-        # The results are written before anything long is printed.
-        sys.stderr.close()
-        return 0
     except Exception as exc:
+        if isinstance(exc, BrokenPipeError) and _reader_left():
+            # The results are written before anything long is printed.
+            sys.stderr.close()
+            return 0
         if "--debug" in sys.argv:
             raise
         _say(command, _one_line(exc))
@@ -114,6 +116,15 @@ def _run(command):
     text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
     run_flow(flow, extra_args={"version": {"action": "version", "version": text}})
     return 0
+
+
+def _reader_left():
+    """Whether nobody is left to read what is printed."""
+    poller = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            poller.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poller.poll(0))
 
 
 def _one_line(exc):
