@@ -603,7 +603,8 @@ def test_pictures_of_difficult_images(tmp_path, kind):
         assert (tmp_path / "p.png").stat().st_size > 1000
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(tmp_path, unbuffered):
     """As `head` does when it has seen enough."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -613,6 +614,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
             stdout=stdout,
             stderr=subprocess.PIPE,
             cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert (result.returncode, result.stderr) == (0, b"")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import select
 import signal
 import sys
@@ -70,7 +71,9 @@ def run(command):
         signal.signal(signal.SIGTERM, _terminate)
         # A reader that goes away ends a log line, not the registration.
         logging.raiseExceptions = False
-        return _run(command)
+        status = _run(command)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say(command, f"interrupted; {_said(before)}")
@@ -80,9 +83,8 @@ def run(command):
             _say(command, f"ended from outside (SIGTERM); {_said(before)}")
         raise
     except Exception as exc:
-        if isinstance(exc, BrokenPipeError) and _reader_left():
+        if isinstance(exc, BrokenPipeError) and _readers_left():
             # The results are written before anything long is printed.
-            sys.stderr.close()
             return 0
         if "--debug" in sys.argv:
             raise
@@ -118,13 +120,22 @@ def _run(command):
     return 0
 
 
-def _reader_left():
-    """Whether nobody is left to read what is printed."""
-    poller = select.poll()
+def _readers_left():
+    """Whether nobody is left to read what is printed; then it goes nowhere from now.
+
+    Otherwise Python would stumble over what is left when it ends.
+    """
+    poller, left = select.poll(), False
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             poller.register(stream.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poller.poll(0))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number, event in poller.poll(0):
+        if event & select.POLLERR:
+            os.dup2(nowhere, number)
+            left = True
+    os.close(nowhere)
+    return left
 
 
 def _one_line(exc):
