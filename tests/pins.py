@@ -1,10 +1,13 @@
 """Three parties with keys, certificates and a session file, for tests."""
 
 from functools import cache
+import queue
 import threading
+from types import SimpleNamespace
 
 from ports import free_port
 
+from dipy_ppir.mpc import meeting, tls, transport
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.sessionfile import TABLES, SessionFile
@@ -61,3 +64,21 @@ def together(*functions, seconds=300):
         thread.join(seconds)
         assert not thread.is_alive(), "waits for ever"
     return results
+
+
+class _QuickQueue(queue.Queue):
+    """Parties that meet look at their connections more often."""
+
+    def get(self, block=True, timeout=None):
+        return super().get(block, timeout and min(timeout, 0.005))
+
+
+def meet_promptly(monkeypatch, seconds=300.0):
+    """Let nobody wait between two attempts to meet, and no handshake or last word be
+    cut short within so many seconds, however busy the machine."""
+    quick = SimpleNamespace(Queue=_QuickQueue, Empty=queue.Empty)
+    monkeypatch.setattr(meeting, "queue", quick)
+    monkeypatch.setattr(meeting, "REDIAL", 0.02)
+    monkeypatch.setattr(meeting, "DIAL_TIMEOUT", seconds)
+    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT", seconds)
+    monkeypatch.setattr(transport, "LAST_WORD", seconds)

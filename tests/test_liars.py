@@ -7,19 +7,17 @@ clock that the test moves.
 """
 
 from itertools import product
-import queue
 import random
 import select
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pins
 import pytest
 
 from dipy_ppir.align import affine_registration
-from dipy_ppir.mpc import meeting, tls, transport
+from dipy_ppir.mpc import transport
 from dipy_ppir.mpc.errors import PeerError, PeerTimeoutError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.meeting import Meeting
@@ -39,24 +37,11 @@ PARAMETERS = {
 HEADER = transport._HEADER
 
 
-class QuickQueue(queue.Queue):
-    """Parties that meet look at their connections more often."""
-
-    def get(self, block=True, timeout=None):
-        return super().get(block, timeout and min(timeout, 0.005))
-
-
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
     """Nothing that a party waits for out of politeness is cut short by a busy machine,
     and nobody waits between two attempts."""
-    monkeypatch.setattr(
-        meeting, "queue", SimpleNamespace(Queue=QuickQueue, Empty=queue.Empty)
-    )
-    monkeypatch.setattr(meeting, "REDIAL", 0.02)
-    monkeypatch.setattr(meeting, "DIAL_TIMEOUT", LONG)
-    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT", LONG)
-    monkeypatch.setattr(transport, "LAST_WORD", LONG)
+    pins.meet_promptly(monkeypatch, LONG)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from itertools import permutations
 import logging
-import queue
 import select
 import socket
 import struct
@@ -49,24 +48,11 @@ LONG = 300.0  # seconds; only a test that hangs waits so long
 together = partial(pins.together, seconds=2 * LONG)
 
 
-class QuickQueue(queue.Queue):
-    """Parties look at their connections more often than ten times a second."""
-
-    def get(self, block=True, timeout=None):
-        return super().get(block, timeout and min(timeout, 0.005))
-
-
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
     """No handshake is cut short by a busy machine, and nobody dawdles."""
-    monkeypatch.setattr(
-        meeting, "queue", SimpleNamespace(Queue=QuickQueue, Empty=queue.Empty)
-    )
-    monkeypatch.setattr(meeting, "REDIAL", 0.02)
-    monkeypatch.setattr(meeting, "DIAL_TIMEOUT", LONG)
-    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT", LONG)
+    pins.meet_promptly(monkeypatch, LONG)
     monkeypatch.setattr(tls, "_LINGER", LONG)
-    monkeypatch.setattr(transport, "LAST_WORD", LONG)
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ from dipy_ppir.mpc.logarithm import WEIGHT_BITS, deal_table, mutual_information
 from dipy_ppir.mpc.protocols import dither
 
 REVEAL = ("histogram", "gradient")
-_EPSILON = 2.2204460492503131e-016  # as in dipy.align.parzenhist.compute_parzen_mi
+#: Probabilities below this are none, as in dipy.align.parzenhist.compute_parzen_mi.
+EPSILON = 2.2204460492503131e-016
 
 declare(
     "joint_histogram",
@@ -501,12 +502,12 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             self.joint /= self._valid if self._by_count else total
             self.smarginal /= self._valid
         self.mmarginal = self.joint.sum(axis=0)
-        known = (self.joint >= _EPSILON) & (self.mmarginal >= _EPSILON)
+        known = (self.joint >= EPSILON) & (self.mmarginal >= EPSILON)
         ratio = np.divide(
             self.joint, self.mmarginal, out=np.ones_like(self.joint), where=known
         )
         self._log_ratio = np.log(ratio)
-        counted = self.smarginal > _EPSILON
+        counted = self.smarginal > EPSILON
         log_static = np.log(self.smarginal, where=counted, out=np.zeros(self.nbins))
         terms = self.joint * (self._log_ratio - log_static[:, None])
         self._metric_value = float(terms[known & counted[:, None]].sum())

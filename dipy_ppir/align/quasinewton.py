@@ -21,10 +21,8 @@ from dipy.align import vector_fields as vf
 import numpy as np
 from scipy.optimize import OptimizeResult
 
-from dipy_ppir.align.parzenhist import linear_jacobian
+from dipy_ppir.align.parzenhist import EPSILON, linear_jacobian
 
-#: Probabilities below this are none, as in dipy.align.parzenhist.
-EPSILON = 2.2204460492503131e-16
 #: Bits of an opened component of a step, without sign, of the step's own size.
 STEP_BITS = 3
 #: Steps are measured in this part of the object's size: about 1 mm of a human brain,
