@@ -362,7 +362,14 @@ def test_an_older_connection_does_not_replace_a_newer(monkeypatch):
             return
         put(event)
 
+    take, asked = here._take_event, []
+
+    def taking():
+        asked.append(1)
+        take()
+
     monkeypatch.setattr(here, "_put", late)
+    monkeypatch.setattr(here, "_take_event", taking)
 
     def owner():
         until(lambda: reachable(plan))
@@ -381,12 +388,18 @@ def test_an_older_connection_does_not_replace_a_newer(monkeypatch):
 
     def end():
         assert taken.wait(300)
-        # The helper's own thread is to have looked at it, which the dialled end hears.
-        until(lambda: here._events.empty())
+        # The late one is taken, and dealt with when the next is asked for.
+        until(here._events.empty)
+        before = len(asked)
+        until(lambda: len(asked) > before + 1)
+        kept = here.links.get(MOVING)
         over.set()
+        return kept
 
-    one, *_ = together(owner, helper, end)
+    one, _, kept = together(owner, helper, end)
     assert type(one) is Gone, one
+    assert kept is not None
+    assert kept.sock is arrivals[1]
 
 
 def test_who_runs_twice_is_told(caplog):
