@@ -13,7 +13,20 @@ from setuptools import Extension, setup
 # continuous integration and for hunting a crash.
 CHECKED = os.environ.get("DIPY_PPIR_BOUNDSCHECK", "0") == "1"
 
-KERNELS = ("field61", "field127", "ring64", "ring128", "windows", "parzen", "sampling")
+KERNELS = (
+    "field61",
+    "field127",
+    "ring32",
+    "ring64",
+    "ring128",
+    "windows",
+    "parzen",
+    "sampling",
+)
+SHARED = [
+    f"cython_kernels/{name}"
+    for name in ("dispatch.h", "dispatch.pxi", "rows.h", "rows.pxi")
+]
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 
 
@@ -49,7 +62,7 @@ extensions = [
         f"dipy_ppir._kernels.{name}",
         [f"cython_kernels/{name}.pyx"],
         include_dirs=[np.get_include(), "cython_kernels"],
-        depends=["cython_kernels/dispatch.h", "cython_kernels/dispatch.pxi"],
+        depends=SHARED,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=COMPILE_ARGS + OPENMP,
         extra_link_args=OPENMP,

@@ -11,10 +11,9 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from *:
     """
-    #include <math.h>
     #include <stdlib.h>
-    #include <string.h>
-    #include "dispatch.h"
+    #define WORD uint64_t
+    #include "rows.h"
 
     /* Eight elements; loads and stores need no alignment and may alias. */
     #define LANES 8
@@ -120,79 +119,6 @@ cdef extern from *:
         return 1;
     }
 
-    static int64_t c_check_band(const int64_t *start, int64_t n, int64_t width, int64_t ncols) {
-        int64_t bad = 0;
-        for (int64_t i = 0; i < n; i++) bad |= (start[i] < 0) | (start[i] > ncols - width);
-        return !bad;
-    }
-
-    ALWAYS int64_t c_gram_banded_body(const int64_t *values, const int64_t *start,
-                                      const uint64_t *b, uint64_t *acc, int64_t n, int64_t w,
-                                      int64_t q) {
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < w; j++) {
-                uint64_t x = (uint64_t)values[i * w + j];
-                uint64_t *to = acc + (start[i] + j) * q;
-                for (int64_t c = 0; c < q; c++) to[c] += x * b[i * q + c];
-            }
-        return 0;
-    }
-    DISPATCH(c_gram_banded, (const int64_t *values, const int64_t *start, const uint64_t *b,
-                             uint64_t *acc, int64_t n, int64_t w, int64_t q),
-             (values, start, b, acc, n, w, q))
-
-    ALWAYS int64_t c_band_rows_body(const int64_t *values, const int64_t *start,
-                                    const uint64_t *table, uint64_t *out, int64_t n, int64_t w,
-                                    int64_t q) {
-        for (int64_t i = 0; i < n; i++) {
-            uint64_t *to = out + i * q;
-            memset(to, 0, (size_t)q * 8);
-            for (int64_t j = 0; j < w; j++) {
-                uint64_t x = (uint64_t)values[i * w + j];
-                const uint64_t *from = table + (start[i] + j) * q;
-                for (int64_t c = 0; c < q; c++) to[c] += x * from[c];
-            }
-        }
-        return 0;
-    }
-    DISPATCH(c_band_rows, (const int64_t *values, const int64_t *start, const uint64_t *table,
-                           uint64_t *out, int64_t n, int64_t w, int64_t q),
-             (values, start, table, out, n, w, q))
-
-    ALWAYS int64_t c_hide_banded_body(const uint64_t *r, const int64_t *values,
-                                      const int64_t *start, uint64_t *out, int64_t n, int64_t w,
-                                      int64_t ncols) {
-        for (int64_t i = 0; i < n; i++) {
-            uint64_t *row = out + i * ncols;
-            for (int64_t c = 0; c < ncols; c++) row[c] = (uint64_t)0 - r[i * ncols + c];
-            for (int64_t j = 0; j < w; j++) row[start[i] + j] += (uint64_t)values[i * w + j];
-        }
-        return 0;
-    }
-    DISPATCH(c_hide_banded, (const uint64_t *r, const int64_t *values, const int64_t *start,
-                             uint64_t *out, int64_t n, int64_t w, int64_t ncols),
-             (r, values, start, out, n, w, ncols))
-
-    ALWAYS int64_t c_dot_rows_body(const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n,
-                                   int64_t k) {
-        for (int64_t i = 0; i < n; i++) {
-            uint64_t sum = 0;
-            for (int64_t j = 0; j < k; j++) sum += a[i * k + j] * b[i * k + j];
-            out[i] += sum;
-        }
-        return 0;
-    }
-    DISPATCH(c_dot_rows, (const uint64_t *a, const uint64_t *b, uint64_t *out, int64_t n, int64_t k),
-             (a, b, out, n, k))
-
-    static void c_dot_banded(const int64_t *values, const int64_t *start, const uint64_t *b,
-                             uint64_t *out, int64_t n, int64_t w, int64_t ncols) {
-        for (int64_t i = 0; i < n; i++) {
-            const uint64_t *row = b + i * ncols + start[i];
-            for (int64_t j = 0; j < w; j++) out[i] += (uint64_t)values[i * w + j] * row[j];
-        }
-    }
-
     ALWAYS int64_t c_weighted_sums_body(const uint64_t *z, const uint64_t *g, uint64_t *acc,
                                         int64_t n, int64_t d) {
         for (int64_t i = 0; i < n; i++)
@@ -202,207 +128,20 @@ cdef extern from *:
     DISPATCH(c_weighted_sums, (const uint64_t *z, const uint64_t *g, uint64_t *acc, int64_t n,
                                int64_t d), (z, g, acc, n, d))
 
-    ALWAYS int64_t c_encode_body(const double *x, double scale, double bound, uint64_t *out,
-                                 int64_t n) {
-        int64_t good = 1;
-        for (int64_t i = 0; i < n; i++) {
-            double v = rint(x[i] * scale);
-            int64_t fits = fabs(v) <= bound;        /* false for NaN */
-            good &= fits;
-            out[i] = (uint64_t)(int64_t)(fits ? v : 0.0);
-        }
-        return good;
-    }
-    DISPATCH(c_encode, (const double *x, double scale, double bound, uint64_t *out, int64_t n),
-             (x, scale, bound, out, n))
     """
     int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t,
                    int64_t) noexcept nogil
-    int64_t c_check_band(const int64_t *, int64_t, int64_t, int64_t) noexcept nogil
-    int64_t c_gram_banded(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, int64_t,
-                          int64_t, int64_t) noexcept nogil
-    int64_t c_band_rows(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, int64_t,
-                        int64_t, int64_t) noexcept nogil
-    int64_t c_hide_banded(const uint64_t *, const int64_t *, const int64_t *, uint64_t *, int64_t,
-                          int64_t, int64_t) noexcept nogil
-    int64_t c_dot_rows(const uint64_t *, const uint64_t *, uint64_t *, int64_t,
-                       int64_t) noexcept nogil
-    void c_dot_banded(const int64_t *, const int64_t *, const uint64_t *, uint64_t *, int64_t,
-                      int64_t, int64_t) noexcept nogil
     int64_t c_weighted_sums(const uint64_t *, const uint64_t *, uint64_t *, int64_t,
                             int64_t) noexcept nogil
-    int64_t c_encode(const double *, double, double, uint64_t *, int64_t) noexcept nogil
 
 
 BITS = 64
 WORDS = 1
 
+ctypedef uint64_t word
+
 include "dispatch.pxi"
-
-
-cdef const int64_t[::1] band_starts(start, int64_t n, int64_t width, int64_t ncols):
-    """Widen the band starts to int64 and check that every band lies inside the matrix."""
-    cdef const int64_t[::1] s = np.ascontiguousarray(
-        np.asarray(start).astype(np.int64, casting="safe", copy=False))
-    same(s.shape[0], n)
-    if n and not c_check_band(&s[0], n, width, ncols):
-        raise ValueError("a band leaves the matrix")
-    return s
-
-
-def encode(const double[::1] x, double scale, double bound, uint64_t[::1] out):
-    """Encode reals as fixed-point elements, rounding half to even.
-
-    Parameters
-    ----------
-    x : float64 array, shape (n,)
-    scale : float
-        Power of two that multiplies `x`.
-    bound : float
-        Largest magnitude allowed after rounding; held below 2**63 in any case.
-    out : uint64 array, shape (n,)
-
-    Returns
-    -------
-    bool
-        Whether every element was finite and within the bound.
-    """
-    cdef int64_t n = out.shape[0], good = 1
-    cdef double limit = min(bound, 9223372036854774784.0)
-    same(x.shape[0], n)
-    if n:
-        with nogil:
-            good = c_encode(&x[0], scale, limit, &out[0], n)
-    return bool(good)
-
-
-def gram(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] acc):
-    """Add a^T b to `acc`.
-
-    Parameters
-    ----------
-    a : uint64 array, shape (n, p)
-    b : uint64 array, shape (n, q)
-    acc : uint64 array, shape (p, q)
-    """
-    cdef int64_t n = a.shape[0], p = a.shape[1], q = b.shape[1], done
-    same(b.shape[0], n)
-    same(acc.shape[0], p)
-    same(acc.shape[1], q)
-    if n == 0 or p == 0 or q == 0:
-        return
-    with nogil:
-        done = c_gram(&a[0, 0], &b[0, 0], &acc[0, 0], n, p, q)
-    if not done:
-        raise MemoryError
-
-
-def gram_banded(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b,
-                uint64_t[:, ::1] acc):
-    """Add a^T b to `acc` for a banded matrix a.
-
-    Row i of a holds ``values[i, j]`` at column ``start[i] + j``.
-
-    Parameters
-    ----------
-    values : int64 array, shape (n, w)
-    start : int32 or int64 array, shape (n,)
-        Between 0 and ncols - w.
-    b : uint64 array, shape (n, q)
-    acc : uint64 array, shape (ncols, q)
-    """
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = acc.shape[0]
-    cdef int64_t q = b.shape[1]
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    same(b.shape[0], n)
-    same(acc.shape[1], q)
-    if n == 0 or w == 0 or q == 0:
-        return
-    with nogil:
-        c_gram_banded(&values[0, 0], &s[0], &b[0, 0], &acc[0, 0], n, w, q)
-
-
-def band_rows(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] table,
-              uint64_t[:, ::1] out):
-    """Write the product of a banded matrix, as in `gram_banded`, with a table.
-
-    Parameters
-    ----------
-    values : int64 array, shape (n, w)
-    start : int32 or int64 array, shape (n,)
-    table : uint64 array, shape (ncols, q)
-    out : uint64 array, shape (n, q)
-    """
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = table.shape[0]
-    cdef int64_t q = table.shape[1]
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    same(out.shape[0], n)
-    same(out.shape[1], q)
-    if n == 0 or q == 0:
-        return
-    if w == 0:
-        out[:, :] = 0
-        return
-    with nogil:
-        c_band_rows(&values[0, 0], &s[0], &table[0, 0], &out[0, 0], n, w, q)
-
-
-def hide_banded(const uint64_t[:, ::1] r, const int64_t[:, ::1] values, start,
-                uint64_t[:, ::1] out):
-    """Write a - r to `out` for the banded matrix a of `gram_banded`.
-
-    Parameters
-    ----------
-    r : uint64 array, shape (n, ncols)
-    values : int64 array, shape (n, w)
-    start : int32 or int64 array, shape (n,)
-    out : uint64 array, shape (n, ncols)
-        May be `r`.
-    """
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = r.shape[1]
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    same(r.shape[0], n)
-    same(out.shape[0], n)
-    same(out.shape[1], ncols)
-    if n and ncols:
-        with nogil:
-            c_hide_banded(&r[0, 0], &values[0, 0] if w else NULL, &s[0], &out[0, 0], n, w, ncols)
-
-
-def dot_rows(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[::1] out):
-    """Add the inner product of each pair of rows to `out`.
-
-    Parameters
-    ----------
-    a, b : uint64 array, shape (n, k)
-    out : uint64 array, shape (n,)
-    """
-    cdef int64_t n = out.shape[0], k = a.shape[1]
-    same(a.shape[0], n)
-    same(b.shape[0], n)
-    same(b.shape[1], k)
-    if n and k:
-        with nogil:
-            c_dot_rows(&a[0, 0], &b[0, 0], &out[0], n, k)
-
-
-def dot_banded(const int64_t[:, ::1] values, start, const uint64_t[:, ::1] b, uint64_t[::1] out):
-    """Add each row of the banded matrix of `gram_banded` times a row of b to `out`.
-
-    Parameters
-    ----------
-    values : int64 array, shape (n, w)
-    start : int32 or int64 array, shape (n,)
-    b : uint64 array, shape (n, ncols)
-    out : uint64 array, shape (n,)
-    """
-    cdef int64_t n = values.shape[0], w = values.shape[1], ncols = b.shape[1]
-    cdef const int64_t[::1] s = band_starts(start, n, w, ncols)
-    same(b.shape[0], n)
-    same(out.shape[0], n)
-    if n and w:
-        with nogil:
-            c_dot_banded(&values[0, 0], &s[0], &b[0, 0], &out[0], n, w, ncols)
+include "rows.pxi"
 
 
 def weighted_sums(const uint64_t[::1] z, const uint64_t[:, ::1] g, uint64_t[::1] acc):

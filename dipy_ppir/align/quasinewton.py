@@ -14,7 +14,7 @@ image, in 64ths of its size (`orthonormal_steps`), so one trust radius serves
 translations, rotations and shears alike, and images of brains of mice and men.
 """
 
-from itertools import chain, repeat
+from itertools import chain, repeat, zip_longest
 from typing import NamedTuple
 
 from dipy.align import vector_fields as vf
@@ -30,19 +30,31 @@ STEP_BITS = 3
 SIZE_PART = 1 / 64
 #: Least and largest exponent of a step's size: 16 values.
 EXPONENTS = -9, 6
-#: Metric and gradient are multiplied by this, and no elements of the inverse Hessian
-#: are begun with, or added, that are larger than that: so its digits are worth keeping.
-SCALE, LARGEST_INVERSE = 2.0**7, 256
-#: Least part of the expected curvature along a step that is believed.
+#: Metric and gradient are multiplied by this, so that their digits are worth keeping.
+SCALE = 2.0**7
+#: Where it starts, no element of the inverse Hessian is larger than this, and along no
+#: step is the curvature taken to be smaller than its reciprocal.
+LARGEST_INVERSE = 2048
+#: Least part of the expected curvature along a step that is believed: 1/5.
 DAMPING = 0.2
 #: Of the mean diagonal, added to a first curvature.
 RIDGE = 0.02
 #: Least length of the first step, of the cap.
 FIRST = 0.25
+#: Fraction bits that are kept: of numbers, of inner products, of an information.
+DIGITS, FINE_DIGITS, INFORMATION_DIGITS = 24, 36, 28
+#: No weight of an information is larger.
+LARGEST_WEIGHT = 2.0**30
+#: Least weight of a bin, of one sample.
+UNIT = 2.0**-12
+#: Added to what is divided by.
+FLOOR = 2.0**-30
 
 
 class ClearNumbers:
     """Fixed-point numbers in the clear, rounded where numbers on shares are.
+
+    Every verb takes several operands, because on shares they cost the rounds of one.
 
     Parameters
     ----------
@@ -50,49 +62,67 @@ class ClearNumbers:
         fraction bits that are kept.
     """
 
-    def __init__(self, frac_bits=24):
-        self.unit = 2.0**-frac_bits
+    def __init__(self, frac_bits=DIGITS):
+        self.lost = DIGITS - frac_bits
 
-    def fix(self, x):
+    def fix(self, x, digits=DIGITS):
         """Round to nearest."""
-        return np.rint(np.asarray(x) / self.unit) * self.unit
+        unit = 2.0 ** (self.lost - digits)
+        return np.rint(np.asarray(x) / unit) * unit
 
-    def product(self, a, b):
-        """Elementwise product."""
-        return self.fix(a * b)
+    def own(self, x, shape, digits=DIGITS, bound=None):
+        """Numbers that the moving owner knows."""
+        return self.fix(x, digits)
 
-    def dot(self, a, b):
-        """Matrix or inner product."""
-        return self.fix(a @ b)
+    def dots(self, *pairs, digits=()):
+        """Matrix and inner products; digits each has if not `DIGITS`."""
+        return [
+            self.fix(a @ b, d)
+            for (a, b), d in zip_longest(pairs, digits, fillvalue=DIGITS)
+        ]
 
-    def quotient(self, a, b):
-        """Elementwise quotient by a number that is positive, or else zero."""
-        return self.fix(a / np.maximum(b, self.unit))
+    def times(self, *pairs, bounds=None):
+        """Elementwise products, and a public bound on each."""
+        return [self.fix(a * b) for a, b in pairs]
 
-    def largest(self, *numbers):
-        """The largest of several numbers."""
-        return np.max(numbers)
+    def outer(self, a, b):
+        """Half of the outer products, ``(a b' + b a') / 2``."""
+        product = self.fix(a[:, None] * b[None] / 2)
+        return product + product.T
 
-    def less(self, a, b):
-        """Whether a < b."""
-        return a < b
+    def gates(self, *pairs):
+        """Products with bits, exact."""
+        return [bit * x for bit, x in pairs]
 
-    def select(self, condition, a, b):
-        """a where the condition holds, else b."""
-        return np.where(condition, a, b)
+    def complement(self, x):
+        """1 - x."""
+        return 1 - x
 
-    def mantissas(self, u, squares):
-        """A step's exponent and its rounded components; see `Proposal`.
+    def raised(self, x):
+        """1 + x."""
+        return 1 + x
 
-        A step that is larger than the largest exponent says keeps its direction.
+    def inverses(self, *numbers, digits=DIGITS):
+        """Reciprocals of numbers that are positive, or nearly zero."""
+        return [self.fix(1 / np.maximum(x + FLOOR, FLOOR), digits) for x in numbers]
+
+    def less(self, *pairs):
+        """For each pair whether the first is less."""
+        return [np.asarray(a < b).astype(float) for a, b in pairs]
+
+    def show_step(self, u):
+        """Show the moving owner a step's exponent and its rounded components.
+
+        A step that is larger than the largest exponent says keeps its direction. The
+        exponent may be larger by one than it had to be.
         """
         low, high = EXPONENTS
-        exponent = int(np.ceil(np.log2(max(squares, 2.0 ** (2 * low))) / 2))
+        exponent = int(np.ceil(np.log2(max(u @ u, 2.0 ** (2 * low))) / 2))
         k = np.rint(u * 2.0 ** (STEP_BITS - exponent))
         return min(exponent, high), k.astype(int)
 
-    def open(self, bit):
-        """Show a bit to the moving owner."""
+    def show_better(self, bit):
+        """Show the moving owner a bit."""
         return bool(bit)
 
 
@@ -153,8 +183,8 @@ def opened_bits(p):
 
 def propose(numbers, state):
     """The quasi-Newton step, rounded to a few bits of its size, and opened."""
-    u = -numbers.dot(state.inverse, state.gradient)
-    return Proposal(*numbers.mantissas(u, numbers.dot(u, u)))
+    (ascent,) = numbers.dots((state.inverse, state.gradient))
+    return Proposal(*numbers.show_step(-ascent))
 
 
 def limit(proposal, trust):
@@ -203,32 +233,35 @@ def update(numbers, state, step, value, gradient):
     better : bool
         whether the step is kept; opened.
     """
-    n, h = numbers, state.inverse
-    y = gradient - state.gradient
-    hy = n.dot(h, y)
-    expected, found = n.dot(y, hy), n.dot(step, y)
-    # Damped: the step is moved towards H y until the curvature along it is at least
-    # `DAMPING` of what H expects.
-    least = n.product(DAMPING, expected)
-    damped = n.less(found, least)
-    excess = n.select(damped, expected - found, 1.0)
-    theta = n.quotient(n.product(1 - DAMPING, expected), excess)
-    theta = n.select(damped, theta, 1.0)
-    s = n.product(theta, step) + n.product(1 - theta, hy)
-    # Where the gradient hardly changes, no more is added to H than `LARGEST_INVERSE`.
-    flat = n.product(1 / LARGEST_INVERSE, n.dot(s, s))
-    curvature = n.largest(n.select(damped, least, found), flat)
+    n, h, p = numbers, state.inverse, state.gradient.shape
+    s = n.own(step, p)
+    # The least curvature, along every step.
+    tilt = n.own(None if step is None else step / LARGEST_INVERSE, p)
+    y = gradient - state.gradient + tilt
+    hy, found = n.dots((h, y), (s, y), digits=(DIGITS, FINE_DIGITS))
+    (expected,) = n.dots((y, hy), digits=(FINE_DIGITS,))
+    damped, better = n.less((5 * found, expected), (value, state.value))
+    shown = n.show_better(better)
+    towards, taken, missing, value, gradient = n.gates(
+        (damped, hy - s),
+        (damped, 5 * found),
+        (damped, expected - 5 * found),
+        (better, value - state.value),
+        (better, gradient - state.gradient),
+    )
+    # Damped: the step is moved towards H y until the curvature along it is a fifth of
+    # what H expects, by 1 - theta with theta = 4/5 expected / (expected - found).
+    excess, curvature = n.inverses(5 * expected - taken, 5 * found + missing)
+    theta, ratio = n.times(
+        (4 * expected, excess), (5 * expected, curvature), bounds=(1, 8)
+    )
+    (moved,) = n.times((n.complement(theta), towards))
+    s = s + moved
     # H + v w' + w v' with v = s / s'y, w = (1 + y'Hy / s'y) s / 2 - H y. The curvature
     # by itself has no bounded range; these quotients have.
-    v = n.quotient(s, curvature)
-    factor = (1 + n.quotient(expected, curvature)) / 2
-    w = n.product(factor, s) - hy
-    outer = n.product(v[:, None], w[None])
-    inverse = h + outer + outer.T
-    better = n.open(n.less(value, state.value))
-    if better:
-        return State(value, gradient, inverse), True
-    return state._replace(inverse=inverse), False
+    v, w = n.times((s, 5 * curvature), (n.raised(ratio), s))
+    inverse = h + n.outer(v, w - 2 * hy)
+    return State(state.value + value, state.gradient + gradient, inverse), shown
 
 
 def trust_after(trust, step, cut, better):
@@ -310,84 +343,179 @@ def orthonormal_steps(jacobian, center, covariance):
     return SIZE_PART * np.sqrt(np.trace(covariance)) * np.linalg.inv(root).T
 
 
-def information_weights(moments_by_bin, marginal, bin_width):
-    """What the moving owner knows of the first curvature; see `first_inverse`.
+def bin_weights(moments_by_bin, bin_width):
+    """What the moving owner knows of the first curvature; see `information`.
 
     Parameters
     ----------
     moments_by_bin : array, shape (nbins, p, p)
         sum over the samples whose nearest moving bin it is of the outer products of
         the columns of the gradient, divided by the number of samples.
-    marginal : array, shape (nbins,)
-        of the moving image.
     bin_width : float
 
     Returns
     -------
     weights : array, shape (nbins,)
     """
-    total = np.trace(moments_by_bin.sum(axis=0))
     traces = np.trace(moments_by_bin, axis1=1, axis2=2)
-    return np.divide(
-        traces,
-        total * marginal * bin_width**2,
-        out=np.zeros(len(marginal)),
-        where=(marginal > 1e-7) & (total > 0),
-    )
+    total = traces.sum()
+    return traces / (total * bin_width**2) if total > 0 else np.zeros(len(traces))
 
 
-def information(numbers, joint, log_ratio, weights):
-    r"""Fisher information of the joint histogram, as one number.
+def mean_slopes(joint, unit=0.0):
+    r"""Mean square derivative of the log-likelihood, for every moving bin.
 
-    .. math:: \phi = \sum_r a_r \sum_t P(t, r) d(t, r)^2, \quad
+    .. math:: c_r = \frac{1}{P(r)} \sum_t P(t, r) d(t, r)^2, \quad
               d(t, r) = (w(t, r + 1) - w(t, r - 1)) / 2
 
-    with the logarithms w of P(t, r) / P(r): the mean square of the derivative of
-    log P(t | i) by the moving intensity. It needs no sum over samples.
+    with the logarithms w of P(t, r) / P(r). It needs no sum over samples.
 
     Parameters
     ----------
-    joint, log_ratio : array, shape (nbins, nbins)
+    joint : array, shape (nbins, nbins)
         static bins by moving bins.
-    weights : array, shape (nbins,)
-        as made by `information_weights`.
+    unit : float, optional
+        added to every probability, so that none is zero.
 
     Returns
     -------
-    phi : float
+    slopes : array, shape (nbins,)
     """
-    slope = np.zeros_like(log_ratio)
-    slope[:, 1:-1] = (log_ratio[:, 2:] - log_ratio[:, :-2]) / 2
-    by_bin = numbers.product(joint, numbers.product(slope, slope)).sum(axis=0)
-    return numbers.dot(by_bin, weights)
+    joint = joint + max(unit, EPSILON)
+    marginal = joint.sum(axis=0)
+    w, slope = np.log(joint / marginal), np.zeros_like(joint)
+    slope[:, 1:-1] = (w[:, 2:] - w[:, :-2]) / 2
+    return (joint * slope**2).sum(axis=0) / marginal
 
 
-def first_inverse(numbers, moments, phi):
-    """Inverse of the first estimate of the Hessian, ``SCALE * phi * moments``.
+def first_inverse(numbers, inverse, weights, slopes, p):
+    r"""Inverse of the first estimate of the Hessian, ``SCALE * phi * moments``.
 
-    The moments are made regular by `RIDGE`; phi is no smaller than what keeps the
-    inverse within `LARGEST_INVERSE`.
+    .. math:: \phi = \sum_r a_r c_r
+
+    is the Fisher information of the joint histogram as one number.
 
     Parameters
     ----------
-    moments : array, shape (p, p)
-        sum over the samples of the outer products of the columns of the gradient,
-        divided by the number of samples; the moving owner's.
-    phi : float
-        as made by `information`.
+    numbers : ClearNumbers
+    inverse, weights : array, shape (p, p) and (nbins,)
+        as made by `regular_inverse`; the moving owner's.
+    slopes : array, shape (nbins,)
+        c_r, as made by `mean_slopes`; secret.
+    p : int
+
+    Returns
+    -------
+    inverse : array, shape (p, p)
+    """
+    weights = numbers.own(
+        weights, slopes.shape, INFORMATION_DIGITS // 2, LARGEST_WEIGHT
+    )
+    inverse = numbers.own(inverse, (p, p))
+    (phi,) = numbers.dots((weights, slopes), digits=(INFORMATION_DIGITS,))
+    (part,) = numbers.inverses(numbers.raised(phi), digits=FINE_DIGITS)
+    return numbers.times((inverse, part))[0]
+
+
+def regular_inverse(moments_by_bin, bin_width):
+    """What the moving owner knows of the first estimate; see `first_inverse`.
+
+    The moments are made regular by `RIDGE`. Both results are scaled by one number such
+    that the inverse within `LARGEST_INVERSE` is what an information of zero gives.
+
+    Parameters
+    ----------
+    moments_by_bin : array, shape (nbins, p, p)
+        as made by `bin_moments`.
+    bin_width : float
 
     Returns
     -------
     inverse : array, shape (p, p)
         zero, so that no step is taken, where nothing depends on the parameters.
+    weights : array, shape (nbins,)
     """
-    p = len(moments)
+    nbins, p, _ = moments_by_bin.shape
+    weights = bin_weights(moments_by_bin, bin_width)
+    moments = moments_by_bin.sum(axis=0)
     ridge = RIDGE * np.trace(moments) / p * np.eye(p)
     if not ridge.any():
-        return np.zeros((p, p))
+        return np.zeros((p, p)), np.zeros(nbins)
     inverse = np.linalg.inv(moments + ridge) / SCALE
     least = np.abs(inverse).max() / LARGEST_INVERSE
-    return numbers.quotient(inverse, numbers.largest(phi, least))
+    return inverse / least, np.minimum(weights / least, LARGEST_WEIGHT)
+
+
+def bin_moments(columns, values, histogram):
+    """Outer products of the gradient's columns, summed by moving bin.
+
+    Parameters
+    ----------
+    columns : array, shape (n, p)
+    values : array, shape (n,)
+        moving intensities.
+    histogram : ParzenJointHistogram
+
+    Returns
+    -------
+    moments : array, shape (nbins, p, p)
+        divided by n.
+    """
+    nbins, p = histogram.nbins, columns.shape[1]
+    bins = np.rint(values / histogram.mdelta - histogram.mmin).astype(int)
+    bins = np.clip(bins, 0, nbins - 1)
+    moments = np.empty((nbins, p, p))
+    for k in range(p):
+        for m in range(k + 1):
+            sums = np.bincount(bins, columns[:, k] * columns[:, m], nbins)
+            moments[:, k, m] = moments[:, m, k] = sums / len(bins)
+    return moments
+
+
+def minimise(numbers, metric, params, evaluations, cap, on_step=None):
+    """Minimise a metric by a fixed number of evaluations.
+
+    Every party runs this; what is secret goes through `numbers`.
+
+    Parameters
+    ----------
+    numbers : ClearNumbers
+    metric : object
+        ``evaluate(params)`` returns value and gradient, in the coordinates of steps,
+        times `SCALE`; ``first_inverse(numbers)`` what to begin with, after an
+        evaluation; ``basis`` are the steps (`orthonormal_steps`), at the moving owner.
+    params : array, shape (p,), or None
+        where to start; only the moving owner knows it.
+    evaluations : int
+    cap : float
+        longest step.
+    on_step : callable, optional
+        called after each with the proposal, whether it was better, and the value.
+
+    Returns
+    -------
+    params : array, shape (p,), or None
+        the best found.
+    value : float
+        there, times `SCALE`; secret.
+    """
+    value, gradient = metric.evaluate(params)
+    state, trust, step, cut = None, Trust(cap, cap), None, False
+    for _ in range(evaluations - 1):
+        if state is None:
+            state = State(value, gradient, metric.first_inverse(numbers))
+        proposal, trial = propose(numbers, state), None
+        if params is not None:
+            step, cut = limit(proposal, trust)
+            trial = params + metric.basis @ step
+        value, gradient = metric.evaluate(trial)
+        state, better = update(numbers, state, step, value, gradient)
+        if params is not None:
+            trust = trust_after(trust, step, cut, better)
+            params = trial if better else params
+        if on_step is not None:
+            on_step(proposal, better, value)
+    return params, value if state is None else state.value
 
 
 # -- in the clear --------------------------------------------------------------
@@ -466,44 +594,22 @@ class DampedBFGS:
             raise ValueError("the registration has another metric than this optimizer")
         if metric.static_mask is not None or metric.moving_mask is not None:
             raise ValueError("this optimizer takes no masks; leave them out")
-        n, params = self.numbers, np.asarray(x0, dtype=np.float64)
-        cap = next(self._caps)
-        trust = Trust(cap, cap)
-        jacobian = linear_jacobian(self.metric.transform, params)
-        moving = self.metric.moving, self.metric.moving_grid2world
-        basis = orthonormal_steps(jacobian, *object_moments(*moving))
+        params = np.asarray(x0, dtype=np.float64)
 
-        def evaluate(params):
-            value = fun(params, *args)
-            gradient = basis.T @ jac(params, *args)
-            if not (np.isfinite(value) and np.isfinite(gradient).all()):
-                raise ValueError(
-                    "the metric or its gradient is no finite number; check that the "
-                    "images overlap and hold finite numbers that differ"
-                )
-            return n.fix(value * SCALE), n.fix(gradient * SCALE)
-
-        value, gradient = evaluate(params)
-        state = None
-        for _ in range(maxiter - 1):
-            if state is None:
-                inverse = self._first_inverse(params, jacobian, basis)
-                state = State(value, gradient, inverse)
-            proposal = propose(n, state)
-            step, cut = limit(proposal, trust)
-            step = n.fix(step)
-            trial = params + basis @ step
-            value, gradient = evaluate(trial)
-            state, better = update(n, state, step, value, gradient)
-            trust = trust_after(trust, step, cut, better)
-            params = trial if better else params
+        def on_step(proposal, better, value):
             shown = {"better": better, "value": float(value) / SCALE}
             self.shown.append({**proposal._asdict(), **shown})
-        best = (value if state is None else state.value) / SCALE
+
+        on_shares = _ClearMetric(
+            metric, self.numbers, params, lambda x: (fun(x, *args), jac(x, *args))
+        )
+        params, best = minimise(
+            self.numbers, on_shares, params, maxiter, next(self._caps), on_step
+        )
         steps = max(maxiter - 1, 0)
         return OptimizeResult(
             x=params,
-            fun=best,
+            fun=float(best) / SCALE,
             nit=steps,
             nfev=steps + 1,
             njev=steps + 1,
@@ -512,32 +618,36 @@ class DampedBFGS:
             message="all evaluations were made",
         )
 
-    def _first_inverse(self, params, jacobian, basis):
-        histogram = self.metric.histogram
-        joint, marginal = histogram.joint, histogram.mmarginal
-        known = (joint > EPSILON) & (marginal > EPSILON)
-        ratio = np.divide(joint, marginal, out=np.ones_like(joint), where=known)
-        moments = self._moments_by_bin(params, jacobian, basis)
-        weights = information_weights(moments, marginal, histogram.mdelta)
-        phi = information(self.numbers, joint, np.log(ratio), weights)
-        return first_inverse(self.numbers, moments.sum(axis=0), phi)
 
-    def _moments_by_bin(self, params, jacobian, basis):
-        """Outer products of the gradient's columns, summed by moving bin."""
-        values, gradient, points = moving_samples(self.metric, params)
-        columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points, optimize=True)
-        columns = columns @ basis
+class _ClearMetric:
+    """A metric of DIPY's as `minimise` wants it."""
+
+    def __init__(self, metric, numbers, params, function):
+        self.metric, self.numbers, self.function = metric, numbers, function
+        jacobian = linear_jacobian(metric.transform, params)
+        moments = object_moments(metric.moving, metric.moving_grid2world)
+        self.basis = orthonormal_steps(jacobian, *moments)
+
+    def evaluate(self, params):
+        value, gradient = self.function(params)
+        gradient = self.basis.T @ gradient
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+            raise ValueError(
+                "the metric or its gradient is no finite number; check that the "
+                "images overlap and hold finite numbers that differ"
+            )
+        self.params, fix = params, self.numbers.fix
+        return fix(value * SCALE), fix(gradient * SCALE)
+
+    def first_inverse(self, numbers):
         histogram = self.metric.histogram
-        bins = np.rint(values / histogram.mdelta - histogram.mmin).astype(int)
-        bins = np.clip(bins, 0, histogram.nbins - 1)
-        p = len(params)
-        moments = np.zeros((histogram.nbins, p, p))
-        for k in range(p):
-            for m in range(k + 1):
-                product = columns[:, k] * columns[:, m]
-                sums = np.bincount(bins, product, histogram.nbins) / len(bins)
-                moments[:, k, m] = moments[:, m, k] = sums
-        return moments
+        values, gradient, points = moving_samples(self.metric, self.params)
+        jacobian = linear_jacobian(self.metric.transform, self.params)
+        columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points, optimize=True)
+        moments = bin_moments(columns @ self.basis, values, histogram)
+        mine = regular_inverse(moments, histogram.mdelta)
+        slopes = mean_slopes(histogram.joint, UNIT / len(values))
+        return first_inverse(numbers, *mine, slopes, len(self.params))
 
 
 def moving_samples(metric, params):

@@ -1,6 +1,7 @@
 """Secret-shared arrays: one party's share, with its scale and its bound."""
 
 from dataclasses import dataclass
+import math
 
 import numpy as np
 
@@ -26,8 +27,10 @@ class SharedArray:
         the elements stand for multiples of ``2**-frac_bits``.
     bound : int
         largest magnitude, as an integer before scaling, of any element.
-    noise_bits : int, optional
+    noise_bits : float, optional
         low bits that say nothing, because a party has added noise to them.
+    choices : int, optional
+        how many different values an element can have, if not all within the bound.
 
     Raises
     ------
@@ -41,7 +44,8 @@ class SharedArray:
     degree: int
     frac_bits: int
     bound: int
-    noise_bits: int = 0
+    noise_bits: float = 0
+    choices: int = None
 
     def __post_init__(self):
         self.bound = int(self.bound)
@@ -59,7 +63,8 @@ class SharedArray:
     @property
     def open_bits(self):
         """Bits that an opening of an element shows."""
-        return self.bound.bit_length() + 1 - self.noise_bits
+        values = 2 * self.bound + 1 if self.choices is None else self.choices
+        return max(math.log2(values) - self.noise_bits, 0.0)
 
     def empty(self):
         """Room for another party's share."""
@@ -121,6 +126,9 @@ class SharedArray:
             self.field.scale(self.share, integer), bound=self.bound * abs(integer)
         )
 
+    def __rmul__(self, integer):
+        return self.times(integer)
+
     def add_public(self, integer):
         """Sum with one public integer (in units of the last place); local."""
         if self.field is R64:
@@ -181,6 +189,12 @@ class SharedArray:
         return self._with(
             self.field.matmul(coefficients, self.share), bound=self.bound * weight
         )
+
+
+def broadcast(array, shape):
+    """A shared array as one of a larger shape; local."""
+    share = np.broadcast_to(array.share, array.field.storage(shape))
+    return array._with(np.ascontiguousarray(share))
 
 
 @dataclass

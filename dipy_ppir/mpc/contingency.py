@@ -34,6 +34,8 @@ share_categories   categories (once)                   1
 table              bins + 1                            1 + opening
 contract           categories + columns + 2            2 + opening
 contract_shared    2 bins + categories + columns + 2   2 + opening
+moments            2 bins + categories + 2 and 12      3
+                   bytes for each of dim components
 =================  ==================================  ===========
 
 What each party sees: the static owner the random parts X_1, and the helper's part
@@ -47,7 +49,7 @@ import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
-from dipy_ppir.mpc.fields import R64
+from dipy_ppir.mpc.fields import R32, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.protocols import SEED_PARTY
 
@@ -62,9 +64,24 @@ ROW_BITS = 50
 ROW_SHARE = 1
 
 
-def table_frac_bits(samples):
-    """Fraction bits of the weights of a table over a number of samples."""
-    return min(40, SUM_BITS - max(int(samples), 1).bit_length())
+#: Most fraction bits of the weights of a table.
+TABLE_BITS = {R32: 12, R64: 40}
+
+
+def table_frac_bits(samples, ring=R64):
+    """Fraction bits of the weights of a table over a number of samples.
+
+    Raises
+    ------
+    FixedPointOverflowError
+        if there are too many samples for words of that size.
+    """
+    left = ring.bits - 2 - max(int(samples), 1).bit_length()
+    if left < 4:
+        raise FixedPointOverflowError(
+            f"{samples:,} samples are too many; use a smaller sampling_proportion"
+        )
+    return min(TABLE_BITS[ring], left)
 
 
 class Contingency:
@@ -79,14 +96,14 @@ class Contingency:
         number of categories of the static owner; public.
     bins : int
         number of bins of the moving owner; public.
+    ring : WordRing, optional
+        of the elements.
     """
 
-    field = R64
-
-    def __init__(self, session, samples, categories, bins):
-        self.session = session
+    def __init__(self, session, samples, categories, bins, ring=R64):
+        self.session, self.field = session, ring
         self.samples, self.categories, self.bins = samples, categories, bins
-        self.frac_bits = table_frac_bits(samples)
+        self.frac_bits = table_frac_bits(samples, ring)
         self._b = None
         self._block_sums = {}
         self._scratch = {}
@@ -139,10 +156,10 @@ class Contingency:
                 continue
             part[...] = self._random(STATIC, part.shape)
             if s.pid == MOVING:
-                self._block_sums[start] = part.sum(axis=0)
+                self._block_sums[start] = part.sum(axis=0, dtype=part.dtype)
                 continue
             np.negative(part, out=part)
-            one = 1 if keep is None else keep[start:stop].astype(np.uint64)
+            one = 1 if keep is None else keep[start:stop].astype(part.dtype)
             part[np.arange(stop - start), index[start:stop]] += one
             s.network.send(HELPER, "categories", part)
 
@@ -165,7 +182,7 @@ class Contingency:
         """
         s, kernels = self.session, self.field.kernels
         columns = self.bins + 1
-        acc = self.field.zeros((columns, self.categories))
+        acc, word = self.field.zeros((columns, self.categories)), self.field.dtype
         one = 1 << self.frac_bits
         for start, stop in self._blocks():
             shape = (stop - start, columns)
@@ -176,14 +193,14 @@ class Contingency:
                 kernels.gram(self._receive(MOVING, "band", shape), b, acc)
             else:
                 values, first, keep = band(start, stop, float(one))
-                counts = keep.astype(np.uint64) * np.uint64(one)
+                counts = keep.astype(word) * word(one)
                 rows = self._random(MOVING, shape)
                 kernels.hide_banded(rows, values, first, rows)
                 rows[:, -1] += counts
                 s.network.send(HELPER, "band", rows)
                 kernels.gram_banded(values, first, b, acc)
                 if keep.all():
-                    acc[-1] += self._block_sums[start] * np.uint64(one)
+                    acc[-1] += self._block_sums[start] * word(one)
                 else:
                     acc[-1] += counts @ b
         return SharedArray(self.field, acc, 2, self.frac_bits, self.samples * one)
@@ -225,15 +242,6 @@ class Contingency:
     ):
         r"""Shared sums of categories' values times columns; K known to nobody.
 
-        K is the moving owner's band D times a table that the owners hold in two
-        parts, W_0 (moving; the helper may know it) and W_1 (static), so that
-
-        .. math:: z(x) = \sum_t B(x, t) (D W_0)(x, t)
-                         + \sum_r D(x, r) W_1(r, t(x)).
-
-        The first sum is that of `contract`. The second has rows of both owners
-        too: D and the column of W_1 that belongs to the sample's category.
-
         Rounds: 2. Elements: ``2 bins + categories + columns + 2`` per sample.
 
         Parameters
@@ -252,16 +260,26 @@ class Contingency:
         -------
         sums : SharedArray, shape (p,), degree 2
         """
+        selected = self._selecting(table, band, scales and scales.row)
+        return self._weigh(selected, columns, column_blocks, scales)
+
+    def _selecting(self, table, band, scale):
+        r"""Values z of the samples from a table that nobody knows, a block at a time.
+
+        K is the moving owner's band D times a table that the owners hold in two
+        parts, W_0 (moving; the helper may know it) and W_1 (static), so that
+
+        .. math:: z(x) = \sum_t B(x, t) (D W_0)(x, t)
+                         + \sum_r D(x, r) W_1(r, t(x)).
+
+        The first sum is that of `contract`. The second has rows of both owners
+        too: D and the column of W_1 that belongs to the sample's category.
+        """
         s, kernels = self.session, self.field.kernels
         by_category = np.ascontiguousarray(table.share.T)
 
-        def own(start, stop):
-            k = self._buffer("k", (stop - start, self.categories))
-            kernels.band_rows(*self._derivative, table.share, k)
-            return k
-
         def selected(start, stop, z):
-            shape = (stop - start, self.bins)
+            shape, weights = (stop - start, self.bins), ()
             if s.pid == STATIC:
                 v = by_category[self._index[start:stop]]
                 if self._keep is not None:
@@ -273,15 +291,101 @@ class Contingency:
                 v = self._receive(STATIC, "columns-of-table", shape)
                 kernels.dot_rows(self._receive(MOVING, "derivative", shape), v, z)
             else:
-                values, first = self._derivative = band(start, stop, scales.row)
+                weights = values, first = band(start, stop, scale)
                 rows = self._random(MOVING, shape)
                 kernels.hide_banded(rows, values, first, rows)
                 s.network.send(HELPER, "derivative", rows)
                 v = self._random(STATIC, shape)
                 kernels.dot_banded(values, first, v, z)
+
+            def own(start, stop):
+                k = self._buffer("k", (stop - start, self.categories))
+                kernels.band_rows(*weights, table.share, k)
+                return k
+
             self._select(start, stop, own, z)
 
-        return self._weigh(selected, columns, column_blocks, scales)
+        return selected
+
+    def moments(self, table, positions, dim, band=None, scale=None, gradient=None):
+        r"""Shared sums of selected values times a gradient times positions.
+
+        .. math:: S_{de} = \sum_x z(x)\, g_d(x)\, y_e(x)
+
+        with z of `contract_shared`, the moving owner's gradient g and public integers
+        y. The sums are exact in the ring of 64 bits, though z is in one of 32: the
+        static owner and the helper hide their parts of z by numbers r that both know,
+        and send them to the moving owner, which so learns :math:`c = z + r` modulo
+        2**32 and multiplies it by its g; they multiply r. With z shifted to lie
+        between 0 and 2**30, c has wrapped around just where it is below 2**30, which
+        the moving owner sees, and r is not below 3 * 2**30, which the others see:
+        there 2**32 g is added.
+
+        Rounds: 3. Bytes: ``4 (2 bins + categories + 2) + 12 dim`` per sample.
+
+        Parameters
+        ----------
+        table : SharedArray, shape (bins, categories), degree 2
+            in the ring of 32 bits, the helper's part zero; such that no z is 2**29 or
+            larger in magnitude.
+        positions : callable
+            ``positions(start, stop)`` returns y, int64, shape (k, e).
+        dim : int
+            number d of the gradient's components.
+        band : callable, at the moving owner only
+            as for `contract_shared`.
+        scale : float, at the moving owner only
+            of the band.
+        gradient : callable, at the moving owner only
+            ``gradient(start, stop)`` returns integers, shape (k, dim), such that the
+            sums are below 2**61 in magnitude.
+
+        Returns
+        -------
+        sums : SharedArray, shape (dim * e,), field R64, degree 2
+        """
+        s, selected = self.session, self._selecting(table, band, scale)
+        z = self.field.zeros((self.samples,))
+        for start, stop in self._blocks():
+            selected(start, stop, z[start:stop])
+        offset, top, shift = np.uint32(1 << 29), np.uint32(3 << 30), np.uint64(32)
+        if s.pid == MOVING:
+            z += offset
+            for party in (STATIC, HELPER):
+                z += self._receive(party, "hidden", z.shape)
+        else:
+            peer, total = STATIC + HELPER - s.pid, None
+            for party in (STATIC, HELPER):
+                mask = hidden_mask(s, peer, party, z.shape)
+                if party == s.pid:
+                    s.network.send(MOVING, "hidden", z + mask)
+                total = mask if total is None else total + mask
+            z = total
+        acc = None
+        for start, stop in self._blocks():
+            y = positions(start, stop).astype(np.int64).view(np.uint64)
+            shape, values = (stop - start, dim), z[start:stop, None]
+            if s.pid == MOVING:
+                g = gradient(start, stop).astype(np.int64).view(np.uint64)
+                small = values < np.uint32(1 << 30)
+                wraps = (g * small).astype(np.uint32)
+                g_1 = s.random_elements(STATIC, MOVING, R64, shape)
+                wraps_1 = s.random_elements(STATIC, MOVING, R32, shape)
+                s.network.send(HELPER, "gradient", g - g_1)
+                s.network.send(HELPER, "wraps", wraps - wraps_1)
+                product = (values.astype(np.uint64) - np.uint64(offset)) * g
+            else:
+                if s.pid == STATIC:
+                    g = s.random_elements(MOVING, MOVING, R64, shape)
+                    wraps = s.random_elements(MOVING, MOVING, R32, shape)
+                else:
+                    g = s.receive_elements(MOVING, R64, shape, "gradient")
+                    wraps = s.receive_elements(MOVING, R32, shape, "wraps")
+                product = -values.astype(np.uint64) * g
+                product += (wraps * (values >= top)).astype(np.uint64) << shift
+            sums = product.T @ y
+            acc = sums if acc is None else acc + sums
+        return SharedArray(R64, acc.reshape(-1), 2, 0, (1 << 61) - 1)
 
     def _select(self, start, stop, own, z):
         """Add to z the elements of the moving owner's rows at the categories."""
@@ -329,6 +433,14 @@ class Contingency:
                 s.network.send(HELPER, "columns", np.subtract(g, rows, out=rows))
             kernels.weighted_sums(z[start:stop], g, acc)
         return SharedArray(self.field, acc, 2, 0, 1 << SUM_BITS)
+
+
+def hidden_mask(session, peer, party, shape):
+    """What hides the part of z of the static owner or the helper; both know both."""
+    mask = np.zeros(shape, dtype=np.uint32)
+    if session.threshold:
+        session.stream(peer, b"selected-%d" % party).fill(mask)
+    return mask
 
 
 class Scales:

@@ -1,14 +1,15 @@
-"""The two prime fields, the rings of 64 and 128 bits, and their packed arrays.
+"""The two prime fields, the rings of 32, 64 and 128 bits, and their packed arrays.
 
 An element of GF(2^61 - 1) is one 64-bit word; an element of GF(2^127 - 1) is
-two, low word first, on a trailing axis of length 2. Any word is an element of the
-ring of integers modulo 2^64, any two of that modulo 2^128. All bulk arithmetic runs
-in the Cython kernels: this module gives them names, shapes and checks.
+two, low word first, on a trailing axis of length 2. Any word of 32 or 64 bits is an
+element of the ring of integers modulo 2^32 or 2^64, any two words of 64 bits of that
+modulo 2^128. All bulk arithmetic runs in the Cython kernels: this module gives them
+names, shapes and checks.
 """
 
 import numpy as np
 
-from dipy_ppir._kernels import field61, field127, ring64, ring128
+from dipy_ppir._kernels import field61, field127, ring32, ring64, ring128
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 
 
@@ -34,6 +35,7 @@ class Field:
     """
 
     weights = (3, -3, 1)
+    dtype = np.uint64
 
     def __init__(self, kernels):
         self.kernels = kernels
@@ -47,7 +49,7 @@ class Field:
     @property
     def nbytes(self):
         """Bytes per element."""
-        return 8 * self.words
+        return np.dtype(self.dtype).itemsize * self.words
 
     def storage(self, shape):
         """Shape of the uint64 array that packs elements of `shape`."""
@@ -56,11 +58,11 @@ class Field:
 
     def empty(self, shape):
         """An uninitialised packed array."""
-        return np.empty(self.storage(shape), dtype=np.uint64)
+        return np.empty(self.storage(shape), dtype=self.dtype)
 
     def zeros(self, shape):
         """A packed array of zeros."""
-        return np.zeros(self.storage(shape), dtype=np.uint64)
+        return np.zeros(self.storage(shape), dtype=self.dtype)
 
     def flat(self, a):
         """One-dimensional view of a packed array, for the kernels."""
@@ -211,7 +213,7 @@ class Field:
 
 
 class Ring(Field):
-    """Integers modulo 2**128; `Ring64` has fewer.
+    """Integers modulo 2**128; `WordRing` has fewer.
 
     It has no Shamir shares. A secret is the plain sum of three elements, one of each
     party, which stands where a field has shares of degree 2.
@@ -253,12 +255,19 @@ class Ring(Field):
         return out
 
 
-class Ring64(Ring):
-    """Integers modulo 2**64, whose arithmetic is the processor's own.
+class WordRing(Ring):
+    """Integers modulo 2**32 or 2**64, whose arithmetic is the processor's own.
 
     Products of rows are several times faster here than in a field (see
     `contingency`).
     """
+
+    def __init__(self, kernels):
+        super().__init__(kernels)
+        self.dtype, self.signed = {
+            32: (np.uint32, np.int32),
+            64: (np.uint64, np.int64),
+        }[self.bits]
 
     def add(self, a, b):
         """Elementwise sum of arrays of one shape."""
@@ -278,19 +287,19 @@ class Ring64(Ring):
 
     def scale(self, a, constant):
         """Product with a public integer."""
-        factor = np.uint64(constant % self.modulus)
+        factor = self.dtype(constant % self.modulus)
         return np.multiply(a, factor, out=np.empty_like(a))
 
     def addmul(self, out, a, b, c=1):
         """Add ``c * a * b``, elementwise with a public integer c, to `out`."""
         product = a * b
         if c != 1:
-            product *= np.uint64(c % self.modulus)
+            product *= self.dtype(c % self.modulus)
         out += product
 
     def dot(self, a, b):
         """Sum of products; one element."""
-        return np.array([np.dot(a.reshape(-1), b.reshape(-1))], dtype=np.uint64)
+        return np.array([np.dot(a.reshape(-1), b.reshape(-1))], dtype=self.dtype)
 
     def matmul(self, a, b):
         """Matrix product; for small matrices."""
@@ -300,15 +309,16 @@ class Ring64(Ring):
         return self.kernels.encode(x, scale, limit, out)
 
     def decode(self, a, frac_bits):
-        """Real numbers of fixed-point elements; above 2**63 means negative."""
-        return a.view(np.int64) / 2.0**frac_bits
+        """Real numbers of fixed-point elements; in the upper half negative."""
+        return a.view(self.signed) / 2.0**frac_bits
 
     def encode_int(self, x):
         """Elements of signed integers."""
-        return np.ascontiguousarray(x, dtype=np.int64).view(np.uint64)
+        return np.asarray(x, dtype=np.int64).astype(self.dtype, order="C")
 
 
 P61 = Field(field61)
 P127 = Field(field127)
-R64 = Ring64(ring64)
+R32 = WordRing(ring32)
+R64 = WordRing(ring64)
 R128 = Ring(ring128)

@@ -6,32 +6,31 @@ A shared count v is opened to the owners behind a mask, and scaled to
 
 .. math:: \ln v = (k - 1) \ln 2 + \ln x.
 
-x is opened in its turn as :math:`c' = x + m` modulo 4, m dealt. Let C and M be the
-integer parts of c' and m, and f and g what follows; then :math:`x = h + f - g`
-with :math:`h = C - M` modulo 4. For each of the 4 values that C may have, the helper
-deals the coefficients of the polynomial in f - 1/2 that is close to
-:math:`\ln(h + f - g)` where that is between 1 and 4: the one that C turns out to be
-is a sum over known powers. Absolute error below 2e-11.
+which is a polynomial of x (see `smooth`). Absolute error below 4e-11 for words of 64
+bits, 1e-6 for words of 32.
 
-That is far more than a registration needs. But the error depends on the count and on
-masks of which the owners know a part: whoever is opened a sum of logarithms, again and
-again, learns of the counts what the error shows. So the error must be far below the
+The former is far more than a registration needs. But the error depends on the count and
+on masks of which the owners know a part: whoever is opened a sum of logarithms, again
+and again, learns of the counts what the error shows. So the error must be far below the
 blur of what is opened; and where rounding cannot be that fine, in the weights, nobody
-who sees a result may know how it was rounded (`protocols.truncate_unseen`).
+who sees a result may know how it was rounded (`protocols.truncate_unseen`). Where
+nothing is opened but a few bits, neither matters.
 
 ================  ======  ======================================================
-step              rounds  bytes per number, on all links
+step              rounds  bytes per number, on all links, words of 64 and 32 bits
 ================  ======  ======================================================
-`normalize`       3       1687 + 32 + 128 = 1847
-`logarithm`       1       19 * 4 * 16 = 1216 dealt, 2 * 8 for c'
+`normalize`       3       1687 + 32 + 128 = 1847; 491 + 16 + 64 = 571
+`logarithm`       1       19 * 4 * 16 = 1216 dealt, 2 * 8; 13 * 4 * 16 = 832, 2 * 4
 weighted sum      1       4 * 16 dealt, 2 * 16; for the cells of a table
-weights           2       16 + 8; for the cells of a table
+weights           2       16 + 8; for the cells of a table; local where the caller
+                          opens none of what they weigh
 ================  ======  ======================================================
 
 3.2 kB in all, 1687 + 1216 + 64 of them dealt by the helper, which runs ahead, and 5
-rounds to the sum, 6 to the weights. Everything received before an opening is uniform:
-what is dealt is hidden by numbers that the moving owner draws too, what the owners send
-each other by the sender's part of a mask (see `protocols.deal` and `protocols.pad`).
+rounds to the sum, 6 to the weights; 1.5 kB with words of 32 bits. Everything received
+before an opening is uniform: what is dealt is hidden by numbers that the moving owner
+draws too, what the owners send each other by the sender's part of a mask (see
+`protocols.deal` and `protocols.pad`).
 """
 
 from collections.abc import Callable
@@ -41,8 +40,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_ppir.mpc import normalize as normal
+from dipy_ppir.mpc import reciprocal as reciprocals
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.fields import R64, R128
+from dipy_ppir.mpc.fields import R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING
 from dipy_ppir.mpc.protocols import (
     check_truncation,
@@ -54,52 +54,38 @@ from dipy_ppir.mpc.protocols import (
     truncate_part,
     truncate_unseen,
 )
+from dipy_ppir.mpc.smooth import (
+    FINE_BITS,
+    Opened,
+    deal_coefficients,
+    evaluate,
+    open_normalized,
+    polynomials,
+)
 
-DEGREE = 18
-#: Fraction bits of the polynomials' coefficients, and of the powers.
-COEFFICIENT_BITS, POWER_BITS = 38, 40
-#: Fraction bits of what `logarithm` returns, and of what weighs the counts.
-FINE_BITS, LOG_BITS = COEFFICIENT_BITS + POWER_BITS, 44
+#: Degree of the polynomials by ring of the counts.
+DEGREES = {R64: 18, R32: 12}
+#: Fraction bits of what weighs the counts.
+LOG_BITS = 44
 _LN_2 = round(np.log(2.0) * 2.0**FINE_BITS)
 #: No logarithm of a number below 2**64 is larger.
 LARGEST = 45
 
-
-def _polynomials():
-    """Power-basis coefficients in l of ln(h + l), for h = 4, 1, 2 and 3.
-
-    Close for all l in (-1, 1) where h + l lies between 1 and 4: the error is below
-    5e-12 for h = 2 and below 1e-14 for the others.
-
-    Returns
-    -------
-    coefficients : array of float, shape (DEGREE + 1, 4)
-    """
-    nodes = np.cos(np.pi * (np.arange(200) + 0.5) / 200)
-    columns = []
-    for h in (4, 1, 2, 3):
-        low, high = max(h - 1, 1), min(h + 1, 4)
-        x = (low + high) / 2 + (high - low) / 2 * nodes
-        fit = np.polynomial.Chebyshev.fit(
-            x - h, np.log(x), DEGREE, domain=[low - h, high - h]
-        )
-        columns.append(fit.convert(kind=np.polynomial.Polynomial).coef)
-    return np.stack(columns, axis=1)
-
-
-POLYNOMIALS = _polynomials()
+_POLYNOMIALS = {ring: polynomials(np.log, d) for ring, d in DEGREES.items()}
 
 
 class Masks(NamedTuple):
-    """What is dealt for n numbers, size of which are weighed by their logarithms.
+    """What is dealt for n numbers, the first of which are weighed by logarithms.
 
     Attributes
     ----------
     normal : normalize.Masks
-    fraction : array of uint64, shape (n,)
-        the mask m of x, in the ring of 64 bits; 62 fraction bits.
-    coefficients : array of uint64, shape (DEGREE + 1, 4, n, 2)
-        of the powers of f - 1/2, for every C, in the ring of 128 bits.
+    fraction : array of words, shape (n,)
+        the mask of x, in the ring of the numbers.
+    coefficients : array of uint64, shape (degree + 1, 4, n, 2)
+        of the logarithm.
+    inverse : reciprocal.Masks
+        of those numbers of which the reciprocal is asked, or None.
     weight : array of uint64, shape (size, 2)
         masks of what is weighed.
     products : array of uint64, shape (2, 2, size, 2)
@@ -110,107 +96,84 @@ class Masks(NamedTuple):
     normal: normal.Masks
     fraction: np.ndarray
     coefficients: np.ndarray
+    inverse: reciprocals.Masks
     weight: np.ndarray
     products: np.ndarray
 
 
-def deal_masks(session, n, size):
+def deal_masks(session, n, size, ring=R64, inverses=()):
     """Deal what the logarithms of n numbers need and a weighted sum of `size`.
 
-    Rounds: 1. Bytes: 1687 + 1216 per number and 64 for each of the sum. It depends on
-    nothing secret: the helper runs ahead.
+    Rounds: 1. Bytes: 1687 + 1216 per number and 64 for each of the sum, 491 + 832 with
+    words of 32 bits; see `reciprocal` for those. It depends on nothing secret: the
+    helper runs ahead.
+
+    Parameters
+    ----------
+    session : Session
+    n, size : int
+    ring : WordRing, optional
+        of the numbers.
+    inverses : sequence of int, optional
+        numbers of which the reciprocal is wanted.
 
     Returns
     -------
     masks : Masks
     """
-    first = normal.deal_masks(session, n)
-    fraction = pad(session, "fraction", (n,))
+    first = normal.deal_masks(session, n, ring)
+    fraction = pad(session, "fraction", (n,), ring.dtype)
     weight = pad(session, "weight", (size, 2), plus=R128.add)
-    coefficients = products = None
+    coefficients = deal_coefficients(session, fraction, _POLYNOMIALS[ring], n)
+    inverse = None
+    if len(inverses):
+        some = fraction[inverses], first.position[inverses]
+        inverse = reciprocals.deal_masks(session, *some, ring)
+    products = None
     if session.pid == HELPER:
-        coefficients = _masked_polynomials(fraction)
         products = _masked_products(first.number[:size], weight)
-    shape = (DEGREE + 1, 4, n, 2)
-    coefficients = deal(session, "coefficients", coefficients, shape, minus=R128.sub)
     products = deal(session, "products", products, (2, 2, size, 2), minus=R128.sub)
-    return Masks(first, fraction, coefficients, weight, products)
-
-
-def _masked_polynomials(mask):
-    """Coefficients of the powers of f - 1/2, for every C and these masks of x."""
-    whole = (mask >> np.uint64(62)).astype(np.intp)
-    rest = (mask & np.uint64((1 << 62) - 1)) / 2.0**62 - 0.5
-    q = np.stack([POLYNOMIALS[:, (c - whole) % 4] for c in range(4)], axis=1)
-    # The polynomials in l = (f - 1/2) - rest as polynomials in f - 1/2.
-    for i in range(DEGREE):
-        for k in range(DEGREE - 1, i - 1, -1):
-            q[k] -= rest * q[k + 1]
-    return R128.encode_int(np.rint(q * 2.0**COEFFICIENT_BITS))
+    return Masks(first, fraction, coefficients, inverse, weight, products)
 
 
 def _masked_products(mask, weight):
     """Mask of a count as an integer, and its product with the mask of a weight.
 
-    The count is ``masked - mask`` in the ring of 64 bits, and below 2**63. Without
-    its highest bit `masked` has wrapped around 2**64 just where the mask has it.
+    The count is ``masked - mask`` in its ring of words, and below half of it. Without
+    its highest bit `masked` has wrapped around just where the mask has it.
     """
-    wrapped = np.stack([-(mask >> np.uint64(63)), np.zeros_like(mask)])
-    integer = np.stack([np.broadcast_to(mask, wrapped.shape), wrapped], axis=-1)
+    bits = 8 * mask.dtype.itemsize
+    top = (mask >> mask.dtype.type(bits - 1)).astype(np.uint64)
+    low, zero = mask.astype(np.uint64), np.zeros(mask.shape, np.uint64)
+    whole = np.stack([low, zero], axis=-1)
+    # The mask less the size of its ring.
+    wrap = [zero, -top] if bits == 64 else [-(top << np.uint64(bits)), -top]
+    integer = np.stack([R128.add(whole, np.stack(wrap, axis=-1)), whole])
     weights = np.ascontiguousarray(np.broadcast_to(weight, integer.shape))
     return np.stack([integer, R128.mul(integer, weights)])
 
 
-def logarithm(session, masked, masks):
-    """Natural logarithms of masked positive integers.
-
-    Rounds: 3. Bytes: 128 + 16 per number.
-
-    Parameters
-    ----------
-    session : Session
-    masked : array of uint64, shape (n,)
-        what `normalize.open_masked` opened.
-    masks : Masks
+def logarithm(session, opened, n, masks):
+    """Natural logarithms of numbers that `open_normalized` opened; local.
 
     Returns
     -------
-    logarithms : SharedArray, field R128, FINE_BITS fraction bits
+    logarithms : SharedArray, shape (n,), field R128, FINE_BITS fraction bits
         the helper's part is zero.
     """
-    exponent, scaled = normal.normalize(session, masked, masks.normal)
-    if session.pid == MOVING:
-        exponent = R128.sub(exponent, R128.encode_int(np.ones(len(masked))))
-    total = R128.scale(exponent, _LN_2)
-    if session.pid != HELPER:
-        opened = scaled + masks.fraction
-        opened += swap(session, "fraction", opened)()
-        whole = opened >> np.uint64(62)
-        coefficients = _looked_up(masks.coefficients, whole)
-        for part, power in zip(coefficients, _powers(opened), strict=True):
-            R128.addmul(total, part, R128.encode_int(power))
+    if session.pid == HELPER:
+        total = R128.zeros((n,))
+    else:
+        exponent = normal.exponent_of(session, opened.position, masks.normal)
+        if session.pid == MOVING:
+            exponent = R128.sub(exponent, R128.encode_int(np.ones(n)))
+        total = R128.scale(exponent, _LN_2)
+        log = evaluate(opened.fraction, masks.coefficients, LARGEST)
+        total = R128.add(total, log.share)
     return SharedArray(R128, total, 2, FINE_BITS, LARGEST << FINE_BITS)
 
 
-def _looked_up(tables, index):
-    """What n tables of ring elements, shape (k, entries, n, 2), have at n places."""
-    at = tables[:, index.astype(np.intp), np.arange(len(index))]
-    return np.ascontiguousarray(at)
-
-
-def _powers(opened):
-    """Powers of f - 1/2, POWER_BITS fraction bits; the same at both owners.
-
-    Products of floating-point numbers are the same everywhere (IEEE 754).
-    """
-    fraction = (opened >> np.uint64(10) & np.uint64((1 << 52) - 1)) / 2.0**52 - 0.5
-    powers = [np.ones_like(fraction)]
-    for _ in range(DEGREE):
-        powers.append(powers[-1] * fraction)
-    return [np.rint(power * 2.0**POWER_BITS) for power in powers]
-
-
-def _drop(session, array, bits, target):
+def drop(session, array, bits, target):
     """Drop low bits of what the owners hold; local.
 
     Right to one unit in the last place, but for a probability below 2**-40.
@@ -250,10 +213,99 @@ VALUE_DIGITS = 26
 WEIGHT_BITS = 14
 
 
-def deal_table(session, bins, categories):
-    """`deal_masks` for `mutual_information` of a table of that shape."""
-    size = bins * categories
-    return deal_masks(session, size + bins + categories, size)
+def deal_table(session, bins, categories, ring=R64, masked=False, marginal=False):
+    """`deal_masks` for the information of a table of that shape; see `_terms`."""
+    size = bins * categories + masked
+    n = size + bins + categories + masked
+    inverses = _inverses(bins, categories, masked, marginal)
+    return deal_masks(session, n, size, ring, inverses)
+
+
+def _inverses(bins, categories, masked, marginal):
+    """Which numbers of `_terms` have their reciprocals dealt."""
+    size = bins * categories + masked
+    rows = [*range(size, size + bins)] if marginal else []
+    return rows + ([size + bins + categories] if masked else [])
+
+
+class _Terms(NamedTuple):
+    """What mutual information is made of; see `_terms`."""
+
+    masks: Masks
+    opened: Opened
+    counts: np.ndarray
+    ratio: SharedArray
+    sum_up: Callable
+    shift: int
+
+
+def _terms(session, table, masks, *, masked=False, marginal=False):
+    r"""Logarithms of a table, its row sums and its counts, and their weighted sum.
+
+    The numbers are the cells; T if `masked`; the row sums; the counts; V if `masked`.
+
+    Rounds: 4, and 1 until the sum is there.
+
+    Parameters
+    ----------
+    session, table, masks
+        see `mutual_information`.
+    masked : bool, optional
+        whether samples may be left out; then T weighs ln V.
+    marginal : bool, optional
+        whether reciprocals of the row sums are dealt.
+    """
+    bins, categories = table.shape[0] - 1, table.shape[1]
+    ring, counted = table.field, table.share[-1]
+    # Sums are local. One unit in the last place is added to every number, so that
+    # none is zero.
+    row_sums = table.share[:-1].sum(axis=1, dtype=ring.dtype)
+    mass, samples = (
+        a.sum(dtype=ring.dtype, keepdims=True) for a in (row_sums, counted)
+    )
+    cells = table.share[:-1].reshape(-1)
+    size, weighed = cells.size, cells.size + masked
+    if masked:
+        every = np.concatenate([cells, mass, row_sums, counted, samples])
+    else:
+        every = np.concatenate([cells, row_sums, counted])
+    if session.pid == MOVING:
+        every += ring.dtype(1)
+    numbers = table._with(every, bound=table.bound + 1)
+    receive_masked = normal.open_masked(session, numbers)
+    if session.pid != HELPER:
+        masks = deal_table(session, bins, categories, ring, masked, marginal)
+    opened = open_normalized(session, receive_masked(), masks.normal, masks.fraction)
+    logs = logarithm(session, opened, every.size, masks)
+    rows, columns = logs[weighed : weighed + bins], logs[weighed + bins :]
+    shape = bins, categories
+    ratio = logs[:size].reshape(shape) - _broadcast(rows, shape, axis=1)
+    inner = ratio - _broadcast(columns[:categories], shape, axis=0)
+    # Near zero where T and V are as large as they can be, so that noise in T is
+    # harmless.
+    shift = round(np.log(table.bound) * 2**LOG_BITS) << FINE_BITS - LOG_BITS
+    weights = _plus(session, inner.reshape(size), shift)
+    if masked:
+        log_samples = _plus(session, columns[categories:], -shift)
+        both = np.concatenate([weights.share, log_samples.share])
+        weights = weights._with(both)
+    sum_up = _weigh(session, opened, weights, masks)
+    return _Terms(masks, opened, np.concatenate([mass, samples]), ratio, sum_up, shift)
+
+
+def _plus(session, array, integer):
+    """Add a constant to numbers of the ring of 128 bits; one owner does it."""
+    if session.pid != MOVING:
+        return array
+    shift = constant(R128, integer, array.share)
+    return array._with(R128.add(array.share, shift))
+
+
+def _total(table, terms):
+    # |sum v (...)| <= (sum v) * 4 * LARGEST.
+    bound = table.bound * 4 * LARGEST << LOG_BITS
+    frac_bits = table.frac_bits + LOG_BITS
+    return SharedArray(R128, terms.sum_up(), 2, frac_bits, bound)
 
 
 def mutual_information(
@@ -289,34 +341,10 @@ def mutual_information(
     -------
     result : MutualInformation
     """
-    bins, categories = table.shape[0] - 1, table.shape[1]
-    counted = table.share[-1]
-    # Sums are local. One unit in the last place is added to every number, so that
-    # none is zero.
-    row_sums = table.share[:-1].sum(axis=1)
-    totals = np.array([row_sums.sum(), counted.sum()])
-    size = bins * categories
-    every = np.concatenate([table.share[:-1].reshape(-1), row_sums, counted])
-    if session.pid == MOVING:
-        every += np.uint64(1)
-    numbers = table._with(every, bound=table.bound + 1)
-    receive_masked = normal.open_masked(session, numbers)
-    if session.pid != HELPER:
-        masks = deal_table(session, bins, categories)
-    masked = receive_masked()
-    logs = logarithm(session, masked, masks)
-    cells = logs[:size].reshape(bins, categories)
-    rows, columns = logs[size : size + bins], logs[size + bins :]
-    ratio = cells - _broadcast(rows, (bins, categories), axis=1)
-    inner = ratio - _broadcast(columns, (bins, categories), axis=0)
-    # Near zero where T and V are as large as they can be, so that noise in T is
-    # harmless.
-    shift = round(np.log(table.bound) * 2**LOG_BITS) << FINE_BITS - LOG_BITS
-    if session.pid == MOVING:
-        inner = inner._with(R128.add(inner.share, constant(R128, shift, inner.share)))
-    sum_up = _weigh(session, masked[:size], inner.reshape(size), masks)
+    terms = _terms(session, table, masks)
+    totals, shift = terms.counts, terms.shift
     weights = truncate_unseen(
-        session, ratio, FINE_BITS - WEIGHT_BITS, field=R64, name="weights"
+        session, terms.ratio, FINE_BITS - WEIGHT_BITS, field=R64, name="weights"
     )
 
     @functools.cache
@@ -325,9 +353,7 @@ def mutual_information(
         return array._with(array.share, bound=LARGEST << WEIGHT_BITS)
 
     def open_value():
-        # |sum v (...)| <= (sum v) * 3 * LARGEST.
-        bound = table.bound * 3 * LARGEST << LOG_BITS
-        total = SharedArray(R128, sum_up(), 2, table.frac_bits + LOG_BITS, bound)
+        total = _total(table, terms)
         # An error of 2**-26 in the value, if all samples count.
         blur = table.bound << LOG_BITS >> VALUE_DIGITS
         count = table._with(totals)
@@ -358,7 +384,91 @@ def mutual_information(
     return MutualInformation(log_ratio, open_value)
 
 
-def _weigh(session, masked, array, masks):
+class SecretInformation(NamedTuple):
+    """What `secret_information` returns; nothing of it is opened.
+
+    Attributes
+    ----------
+    ratio : SharedArray, shape (bins, categories), FINE_BITS fraction bits
+        ``log(table / its sum over categories)``, in the ring of 128 bits; the helper's
+        part is zero.
+    counts : SharedArray, shape (bins, categories)
+        the table's integers in the ring of 128 bits; the helper's part is zero.
+    total : callable
+        returns V times the mutual information, the owners' parts, shape (1,), in the
+        ring of 128 bits. The static owner may have to wait for it.
+    inverse : reciprocal.Reciprocal
+        of the row sums, if asked for, and V, if samples may be left out, as integers;
+        None without either.
+    """
+
+    ratio: SharedArray
+    counts: SharedArray
+    total: Callable
+    inverse: reciprocals.Reciprocal
+
+
+def secret_information(session, table, masks=None, *, masked=False, marginal=False):
+    """Mutual information of a shared contingency table, left on shares.
+
+    Rounds: 4, and 1 for `total`. As `mutual_information`, with V for D.
+
+    Parameters
+    ----------
+    session, table, masks
+        see `mutual_information`.
+    masked, marginal
+        see `_terms`.
+
+    Returns
+    -------
+    result : SecretInformation
+    """
+    terms = _terms(session, table, masks, masked=masked, marginal=marginal)
+    bins, categories = terms.ratio.shape
+    chosen = _inverses(bins, categories, masked, marginal)
+    inverse = None
+    if chosen:
+        opened = terms.opened and terms.opened.some(chosen)
+        inverse = reciprocals.reciprocal(
+            session, opened, terms.masks.inverse, len(chosen), table.field
+        )
+
+    return SecretInformation(
+        terms.ratio,
+        _counts(session, table, terms),
+        lambda: _total(table, terms),
+        inverse,
+    )
+
+
+def _counts(session, table, terms):
+    """The cells of a table, from what the owners see of them and dealt masks; local."""
+    bins, categories = terms.ratio.shape
+    part = R128.zeros((bins * categories,))
+    if session.pid != HELPER:
+        masked = terms.opened.masked[: len(part)]
+        part = R128.neg(_integer_mask(masked, terms.masks)[0])
+        if session.pid == MOVING:
+            part = R128.add(part, _as_integers(masked))
+    share = part.reshape(bins, categories, 2)
+    return SharedArray(R128, share, 2, table.frac_bits, table.bound + 1)
+
+
+def _as_integers(words):
+    """Words as elements of the ring of 128 bits."""
+    words = words.astype(np.uint64)
+    return np.stack([words, np.zeros_like(words)], axis=-1)
+
+
+def _integer_mask(masked, masks):
+    """Parts of the masks of masked counts as integers, and of `Masks.products`."""
+    top = masked >> masked.dtype.type(8 * masked.dtype.itemsize - 1)
+    at = masks.products[:, top.astype(np.intp), np.arange(len(top))]
+    return np.ascontiguousarray(at)
+
+
+def _weigh(session, opened, array, masks):
     r"""Sum masked counts, less one each, times shared numbers.
 
     With the count :math:`c - r` and a mask w, the owners open :math:`d = y + w` to
@@ -372,16 +482,17 @@ def _weigh(session, masked, array, masks):
     """
     if session.pid == HELPER:
         return lambda: R128.zeros((1,))
-    y = _drop(session, array, array.frac_bits - LOG_BITS, R128).share
+    y = drop(session, array, array.frac_bits - LOG_BITS, R128).share
     mine = R128.add(y, masks.weight)
     swapped = swap(session, "weighted", mine)
 
     def sum_up():
-        opened = R128.add(mine, swapped())
-        mask, product = _looked_up(masks.products, masked >> np.uint64(63))
-        zero, ones = np.zeros_like(masked), R128.encode_int(np.ones(len(masked)))
-        count = R128.sub(np.stack([masked, zero], axis=-1), ones)
-        total = R128.sub(R128.dot(count, y), R128.dot(opened, mask))
+        theirs = R128.add(mine, swapped())
+        masked = opened.masked[: len(mine)]
+        mask, product = _integer_mask(masked, masks)
+        ones = R128.encode_int(np.ones(len(masked)))
+        total = R128.dot(R128.sub(_as_integers(masked), ones), y)
+        total = R128.sub(total, R128.dot(theirs, mask))
         return R128.add(total, R128.dot(ones, product))
 
     return sum_up

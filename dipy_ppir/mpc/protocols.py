@@ -30,7 +30,7 @@ import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
-from dipy_ppir.mpc.fields import P61, R64, R128
+from dipy_ppir.mpc.fields import P61, R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
 
@@ -411,6 +411,10 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
     """
     target = field or array.field
     part = truncate_between_owners(session, array, bits, field=target, name=name)
+    return _share_parts(session, array, part, bits, target, name + "-share")
+
+
+def _share_parts(session, array, part, bits, target, name):
     return reshare_parts(
         session,
         {p: part if p == session.pid else None for p in (MOVING, STATIC)},
@@ -418,8 +422,140 @@ def truncate(session, array, bits, *, field=None, name="truncate"):
         target,
         frac_bits=array.frac_bits - bits,
         bound=(array.bound >> bits) + 1,
-        name=name + "-share",
+        name=name,
     )
+
+
+def share_owners(session, array, bits, field, name="owners-share"):
+    """`truncate` an array whose parts the owners hold already, the helper's being zero.
+
+    Rounds: 1. Elements: 2 of the target field per value.
+
+    Returns
+    -------
+    array : SharedArray, degree 1
+    """
+    check_truncation(array.field, array.bound, bits)
+    part = None
+    if session.pid != HELPER:
+        part = truncate_part(
+            session.pid, array.field, array.share, array.bound, bits, field
+        )
+    return _share_parts(session, array, part, bits, field, name)
+
+
+def lift(session, array):
+    r"""Bring numbers from the ring of 64 bits into that of 128, exactly.
+
+    The owners open :math:`c = v + r` modulo 2**64 to each other, r a mask of the
+    helper's. With :math:`0 \le v < 2^{62}`, c has wrapped around just where it is below
+    2**62 and r is not below 3 * 2**62; so :math:`v = c - r'`, where the helper deals r'
+    for either case, r or r less 2**64.
+
+    Rounds: 1. Bytes: 32 dealt by the helper, which runs ahead, and 32 per number. What
+    an owner receives is hidden by the other's part of r, or dealt.
+
+    Parameters
+    ----------
+    session : Session
+    array : SharedArray, shape (n,), field R64
+        of magnitude below 2**61.
+
+    Returns
+    -------
+    array : SharedArray, field R128
+        the helper's part is zero.
+
+    Raises
+    ------
+    FixedPointOverflowError
+        if the array's bound is larger.
+    """
+    if array.bound >= 1 << 61:
+        raise FixedPointOverflowError(
+            f"numbers of {array.bound.bit_length()} bits are too large to be lifted"
+        )
+    n, offset = len(array.share), np.uint64(1 << 61)
+    mask = pad(session, "lift", (n,))
+    dealt = None
+    if session.pid == HELPER:
+        whole = np.stack([mask, np.zeros_like(mask)], axis=-1)
+        less = whole.copy()
+        less[:, 1] -= mask >= np.uint64(3 << 62)
+        dealt = np.stack([less, whole])
+
+    def take():
+        return deal(session, "lifts", dealt, (2, n, 2), minus=R128.sub)
+
+    receive, dealt = with_dealt(
+        session, take, lambda: open_masked(session, array, mask, "lifted")
+    )
+    masked = receive() + offset
+    part = R128.zeros((n,))
+    if session.pid != HELPER:
+        small = masked < np.uint64(1 << 62)
+        part = R128.neg(np.where(small[:, None], *dealt))
+    if session.pid == MOVING:
+        part = R128.add(part, np.stack([masked, np.zeros_like(masked)], axis=-1))
+        part = R128.sub(part, constant(R128, 1 << 61, part))
+    return SharedArray(R128, part, 2, array.frac_bits, array.bound)
+
+
+def with_dealt(session, deal_all, begin):
+    """Deal ahead: the helper before it takes part, the owners after they have begun.
+
+    Returns
+    -------
+    begun, dealt
+        what the two functions returned.
+    """
+    if session.pid == HELPER:
+        dealt = deal_all()
+        return begin(), dealt
+    begun = begin()
+    return begun, deal_all()
+
+
+def open_masked(session, array, mask, name):
+    """Open numbers to both owners behind a mask that the helper knows.
+
+    Every party's part is hidden: an owner's by its part of the mask, the helper's by a
+    sharing of zero. Rounds: 1. Elements: 4 per number.
+
+    Parameters
+    ----------
+    session : Session
+    array : SharedArray, of degree 2 in a ring
+    mask : array
+        an owner's part of the mask, see `pad`; not used at the helper.
+    name : str
+        the protocol step.
+
+    Returns
+    -------
+    receive : callable
+        returns the masked numbers, the same at both owners; at the helper zeros.
+    """
+    ring, mine = array.field, array.share
+    if session.pid != HELPER:
+        mine = ring.add(mine, mask)
+    owners = MOVING, STATIC
+    hidden = {o: ring.add(mine, zero_share(session, ring, array.shape)) for o in owners}
+    for owner in owners:
+        if owner != session.pid:
+            session.network.send(owner, name, hidden[owner])
+
+    def receive():
+        if session.pid == HELPER:
+            return ring.zeros(array.shape)
+        theirs = {p: array.empty() for p in session.peers}
+        session.network.receive_all(theirs, name)
+        total = hidden[session.pid]
+        for part in theirs.values():
+            total = ring.add(total, part)
+        return total
+
+    return receive
 
 
 def truncate_unseen(session, array, bits, *, field, name="truncate"):
@@ -511,8 +647,8 @@ def shift_right(source, a, bits, target):
             high = high >> np.uint64(bits)
     if target.words == 2:
         return np.ascontiguousarray(np.stack([low, high], axis=-1))
-    if target is R64:
-        return np.ascontiguousarray(low)
+    if target in (R32, R64):
+        return low.astype(target.dtype, order="C")
     # 2**64 = 8 modulo 2**61 - 1, and times 8 is a rotation of 61 bits.
     p = np.uint64(target.modulus)
     high = high % p

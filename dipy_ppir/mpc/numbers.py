@@ -1,0 +1,348 @@
+r"""Fixed-point numbers on shares, for an optimizer of few numbers.
+
+The numbers live in GF(2^127 - 1), where shares are MPyC's: MPyC compares them
+(`mpyc_bridge`), products are of packed arrays on the same shares, and this package's
+own protocols drop digits (`protocols.truncate`) and divide (`reciprocal`).
+
+The verbs are those of `dipy_ppir.align.quasinewton.ClearNumbers`, which is what they do
+in the clear. Rounds, and bytes on all links for n results:
+
+===========  ==========================  ==========================================
+verb         rounds                      bytes
+===========  ==========================  ==========================================
+`own`        1                           16 n
+`dots`       2                           48 n
+`times`      2                           48 n
+`outer`      2                           48 n
+`gates`      1                           48 n
+`inverses`   8                           16 + 1831 + 32 + 144 + 1920 + 64 + 48 each
+`less`       MPyC's and 1                MPyC's
+`show_step`  8                           32 + 1831 + 32 + 128 + 2048 + 32, and
+                                         16 + 4 + 2048 + 8 for each component, and
+                                         what is opened
+===========  ==========================  ==========================================
+
+What each party sees before an opening is uniform: points of fresh lines, masked words
+and what is dealt. The moving owner is opened a step and a bit, and may not choose how
+they come about: all that it gives is shared before.
+
+Magnitudes are promised, not checked: a result that is larger than `MAGNITUDE`, or the
+bound that the caller gives, is a wrong number, and nothing worse.
+"""
+
+from itertools import zip_longest
+
+import numpy as np
+
+from dipy_ppir.mpc import mpyc_bridge, reciprocal, smooth
+from dipy_ppir.mpc import normalize as normal
+from dipy_ppir.mpc.arrays import SharedArray, broadcast
+from dipy_ppir.mpc.fields import P127, R32, R64, R128
+from dipy_ppir.mpc.ledger import HELPER, MOVING, declare
+from dipy_ppir.mpc.protocols import (
+    deal,
+    pad,
+    reduce,
+    share,
+    share_owners,
+    swap,
+    truncate,
+    truncate_between_owners,
+    with_dealt,
+)
+
+declare(
+    "step",
+    receivers=(MOVING,),
+    shape="number of parameters of the transform, each step",
+    meaning="the direction of the next step, to a few bits of its size",
+)
+declare(
+    "step_size",
+    receivers=(MOVING,),
+    shape="1 each step",
+    meaning="the size of the next step, as one of 16 powers of two",
+)
+declare(
+    "better",
+    receivers=(MOVING,),
+    shape="1 each step",
+    meaning="whether the last step made the match better",
+)
+
+#: No result is larger than this.
+MAGNITUDE = 1 << 21
+#: No number that the moving owner gives is.
+OWN_MAGNITUDE = 1 << 13
+#: Bits of what is compared.
+COMPARED_BITS = 60
+#: Fraction bits of the square of a step's size, and of components to be rounded.
+SQUARE_DIGITS, ROUNDED_DIGITS = 20, 4
+#: Components are multiplied by 2**(LOW - e), which is an integer.
+LOW = 15
+#: Fraction bits of the reciprocal of x, see `reciprocal`.
+_FRACTION_DIGITS = 22
+
+
+class SecretNumbers:
+    """Numbers on shares; see `ClearNumbers` of ``dipy_ppir.align.quasinewton``.
+
+    Parameters
+    ----------
+    session : Session
+    digits : int
+        fraction bits that are kept.
+    floor : float
+        added to what is divided by.
+    step_bits : int
+        bits of an opened component of a step, without sign.
+    exponents : tuple of int
+        least and largest exponent of a step's size that is opened.
+    """
+
+    def __init__(self, session, *, digits, floor, step_bits, exponents):
+        self.session = session
+        self.digits, self.floor = digits, floor
+        self.step_bits, self.exponents = step_bits, exponents
+
+    def own(self, x, shape, digits=None, bound=OWN_MAGNITUDE):
+        """Numbers that the moving owner knows."""
+        return share(
+            self.session,
+            MOVING,
+            x,
+            shape,
+            frac_bits=self.digits if digits is None else digits,
+            bound=bound,
+            field=P127,
+            name="own",
+        )
+
+    # -- products ----------------------------------------------------------
+
+    def dots(self, *pairs, digits=()):
+        """Matrix and inner products; digits each has if not those of all."""
+        products = []
+        for a, b in pairs:
+            left = a if len(a.shape) == 2 else a.reshape(1, -1)
+            product = left @ b.reshape(-1, 1)
+            products.append(_promised(product.reshape(-1), MAGNITUDE))
+        return self._truncated(products, digits)
+
+    def times(self, *pairs, bounds=()):
+        """Elementwise products, and a bound on each if not that of all."""
+        products = []
+        for (a, b), bound in zip_longest(pairs, bounds, fillvalue=MAGNITUDE):
+            shape = np.broadcast_shapes(a.shape, b.shape)
+            product = broadcast(a, shape) * broadcast(b, shape)
+            products.append(_promised(product, bound))
+        return self._truncated(products, ())
+
+    def _truncated(self, products, digits):
+        """All with the digits that they shall have; rounds: 2."""
+        given = zip_longest(products, digits, fillvalue=self.digits)
+        drops = [a.frac_bits - d for a, d in given]
+        most = max(drops)
+        raised = [a.times(1 << most - d) for a, d in zip(products, drops, strict=True)]
+        whole = truncate(self.session, _joined(raised), most)
+        parts = _parted(whole, [a.shape for a in products])
+        return [
+            SharedArray(P127, part.share, 1, a.frac_bits - d, (a.bound >> d) + 1)
+            for part, a, d in zip(parts, products, drops, strict=True)
+        ]
+
+    def outer(self, a, b):
+        """Half of the outer products, ``(a b' + b a') / 2``."""
+        n = len(a.share)
+        column = broadcast(a.reshape(n, 1), (n, n))
+        product = column * broadcast(b.reshape(1, n), (n, n))
+        # Half of it: a binary place more to drop.
+        product = _promised(product, OWN_MAGNITUDE)
+        whole = truncate(self.session, product, product.frac_bits + 1 - self.digits)
+        half = SharedArray(P127, whole.share, 1, self.digits, whole.bound)
+        return half + half._with(np.ascontiguousarray(half.share.swapaxes(0, 1)))
+
+    def gates(self, *pairs):
+        """Products with bits, exact."""
+        products = [broadcast(bit, x.shape) * x for bit, x in pairs]
+        whole = reduce(self.session, _joined(products))
+        parts = _parted(whole, [a.shape for a in products])
+        return [
+            SharedArray(P127, part.share, 1, x.frac_bits, x.bound)
+            for part, (_, x) in zip(parts, pairs, strict=True)
+        ]
+
+    def complement(self, x):
+        """1 - x."""
+        return self.raised(-x)
+
+    def raised(self, x):
+        """1 + x."""
+        return x.add_public(1 << x.frac_bits)
+
+    # -- what is not linear ------------------------------------------------
+
+    def less(self, *pairs):
+        """For each pair whether the first is less: a bit on shares."""
+        differences = [(a - b).reshape(-1) for a, b in pairs]
+        whole = _joined(differences)
+        whole.bound = (1 << COMPARED_BITS) - 1
+
+        async def compare(mpc):
+            bits = mpyc_bridge.to_mpyc(whole, "integer") < 0
+            return await mpyc_bridge.from_mpyc(mpc, bits, P127, bound=1)
+
+        bits = mpyc_bridge.run(self.session, compare)
+        return _parted(bits, [a.shape for a in differences])
+
+    def inverses(self, *numbers, digits=None):
+        """Reciprocals of positive numbers of the same digits."""
+        s, digits = self.session, self.digits if digits is None else digits
+        numbers = [a.reshape(-1) for a in numbers]
+        given = numbers[0].frac_bits
+        v = _joined(numbers).add_public(int(self.floor * 2**given) + 1)
+        v.bound = (1 << normal.number_bits(R64)) - 1
+        n = len(v.share)
+        fraction = pad(s, "fraction", (n,))
+
+        def deal_all():
+            masks = normal.deal_masks(s, n)
+            return masks, reciprocal.deal_masks(s, fraction, masks.position, R64)
+
+        def begin():
+            part = truncate_between_owners(s, v, 0, field=R64, name="divisor")
+            return normal.open_masked(s, SharedArray(R64, part, 2, 0, v.bound))
+
+        receive, (masks, dealt) = with_dealt(s, deal_all, begin)
+        opened = smooth.open_normalized(s, receive(), masks, fraction)
+        inverse = reciprocal.reciprocal(s, opened, dealt, n, R64)
+        fraction = share_owners(
+            s, inverse.fraction, smooth.FINE_BITS - _FRACTION_DIGITS, P127
+        )
+        power = share_owners(s, inverse.power, 0, P127, "power")
+        product = fraction * power
+        drop = _FRACTION_DIGITS + R64.bits - 2 - given - digits
+        whole = truncate(s, product, drop)
+        bound = int(2**digits / self.floor)
+        whole = SharedArray(P127, whole.share, 1, digits, bound)
+        return _parted(whole, [a.shape for a in numbers])
+
+    # -- what is opened ----------------------------------------------------
+
+    def show_better(self, bit):
+        """Show the moving owner a bit."""
+        opened = self.session.open(bit, "better", (MOVING,))
+        return None if opened is None else bool(opened[0])
+
+    def show_step(self, u):
+        """Show the moving owner a step's exponent and its rounded components.
+
+        Returns
+        -------
+        exponent : int
+        mantissas : array of int, shape (p,)
+            both None elsewhere.
+        """
+        s, p = self.session, len(u.share)
+        exponent, power = self._size_of(u)
+        components = u * broadcast(power, (p,))
+        largest = 1 << self.step_bits
+        # Of 2**LOW u 2**-e: those of a component, and its fraction's.
+        drop = self.digits + LOW - self.step_bits - ROUNDED_DIGITS
+        components.bound = 2 * largest << self.digits + LOW - self.step_bits
+        parts = truncate_between_owners(s, components, drop, field=R32, name="step")
+        rounded = self._rounded(parts, largest)
+        opened, size = s.open_all(
+            [
+                (SharedArray(R32, rounded, 2, 0, largest), "step", (MOVING,)),
+                (exponent, "step_size", (MOVING,)),
+            ]
+        )
+        if opened is None:
+            return None, None
+        return int(size[0]), opened.astype(int)
+
+    def _size_of(self, u):
+        """The exponent e, on shares of the owners, and ``2**(LOW - e)``."""
+        s, (least, largest) = self.session, self.exponents
+        square = u.reshape(1, -1) @ u.reshape(-1, 1)
+        square = _promised(square.reshape(1), 1 << 32)
+        drop = square.frac_bits - SQUARE_DIGITS
+        # The square is below 2**(k + 1), see `normalize`.
+        each = [-(-(k + 1 - SQUARE_DIGITS) // 2) for k in range(R64.bits)]
+        each = [max(e, least) for e in each]
+        shown, powers = (
+            [min(e, largest) for e in each],
+            [1 << max(LOW - e, 0) for e in each],
+        )
+
+        def deal_all():
+            masks = normal.deal_masks(s, 1)
+            return masks, [
+                normal.deal_function(s, masks.position, R64, values)
+                for values in (shown, powers)
+            ]
+
+        def begin():
+            part = truncate_between_owners(s, square, drop, field=R64, name="square")
+            if s.pid == MOVING:
+                part = part + np.uint64(1)
+            v = SharedArray(R64, part, 2, 0, (1 << normal.number_bits(R64)) - 1)
+            return normal.open_masked(s, v)
+
+        receive, (masks, functions) = with_dealt(s, deal_all, begin)
+        exponent = power = R128.zeros((1,))
+        masked = receive()
+        if s.pid != HELPER:
+            position = normal.position_of(s, masked, masks)
+            exponent, power = (normal.look_up(position, f) for f in functions)
+        choices = largest - least + 1
+        exponent = SharedArray(R128, exponent, 2, 0, 1 << 5, choices=choices)
+        power = SharedArray(R128, power, 2, 0, 1 << LOW - least)
+        return exponent, share_owners(s, power, 0, P127, "power")
+
+    def _rounded(self, parts, largest):
+        """Round components to integers by a table; the owners hold words of 32 bits.
+
+        Rounds: 1. A component with `ROUNDED_DIGITS` more digits is opened to the owners
+        behind a mask, modulo four times its range, and looked up in a dealt table.
+        """
+        s, unit = self.session, 1 << ROUNDED_DIGITS
+        size = 4 * largest * unit
+        mask = pad(s, "rounding", parts.shape, np.uint16)
+        table = None
+        if s.pid == HELPER:
+            c = np.arange(size)[:, None] - mask.astype(int)[None]
+            c = (c + size // 2) % size - size // 2
+            table = np.clip((c + unit // 2) // unit, -largest, largest)
+            table = R32.encode_int(table)
+        shape = (size, *parts.shape)
+        table = deal(s, "roundings", table, shape, np.uint32)
+        if s.pid == HELPER:
+            return R32.zeros(parts.shape)
+        opened = parts.astype(np.uint16) + mask & np.uint16(size - 1)
+        opened = opened + swap(s, "rounding", opened)() & np.uint16(size - 1)
+        return table[opened, np.arange(len(opened))]
+
+
+def _promised(product, bound):
+    """A product of which more is known than the bounds of its factors say."""
+    product.bound = int(bound) << product.frac_bits
+    return product
+
+
+def _joined(arrays):
+    """Elements of arrays of one field as one vector, with the first one's scale."""
+    share = np.concatenate([a.field.flat(a.share) for a in arrays])
+    bound, degree = max(a.bound for a in arrays), max(a.degree for a in arrays)
+    return SharedArray(arrays[0].field, share, degree, arrays[0].frac_bits, bound)
+
+
+def _parted(whole, shapes):
+    """Inverse of `_joined`."""
+    parts, start = [], 0
+    for shape in shapes:
+        n = int(np.prod(shape))
+        parts.append(whole[start : start + n].reshape(shape))
+        start += n
+    return parts
