@@ -12,21 +12,19 @@ import numpy as np
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
-    check_pyramid,
-    masked,
     registration_from,
-    split,
-    unite,
-    usable_mask,
 )
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric
-from dipy_ppir.align.remote import exchange_grids, is_remote, is_word
+from dipy_ppir.align.remote import exchange_grids, is_remote, is_word, split, unite
 from dipy_ppir.align.validation import (
     check_grid2world,
     check_image,
     check_mask,
     check_overlap,
+    check_pyramid,
+    masked,
+    usable_mask,
 )
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.ledger import MOVING
@@ -184,18 +182,26 @@ def affine_registration(
     }
     if session is not None:
         registration.join(session)
-        results = run_pipeline(registration, steps, starting_affine, images)
+        results = run_pipeline(
+            registration, steps, starting_affine, images, ret_metric=ret_metric
+        )
     elif is_remote(static) or is_remote(moving):
         raise ValueError(
             "a RemoteImage needs a session with the party that holds the image"
         )
     else:
         here, there, helper = split(images)
-        common = {"config": registration.config(), "steps": steps}
+        common = {
+            "config": registration.config(),
+            "steps": steps,
+            "ret_metric": ret_metric,
+        }
 
         def run_here(own_session):
             registration.join(own_session)
-            return run_pipeline(registration, steps, starting_affine, here)
+            return run_pipeline(
+                registration, steps, starting_affine, here, ret_metric=ret_metric
+            )
 
         results = local.run_locally(
             run_here,
@@ -270,7 +276,7 @@ def _check_pipeline(pipeline, ret_metric):
     return steps
 
 
-def run_pipeline(registration, steps, starting_affine, images):
+def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
     """Run the steps of a pipeline at every party of a session.
 
     Returns
@@ -284,7 +290,7 @@ def run_pipeline(registration, steps, starting_affine, images):
     session = registration.session
     dim = len(images["static"].shape)
     registration.dim = dim
-    registration.agree(None, None, **images)
+    registration.agree(None, None, ret_metric=ret_metric, **images)
     with session.phase("agreement"):
         session.agree("registration", {"pipeline": steps})
     registration.begin_checkpoint(len(steps), starting_affine, **images)
@@ -304,10 +310,16 @@ def run_pipeline(registration, steps, starting_affine, images):
             continue
         if session.pid != MOVING and registration.finished_before:
             continue
+        last = registration.step_number == len(steps) - 1
         affine_map, xopt, fopt = registration.run(
             regtransforms[PIPELINE_STEPS[step], dim],
             None,
             starting_affine=affine_map.affine,
+            ret_metric=ret_metric and last,
+            before=steps[registration.step_number - 1]
+            if registration.step_number
+            else None,
+            last=last,
             **images,
         )
     registration.share_result(affine_map)
@@ -323,8 +335,9 @@ def run_pipeline(registration, steps, starting_affine, images):
     return affine_map.affine if knows else None, xopt, fopt, receipt
 
 
-def _pipeline_party(session, config, steps, **images):
-    run_pipeline(registration_from(session, config), steps, None, unite(**images))
+def _pipeline_party(session, config, steps, ret_metric, **images):
+    registration = registration_from(session, config)
+    run_pipeline(registration, steps, None, unite(**images), ret_metric=ret_metric)
 
 
 @warning_for_keywords()

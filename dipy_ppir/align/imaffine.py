@@ -2,9 +2,11 @@
 
 Mirrors ``dipy.align.imaffine``: `SecureMutualInformationMetric` and
 `SecureAffineRegistration` subclass their namesakes there and take the same
-arguments. The moving owner runs the optimizer and keeps the transform
-parameters; the static owner and the helper take part in every evaluation of
-the metric. Each owner builds the scale space of its own image.
+arguments. The moving owner keeps the transform's parameters. By default the optimizer
+runs on shares at all three parties (`quasinewton.minimise`), and what the moving owner
+is shown are the steps that it takes; with the other choices of ``reveal`` one of
+DIPY's runs at the moving owner, and the others take part in every evaluation of the
+metric. Each owner builds the scale space of its own image.
 
 Every party calls the same functions: the image it does not hold is a
 `RemoteImage`. Called with both images, the other two parties are started as
@@ -12,40 +14,42 @@ processes on this machine and run the same protocol.
 """
 
 from collections import deque
-import hashlib
-from warnings import warn
 
-from dipy.align import vector_fields as vf
 from dipy.align.imaffine import (
     AffineInvalidValuesError,
     AffineInversionError,
     AffineMap,
     AffineRegistration,
-    MutualInformationMetric,
     transform_geometric_centers,
     transform_origins,
 )
 from dipy.align.imwarp import ScaleSpace, get_direction_and_spacings
-from dipy.align.parzenhist import sample_domain_regular
 from dipy.align.scalespace import IsotropicScaleSpace
 from dipy.align.transforms import regtransforms
-from dipy.core.interpolation import interpolate_scalar_2d, interpolate_scalar_3d
 from dipy.core.optimize import Optimizer
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
-import numpy.linalg as npl
-from scipy import ndimage
 
-from dipy_ppir._kernels import sampling
+from dipy_ppir.align import plan
+from dipy_ppir.align.centers import transform_centers_of_mass
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
     begin_or_resume,
     digest,
     journal,
 )
-from dipy_ppir.align.parzenhist import SecureParzenJointHistogram, check_reveal
-from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
-from dipy_ppir.align.validation import check_image, check_mask
+from dipy_ppir.align.mimetric import SecureMutualInformationMetric
+from dipy_ppir.align.quasinewton import SCALE, minimise
+from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote, split, unite
+from dipy_ppir.align.secretmetric import secret_numbers
+from dipy_ppir.align.validation import (
+    check_image,
+    check_levels,
+    check_mask,
+    check_pyramid,
+    masked,
+    usable_mask,
+)
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.fields import P127
@@ -64,429 +68,13 @@ __all__ = [
 ]
 
 declare(
-    "center_of_mass",
-    receivers=(MOVING,),
-    shape="2 or 3, once",
-    meaning="the shift between the centres of mass of the two images to 0.001 mm, and "
-    "so the static image's centre",
-)
-declare(
     "affine",
     receivers=(STATIC,),
     shape="(dim + 1) x (dim + 1), once",
     meaning="the resulting transform",
 )
 
-#: Fraction bits of a centre of mass in mm.
-CENTER_BITS = 10
-
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
-
-
-class SecureMutualInformationMetric(MutualInformationMetric):
-    """Mutual information of two parties' images, computed on secret shares.
-
-    Takes the place of ``dipy.align.imaffine.MutualInformationMetric``, also
-    inside DIPY's own ``AffineRegistration`` when both images are here.
-
-    Parameters
-    ----------
-    nbins : int, optional
-        number of bins of the joint histogram, at least 6.
-    sampling_proportion : None or float in (0, 1], optional
-        share of the voxels to use; None uses all.
-    reveal : {"gradient", "histogram"}, optional
-        what the moving owner learns at each evaluation: the metric's value and
-        gradient only (the default), or the joint histogram and the gradient. The
-        latter is up to twice as fast and rounds finer, but the histograms
-        of one registration can determine the static image at coarse resolution
-        levels: see ``doc/security.md`` before you choose it.
-    session : Session, optional
-        this party's session; by default the other parties are started on this
-        machine when first needed.
-
-    Raises
-    ------
-    ValueError
-        if an argument is out of range.
-
-    Notes
-    -----
-    Bytes: with 32 bins and p parameters, an evaluation with gradient takes
-    ``8 * (64 + p)`` per sample over all links with ``reveal="histogram"`` and
-    ``8 * (128 + p)`` plus 3.1 MB with ``reveal="gradient"``; either way
-    ``8 * 28`` per sample once per resolution level. Rounds: 5 and 10.
-    """
-
-    @warning_for_keywords()
-    def __init__(
-        self, *, nbins=32, sampling_proportion=None, reveal="gradient", session=None
-    ):
-        super().__init__(nbins=nbins, sampling_proportion=sampling_proportion)
-        if sampling_proportion is not None and not 0 < sampling_proportion <= 1:
-            raise ValueError(
-                f"sampling_proportion must be in (0, 1] or None, got "
-                f"{sampling_proportion}"
-            )
-        check_reveal(reveal)
-        self.reveal = reveal
-        self.session = session
-        self.histogram = SecureParzenJointHistogram(
-            nbins, reveal=reveal, session=session
-        )
-        #: Number of evaluations so far.
-        self.evaluations = 0
-        #: Called after every evaluation with a dict; see `SecureAffineRegistration`.
-        self.callback = None
-
-    def join(self, session):
-        """Make the metric part of `session`, or of none with None."""
-        self.session = session
-        self.histogram = SecureParzenJointHistogram(
-            self.histogram.nbins, reveal=self.reveal, session=session
-        )
-
-    @warning_for_keywords()
-    def setup(
-        self,
-        transform,
-        static,
-        moving,
-        *,
-        static_grid2world=None,
-        moving_grid2world=None,
-        starting_affine=None,
-        static_mask=None,
-        moving_mask=None,
-    ):
-        """Prepare the metric for a pair of images, at every party.
-
-        In a session the static image is shared now. Rounds: 1. Elements:
-        ``nbins - 4`` per sample.
-
-        Parameters
-        ----------
-        transform : instance of Transform
-        static, moving : array or RemoteImage
-        static_grid2world, moving_grid2world : array, optional
-            voxel-to-space transformations, mm; of a `RemoteImage`, its own.
-        starting_affine : array, optional
-            pre-aligning matrix, at the moving owner only.
-        static_mask, moving_mask : array, optional
-            as in DIPY.
-        """
-        self.dim = len(static.shape)
-        self.transform = transform
-        self.metric_grad = np.zeros(transform.get_number_of_parameters())
-        self.static_grid2world = grid2world_of(static, static_grid2world)
-        self.moving_grid2world = grid2world_of(moving, moving_grid2world)
-        self.static_world2grid = npl.inv(self.static_grid2world)
-        self.moving_world2grid = npl.inv(self.moving_grid2world)
-        self.moving_direction, self.moving_spacing = get_direction_and_spacings(
-            self.moving_grid2world, self.dim
-        )
-        self.moving_spacing = np.asarray(self.moving_spacing, dtype=np.float64)
-        self.starting_affine = starting_affine
-        self.affine_map = AffineMap(
-            np.eye(self.dim + 1) if starting_affine is None else starting_affine,
-            domain_grid_shape=static.shape,
-            domain_grid2world=self.static_grid2world,
-            codomain_grid_shape=moving.shape,
-            codomain_grid2world=self.moving_grid2world,
-        )
-        self.static_mask, self.moving_mask = self._masks(static_mask, moving_mask)
-        if self.dim == 2:
-            self.interp_method = interpolate_scalar_2d
-        else:
-            self.interp_method = interpolate_scalar_3d
-        self.static, self.moving = (
-            image if is_remote(image) else np.array(image, dtype=np.float64, order="C")
-            for image in (static, moving)
-        )
-        self.histogram.setup(
-            self.static, self.moving, smask=self.static_mask, mmask=self.moving_mask
-        )
-        self._place_samples()
-        values, mask = self._static_values()
-        if self.session is not None:
-            self.histogram.share_static(self._count, values, mask)
-        else:
-            self.histogram.end()
-            self._local_static = values, mask
-
-    def _masks(self, static_mask, moving_mask):
-        # As in DIPY, masks can only be used with dense sampling.
-        masks = [static_mask, moving_mask]
-        if self.sampling_proportion in (None, 1.0):
-            return [
-                None if m is None else np.asarray(m).astype(np.int32) for m in masks
-            ]
-        if any(m is not None for m in masks):
-            warn(
-                "Masking is not implemented for sampling_proportion < 1, "
-                "setting static_mask = None and moving_mask = None",
-                UserWarning,
-                stacklevel=5,  # past the decorator of `setup`
-            )
-        return None, None
-
-    def _place_samples(self):
-        """Choose the samples: a function of public parameters only."""
-        shape = np.array(self.static.shape, dtype=np.int32)
-        if self.sampling_proportion is None:
-            self.samples = None
-            self.ns = 0
-            self._count = int(np.prod(shape))
-            return
-        k = int(np.ceil(1.0 / self.sampling_proportion))
-        points = np.array(sample_domain_regular(k, shape, self.static_grid2world))
-        self.ns = self._count = len(points)
-        self.samples = np.hstack((points, np.ones(self.ns)[:, None]))
-        start = self.starting_affine
-        self.samples_prealigned = (
-            self.samples if start is None else start.dot(self.samples.T).T
-        )
-        if self.session is not None:
-            digest = hashlib.sha256(points.tobytes()).hexdigest()
-            self.session.agree("sample points", {"digest": digest})
-
-    def _static_values(self):
-        if is_remote(self.static):
-            return None, None
-        if self.samples is None:
-            return self.static.reshape(-1), self.static_mask
-        points = self.static_world2grid.dot(self.samples.T).T[..., : self.dim]
-        values, _ = self.interp_method(self.static, points)
-        self.static_vals = np.array(values, dtype=np.float64)
-        return self.static_vals, None
-
-    def serve(self, limit=None, on_evaluation=None):
-        """Take part in at most `limit` evaluations, until the moving owner ends."""
-        self.histogram.serve(limit, on_evaluation)
-
-    def end(self):
-        """End the evaluations, at the moving owner."""
-        self.histogram.end()
-
-    def receipt(self, **facts):
-        """Receipt of the evaluations so far, for a metric without a session."""
-        return self.histogram.receipt(**facts)
-
-    def _update_mutual_information(self, params, *, update_gradient=True):
-        # Follows DIPY step by step; only what needs the static image differs.
-        current_affine = self.transform.param_to_matrix(params)
-        static2prealigned = self.static_grid2world
-        if self.starting_affine is not None:
-            current_affine = current_affine.dot(self.starting_affine)
-            static2prealigned = self.starting_affine.dot(static2prealigned)
-        self.affine_map.set_affine(current_affine)
-
-        histogram = self.histogram
-        with histogram.undisturbed():
-            if self.session is None:
-                histogram.talk_locally(self._count, *self._local_static)
-            # The others can start while this party interpolates its image.
-            histogram.announce()
-            moving, gradient = self._sample_moving(current_affine, update_gradient)
-            if self.samples is None:
-                static = RemoteImage(self.static.shape)
-                mask = None
-                if self.moving_mask is not None:
-                    mask = self.affine_map.transform(
-                        self.moving_mask, interpolation="nearest"
-                    ).astype(np.int32)
-                histogram.update_pdfs_dense(static, moving, mmask=mask)
-                if update_gradient:
-                    histogram.update_gradient_dense(
-                        params,
-                        self.transform,
-                        static,
-                        moving,
-                        static2prealigned,
-                        gradient,
-                        mmask=mask,
-                    )
-            else:
-                static = _RemoteValues(self.ns)
-                histogram.update_pdfs_sparse(static, moving)
-                if update_gradient:
-                    histogram.update_gradient_sparse(
-                        params,
-                        self.transform,
-                        static,
-                        moving,
-                        self.samples_prealigned[..., : self.dim],
-                        gradient,
-                    )
-        self.metric_val = histogram.metric_value
-        if update_gradient:
-            # A new array: optimizers keep the gradient they are given.
-            self.metric_grad = np.array(histogram.metric_gradient)
-        self.evaluations += 1
-        if self.callback is not None:
-            self.callback(self)
-
-    def _sample_moving(self, affine, with_gradient):
-        """Moving image, and its gradient, at the samples moved by `affine`.
-
-        Returns
-        -------
-        values : array, shape (S, R, C), (R, C) or (n,)
-        gradient : array, shape ``values.shape + (dim,)``, or None
-            per mm.
-        """
-        world2grid, spacing = self.moving_world2grid, self.moving_spacing
-        dense = self.samples is None
-        if self.dim == 2:
-            return self._sample_moving_2d(affine, with_gradient)
-        shape = self.static.shape if dense else (self.ns,)
-        values = np.empty(shape)
-        gradient = np.empty((*shape, 3)) if with_gradient else None
-        flat = None if gradient is None else gradient.reshape(-1, 3)
-        if dense:
-            grid2world = affine.dot(self.static_grid2world)
-            sampling.sample_grid(
-                self.moving,
-                world2grid.dot(grid2world),
-                grid2world,
-                world2grid,
-                spacing,
-                np.array(shape, dtype=np.int32),
-                values.reshape(-1),
-                flat,
-            )
-        else:
-            sampling.sample_points(
-                self.moving, affine, world2grid, spacing, self.samples, values, flat
-            )
-        return values, gradient
-
-    def _sample_moving_2d(self, affine, with_gradient):
-        gradient = None
-        if self.samples is None:
-            values = self.affine_map.transform(self.moving)
-            if with_gradient:
-                gradient, _ = vf.gradient(
-                    self.moving,
-                    self.moving_world2grid,
-                    self.moving_spacing,
-                    self.static.shape,
-                    affine.dot(self.static_grid2world),
-                )
-            return values, gradient
-        points = affine.dot(self.samples.T).T
-        on_grid = self.moving_world2grid.dot(points.T).T[..., : self.dim]
-        values, _ = self.interp_method(self.moving, on_grid)
-        if with_gradient:
-            gradient, _ = vf.sparse_gradient(
-                self.moving, self.moving_world2grid, self.moving_spacing, points
-            )
-        return np.array(values), gradient
-
-
-class _RemoteValues(RemoteImage):
-    """Sampled intensities of a remote image."""
-
-    def __init__(self, count):
-        self.shape = (count,)
-        self.dim = self.ndim = 1
-
-
-def _world_center_of_mass(image, grid2world):
-    center = ndimage.center_of_mass(np.asarray(image))
-    return grid2world.dot(np.array(center + (1,)))[:-1]
-
-
-def transform_centers_of_mass(
-    static, static_grid2world, moving, moving_grid2world, *, session=None
-):
-    """Translation between the centres of mass of two parties' images.
-
-    The static owner shares its centre, in mm; only the difference of the two
-    centres is opened, to the moving owner. Rounds: 2. Elements: 2 per coordinate
-    of 8 bytes.
-
-    Parameters
-    ----------
-    static, moving : array or RemoteImage
-    static_grid2world, moving_grid2world : array, shape (dim + 1, dim + 1)
-        voxel-to-space transformations, mm; None for the identity.
-    session : Session, optional
-        by default the other parties are started on this machine.
-
-    Returns
-    -------
-    affine_map : AffineMap
-        at the moving owner; the identity elsewhere.
-    """
-    if session is None:
-        arguments = {
-            "static_grid2world": static_grid2world,
-            "moving_grid2world": moving_grid2world,
-        }
-        shapes = {"static_shape": static.shape, "moving_shape": moving.shape}
-        return local.run_locally(
-            _centers_party,
-            "dipy_ppir.align.imaffine:_centers_reply",
-            moving={**arguments, **shapes, "moving": np.asarray(moving)},
-            static={**arguments, **shapes, "static": np.asarray(static)},
-            helper={**arguments, **shapes},
-        )[MOVING]
-    dim = len(static.shape)
-    static_grid2world = grid2world_of(static, static_grid2world)
-    moving_grid2world = grid2world_of(moving, moving_grid2world)
-    centers = {}
-    session.ledger.about(None)
-    with session.phase("centre of mass"):
-        for pid, image, grid2world in (
-            (STATIC, static, static_grid2world),
-            (MOVING, moving, moving_grid2world),
-        ):
-            own = session.pid == pid
-            centers[pid] = share(
-                session,
-                pid,
-                _world_center_of_mass(image, grid2world) if own else None,
-                (dim,),
-                # No finer: the exact centre is a fraction whose denominator, the
-                # total intensity, could be told from its digits.
-                frac_bits=CENTER_BITS,
-                bound=2.0**40,
-                name="center",
-            )
-        shift = session.open(
-            centers[MOVING] - centers[STATIC], "center_of_mass", (MOVING,)
-        )
-    transform = np.eye(dim + 1)
-    if shift is not None:
-        transform[:dim, dim] = shift
-    return AffineMap(
-        transform,
-        domain_grid_shape=static.shape,
-        domain_grid2world=static_grid2world,
-        codomain_grid_shape=moving.shape,
-        codomain_grid2world=moving_grid2world,
-    )
-
-
-def _centers_party(
-    session,
-    static_shape,
-    moving_shape,
-    static_grid2world,
-    moving_grid2world,
-    static=None,
-    moving=None,
-):
-    static = RemoteImage(static_shape, static_grid2world) if static is None else static
-    moving = RemoteImage(moving_shape, moving_grid2world) if moving is None else moving
-    return transform_centers_of_mass(
-        static, static_grid2world, moving, moving_grid2world, session=session
-    )
-
-
-def _centers_reply(session, **arguments):
-    _centers_party(session, **arguments)
 
 
 class SecureAffineRegistration(AffineRegistration):
@@ -499,7 +87,10 @@ class SecureAffineRegistration(AffineRegistration):
     metric : SecureMutualInformationMetric, optional
         by default one with default settings.
     level_iters, sigmas, factors, method, ss_sigma_factor, options, verbosity
-        as in DIPY.
+        as in DIPY. With ``reveal="transform"`` no level has more evaluations than
+        `level_iters`, and few have as many: their number is planned (`plan`);
+        ``options={"evaluations": 2}`` makes twice as many, and `method` cannot be
+        chosen.
     session : Session, optional
         this party's session. By default the other parties are started as
         processes on this machine.
@@ -561,6 +152,7 @@ class SecureAffineRegistration(AffineRegistration):
             check_levels(self.level_iters, self.factors, self.sigmas)
         if result_to not in ("both", "moving"):
             raise ValueError(f"result_to must be 'both' or 'moving', got {result_to!r}")
+        self.scale = self._check_options(options)
         self.session = session
         self.callback = callback
         self.result_to = result_to
@@ -569,6 +161,25 @@ class SecureAffineRegistration(AffineRegistration):
         self.checkpoint = checkpoint
         #: Which step of a pipeline this is, and where an interrupted run goes on.
         self.step_number, self._resume_at = 0, (0, 0)
+
+    def _check_options(self, options):
+        """How many times the planned evaluations are made."""
+        if self.metric.reveal != "transform":
+            return None
+        if self.method != "L-BFGS-B":
+            raise ValueError(
+                f"method {self.method!r} sees the value of the metric at every step; "
+                'with reveal="transform" leave it out, or choose reveal="gradient" and '
+                "read in doc/security.md what that gives away"
+            )
+        options = dict(options or {})
+        scale = options.pop("evaluations", 1)
+        if options or not 0 < scale <= 100:
+            raise ValueError(
+                'with reveal="transform" the one option is "evaluations", how many '
+                f"times the planned evaluations are made; got {options or scale}"
+            )
+        return float(scale)
 
     # -- the same program at every party ---------------------------------
 
@@ -640,10 +251,14 @@ class SecureAffineRegistration(AffineRegistration):
             "moving_mask": moving_mask,
         }
         if self.session is not None:
-            self.agree(transform, starting_affine, **arguments)
+            self.agree(transform, starting_affine, ret_metric=ret_metric, **arguments)
             self.begin_checkpoint(1, starting_affine, **arguments)
             result = self.run(
-                transform, params0, starting_affine=starting_affine, **arguments
+                transform,
+                params0,
+                starting_affine=starting_affine,
+                ret_metric=ret_metric,
+                **arguments,
             )
             self.share_result(result[0])
             self.receipt = self.session.receipt()
@@ -657,6 +272,7 @@ class SecureAffineRegistration(AffineRegistration):
         here, there, helper = split(arguments)
         common = {
             "config": self.config(),
+            "ret_metric": ret_metric,
             "transform": list(_TRANSFORM_NAMES[type(transform)]),
             "starting_affine": starting_affine
             if isinstance(starting_affine, str)
@@ -664,7 +280,7 @@ class SecureAffineRegistration(AffineRegistration):
         }
         result = local.run_locally(
             lambda session: self._run_here(
-                session, transform, params0, starting_affine, here
+                session, transform, params0, starting_affine, ret_metric, here
             ),
             "dipy_ppir.align.imaffine:_optimize_party",
             moving={},
@@ -673,16 +289,19 @@ class SecureAffineRegistration(AffineRegistration):
         )[MOVING]
         return result if ret_metric else result[0]
 
-    def _run_here(self, session, transform, params0, starting_affine, images):
+    def _run_here(
+        self, session, transform, params0, starting_affine, ret_metric, images
+    ):
         self.join(session)
         try:
-            return self.optimize(
+            result = self.optimize(
                 transform=transform,
                 params0=params0,
                 starting_affine=starting_affine,
-                ret_metric=True,
+                ret_metric=ret_metric,
                 **images,
             )
+            return result if ret_metric else (result,)
         finally:
             self.join(None)
 
@@ -699,6 +318,7 @@ class SecureAffineRegistration(AffineRegistration):
             "sampling_proportion": metric.sampling_proportion,
             "reveal": metric.reveal,
             "method": self.method,
+            "evaluations": self.scale,
             "level_iters": [int(n) for n in self.level_iters],
             "factors": list(self.factors) if self.use_isotropic else None,
             "sigmas": list(self.sigmas) if self.use_isotropic else None,
@@ -706,9 +326,12 @@ class SecureAffineRegistration(AffineRegistration):
             "result_to": self.result_to,
         }
 
-    def agree(self, transform, starting_affine, **images):
+    def agree(self, transform, starting_affine, *, ret_metric=False, **images):
         """Compare all public parameters with the other parties'."""
         parameters = self.config()
+        if self.metric.reveal == "transform":
+            # Where it is one opening more.
+            parameters["ret_metric"] = bool(ret_metric)
         for name in ("static", "moving"):
             image = images[name]
             parameters[name + "_shape"] = list(image.shape)
@@ -759,8 +382,18 @@ class SecureAffineRegistration(AffineRegistration):
         starting_affine,
         static_mask,
         moving_mask,
+        ret_metric=False,
+        before=None,
+        last=True,
     ):
         """One registration inside a session; see `optimize`.
+
+        Parameters
+        ----------
+        before : str, optional
+            step of the pipeline before this one.
+        last : bool, optional
+            whether no step comes after it.
 
         Returns
         -------
@@ -789,21 +422,131 @@ class SecureAffineRegistration(AffineRegistration):
             codomain_grid_shape=moving.shape,
             codomain_grid2world=moving_grid2world,
         )
-        optimum = None
+        images = {
+            "static": static,
+            "moving": moving,
+            "moving_grid2world": moving_grid2world,
+        }
+        if self.metric.reveal == "transform":
+            kind, _ = _TRANSFORM_NAMES[type(transform)]
+            counts = plan.evaluations(
+                kind,
+                self.levels,
+                self.level_iters,
+                scale=self.scale,
+                rigid_before=before is not None and before.startswith("rigid"),
+                last=last,
+            )
+            xopt, fopt = self._on_shares(images, counts, ret_metric)
+        else:
+            xopt, fopt = self._at_moving_owner(images)
+        if not conducts:
+            return affine_map, None, None
+        affine_map.set_affine(self.starting_affine)
+        return affine_map, xopt, fopt
+
+    def _set_up(self, level, images):
+        """Set the metric up for a level."""
+        conducts = self.session.pid == MOVING
+        self.metric.setup(
+            self.transform,
+            *self._level_images(level, images["static"], images["moving"]),
+            static_grid2world=self.static_ss.get_affine(level),
+            moving_grid2world=images["moving_grid2world"],
+            starting_affine=self.starting_affine if conducts else None,
+            static_mask=self._level_mask(level),
+            moving_mask=self.moving_mask,
+        )
+
+    def _take(self, parameters):
+        """Make a level's result the start of the next, at the moving owner."""
+        matrix = self.transform.param_to_matrix(parameters)
+        self.starting_affine = matrix.dot(self.starting_affine)
+        self.params0 = self.transform.get_identity_parameters()
+
+    def _on_shares(self, images, counts, ret_metric):
+        """All levels by the optimizer on shares.
+
+        Returns
+        -------
+        xopt, fopt
+            parameters of the last level, and the metric there if it is asked for;
+            None but for the moving owner.
+        """
+        session = self.session
+        conducts, numbers = session.pid == MOVING, secret_numbers(session)
+        xopt = self.params0 if conducts else None
+        value = None
+        for level in range(self.levels - 1, -1, -1):
+            self.current_level = level
+            if not counts[-1 - level]:
+                continue
+            if self._place < self._resume_at:
+                if conducts:
+                    xopt = self._result_before()
+                    self._take(xopt)
+                continue
+            journal(session, self.checkpoint, place=list(self._place))
+            self._set_up(level, images)
+            metric = self.metric.shared
+            metric.begin(self.params0 if conducts else None)
+            most = plan.cap(self.levels - 1 - level, self.levels)
+            xopt, value = minimise(
+                numbers,
+                metric,
+                self.params0 if conducts else None,
+                counts[-1 - level],
+                most,
+                self._counting(counts[-1 - level]),
+            )
+            self.metric.evaluations += counts[-1 - level]
+            if conducts:
+                result = np.asarray(xopt).tolist()
+                journal(
+                    session, self.checkpoint, place=list(self._place), result=result
+                )
+                self._take(xopt)
+        if ret_metric and value is not None:
+            value = numbers.show_value(value, 1 / SCALE)
+        return xopt, value if ret_metric else None
+
+    def _counting(self, count):
+        """What tells the callback of every step."""
+        if self.callback is None:
+            return None
+        steps = iter(range(2, count + 1))
+
+        def on_step(*_):
+            facts = self._progress_facts(next(steps))
+            self.callback({**facts, "max_iterations": count})
+
+        return on_step
+
+    def _result_before(self):
+        """Parameters that an interrupted run had found at this step and level."""
+        found = [r["result"] for r in self._recorded() if "result" in r]
+        if not found:
+            raise CheckpointError(
+                "the checkpoint lacks the result of a level; start anew at all "
+                "parties, without --resume"
+            )
+        return np.array(found[-1])
+
+    def _at_moving_owner(self, images):
+        """All levels by an optimizer of DIPY's that runs at the moving owner.
+
+        Returns
+        -------
+        xopt, fopt
+            parameters and metric of the last level, at the moving owner.
+        """
+        conducts, optimum = self.session.pid == MOVING, None
         options = dict(self.options or {"gtol": 1e-4})
         for level in range(self.levels - 1, -1, -1):
             self.current_level = level
             live = self._place >= self._resume_at
             if live:
-                self.metric.setup(
-                    transform,
-                    *self._level_images(level, static, moving),
-                    static_grid2world=self.static_ss.get_affine(level),
-                    moving_grid2world=moving_grid2world,
-                    starting_affine=self.starting_affine if conducts else None,
-                    static_mask=self._level_mask(level),
-                    moving_mask=self.moving_mask,
-                )
+                self._set_up(level, images)
             if not conducts:
                 if live:
                     self._serve()
@@ -821,13 +564,8 @@ class SecureAffineRegistration(AffineRegistration):
             )
             if live:
                 self.metric.end()
-            matrix = transform.param_to_matrix(optimum.xopt)
-            self.starting_affine = matrix.dot(self.starting_affine)
-            self.params0 = transform.get_identity_parameters()
-        if not conducts:
-            return affine_map, None, None
-        affine_map.set_affine(self.starting_affine)
-        return affine_map, optimum.xopt, optimum.fopt
+            self._take(optimum.xopt)
+        return (optimum.xopt, optimum.fopt) if conducts else (None, None)
 
     # -- checkpoints -----------------------------------------------------
 
@@ -1066,17 +804,17 @@ class SecureAffineRegistration(AffineRegistration):
 
     def _scale_space(self, image, mask, grid2world):
         _, spacing = get_direction_and_spacings(grid2world, self.dim)
-        remote = is_remote(image)
+        shape, remote = image.shape, is_remote(image)
         if remote:
-            # Only the grids are needed; without smoothing they cost little.
-            image = np.zeros(image.shape)
+            # Only the grids are needed, whatever a peer says how large they are.
+            image = np.zeros((1,) * self.dim)
         else:
-            inside = image if mask is None else image[mask == 1]
+            inside = image if mask is None else image[mask != 0]
             low, high = np.min(inside), np.max(inside)
             image = (image.astype(np.float64) - low) / (high - low)
         with np.errstate(all="ignore" if remote else None):
             if self.use_isotropic:
-                return IsotropicScaleSpace(
+                space = IsotropicScaleSpace(
                     image,
                     self.factors,
                     [0.0] * self.levels if remote else self.sigmas,
@@ -1084,113 +822,23 @@ class SecureAffineRegistration(AffineRegistration):
                     input_spacing=spacing,
                     mask0=False,
                 )
-            return ScaleSpace(
-                image,
-                self.levels,
-                image_grid2world=grid2world,
-                input_spacing=spacing,
-                sigma_factor=0.0 if remote else self.ss_sigma_factor,
-                mask0=False,
-            )
-
-
-def check_levels(level_iters, factors, sigmas):
-    """Raise ValueError unless the three describe the same levels sensibly."""
-    if not len(level_iters) == len(factors) == len(sigmas):
-        raise ValueError(
-            f"level_iters, factors and sigmas must have one entry per level; got "
-            f"{len(level_iters)}, {len(factors)} and {len(sigmas)}"
-        )
-    for name, values, least in (
-        ("level_iters", level_iters, 1),
-        ("factors", factors, 1),
-        ("sigmas", sigmas, 0),
-    ):
-        if any(not np.isfinite(v) or v < least for v in values):
-            raise ValueError(f"{name} must be numbers of at least {least}: {values}")
-
-
-def check_pyramid(shape, grid2world, factors):
-    """Raise ValueError if `factors` leave fewer than two voxels along an axis."""
-    dim = len(shape)
-    spacing = np.linalg.norm(np.asarray(grid2world)[:dim, :dim], axis=0)
-    for factor in (int(f) for f in factors[:-1]):
-        # As in IsotropicScaleSpace: per axis the factor nearest to isotropic voxels.
-        target = spacing.min() * factor
-        for axis, (n, step) in enumerate(zip(shape, spacing, strict=True)):
-            candidates = [factor, *range(1, factor)]
-            shrink = min(candidates, key=lambda f: abs(step * f - target))
-            if n // shrink < min(n, 2):
-                raise ValueError(
-                    f"factor {factor} leaves {n // shrink} of the {n} voxels of the "
-                    f"static image along axis {axis}; use smaller factors"
+            else:
+                space = ScaleSpace(
+                    image,
+                    self.levels,
+                    image_grid2world=grid2world,
+                    input_spacing=spacing,
+                    sigma_factor=0.0 if remote else self.ss_sigma_factor,
+                    mask0=False,
                 )
-
-
-def usable_mask(mask, name):
-    """The mask, or None (with a warning, as in DIPY) if it is all zeros."""
-    if mask is not None and not np.any(mask):
-        warn(
-            f"{name}_mask is all zeros, setting to None (which means the entire "
-            "volume will be used)",
-            UserWarning,
-            stacklevel=2,
-        )
-        return None
-    return mask
-
-
-def masked(image, mask):
-    """The image with everything outside the mask set to zero."""
-    return image if mask is None or is_remote(image) else image * mask
-
-
-def split(arguments):
-    """The arguments of a two-image call as each of the three parties has them.
-
-    Parameters
-    ----------
-    arguments : dict
-        with ``static``, ``moving``, their ``_grid2world`` and ``_mask``.
-
-    Returns
-    -------
-    moving, static, helper : dict
-        at the moving owner the missing image is a `RemoteImage`; the other two
-        cross a pipe and describe it by its shape.
-    """
-    grids = {
-        name + "_grid2world": grid2world_of(
-            arguments[name], arguments[name + "_grid2world"]
-        )
-        for name in ("static", "moving")
-    }
-    shapes = {
-        name + "_shape": list(arguments[name].shape) for name in ("static", "moving")
-    }
-    here = {
-        **arguments,
-        **grids,
-        "static": RemoteImage(shapes["static_shape"], grids["static_grid2world"]),
-        "static_mask": None,
-    }
-    there = {
-        **shapes,
-        **grids,
-        "static": np.asarray(arguments["static"]),
-        "static_mask": arguments["static_mask"],
-    }
-    return here, there, {**shapes, **grids}
-
-
-def unite(static_shape, moving_shape, **arguments):
-    """Inverse of `split` at the static owner and the helper."""
-    for name, shape in (("static", static_shape), ("moving", moving_shape)):
-        arguments.setdefault(name + "_mask", None)
-        if arguments.get(name) is None:
-            grid2world = arguments[name + "_grid2world"]
-            arguments[name] = RemoteImage(shape, grid2world)
-    return arguments
+        if remote:
+            # Sizes are the only thing that followed from the image's; as in DIPY.
+            rounding = 0.0 if self.use_isotropic else 0.5
+            space.domain_shapes = [
+                (np.array(shape) / scaling + rounding).astype(np.int32)
+                for scaling in space.scalings
+            ]
+        return space
 
 
 def registration_from(session, config):
@@ -1202,10 +850,13 @@ def registration_from(session, config):
         reveal=config.pop("reveal"),
         session=session,
     )
+    scale = config.pop("evaluations")
+    if scale is not None:
+        config["options"] = {"evaluations": scale}
     return SecureAffineRegistration(metric=metric, session=session, **config)
 
 
-def _optimize_party(session, config, transform, starting_affine, **images):
+def _optimize_party(session, config, transform, starting_affine, ret_metric, **images):
     images = unite(**images)
     registration_from(session, config).optimize(
         images.pop("static"),
@@ -1213,5 +864,6 @@ def _optimize_party(session, config, transform, starting_affine, **images):
         regtransforms[tuple(transform)],
         None,
         starting_affine=starting_affine,
+        ret_metric=ret_metric,
         **images,
     )

@@ -32,7 +32,6 @@ from dipy_ppir.align.checkpoint import (
     digest,
     journal,
 )
-from dipy_ppir.align.imaffine import split, unite
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import (
@@ -40,6 +39,8 @@ from dipy_ppir.align.remote import (
     check_roles,
     grid2world_of,
     is_remote,
+    split,
+    unite,
 )
 from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
 from dipy_ppir.mpc import local

@@ -141,6 +141,62 @@ def linear_jacobian(transform, theta):
     return out
 
 
+class MovingBands:
+    """Parzen weights of moving intensities and their derivatives, as integers.
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        intensities.
+    mask : array of int32, shape (n,), or None
+        samples that are 0 here do not count.
+    histogram : ParzenJointHistogram
+        after its `setup`.
+    """
+
+    def __init__(self, values, mask, histogram):
+        self.values, self.mask = values, mask
+        self._settings = (
+            float(histogram.mmin),
+            float(histogram.mdelta),
+            histogram.nbins,
+            histogram.padding,
+        )
+        # How wide a band is stays here: what is shared has all bins.
+        lowest = histogram.bin_normalize_moving(values.min()) if values.size else 0
+        self._width = 4 if lowest >= histogram.padding else 5
+
+    def _of(self, start, stop):
+        mask = None if self.mask is None else self.mask[start:stop]
+        return self.values[start:stop], mask, *self._settings
+
+    def weights(self, start, stop, scale):
+        """Weights of some samples, first bin of each, and whether it counts."""
+        n = stop - start
+        weights = np.empty((n, self._width), dtype=np.int64)
+        first, keep = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.uint8)
+        parzen.moving_weights(*self._of(start, stop), scale, weights, first, keep)
+        return weights, first, keep
+
+    def derivatives(self, start, stop, scale):
+        """Derivatives of the weights of some samples, and first bin of each."""
+        weights = np.empty((stop - start, self._width), dtype=np.int64)
+        first = np.empty(stop - start, dtype=np.int32)
+        parzen.derivative_weights(*self._of(start, stop), scale, weights, first)
+        return weights, first
+
+    def rows(self, table, start, stop):
+        """Sums of the derivatives of some samples times rows of a known table."""
+        out = np.empty((stop - start, table.shape[1]))
+        parzen.derivative_rows(*self._of(start, stop), table, out)
+        return out
+
+    def bounds(self, bounds, otherwise, slack, out):
+        """Bounds on what is selected for each sample; their sum."""
+        of = self._of(0, len(self.values))
+        return parzen.sample_bounds(*of, bounds, otherwise, slack, out)
+
+
 class SecureParzenJointHistogram(ParzenJointHistogram):
     """Joint histogram of two parties' images, computed on secret shares.
 
@@ -251,15 +307,20 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         self._sums = Contingency(self.session, samples, self.categories, self.nbins)
         index = None
         if values is not None:
-            values = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
-            index = np.empty(samples, dtype=np.int32)
-            parzen.static_bins(
-                values, self.smin, self.sdelta, self.nbins, self.padding, index
-            )
+            index = self.static_bins(values)
             mask = None if mask is None else np.asarray(mask).reshape(-1) != 0
         self.session.ledger.about(samples)
         with self.session.phase("static image"):
             self._sums.share_categories(index, mask)
+
+    def static_bins(self, values):
+        """Category of static intensities, in ``[0, categories)``, int32."""
+        values = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
+        index = np.empty(values.size, dtype=np.int32)
+        parzen.static_bins(
+            values, self.smin, self.sdelta, self.nbins, self.padding, index
+        )
+        return index
 
     def serve(self, limit=None, on_evaluation=None):
         """Take part in the moving owner's evaluations until it says end.
@@ -386,18 +447,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             self.talk_locally(values.size, np.asarray(static).reshape(-1), smask)
         if mmask is not None:
             mmask = np.ascontiguousarray(mmask, dtype=np.int32).reshape(-1)
-        self._moving = (
-            values,
-            mmask,
-            float(self.mmin),
-            float(self.mdelta),
-            self.nbins,
-            self.padding,
-        )
+        self._moving = MovingBands(values, mmask, self)
         self._by_count = by_count
-        # How wide a band is stays here: what is shared has all bins.
-        lowest = self.bin_normalize_moving(values.min()) if values.size else 0
-        self._width = 4 if lowest >= self.padding else 5
         self.announce()
         self._announced = False
         with self._guard():
@@ -430,23 +481,6 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
     def _guard(self):
         return self._conversation or nullcontext()
 
-    def _band(self, start, stop, scale):
-        values, mask, *settings = self._moving
-        n = stop - start
-        weights = np.empty((n, self._width), dtype=np.int64)
-        first = np.empty(n, dtype=np.int32)
-        keep = np.empty(n, dtype=np.uint8)
-        parzen.moving_weights(
-            values[start:stop],
-            None if mask is None else mask[start:stop],
-            *settings,
-            scale,
-            weights,
-            first,
-            keep,
-        )
-        return weights, first, keep
-
     def _finish(self):
         """Wait for what was put off: the metric's value, and the weights."""
         if self._open_value is None:
@@ -467,7 +501,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                 # Before it waits for the others: they take what it deals when they
                 # need it.
                 masks = deal_table(self.session, self.nbins, self.categories)
-            table = self._sums.table(self._band if moving else None)
+            table = self._sums.table(self._moving.weights if moving else None)
             if self.reveal == "histogram":
                 table = self.session.open(table, "joint_histogram", (MOVING,))
                 if moving:
@@ -635,16 +669,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                     return
 
     def _rows(self, start, stop):
-        values, mask, *settings = self._moving
-        out = np.empty((stop - start, self.categories))
-        parzen.derivative_rows(
-            values[start:stop],
-            None if mask is None else mask[start:stop],
-            *settings,
-            self._table_rows,
-            out,
-        )
-        return out
+        return self._moving.rows(self._table_rows, start, stop)
 
     def _contract(self, p):
         with self.session.phase("gradient"):
@@ -653,7 +678,7 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             mine = ()
             if moving:
                 scales = self._scales_shared() if secret else self._scales_known()
-                rows = self._derivative_band if secret else self._rows
+                rows = self._moving.derivatives if secret else self._rows
                 mine = (rows, self._columns, scales)
             if secret:
                 # The moving owner has nothing to receive before the opening.
@@ -688,13 +713,10 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         parzen.selection_bounds(
             self._counts, self._table_rows, slack, self.padding, bounds
         )
-        values, mask, *settings = self._moving
-        each = np.empty(values.size)
+        each = np.empty(self._moving.values.size)
         # The magnitudes of the spline derivatives of a sample sum to 3/2 at most.
         otherwise = 1.5 * np.abs(self._table_rows).max()
-        total = parzen.sample_bounds(
-            values, mask, *settings, bounds, otherwise, 2.0**-10, each
-        )
+        total = self._moving.bounds(bounds, otherwise, 2.0**-10, each)
         return self._scales(total, self._column_sums(each))
 
     def _scales_shared(self):
@@ -717,20 +739,6 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
         self._check = np.divide(weights, sums, out=np.zeros_like(sums), where=sums > 0)
         extra = np.append(np.full(len(sums), self._extra), 0)
         return choose_scales(total, np.append(sums, len(sums)), row_scale, extra)
-
-    def _derivative_band(self, start, stop, scale):
-        values, mask, *settings = self._moving
-        weights = np.empty((stop - start, self._width), dtype=np.int64)
-        first = np.empty(stop - start, dtype=np.int32)
-        parzen.derivative_weights(
-            values[start:stop],
-            None if mask is None else mask[start:stop],
-            *settings,
-            scale,
-            weights,
-            first,
-        )
-        return weights, first
 
 
 def _serve_locally(

@@ -168,3 +168,51 @@ def grid2world_of(image, given):
     if given is None:
         return np.eye(len(image.shape) + 1)
     return np.asarray(given, dtype=np.float64)
+
+
+def split(arguments):
+    """The arguments of a two-image call as each of the three parties has them.
+
+    Parameters
+    ----------
+    arguments : dict
+        with ``static``, ``moving``, their ``_grid2world`` and ``_mask``.
+
+    Returns
+    -------
+    moving, static, helper : dict
+        at the moving owner the missing image is a `RemoteImage`; the other two
+        cross a pipe and describe it by its shape.
+    """
+    grids = {
+        name + "_grid2world": grid2world_of(
+            arguments[name], arguments[name + "_grid2world"]
+        )
+        for name in ("static", "moving")
+    }
+    shapes = {
+        name + "_shape": list(arguments[name].shape) for name in ("static", "moving")
+    }
+    here = {
+        **arguments,
+        **grids,
+        "static": RemoteImage(shapes["static_shape"], grids["static_grid2world"]),
+        "static_mask": None,
+    }
+    there = {
+        **shapes,
+        **grids,
+        "static": np.asarray(arguments["static"]),
+        "static_mask": arguments["static_mask"],
+    }
+    return here, there, {**shapes, **grids}
+
+
+def unite(static_shape, moving_shape, **arguments):
+    """Inverse of `split` at the static owner and the helper."""
+    for name, shape in (("static", static_shape), ("moving", moving_shape)):
+        arguments.setdefault(name + "_mask", None)
+        if arguments.get(name) is None:
+            grid2world = arguments[name + "_grid2world"]
+            arguments[name] = RemoteImage(shape, grid2world)
+    return arguments

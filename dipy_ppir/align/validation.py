@@ -4,6 +4,8 @@ Messages name the argument, what is wrong with it and how to mend it. They are
 shown to the owner of the image only.
 """
 
+from warnings import warn
+
 import numpy as np
 
 from dipy_ppir.align.remote import is_remote
@@ -108,3 +110,57 @@ def check_overlap(
             "(center_of_mass, or starting_affine='centers')"
         )
         raise ValueError(f"the two images do not overlap in world space; {remedy}")
+
+
+def check_levels(level_iters, factors, sigmas):
+    """Raise ValueError unless the three describe the same levels sensibly."""
+    if not len(level_iters) == len(factors) == len(sigmas):
+        raise ValueError(
+            f"level_iters, factors and sigmas must have one entry per level; got "
+            f"{len(level_iters)}, {len(factors)} and {len(sigmas)}"
+        )
+    for name, values, least in (
+        ("level_iters", level_iters, 1),
+        ("factors", factors, 1),
+        ("sigmas", sigmas, 0),
+    ):
+        if any(not np.isfinite(v) or v < least for v in values):
+            raise ValueError(f"{name} must be numbers of at least {least}: {values}")
+
+
+def check_pyramid(shape, grid2world, factors):
+    """Raise ValueError if `factors` leave fewer than two voxels along an axis."""
+    dim = len(shape)
+    spacing = np.linalg.norm(np.asarray(grid2world)[:dim, :dim], axis=0)
+    for factor in (int(f) for f in factors[:-1]):
+        # As in IsotropicScaleSpace: per axis the factor nearest to isotropic voxels.
+        target = spacing.min() * factor
+        for axis, (n, step) in enumerate(zip(shape, spacing, strict=True)):
+            candidates = [factor, *range(1, factor)]
+            shrink = min(candidates, key=lambda f: abs(step * f - target))
+            if n // shrink < min(n, 2):
+                raise ValueError(
+                    f"factor {factor} leaves {n // shrink} of the {n} voxels of the "
+                    f"static image along axis {axis}; use smaller factors"
+                )
+
+
+def usable_mask(mask, name):
+    """The mask as zeros and ones, or None (with a warning, as in DIPY) if it is empty.
+
+    Whatever is not zero is inside.
+    """
+    if mask is not None and not np.any(mask):
+        warn(
+            f"{name}_mask is all zeros, setting to None (which means the entire "
+            "volume will be used)",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    return None if mask is None else (np.asarray(mask) != 0).astype(np.int32)
+
+
+def masked(image, mask):
+    """The image with everything outside the mask set to zero."""
+    return image if mask is None or is_remote(image) else image * mask

@@ -31,6 +31,7 @@ bound that the caller gives, is a wrong number, and nothing worse.
 """
 
 from itertools import zip_longest
+import math
 
 import numpy as np
 
@@ -70,6 +71,15 @@ declare(
     meaning="whether the last step made the match better",
 )
 
+declare(
+    "final_value",
+    receivers=(MOVING,),
+    shape="1, once, if it is asked for",
+    meaning="how well the two images match in the end, to 3 digits",
+)
+
+#: The value that is shown is a multiple of the reciprocal of this.
+VALUE_PLACES = 1000
 #: No result is larger than this.
 MAGNITUDE = 1 << 21
 #: No number that the moving owner gives is.
@@ -261,6 +271,25 @@ class SecretNumbers:
         if opened is None:
             return None, None
         return int(size[0]), opened.astype(int)
+
+    def show_value(self, value, unit):
+        """Show the moving owner a number of magnitude below 4, to 3 digits.
+
+        Parameters
+        ----------
+        value : SharedArray, shape (1,)
+            in units of `unit`, the reciprocal of a power of two.
+        """
+        # Thousands of it, rounded by chance to an integer.
+        drop = value.frac_bits - round(math.log2(unit))
+        thousands = value.times(VALUE_PLACES)
+        thousands.bound = 4 * VALUE_PLACES << drop
+        part = truncate_between_owners(
+            self.session, thousands, drop, field=R32, name="value"
+        )
+        array = SharedArray(R32, part, 2, 0, 4 * VALUE_PLACES)
+        opened = self.session.open(array, "final_value", (MOVING,))
+        return None if opened is None else float(opened[0]) / VALUE_PLACES
 
     def _size_of(self, u):
         """The exponent e, on shares of the owners, and ``2**(LOW - e)``."""

@@ -1,0 +1,68 @@
+"""How many evaluations the optimizer on shares makes: fixed, so that they tell nothing.
+
+44 for an affine registration of three levels: 4 at the coarsest for the translation;
+10, 6 and 4 for the rigid transform; 10 and 10 at the two finer ones for what it lacks
+to an affine one. They do what takes L-BFGS-B some 400.
+"""
+
+#: Evaluations at the coarsest, the middle and the finest levels; of a transform with
+#: others after it, and of the last.
+BEFORE = {"TRANSLATION": (4, 0, 0), "RIGID": (10, 6, 4)}
+LAST = {"TRANSLATION": (6, 4, 4), "RIGID": (10, 6, 4)}
+FULL = (10, 10, 10)
+#: Longest step at the coarsest, the middle and the finest levels, in 64ths of the
+#: object's size; about mm of a human brain.
+CAPS = (8.0, 4.0, 2.0)
+#: A single level makes up for the others.
+MOST_ALONE = 20
+
+
+def _of_level(three, level, levels):
+    """Which of three numbers is that of a level, 0 being the coarsest."""
+    if level == 0:
+        return three[0]
+    return three[2] if level == levels - 1 and levels > 2 else three[1]
+
+
+def evaluations(kind, levels, level_iters, *, scale=1.0, rigid_before=False, last=True):
+    """Evaluations at each level, coarsest first.
+
+    Parameters
+    ----------
+    kind : str
+        the transform: "TRANSLATION", "RIGID", ... "AFFINE".
+    levels : int
+    level_iters : sequence of int
+        no level has more evaluations than this, coarsest first.
+    scale : float, optional
+        how many times as many as planned.
+    rigid_before : bool, optional
+        whether a rigid transform was found before; then the coarsest level, which has
+        nothing to add, is left out.
+    last : bool, optional
+        whether this is the last transform of a pipeline.
+
+    Returns
+    -------
+    evaluations : list of int
+        0 for a level that is left out.
+    """
+    plan = (LAST if last else BEFORE).get(kind, FULL)
+    if levels == 1:
+        plan = (min(sum(plan), MOST_ALONE),)
+    elif rigid_before and kind not in LAST:
+        plan = (0, *plan[1:])
+    counts = []
+    for level in range(levels):
+        planned = plan[0] if levels == 1 else _of_level(plan, level, levels)
+        count = min(-int(-planned * scale // 1), int(level_iters[level]))
+        # An evaluation alone moves nothing.
+        counts.append(count if count > 1 else 0)
+    if last and not counts[-1]:
+        counts[-1] = 1
+    return counts
+
+
+def cap(level, levels):
+    """Longest step at a level, 0 being the coarsest."""
+    return CAPS[min(level, len(CAPS) - 1)]
