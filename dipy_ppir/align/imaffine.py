@@ -314,7 +314,7 @@ class SecureAffineRegistration(AffineRegistration):
         """Public parameters of the registration, JSON-able."""
         metric = self.metric
         return {
-            "nbins": metric.histogram.nbins,
+            "nbins": metric.nbins,
             "sampling_proportion": metric.sampling_proportion,
             "reveal": metric.reveal,
             "method": self.method,
@@ -456,7 +456,15 @@ class SecureAffineRegistration(AffineRegistration):
             starting_affine=self.starting_affine if conducts else None,
             static_mask=self._level_mask(level),
             moving_mask=self.moving_mask,
+            nbins=self._bins(level),
         )
+
+    def _bins(self, level):
+        """Bins of the histogram at a level: on shares fewer at the coarse ones."""
+        nbins = self.metric.nbins
+        if level == 0 or self.metric.reveal != "transform":
+            return nbins
+        return min(nbins, plan.COARSE_BINS)
 
     def _take(self, parameters):
         """Make a level's result the start of the next, at the moving owner."""

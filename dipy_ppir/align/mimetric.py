@@ -77,6 +77,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         check_reveal(reveal)
         self.reveal = reveal
         self.session = session
+        self.nbins = int(nbins)
         self.histogram = self._new_histogram(nbins, session)
         #: The metric on shares, after `setup` with ``reveal="transform"``.
         self.shared = None
@@ -88,7 +89,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     def join(self, session):
         """Make the metric part of `session`, or of none with None."""
         self.session = session
-        self.histogram = self._new_histogram(self.histogram.nbins, session)
+        self.histogram = self._new_histogram(self.nbins, session)
 
     def _new_histogram(self, nbins, session):
         # With "transform" for its settings only: it is asked for no histogram.
@@ -112,6 +113,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         starting_affine=None,
         static_mask=None,
         moving_mask=None,
+        nbins=None,
     ):
         """Prepare the metric for a pair of images, at every party.
 
@@ -128,7 +130,11 @@ class SecureMutualInformationMetric(MutualInformationMetric):
             pre-aligning matrix, at the moving owner only.
         static_mask, moving_mask : array, optional
             as in DIPY.
+        nbins : int, optional
+            number of bins for these images, if not the metric's.
         """
+        if nbins not in (None, self.histogram.nbins):
+            self.histogram = self._new_histogram(nbins, self.session)
         self.dim = len(static.shape)
         self.transform = transform
         self.metric_grad = np.zeros(transform.get_number_of_parameters())

@@ -13,6 +13,8 @@ FULL = (10, 10, 10)
 #: Longest step at the coarsest, the middle and the finest levels, in 64ths of the
 #: object's size; about mm of a human brain.
 CAPS = (8.0, 4.0, 2.0)
+#: Bins of the joint histogram at all levels but the finest, at most: as good as 32.
+COARSE_BINS = 16
 #: A single level makes up for the others.
 MOST_ALONE = 20
 

@@ -42,13 +42,13 @@ RIDGE = 0.02
 #: Least length of the first step, of the cap.
 FIRST = 0.25
 #: Fraction bits that are kept: of numbers, of inner products, of an information.
-DIGITS, FINE_DIGITS, INFORMATION_DIGITS = 24, 36, 28
+DIGITS, FINE_DIGITS, INFORMATION_DIGITS = 24, 28, 28
 #: No weight of an information is larger.
 LARGEST_WEIGHT = 2.0**30
 #: Least weight of a bin, of one sample.
 UNIT = 2.0**-12
 #: Added to what is divided by.
-FLOOR = 2.0**-30
+FLOOR = 2.0**-26
 
 
 class ClearNumbers:

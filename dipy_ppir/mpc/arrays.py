@@ -70,7 +70,16 @@ class SharedArray:
         """Room for another party's share."""
         return self.field.empty(self.shape)
 
-    def _with(self, share, *, degree=None, frac_bits=None, bound=None, noise_bits=None):
+    def _with(
+        self,
+        share,
+        *,
+        degree=None,
+        frac_bits=None,
+        bound=None,
+        noise_bits=None,
+        choices=None,
+    ):
         return SharedArray(
             self.field,
             share,
@@ -79,6 +88,7 @@ class SharedArray:
             self.bound if bound is None else bound,
             # Arithmetic spreads noise: nothing is promised of its result.
             noise_bits or 0,
+            choices,
         )
 
     def _compatible(self, other, what):

@@ -85,7 +85,7 @@ MAGNITUDE = 1 << 21
 #: No number that the moving owner gives is.
 OWN_MAGNITUDE = 1 << 13
 #: Bits of what is compared.
-COMPARED_BITS = 60
+COMPARED_BITS = 48
 #: Fraction bits of the square of a step's size, and of components to be rounded.
 SQUARE_DIGITS, ROUNDED_DIGITS = 20, 4
 #: Components are multiplied by 2**(LOW - e), which is an integer.
@@ -241,6 +241,7 @@ class SecretNumbers:
 
     def show_better(self, bit):
         """Show the moving owner a bit."""
+        bit = bit._with(bit.share, choices=2)
         opened = self.session.open(bit, "better", (MOVING,))
         return None if opened is None else bool(opened[0])
 
@@ -287,7 +288,7 @@ class SecretNumbers:
         part = truncate_between_owners(
             self.session, thousands, drop, field=R32, name="value"
         )
-        array = SharedArray(R32, part, 2, 0, 4 * VALUE_PLACES)
+        array = SharedArray(R32, part, 2, 0, 4 * VALUE_PLACES, choices=1 << 12)
         opened = self.session.open(array, "final_value", (MOVING,))
         return None if opened is None else float(opened[0]) / VALUE_PLACES
 
