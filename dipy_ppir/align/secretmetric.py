@@ -24,13 +24,7 @@ from dipy_ppir.align.quasinewton import (
     orthonormal_steps,
     regular_inverse,
 )
-from dipy_ppir.mpc.information import (
-    DERIVATIVE_BITS,
-    SUM_BITS,
-    WEIGHT_BITS,
-    Information,
-    Moving,
-)
+from dipy_ppir.mpc.information import SUM_BITS, Information, Moving
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.numbers import SecretNumbers
 
@@ -40,9 +34,8 @@ EVERY_VOXEL = 60_000
 POINT_UNIT = 1 / 4
 #: The sums of a gradient leave a bit for what rounding adds.
 ROOM = SUM_BITS - 1
-#: No logarithm of two counts below 2**30 differs by more, and no derivatives of the
-#: Parzen weights of a sample sum to more in magnitude.
-LARGEST_LOGARITHM, LARGEST_DERIVATIVE = 30 * np.log(2.0), 1.5
+#: The logarithms of two counts below 2**30 differ by no more.
+LARGEST_DIFFERENCE = 30 * np.log(2.0)
 #: The first curvature is estimated from no more samples than this.
 CURVATURE_SAMPLES = 200_000
 _BLOCK = 1 << 16
@@ -195,7 +188,7 @@ class SecretMutualInformation:
         def rounded(start, stop):
             return np.rint(gradient[start:stop] * scale).astype(np.int64)
 
-        return Moving(bands.weights, bands.derivatives, rounded, matrix / units)
+        return Moving(bands.weights, rounded, matrix / units)
 
     def _scale(self, gradient):
         """Power of two that keeps every sum of the gradient inside the ring."""
@@ -203,8 +196,8 @@ class SecretMutualInformation:
         for start in range(0, len(gradient), _BLOCK):
             y = np.abs(self.positions(start, min(start + _BLOCK, len(gradient))))
             sums += np.abs(gradient[start : start + _BLOCK]).T @ y
-        largest = LARGEST_DERIVATIVE * LARGEST_LOGARITHM * sums.max()
-        bits = ROOM - DERIVATIVE_BITS - WEIGHT_BITS
+        largest = LARGEST_DIFFERENCE * sums.max()
+        bits = ROOM - self._information.scale_bits
         if not largest > 0:
             return 1.0
         return 2.0 ** np.clip(np.floor(bits - np.log2(largest)), -1000, 40)

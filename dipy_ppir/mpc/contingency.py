@@ -34,8 +34,8 @@ share_categories   categories (once)                   1
 table              bins + 1                            1 + opening
 contract           categories + columns + 2            2 + opening
 contract_shared    2 bins + categories + columns + 2   2 + opening
-moments            2 bins + categories + 2 and 12      3
-                   bytes for each of dim components
+moments            bins + categories + 2 and 12 bytes  3
+                   for each of dim components
 =================  ==================================  ===========
 
 What each party sees: the static owner the random parts X_1, and the helper's part
@@ -104,7 +104,7 @@ class Contingency:
         self.session, self.field = session, ring
         self.samples, self.categories, self.bins = samples, categories, bins
         self.frac_bits = table_frac_bits(samples, ring)
-        self._b = None
+        self._b = self._rows = None
         self._block_sums = {}
         self._scratch = {}
 
@@ -163,10 +163,10 @@ class Contingency:
             part[np.arange(stop - start), index[start:stop]] += one
             s.network.send(HELPER, "categories", part)
 
-    def table(self, band=None):
+    def table(self, band=None, *, counted=True, kept=False):
         """Shared table of the weights by bin and category.
 
-        Rounds: 1. Elements: ``bins + 1`` per sample, moving owner to helper.
+        Rounds: 1. Elements: ``bins + 1`` per sample, moving owner to helper, or `bins`.
 
         Parameters
         ----------
@@ -174,6 +174,10 @@ class Contingency:
             ``band(start, stop, scale)`` returns the weights of those samples as
             integers: `values` (k, w), the first bin `first` (k,), and `keep`
             (k,), which is 1 for samples that count.
+        counted : bool, optional
+            whether the moving owner may leave samples out; without, `keep` is 1.
+        kept : bool, optional
+            whether the parties keep what hides the weights, for `moments`.
 
         Returns
         -------
@@ -181,29 +185,46 @@ class Contingency:
             The last row counts the samples that `keep` keeps.
         """
         s, kernels = self.session, self.field.kernels
-        columns = self.bins + 1
+        columns = self.bins + counted
         acc, word = self.field.zeros((columns, self.categories)), self.field.dtype
         one = 1 << self.frac_bits
+        if kept and self._rows is None and s.pid != MOVING:
+            self._rows = self.field.empty((self.samples, self.bins))
         for start, stop in self._blocks():
             shape = (stop - start, columns)
             b = self._b[start:stop]
-            if s.pid == STATIC:
-                kernels.gram(self._random(MOVING, shape), b, acc)
-            elif s.pid == HELPER:
-                kernels.gram(self._receive(MOVING, "band", shape), b, acc)
-            else:
+            if s.pid == MOVING:
                 values, first, keep = band(start, stop, float(one))
                 counts = keep.astype(word) * word(one)
                 rows = self._random(MOVING, shape)
                 kernels.hide_banded(rows, values, first, rows)
-                rows[:, -1] += counts
+                if counted:
+                    rows[:, -1] += counts
                 s.network.send(HELPER, "band", rows)
                 kernels.gram_banded(values, first, b, acc)
-                if keep.all():
+                if counted and keep.all():
                     acc[-1] += self._block_sums[start] * word(one)
-                else:
+                elif counted:
                     acc[-1] += counts @ b
+                continue
+            if s.pid == STATIC:
+                rows = self._random(MOVING, shape)
+            else:
+                rows = self._receive(MOVING, "band", shape)
+            kernels.gram(rows, b, acc)
+            if kept:
+                self._rows[start:stop] = rows[:, : self.bins]
+        if not counted:
+            acc = np.concatenate([acc, self._counts()[None] * word(one)])
         return SharedArray(self.field, acc, 2, self.frac_bits, self.samples * one)
+
+    def _counts(self):
+        """This party's part of how many samples each category has."""
+        if self.session.pid == MOVING:
+            return sum(self._block_sums.values())
+        if self.session.pid == HELPER:
+            return self.field.zeros((self.categories,))
+        return self._b.sum(axis=0, dtype=self.field.dtype)
 
     def contract(self, columns, rows=None, column_blocks=None, scales=None):
         """Shared sums of categories' values times columns; K known to an owner.
@@ -260,10 +281,25 @@ class Contingency:
         -------
         sums : SharedArray, shape (p,), degree 2
         """
-        selected = self._selecting(table, band, scales and scales.row)
+        s = self.session
+
+        def weights(start, stop):
+            values, first = band(start, stop, scales.row)
+            rows = self._random(MOVING, (stop - start, self.bins))
+            self.field.kernels.hide_banded(rows, values, first, rows)
+            s.network.send(HELPER, "derivative", rows)
+            return values, first
+
+        def hidden(start, stop):
+            shape = stop - start, self.bins
+            if s.pid == STATIC:
+                return self._random(MOVING, shape)
+            return self._receive(MOVING, "derivative", shape)
+
+        selected = self._selecting(table, weights, hidden)
         return self._weigh(selected, columns, column_blocks, scales)
 
-    def _selecting(self, table, band, scale):
+    def _selecting(self, table, weights, hidden):
         r"""Values z of the samples from a table that nobody knows, a block at a time.
 
         K is the moving owner's band D times a table that the owners hold in two
@@ -274,46 +310,55 @@ class Contingency:
 
         The first sum is that of `contract`. The second has rows of both owners
         too: D and the column of W_1 that belongs to the sample's category.
+
+        Parameters
+        ----------
+        table : SharedArray
+        weights : callable
+            ``weights(start, stop)`` returns D at the moving owner, values and first
+            bins.
+        hidden : callable
+            ``hidden(start, stop)`` returns the others' parts of D, dense.
         """
         s, kernels = self.session, self.field.kernels
         by_category = np.ascontiguousarray(table.share.T)
 
         def selected(start, stop, z):
-            shape, weights = (stop - start, self.bins), ()
+            shape, mine = (stop - start, self.bins), ()
             if s.pid == STATIC:
                 v = by_category[self._index[start:stop]]
                 if self._keep is not None:
                     v[~self._keep[start:stop]] = 0
                 np.subtract(v, self._random(STATIC, shape), out=v)
                 s.network.send(HELPER, "columns-of-table", v)
-                kernels.dot_rows(self._random(MOVING, shape), v, z)
+                kernels.dot_rows(hidden(start, stop), v, z)
             elif s.pid == HELPER:
                 v = self._receive(STATIC, "columns-of-table", shape)
-                kernels.dot_rows(self._receive(MOVING, "derivative", shape), v, z)
+                kernels.dot_rows(hidden(start, stop), v, z)
             else:
-                weights = values, first = band(start, stop, scale)
-                rows = self._random(MOVING, shape)
-                kernels.hide_banded(rows, values, first, rows)
-                s.network.send(HELPER, "derivative", rows)
-                v = self._random(STATIC, shape)
-                kernels.dot_banded(values, first, v, z)
+                mine = weights(start, stop)
+                kernels.dot_banded(*mine, self._random(STATIC, shape), z)
 
             def own(start, stop):
                 k = self._buffer("k", (stop - start, self.categories))
-                kernels.band_rows(*weights, table.share, k)
+                kernels.band_rows(*mine, table.share, k)
                 return k
 
             self._select(start, stop, own, z)
 
         return selected
 
-    def moments(self, table, positions, dim, band=None, scale=None, gradient=None):
+    def moments(self, table, positions, dim, band=None, gradient=None):
         r"""Shared sums of selected values times a gradient times positions.
 
         .. math:: S_{de} = \sum_x z(x)\, g_d(x)\, y_e(x)
 
-        with z of `contract_shared`, the moving owner's gradient g and public integers
-        y. The sums are exact in the ring of 64 bits, though z is in one of 32: the
+        with the weights A of the last `table`, kept, and another table W, the moving
+        owner's gradient g and public integers y:
+
+        .. math:: z(x) = \sum_r A(x, r) W(r, t(x)).
+
+        The sums are exact in the ring of 64 bits, though z is in one of 32: the
         static owner and the helper hide their parts of z by numbers r that both know,
         and send them to the moving owner, which so learns :math:`c = z + r` modulo
         2**32 and multiplies it by its g; they multiply r. With z shifted to lie
@@ -321,7 +366,7 @@ class Contingency:
         the moving owner sees, and r is not below 3 * 2**30, which the others see:
         there 2**32 g is added.
 
-        Rounds: 3. Bytes: ``4 (2 bins + categories + 2) + 12 dim`` per sample.
+        Rounds: 3. Bytes: ``4 (bins + categories + 2) + 12 dim`` per sample.
 
         Parameters
         ----------
@@ -333,9 +378,7 @@ class Contingency:
         dim : int
             number d of the gradient's components.
         band : callable, at the moving owner only
-            as for `contract_shared`.
-        scale : float, at the moving owner only
-            of the band.
+            that of the table.
         gradient : callable, at the moving owner only
             ``gradient(start, stop)`` returns integers, shape (k, dim), such that the
             sums are below 2**61 in magnitude.
@@ -344,7 +387,12 @@ class Contingency:
         -------
         sums : SharedArray, shape (dim * e,), field R64, degree 2
         """
-        s, selected = self.session, self._selecting(table, band, scale)
+        s, one = self.session, float(1 << self.frac_bits)
+        selected = self._selecting(
+            table,
+            lambda start, stop: band(start, stop, one)[:2],
+            lambda start, stop: self._rows[start:stop],
+        )
         z = self.field.zeros((self.samples,))
         for start, stop in self._blocks():
             selected(start, stop, z[start:stop])

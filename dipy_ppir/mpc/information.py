@@ -1,26 +1,30 @@
 r"""Mutual information of two owners' samples and its gradient, left on shares.
 
-With P(t, r) the joint histogram, w its logarithms and D the derivatives of the Parzen
-weights (see `contingency`, `logarithm`),
+With P(t, r) the joint histogram, w its logarithms and A the Parzen weights (see
+`contingency`, `logarithm`),
 
 .. math:: f = -\frac{1}{V} \sum_{t,r} v_{tr} \ln\frac{v_{tr} V}{v_r s_t}, \qquad
           S_{de} = \sum_x z(x)\, g_d(x)\, y_e(x), \quad
-          z(x) = \sum_r D(x, r)\, w(t(x), r),
+          z(x) = -\sum_r A(x, r) \frac{w(t(x), r + 1) - w(t(x), r - 1)}{2},
 
 and the gradient by the transform's parameters is S times a matrix that the moving owner
 knows: a transform moves a point by a linear function of its position y, which is
 public. So a sample costs the d components of the image's gradient, whatever the number
 of parameters.
 
-All of it is in words of 32 bits, but for the last sums (64) and what follows: weights
-have up to 12 bits, derivatives and logarithms 10. No sum wraps: the table's because the
-weights of a sample sum to one; z because its magnitude is below 3/2 times the largest
-logarithm; S because its owner scales g by the sum of their magnitudes.
+Eq. 9 of Taiello et al. 2024 has in z derivatives of the weights and the logarithms
+themselves. Differences of the logarithms need no second band of weights to be shared,
+and are smoother: registrations end no worse for it.
 
-Rounds of an evaluation: 13, and 2 where samples may be left out. Bytes per sample on
-all links: ``4 (bins + 1)`` for the table and ``4 (2 bins + categories + 2) + 12 d`` for
-S: 540 with 32 bins in 3D, 268 with 16; ``4 categories`` once for every level. Besides,
-1.5 kB for each cell of the table.
+All of it is in words of 32 bits, but for the last sums (64) and what follows: weights
+have up to 12 bits, differences of logarithms 11. No sum wraps: the table's because the
+weights of a sample sum to one; z because its magnitude is no larger than the largest
+difference; S because its owner scales g by the sum of their magnitudes.
+
+Rounds of an evaluation: 13, and 4 where samples may be left out. Bytes per sample on
+all links: ``4 bins`` for the table, 4 more where samples may be left out, and ``4 (bins
++ categories + 2) + 12 d`` for S: 412 with 32 bins in 3D, 220 with 16; ``4 categories``
+once for every level. Besides, 1.5 kB for each cell of the table.
 
 Nothing is opened.
 """
@@ -37,8 +41,8 @@ from dipy_ppir.mpc.logarithm import LARGEST, deal_table, drop, secret_informatio
 from dipy_ppir.mpc.protocols import lift, reduce, share, share_owners, truncate
 from dipy_ppir.mpc.smooth import FINE_BITS
 
-#: Fraction bits of the derivatives and of the logarithms that they weigh.
-DERIVATIVE_BITS, WEIGHT_BITS = 10, 10
+#: Fraction bits of the logarithms, and of half their differences.
+WEIGHT_BITS, DIFFERENCE_BITS = 10, 11
 #: No sum S is 2**SUM_BITS or larger.
 SUM_BITS = 61
 #: Fraction bits of S / 2**SUM_BITS and of the matrix; no element of that is larger.
@@ -58,17 +62,15 @@ class Moving(NamedTuple):
 
     Attributes
     ----------
-    band, derivatives : callable
-        ``(start, stop, scale)``; see `Contingency.table`, `Contingency.moments`.
+    band : callable
+        ``(start, stop, scale)``; see `Contingency.table`.
     gradient : callable
         ``(start, stop)`` returns integers, shape (k, dim).
     matrix : array, shape (p, dim * e)
-        of S, with `DERIVATIVE_BITS` + `WEIGHT_BITS` and the scale of the gradient
-        taken off, divided by the number of samples.
+        of S, with the scale of the gradient and the number of samples taken off.
     """
 
     band: object
-    derivatives: object
     gradient: object
     matrix: np.ndarray
 
@@ -135,7 +137,7 @@ class Information:
         evaluation : Evaluation
         """
         s, sums = self.session, self._sums
-        band, derivatives, gradient, matrix = moving or (None,) * 4
+        band, gradient, matrix = moving or (None,) * 3
         masks = None
         if s.pid == HELPER:
             # Before it waits for the others: they take what it deals when they need it.
@@ -144,20 +146,15 @@ class Information:
             )
         matrix = self._matrix(matrix, scale, parameters)
         with s.phase("histogram"):
-            table = sums.table(band)
+            table = sums.table(band, counted=self.masked, kept=True)
             found = secret_information(
                 s, table, masks, masked=self.masked, marginal=slopes
             )
-            weights = drop(s, found.ratio, FINE_BITS - WEIGHT_BITS, R32)
+            differences = self._differences(found.ratio)
             total = found.total()
         with s.phase("gradient"):
             moments = sums.moments(
-                weights,
-                self.positions,
-                self.dim,
-                derivatives,
-                2.0**DERIVATIVE_BITS,
-                gradient,
+                differences, self.positions, self.dim, band, gradient
             )
             total, parts = self._to_field(total, lift(s, moments))
             value, gradient = self._scaled(total, parts, matrix, scale)
@@ -173,12 +170,27 @@ class Information:
                 marginal = self._slopes(found, inverse)
         return Evaluation(value, gradient, marginal)
 
+    @property
+    def scale_bits(self):
+        """Fraction bits of z."""
+        return self._sums.frac_bits + DIFFERENCE_BITS
+
+    def _differences(self, ratio):
+        """Half the differences of logarithms two bins apart; local.
+
+        At the ends those of neighbours.
+        """
+        ratio = drop(self.session, ratio, FINE_BITS - WEIGHT_BITS, R32)
+        w, out = ratio.share, np.empty_like(ratio.share)
+        out[1:-1] = w[:-2] - w[2:]
+        out[0], out[-1] = np.uint32(2) * (w[0] - w[1]), np.uint32(2) * (w[-2] - w[-1])
+        bound = 2 * LARGEST << DIFFERENCE_BITS
+        return SharedArray(R32, out, 2, DIFFERENCE_BITS, bound)
+
     def _matrix(self, matrix, scale, parameters):
         shape = parameters, self.dim * (self.dim + 1)
         if matrix is not None:
-            matrix = matrix * (
-                scale * 2.0 ** (SUM_BITS - DERIVATIVE_BITS - WEIGHT_BITS)
-            )
+            matrix = matrix * (scale * 2.0 ** (SUM_BITS - self.scale_bits))
         return share(
             self.session,
             MOVING,
