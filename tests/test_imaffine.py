@@ -99,8 +99,9 @@ def assert_same(clear, secure, theta, reveal):
     tolerance, h = TOLERANCE[reveal], secure.histogram
     bounds = [tolerance[0], tolerance[1] * np.abs(gradient).max()]
     if reveal == "gradient":
-        finer = noise.value_bound(h, value), noise.gradient_bound(
-            noise.blur_of(h), clear.histogram.joint_grad
+        finer = (
+            noise.value_bound(h, value),
+            noise.gradient_bound(noise.blur_of(h), clear.histogram.joint_grad),
         )
         # Both bounds are functions of the images, not of chance; except that noise may
         # look like a wrap, and the gradient be opened a second time, with fewer bits.
@@ -939,7 +940,6 @@ def test_dipys_tutorial_with_our_imports(lockstep, templates, iterations):
     # 1.2 mm in 15 runs of "whole". Ours is changed by less. It is 16.4 mm before.
     for name in ("affine", "pipeline"):
         assert off(secure[name]) <= off(np.eye(4)) / (2 if iterations[0] < 100 else 5)
-
 
 
 # -- three parties, each with its own image ------------------------------------

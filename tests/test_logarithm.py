@@ -11,14 +11,13 @@ import pytest
 import dipy_ppir.align.parzenhist  # noqa: F401, declares what is opened
 from dipy_ppir.mpc import logarithm as module
 from dipy_ppir.mpc import normalize as normal
+from dipy_ppir.mpc import numbers, protocols, reciprocal, smooth
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
-from dipy_ppir.mpc.fields import R64, R128
+from dipy_ppir.mpc.fields import R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.logarithm import (
-    DEGREE,
-    FINE_BITS,
-    POLYNOMIALS,
+    DEGREES,
     VALUE_DIGITS,
     WEIGHT_BITS,
     deal_masks,
@@ -26,23 +25,43 @@ from dipy_ppir.mpc.logarithm import (
     logarithm,
     mutual_information,
 )
-from dipy_ppir.mpc.normalize import NUMBER_BITS, normalize, open_masked
+from dipy_ppir.mpc.normalize import number_bits, open_masked
 from dipy_ppir.mpc.protocols import truncate_unseen
 from dipy_ppir.mpc.session import run_trio
+from dipy_ppir.mpc.smooth import FINE_BITS, open_normalized
 from dipy_ppir.mpc.transport import DATA, operation_code
 
 ALL = (MOVING, STATIC, HELPER)
-LARGEST = (1 << NUMBER_BITS) - 1
-
-EDGES = [1, 2, 3, LARGEST - 1, LARGEST]
-EDGES += [v for k in range(2, NUMBER_BITS) for v in (2**k - 1, 2**k, 2**k + 1)]
-EDGES += [3 << k for k in range(NUMBER_BITS - 1)]
+RINGS = {"words of 32 bits": R32, "words of 64 bits": R64}
+LARGEST = (1 << number_bits(R64)) - 1
 
 
-def random_ints(n, seed=0):
+@pytest.fixture(params=RINGS)
+def ring(request):
+    return RINGS[request.param]
+
+
+def edges(ring=R64):
+    bits = number_bits(ring)
+    values = [1, 2, 3, (1 << bits) - 2, (1 << bits) - 1]
+    values += [v for k in range(2, bits) for v in (2**k - 1, 2**k, 2**k + 1)]
+    return values + [3 << k for k in range(bits - 1)]
+
+
+def random_ints(n, seed=0, ring=R64):
     rng = np.random.default_rng(seed)
-    bits = rng.integers(1, NUMBER_BITS + 1, n)
+    bits = rng.integers(1, number_bits(ring) + 1, n)
     return [int(rng.integers(1 << (b - 1), 1 << b)) for b in map(int, bits)]
+
+
+def array_of(session, values, ring):
+    """One party's part of numbers in a ring."""
+    parts = np.random.default_rng(3).integers(
+        0, 1 << ring.bits, (3, len(values)), np.uint64
+    )
+    parts = parts.astype(ring.dtype)
+    parts[MOVING] = ring.from_ints(values) - parts[STATIC] - parts[HELPER]
+    return SharedArray(ring, parts[session.pid], 2, 0, (1 << number_bits(ring)) - 1)
 
 
 # -- positions ---------------------------------------------------------------
@@ -50,43 +69,73 @@ def random_ints(n, seed=0):
 
 def scaled(session, numbers):
     """Opened positions and scaled numbers of a shared array."""
-    masks = normal.deal_masks(session, len(numbers.share))
+    ring, n = numbers.field, len(numbers.share)
+    masks = normal.deal_masks(session, n, ring)
     masked = open_masked(session, numbers)()
-    exponent, product = normalize(session, masked, masks)
+    exponent, product = R128.zeros((n,)), ring.zeros((n,))
+    if session.pid != HELPER:
+        position = normal.position_of(session, masked, masks)
+        exponent = normal.exponent_of(session, position, masks)
+        product = normal.scaled_by(masked, position, masks)
     exponent = SharedArray(R128, exponent, 2, 0, 64)
-    product = SharedArray(R64, product, 2, 0, R64.modulus // 2 - 1)
+    product = SharedArray(ring, product, 2, 0, ring.modulus // 2 - 1)
     position = session.open(exponent, "test-any", (MOVING,))
     return position, session.open(product, "test-any", (MOVING,), raw=True)
 
 
-def check_scaled(values, positions, products):
+def check_scaled(values, positions, products, ring=R64):
     for v, k, product in zip(values, positions, products, strict=True):
         assert int(k) in (v.bit_length() - 1, v.bit_length())
-        assert int(product) == v << 63 - int(k)
+        assert int(product) == v << ring.bits - 1 - int(k)
 
 
-def test_normalize(three, ring_array):
-    values = EDGES + random_ints(500)
-
-    def party(session):
-        return scaled(session, ring_array(session, values, bound=LARGEST))
-
-    check_scaled(values, *three(party)[MOVING])
-
-
-def test_normalize_with_many_masks(three, ring_array):
-    values = [1, 2, LARGEST, 1 << NUMBER_BITS - 1, (1 << 40) - 1] * 1000
+def test_normalize(three, ring):
+    values = edges(ring) + random_ints(500, ring=ring)
 
     def party(session):
-        return scaled(session, ring_array(session, values, bound=LARGEST))
+        return scaled(session, array_of(session, values, ring))
 
-    check_scaled(values, *three(party)[MOVING])
+    check_scaled(values, *three(party)[MOVING], ring)
+
+
+def test_normalize_with_many_masks(three, ring):
+    bits = number_bits(ring)
+    values = [1, 2, (1 << bits) - 1, 1 << bits - 1, (1 << bits // 2) - 1] * 1000
+
+    def party(session):
+        return scaled(session, array_of(session, values, ring))
+
+    check_scaled(values, *three(party)[MOVING], ring)
+
+
+def test_functions_of_the_position_are_looked_up(three, ring):
+    """For every position that a number can have."""
+    values = edges(ring)
+    function = [(-1) ** k * (1 << k) for k in range(ring.bits)]
+
+    def party(session):
+        n = len(values)
+        masks = normal.deal_masks(session, n, ring)
+        table = normal.deal_function(session, masks.position, ring, function)
+        masked = open_masked(session, array_of(session, values, ring))()
+        found = exponent = R128.zeros((n,))
+        if session.pid != HELPER:
+            position = normal.position_of(session, masked, masks)
+            found = normal.look_up(position, table)
+            exponent = normal.exponent_of(session, position, masks)
+        return [
+            session.open(SharedArray(R128, a, 2, 0, 1 << 64), "test-any", (MOVING,))
+            for a in (found, exponent)
+        ]
+
+    found, positions = three(party)[MOVING]
+    assert [int(f) for f in found] == [function[int(k)] for k in positions]
 
 
 @pytest.mark.parametrize("number", [0, (1 << 64) - 1, 1 << 63, 5, (1 << 40) - 1])
 def test_normalize_with_chosen_masks(three, ring_array, monkeypatch, number):
     """Masks that a run would never draw, as 0: long runs of carries."""
-    values = EDGES
+    values = edges()
 
     def pad(session, name, shape, *args):
         drawn = inner(session, name, shape, *args)
@@ -118,25 +167,36 @@ def test_numbers_that_could_be_too_large_are_refused(trio, outcomes, tap, ring_a
 # -- logarithms --------------------------------------------------------------
 
 
-def test_polynomials():
-    powers = np.arange(DEGREE + 1)
+FUNCTIONS = {
+    "ln, 18": (np.log, DEGREES[R64], 5e-12, 1e-14),
+    "ln, 12": (np.log, DEGREES[R32], 1e-7, 1e-9),
+    "reciprocal, 12": (np.reciprocal, reciprocal.DEGREE, 3e-7, 1e-8),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_polynomials(name):
+    function, degree, worst, others = FUNCTIONS[name]
+    table = smooth.polynomials(function, degree)
+    powers = np.arange(degree + 1)
     for column, h in enumerate((4, 1, 2, 3)):
         x = np.linspace(max(h - 1, 1), min(h + 1, 4), 100_001)
-        approximate = (x - h)[:, None] ** powers @ POLYNOMIALS[:, column]
-        error = np.abs(approximate - np.log(x)).max()
-        assert error < (5e-12 if h == 2 else 1e-14), h
-    assert "below\n    5e-12 for h = 2 and below 1e-14" in module._polynomials.__doc__
+        approximate = (x - h)[:, None] ** powers @ table[:, column]
+        error = np.abs(approximate - function(x)).max()
+        assert error < (worst if h == 2 else others), h
 
 
-def logarithms(session, values, ring_array):
-    masks = deal_masks(session, len(values), 1)
-    array = ring_array(session, values, bound=LARGEST)
-    return logarithm(session, open_masked(session, array)(), masks)
+def logarithms(session, values, ring=R64):
+    n = len(values)
+    masks = deal_masks(session, n, 1, ring)
+    masked = open_masked(session, array_of(session, values, ring))()
+    opened = open_normalized(session, masked, masks.normal, masks.fraction)
+    return logarithm(session, opened, n, masks)
 
 
 #: What the module's docstring promises. The masks decide how large an error can be:
 #: with fresh ones an error is larger once in 1e8 numbers.
-ERROR_BOUND = 2e-11
+ERROR_BOUND = {R64: 4e-11, R32: 1e-6}
 
 
 @pytest.fixture
@@ -146,38 +206,56 @@ def fixed(monkeypatch):
 
 
 @pytest.mark.usefixtures("fixed")
-def test_logarithm(three, ring_array):
-    values = EDGES + random_ints(3000)
+@pytest.mark.parametrize("name", RINGS)
+@pytest.mark.parametrize("kind", ["all", "many masks"])
+def test_logarithm(three, name, kind):
+    ring = RINGS[name]
+    if kind == "all":
+        values = edges(ring) + random_ints(3000, ring=ring)
+    else:
+        values = [1, 3, (1 << number_bits(ring)) - 1, 1 << ring.bits // 2] * 1000
 
     def party(session):
-        logs = logarithms(session, values, ring_array)
+        logs = logarithms(session, values, ring)
         assert logs.field is R128
         assert logs.frac_bits == FINE_BITS
         return session.open(logs, "test-any", (MOVING,))
 
     error = np.abs(three(party)[MOVING] - np.array([math.log(v) for v in values]))
-    assert error.max() < ERROR_BOUND
-    assert "below 2e-11." in " ".join(module.__doc__.split())
+    assert error.max() < ERROR_BOUND[ring]
+    stated = " ".join(module.__doc__.split())
+    assert "below 4e-11 for words of 64 bits, 1e-6 for words of 32." in stated
 
 
-@pytest.mark.usefixtures("fixed")
-def test_logarithm_with_many_masks(three, ring_array):
-    values = [1, 3, LARGEST, 1 << 41] * 1000
+@pytest.mark.parametrize("name", RINGS)
+def test_reciprocals(three, name):
+    ring = RINGS[name]
+    values = edges(ring) + random_ints(500, ring=ring)
 
     def party(session):
-        logs = logarithms(session, values, ring_array)
-        return session.open(logs, "test-any", (MOVING,))
+        n = len(values)
+        chosen = [*range(0, n, 2)]
+        masks = deal_masks(session, n, 1, ring, chosen)
+        masked = open_masked(session, array_of(session, values, ring))()
+        opened = open_normalized(session, masked, masks.normal, masks.fraction)
+        some = opened and opened.some(chosen)
+        inverse = reciprocal.reciprocal(session, some, masks.inverse, len(chosen), ring)
+        return [session.open(a, "test-any", (MOVING,)) for a in inverse]
 
-    error = np.abs(three(party)[MOVING] - np.array([math.log(v) for v in values]))
-    assert error.max() < ERROR_BOUND
+    fraction, power = three(party)[MOVING]
+    assert ((fraction > 0.2499) & (fraction < 1.0001)).all()
+    product = fraction * power / 2.0 ** (ring.bits - 2) * np.array(values[::2], float)
+    assert np.abs(product - 1).max() < 1e-6
 
 
 def total_sent(trio):
     return sum(sum(s.ledger.sent.values()) for s in trio)
 
 
-def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
-    n, size = 500, 300
+@pytest.mark.parametrize("name", RINGS)
+def test_bytes_and_rounds_are_as_stated(trio, depth, name):
+    ring = RINGS[name]
+    n, size, word = 500, 300, ring.bits // 8
     rounds = depth(trio)
     spent, deep = [], []
 
@@ -188,53 +266,69 @@ def test_bytes_and_rounds_are_as_stated(trio, depth, ring_array):
         deep.append(rounds() - sum(deep))
         return results
 
-    arrays = [ring_array(s, random_ints(n), bound=LARGEST) for s in trio]
-    dealt = step(lambda s: deal_masks(s, n, size))
+    arrays = [array_of(s, random_ints(n, ring=ring), ring) for s in trio]
+    dealt = step(lambda s: deal_masks(s, n, size, ring))
     masked = step(lambda s: open_masked(s, arrays[s.pid])())
-    step(lambda s: normalize(s, masked[s.pid], dealt[s.pid].normal))
-    again = run_trio(trio, lambda s: deal_masks(s, n, size))
-    logs = step(lambda s: logarithm(s, masked[s.pid], again[s.pid]))
-    step(
-        lambda s: module._weigh(
-            s, masked[s.pid][:size], logs[s.pid][:size], again[s.pid]
-        )()
+    opened = step(
+        lambda s: open_normalized(
+            s, masked[s.pid], dealt[s.pid].normal, dealt[s.pid].fraction
+        )
     )
+    logs = step(lambda s: logarithm(s, opened[s.pid], n, dealt[s.pid]))
+    step(lambda s: module._weigh(s, opened[s.pid], logs[s.pid][:size], dealt[s.pid])())
     bits = FINE_BITS - WEIGHT_BITS
     step(lambda s: truncate_unseen(s, logs[s.pid][:size], bits, field=R64)())
-    position = 63 + 63 * 8 + 2 * 64 * 8 + 6 * 16
-    coefficients, products = 19 * 4 * 16, 4 * 16
+    tested, places = ring.bits - 1, ring.bits.bit_length() - 1
+    position = tested + tested * word + 2 * ring.bits * word + places * 16
+    coefficients, products = (DEGREES[ring] + 1) * 4 * 16, 4 * 16
     assert spent[0] == n * (position + coefficients) + size * products
-    assert spent[1:] == [n * 32, n * 128, n * (128 + 16), size * 32, size * 24]
-    assert deep == [1, 1, 2, 3, 1, 2]
+    normalized = 2 * tested + 2 + 2 * word
+    assert spent[1:] == [n * 4 * word, n * normalized, 0, size * 32, size * 24]
+    assert deep == [1, 1, 3, 0, 1, 2]
     for function, count in zip(
-        (deal_masks, open_masked, normalize, logarithm, module._weigh, truncate_unseen),
+        (
+            deal_masks,
+            open_masked,
+            open_normalized,
+            None,
+            module._weigh,
+            truncate_unseen,
+        ),
         deep,
         strict=True,
     ):
-        assert re.search(rf"Rounds: {count}[.;]", function.__doc__)
+        assert not count or re.search(rf"Rounds: {count}[.;]", function.__doc__)
     stated = " ".join(normal.__doc__.split())
-    assert f"63 + 63 * 8 + 2 * 64 * 8 + 6 * 16 = {position}" in stated
+    if ring is R64:
+        assert f"63 + 63 * 8 + 2 * 64 * 8 + 6 * 16 = {position}" in stated
+    else:
+        assert f"31 + 31 * 4 + 2 * 32 * 4 + 5 * 16 = {position}" in stated
     stated = " ".join(module.__doc__.split())
-    assert f"{position} + 32 + 128 = {position + 160}" in stated
-    assert f"{position} + {coefficients} + {products} of them dealt" in stated
-    each = position + 160 + coefficients + 16 + products + 32 + 24
-    assert f"{each / 1000:.1f} kB in all" in stated
-    assert "and 5 rounds to the sum, 6 to the weights" in stated
+    rest = 4 * word + normalized - 2 * word
+    sums = f"{position} + {4 * word} + {2 * tested + 2} = {position + rest}"
+    assert sums in stated
+    each = position + rest + coefficients + 2 * word + products + 32
+    if ring is R64:
+        assert f"{position} + {coefficients} + {products} of them dealt" in stated
+        assert f"{(each + 24) / 1000:.1f} kB in all" in stated
+        assert "and 5 rounds to the sum, 6 to the weights" in stated
+    else:
+        assert f"{each / 1000:.1f} kB with words of 32 bits" in stated
 
 
 # -- what crosses the wire ----------------------------------------------------
 
 
-def watch(trio, tap, ring_array, n):
+def watch(trio, tap, n, ring=R64):
     """Frames of the logarithms and the sum of one number, n times."""
     frames = tap(trio)
 
     def party(session):
-        masks = deal_masks(session, n, n)
-        array = ring_array(session, [1] * n, bound=LARGEST)
-        masked = open_masked(session, array)()
-        logs = logarithm(session, masked, masks)
-        module._weigh(session, masked, logs, masks)()
+        masks = deal_masks(session, n, n, ring, range(n))
+        masked = open_masked(session, array_of(session, [1] * n, ring))()
+        opened = open_normalized(session, masked, masks.normal, masks.fraction)
+        logs = logarithm(session, opened, n, masks)
+        module._weigh(session, opened, logs, masks)()
 
     run_trio(trio, party)
     return [f for f in frames if f[2] == DATA]
@@ -246,9 +340,10 @@ def check_digits(columns, what):
     check_uniform(columns >> 4, what)
 
 
-def test_what_is_sent_is_uniform(trio, tap, ring_array):
+@pytest.mark.parametrize("name", RINGS)
+def test_what_is_sent_is_uniform(trio, tap, name):
     n = 4000
-    frames = watch(trio, tap, ring_array, n)
+    frames = watch(trio, tap, n, RINGS[name])
     assert len(frames) > 15
     for sender, receiver, _, op, payload in frames:
         assert receiver != HELPER
@@ -260,14 +355,15 @@ def test_what_is_sent_is_uniform(trio, tap, ring_array):
             check_digits(columns, (sender, receiver, op))
 
 
-def test_what_the_owners_open_to_each_other_is_uniform(trio, tap, ring_array):
+@pytest.mark.parametrize("name", RINGS)
+def test_what_the_owners_open_to_each_other_is_uniform(trio, tap, name):
     """Both parts of it together: the mask hides the sum, not a part alone."""
-    n = 4000
-    frames = watch(trio, tap, ring_array, n)
+    n, ring = 4000, RINGS[name]
+    frames = watch(trio, tap, n, ring)
     plus = {
         "counts": (np.uint8, np.add),
         "position": (np.uint8, np.bitwise_xor),
-        "fraction": (np.uint64, np.add),
+        "fraction": (ring.dtype, np.add),
         "weighted": (np.uint64, lambda *parts: R128.add(*parts)),
     }
     for name, (dtype, add) in plus.items():
@@ -301,12 +397,13 @@ def test_the_number_opened_is_uniform_though_every_part_is_constant(trio, tap):
 def test_steps_have_names_of_their_own():
     """What is dealt for one purpose is never taken for what is dealt for another."""
     names = []
-    for m in (normal, module):
+    for m in (normal, smooth, reciprocal, module, protocols, numbers):
         names += re.findall(
-            r'(?:pad|deal)\(\s*session, "([a-z-]+)"', inspect.getsource(m)
+            r'(?:pad|deal)\(\s*(?:session|s), "([a-z-]+)"', inspect.getsource(m)
         )
-    assert len(names) == 11
-    assert len(set(names)) == len(names)
+    assert len(names) == 17
+    # The mask of x is the same thing wherever a number is normalized.
+    assert len(set(names)) == len(names) - 1
 
 
 # -- mutual information ------------------------------------------------------

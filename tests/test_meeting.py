@@ -458,9 +458,7 @@ def test_a_dead_end_of_the_relay_is_cut_when_its_owner_comes_again():
         )
         return hold(plan, MOVING)
 
-    meetings = together(
-        moving, lambda: hold(plan, STATIC), lambda: hold(plan, HELPER)
-    )
+    meetings = together(moving, lambda: hold(plan, STATIC), lambda: hold(plan, HELPER))
     linked(meetings)
     frozen[0].close()
 
@@ -629,6 +627,7 @@ def test_the_crowd_of_one_address_gives_way_first(closed_after):
     assert pairs[1][1].recv(1) == b"", "the oldest of the crowd was not cut"
     here._send_one_away()
     assert "10.0.0.1" not in here._greetings.values()
+
 
 # -- somebody else where a party should be -----------------------------------
 

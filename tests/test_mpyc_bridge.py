@@ -112,9 +112,7 @@ def test_to_mpyc_and_back_sends_nothing(trio, tap, field, kind):
 
     def party(session):
         bits = 0 if kind == "integer" else 4
-        a = secret(
-            session, x if bits else x * 4, frac_bits=bits, bound=16, field=field
-        )
+        a = secret(session, x if bits else x * 4, frac_bits=bits, bound=16, field=field)
 
         async def there_and_back(mpc):
             secure = mpyc_bridge.to_mpyc(a, kind)
@@ -423,9 +421,11 @@ BATCHES = {
         "what nobody had asked for",
     ),
     "a shorter message": (
-        lambda raw: raw[:ROUND] + raw[ROUND : ROUND + 8] + b"\x08\0\0\0" + bytes(8)
-        if len(raw) > ROUND
-        else raw,
+        lambda raw: (
+            raw[:ROUND] + raw[ROUND : ROUND + 8] + b"\x08\0\0\0" + bytes(8)
+            if len(raw) > ROUND
+            else raw
+        ),
         "8 bytes where 24 were due",
     ),
     "many nobody asked for": (
@@ -586,9 +586,7 @@ def test_tasks_of_the_callers_own(three):
             x = mpyc_bridge.to_mpyc(a, "integer")
             # More turns at one party than at another.
             first, second = session.pid, 2 - session.pid
-            return await asyncio.gather(
-                cubes(mpc, x, first), cubes(mpc, x + 1, second)
-            )
+            return await asyncio.gather(cubes(mpc, x, first), cubes(mpc, x + 1, second))
 
         both = mpyc_bridge.run(session, compute)
         return [session.open(one, "test-any", ALL).tolist() for one in both]

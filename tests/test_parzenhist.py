@@ -112,8 +112,9 @@ def assert_same(h, expected, value, gradient):
     tolerance = TOLERANCE[h.reveal]
     bounds = [tolerance[0] * value, tolerance[1] * np.abs(gradient).max()]
     if h.reveal == "gradient":
-        finer = noise.value_bound(h, value), noise.gradient_bound(
-            noise.blur_of(h), expected.joint_grad
+        finer = (
+            noise.value_bound(h, value),
+            noise.gradient_bound(noise.blur_of(h), expected.joint_grad),
         )
         # Both bounds are functions of the images, not of chance; except that noise may
         # look like a wrap, and the gradient be opened a second time, with fewer bits.

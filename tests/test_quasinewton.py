@@ -21,20 +21,24 @@ from dipy_ppir.align.quasinewton import (
     DampedBFGS,
     State,
     Trust,
-    information,
-    information_weights,
+    bin_moments,
+    bin_weights,
+    first_inverse,
     limit,
+    mean_slopes,
+    minimise,
     moving_samples,
     object_moments,
     opened_bits,
     orthonormal_steps,
     propose,
+    regular_inverse,
     trust_after,
     update,
 )
 
 FINE = ClearNumbers(48)
-UNIT = ClearNumbers().unit
+UNIT = 2.0**-module.DIGITS
 
 
 def state(gradient, inverse=None, value=0.0):
@@ -125,8 +129,9 @@ def test_update_is_the_textbooks(p):
     hessian = 1.5 * np.linalg.inv(h)  # not damped
     after, better = update(FINE, state(g, h), s, -1.0, g + hessian @ s)
     assert better
-    assert_allclose(after.inverse, textbook(h, s, hessian @ s), rtol=1e-9, atol=1e-10)
-    assert_allclose(after.inverse @ (hessian @ s), s, rtol=1e-9, atol=1e-10)
+    y = hessian @ s + s / module.LARGEST_INVERSE
+    assert_allclose(after.inverse, textbook(h, s, y), rtol=1e-6, atol=1e-7)
+    assert_allclose(after.inverse @ y, s, rtol=1e-6, atol=1e-7)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 3, 6, 12]))
@@ -137,13 +142,13 @@ def test_the_estimate_stays_positive_definite(seed, p):
     assert_allclose(after.inverse, after.inverse.T, atol=1e-12)
     assert np.linalg.eigvalsh(after.inverse).min() > 0
     # Along y it is what the damped step, the whole or a part of the way to H y, says.
+    change = change + s / module.LARGEST_INVERSE
     expected = change @ h @ change
-    believed = max(s @ change, module.DAMPING * expected)
-    part = min(1.0, (1 - module.DAMPING) * expected / max(expected - s @ change, 1e-12))
     if s @ change < module.DAMPING * expected:
+        part = (1 - module.DAMPING) * expected / (expected - s @ change)
         s = part * s + (1 - part) * h @ change
-    if believed > s @ s / module.LARGEST_INVERSE * (1 + 1e-9):
-        assert_allclose(after.inverse, textbook(h, s, change), rtol=1e-6, atol=1e-7)
+    if s @ change > 1e-3:
+        assert_allclose(after.inverse, textbook(h, s, change), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [0.0, 2.0**-20, -(2.0**-10), 2.0**-10])
@@ -151,7 +156,7 @@ def test_a_flat_metric_does_not_blow_up_the_estimate(change):
     h = np.eye(6)
     step, y = np.full(6, 4.0), np.full(6, change)
     after, _ = update(ClearNumbers(), state(np.zeros(6), h), step, 0.0, y)
-    assert np.abs(after.inverse).max() <= module.LARGEST_INVERSE + 2
+    assert np.abs(after.inverse).max() <= 1.1 * module.LARGEST_INVERSE
     assert np.linalg.eigvalsh(after.inverse).min() > 0
 
 
@@ -174,19 +179,29 @@ def test_a_step_that_was_no_good_bends_the_next():
     assert np.abs(after.inverse - h).max() > 1e-3
 
 
-def minimise(function, x, evaluations, inverse, numbers=None, cap=4.0):
-    """Minimum of a function that returns value and gradient; how often better."""
-    n = numbers or ClearNumbers()
-    value, gradient = function(x)
-    now, trust, good = State(value, gradient, inverse), Trust(cap, cap), 0
-    for _ in range(evaluations - 1):
-        step, cut = limit(propose(n, now), trust)
-        value, gradient = function(x + step)
-        now, better = update(n, now, step, value, gradient)
-        trust = trust_after(trust, step, cut, better)
-        x = x + step if better else x
-        good += better
-    return x, now.value, good
+class Function:
+    """A function that returns value and gradient, as `minimise` wants a metric."""
+
+    def __init__(self, function, p):
+        self.evaluate, self.basis = function, np.eye(p)
+
+    def first_inverse(self, numbers):
+        return np.eye(len(self.basis))
+
+
+def found(function, x, evaluations):
+    """Minimum, its value, and how often a step was better."""
+    good = []
+    x, value = minimise(
+        ClearNumbers(),
+        Function(function, len(x)),
+        x,
+        evaluations,
+        4.0,
+        lambda proposal, better, value: good.append(better),
+    )
+    assert len(good) == evaluations - 1
+    return x, value, sum(good)
 
 
 @pytest.mark.parametrize("p", [2, 6, 12])
@@ -200,7 +215,7 @@ def test_a_quadratic_function(p):
         return (x - best) @ hessian @ (x - best) / 2, hessian @ (x - best)
 
     start = function(np.zeros(p))[0]
-    x, value, _ = minimise(function, np.zeros(p), 4 * p + 20, np.eye(p))
+    x, value, _ = found(function, np.zeros(p), 4 * p + 20)
     assert value < 1e-3 * start
     assert_allclose(x, best, atol=0.3)
 
@@ -214,7 +229,7 @@ def test_a_curved_valley():
         slope = [-2 * (1 - a) - 40 * a * (b - a * a), 20 * (b - a * a)]
         return value, np.array(slope) / 2
 
-    x, value, good = minimise(function, np.array([-2.0, 2.0]), 60, np.eye(2))
+    x, value, good = found(function, np.array([-2.0, 2.0]), 60)
     assert value < 1e-2
     assert_allclose(x, [2, 2], atol=0.3)
     assert good < 59, "no step was ever refused: the test shows too little"
@@ -331,17 +346,30 @@ def test_samples_are_dipys(evaluated, dim, proportion):
 
 def test_moments_by_bin(evaluated):
     metric, params = evaluated(3)
-    optimizer = DampedBFGS(metric)
-    jacobian = linear_jacobian(metric.transform, params)
-    basis = np.diag(np.arange(1.0, 13))
-    moments = optimizer._moments_by_bin(params, jacobian, basis)
     values, gradient, points = moving_samples(metric, params)
-    columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points) @ basis
+    jacobian = linear_jacobian(metric.transform, params)
+    columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points)
     histogram = metric.histogram
+    moments = bin_moments(columns, values, histogram)
     bins = np.rint(values / histogram.mdelta - histogram.mmin)
     for r in range(histogram.nbins):
         part = columns[bins == r]
         assert_allclose(moments[r], part.T @ part / len(values), atol=1e-12)
+
+
+@pytest.mark.parametrize("proportion", [None, 0.3])
+def test_gradient_of_the_twin_is_nearly_dipys(evaluated, proportion):
+    """Differences of logarithms for derivatives of weights: the same, but smoother."""
+    metric, params = evaluated(3, proportion)
+    twin = module._ClearMetric(
+        metric, FINE, params, lambda x: metric.distance_and_gradient(x)[0]
+    )
+    value, gradient = twin.evaluate(params)
+    exact_value, exact = metric.distance_and_gradient(params)
+    exact = twin.basis.T @ exact * module.SCALE
+    assert value == pytest.approx(exact_value * module.SCALE)
+    assert np.linalg.norm(gradient - exact) < 0.12 * np.linalg.norm(exact)
+    assert gradient @ exact > 0.99 * np.linalg.norm(gradient) * np.linalg.norm(exact)
 
 
 def test_fisher_information_of_a_known_histogram():
@@ -350,15 +378,10 @@ def test_fisher_information_of_a_known_histogram():
     t = (np.arange(nbins) - nbins / 2) / spread
     joint = np.exp(-(t[:, None] ** 2 - 2 * rho * t[:, None] * t + t**2) / 2 / 0.36)
     joint /= joint.sum()
-    marginal = joint.sum(axis=0)
-    log_ratio = np.log(joint / marginal)
     p = 3
-    rng = np.random.default_rng(0)
-    root = rng.standard_normal((p, p))
-    moments = marginal[:, None, None] * (root @ root.T)
-    width = 1 / spread
-    weights = information_weights(moments, marginal, width)
-    phi = information(FINE, joint, log_ratio, weights)
+    root = np.random.default_rng(0).standard_normal((p, p))
+    moments = joint.sum(axis=0)[:, None, None] * (root @ root.T)
+    phi = bin_weights(moments, 1 / spread) @ mean_slopes(joint)
     # d log P(t | i) / di = rho (t - rho i) / (1 - rho^2); its variance given i is
     # rho^2 / (1 - rho^2).
     assert_allclose(phi, rho**2 / (1 - rho**2), rtol=0.01)
@@ -366,20 +389,28 @@ def test_fisher_information_of_a_known_histogram():
 
 def test_no_object_no_step():
     """Nothing depends on the parameters, or nothing is known of how."""
-    weights = information_weights(np.zeros((4, 3, 3)), np.full(4, 0.25), 1.0)
+    inverse, weights = regular_inverse(np.zeros((4, 3, 3)), 1.0)
     assert_array_equal(weights, 0)
-    assert_array_equal(module.first_inverse(FINE, np.zeros((3, 3)), 0.0), 0)
-    inverse = module.first_inverse(FINE, np.diag([1.0, 2.0, 4.0]), 0.0)
+    assert_array_equal(first_inverse(FINE, inverse, weights, np.ones(4), 3), 0)
+    moments = np.zeros((4, 3, 3))
+    moments[1] = np.diag([1.0, 2.0, 4.0])
+    inverse, weights = regular_inverse(moments, 1.0)
+    inverse = first_inverse(FINE, inverse, weights, np.zeros(4), 3)
     assert_allclose(np.abs(inverse).max(), module.LARGEST_INVERSE)
 
 
 def test_first_inverse():
     root = np.random.default_rng(0).standard_normal((6, 6))
-    moments = root @ root.T
-    inverse = module.first_inverse(FINE, moments, 4.0)
-    ridge = module.RIDGE * np.trace(moments) / 6 * np.eye(6)
-    expected = np.linalg.inv(4 * (moments + ridge)) / module.SCALE
-    assert_allclose(inverse, expected, atol=1e-12)
+    moments, slopes = np.zeros((5, 6, 6)), np.arange(5.0)
+    moments[2], moments[3] = 0.25 * root @ root.T, 0.75 * root @ root.T
+    mine, phi = regular_inverse(moments, 0.5), (0.25 * 2 + 0.75 * 3) / 0.5**2
+    inverse = first_inverse(FINE, *mine, slopes, 6)
+    whole = root @ root.T
+    ridge = module.RIDGE * np.trace(whole) / 6 * np.eye(6)
+    expected = np.linalg.inv(whole + ridge) / module.SCALE
+    # What keeps it within bounds is added.
+    phi += np.abs(expected).max() / module.LARGEST_INVERSE
+    assert_allclose(inverse, expected / phi, rtol=1e-6, atol=1e-9)
 
 
 # -- registrations -----------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
+    check_centers,
     registration_from,
 )
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
@@ -155,6 +156,10 @@ def affine_registration(
     starts_here = session is None or session.pid == MOVING
     if starts_here and starting_affine is None and "center_of_mass" not in steps:
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
+    if "center_of_mass" in steps:
+        check_centers(
+            (static, static_affine, static_mask), (moving, moving_affine, moving_mask)
+        )
     if starting_affine is not None and "center_of_mass" in steps:
         warn(
             "starting_affine overwritten by center_of_mass transform",
@@ -306,6 +311,7 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
                 images["static_grid2world"],
                 masked(images["moving"], usable_mask(images["moving_mask"], "moving")),
                 images["moving_grid2world"],
+                last=registration.step_number == len(steps) - 1,
             )
             continue
         if session.pid != MOVING and registration.finished_before:

@@ -13,24 +13,84 @@ declare(
     "center_of_mass",
     receivers=(MOVING,),
     shape="2 or 3, once",
-    meaning="the shift between the centres of mass of the two images to 0.001 mm, and "
-    "so the static image's centre",
+    meaning="the shift between the centres of mass of the two images, and so the "
+    "static image's centre, rounded to what the next step needs",
 )
-#: Fraction bits of a centre of mass in mm.
-CENTER_BITS = 10
+
+#: Part of a voxel, at most, to which a shift is rounded that is the result, and one
+#: that another step starts from.
+RESULT_PART, START_PART = 1 / 64, 1 / 4
+#: No shift has more digits.
+_LARGEST = 1 << 50
 
 
-def _world_center_of_mass(image, grid2world):
-    center = ndimage.center_of_mass(np.asarray(image))
-    return grid2world.dot(np.array(center + (1,)))[:-1]
+def precision_for(grid2world, factor=1.0, part=RESULT_PART):
+    """To what the shift is rounded: a power of two, mm.
+
+    Parameters
+    ----------
+    grid2world : array, shape (dim + 1, dim + 1)
+        of the static image, mm.
+    factor : float, optional
+        of the level that starts from it.
+    part : float, optional
+        of that level's smallest voxel.
+    """
+    voxel = np.linalg.norm(np.asarray(grid2world)[:-1, :-1], axis=0).min()
+    return 2.0 ** np.floor(np.log2(voxel * factor * part))
+
+
+def world_center_of_mass(image, grid2world):
+    """Centre of mass of an image, mm.
+
+    Raises
+    ------
+    ValueError
+        if it lies outside the image's grid, as of an image whose background is
+        negative.
+    """
+    image = np.asarray(image)
+    if image.dtype.itemsize < 8:  # float16 overflows, and small integers do
+        image = image.astype(np.float64)
+    with np.errstate(all="ignore"):
+        center = np.array(ndimage.center_of_mass(image))
+    size = np.array(image.shape)
+    if not (np.isfinite(center) & (center >= -0.5) & (center <= size - 0.5)).all():
+        raise ValueError(
+            "the centre of mass of an image lies outside its grid, because intensities "
+            "below zero outweigh the others; add a constant that makes the background "
+            "zero, or align the centres of the grids instead (starting_affine="
+            "'centers')"
+        )
+    return grid2world[:-1, :-1] @ center + grid2world[:-1, -1]
+
+
+def _largest_shift(static_shape, static_grid2world, moving_shape, moving_grid2world):
+    """Largest shift along an axis of two points inside two grids, mm."""
+    boxes = []
+    for shape, matrix in (
+        (static_shape, static_grid2world),
+        (moving_shape, moving_grid2world),
+    ):
+        corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape]))
+        boxes.append(
+            matrix[:-1, :-1] @ corners.reshape(len(shape), -1) + matrix[:-1, -1:]
+        )
+    return max(np.ptp(np.concatenate(axes)) for axes in zip(*boxes, strict=True))
 
 
 def transform_centers_of_mass(
-    static, static_grid2world, moving, moving_grid2world, *, session=None
+    static,
+    static_grid2world,
+    moving,
+    moving_grid2world,
+    *,
+    session=None,
+    precision=None,
 ):
     """Translation between the centres of mass of two parties' images.
 
-    The static owner shares its centre, in mm; only the difference of the two
+    The static owner shares its centre, rounded; only the difference of the two
     centres is opened, to the moving owner. Rounds: 2. Elements: 2 per coordinate
     of 8 bytes.
 
@@ -41,18 +101,29 @@ def transform_centers_of_mass(
         voxel-to-space transformations, mm; None for the identity.
     session : Session, optional
         by default the other parties are started on this machine.
+    precision : float, optional
+        to what the static owner's centre is rounded, mm; by default a power of two
+        below a 64th of its smallest voxel.
 
     Returns
     -------
     affine_map : AffineMap
         at the moving owner; the identity elsewhere.
+
+    Raises
+    ------
+    ValueError
+        if a centre of mass lies outside its image.
     """
     if session is None:
         arguments = {
             "static_grid2world": static_grid2world,
             "moving_grid2world": moving_grid2world,
+            "precision": precision,
         }
         shapes = {"static_shape": static.shape, "moving_shape": moving.shape}
+        for image, matrix in ((static, static_grid2world), (moving, moving_grid2world)):
+            world_center_of_mass(image, grid2world_of(image, matrix))
         return local.run_locally(
             _centers_party,
             "dipy_ppir.align.centers:_centers_reply",
@@ -63,31 +134,39 @@ def transform_centers_of_mass(
     dim = len(static.shape)
     static_grid2world = grid2world_of(static, static_grid2world)
     moving_grid2world = grid2world_of(moving, moving_grid2world)
-    centers = {}
+    if precision is None:
+        precision = precision_for(static_grid2world)
+    grids = static.shape, static_grid2world, moving.shape, moving_grid2world
+    steps = int(np.ceil(_largest_shift(*grids) / precision)) + 1
+    if steps > _LARGEST:
+        raise ValueError(
+            "the two images are too far apart for their voxels; check their headers"
+        )
     session.ledger.about(None)
     with session.phase("centre of mass"):
+        centers, own = {}, {}
         for pid, image, grid2world in (
             (STATIC, static, static_grid2world),
             (MOVING, moving, moving_grid2world),
         ):
-            own = session.pid == pid
+            if session.pid == pid:
+                own[pid] = world_center_of_mass(image, grid2world)
+            # Both from the middle of the static grid, so that far origins cost nothing.
+            middle = static_grid2world @ np.append((np.array(static.shape) - 1) / 2, 1)
+            mine = own.get(pid)
+            if mine is not None:
+                mine = np.rint((mine - middle[:-1]) / precision)
             centers[pid] = share(
-                session,
-                pid,
-                _world_center_of_mass(image, grid2world) if own else None,
-                (dim,),
-                # No finer: the exact centre is a fraction whose denominator, the
-                # total intensity, could be told from its digits.
-                frac_bits=CENTER_BITS,
-                bound=2.0**40,
-                name="center",
+                session, pid, mine, (dim,), bound=float(2 * steps), name="center"
             )
-        shift = session.open(
-            centers[MOVING] - centers[STATIC], "center_of_mass", (MOVING,)
-        )
+        difference = centers[MOVING] - centers[STATIC]
+        difference.bound = steps
+        shift = session.open(difference, "center_of_mass", (MOVING,))
     transform = np.eye(dim + 1)
     if shift is not None:
-        transform[:dim, dim] = shift
+        # What was rounded off here is known here.
+        rounded = np.rint((own[MOVING] - middle[:-1]) / precision) * precision
+        transform[:dim, dim] = shift * precision + own[MOVING] - middle[:-1] - rounded
     return AffineMap(
         transform,
         domain_grid_shape=static.shape,
@@ -103,13 +182,19 @@ def _centers_party(
     moving_shape,
     static_grid2world,
     moving_grid2world,
+    precision,
     static=None,
     moving=None,
 ):
     static = RemoteImage(static_shape, static_grid2world) if static is None else static
     moving = RemoteImage(moving_shape, moving_grid2world) if moving is None else moving
     return transform_centers_of_mass(
-        static, static_grid2world, moving, moving_grid2world, session=session
+        static,
+        static_grid2world,
+        moving,
+        moving_grid2world,
+        session=session,
+        precision=precision,
     )
 
 

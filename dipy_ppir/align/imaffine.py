@@ -31,7 +31,12 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plan
-from dipy_ppir.align.centers import transform_centers_of_mass
+from dipy_ppir.align.centers import (
+    START_PART,
+    precision_for,
+    transform_centers_of_mass,
+    world_center_of_mass,
+)
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
     begin_or_resume,
@@ -238,6 +243,11 @@ class SecureAffineRegistration(AffineRegistration):
             raise ValueError("static and moving images must have the same dimension")
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
+        if isinstance(starting_affine, str) and starting_affine == "mass":
+            check_centers(
+                (static, static_grid2world, static_mask),
+                (moving, moving_grid2world, moving_mask),
+            )
         if self.use_isotropic:
             check_pyramid(
                 static.shape, grid2world_of(static, static_grid2world), self.factors
@@ -686,8 +696,22 @@ class SecureAffineRegistration(AffineRegistration):
 
         self.metric.serve(limit, note)
 
-    def start_at_center(self, *images):
+    def _precision(self, static_grid2world, last=False):
+        """To what a shift of centres is rounded; finer where it is the result."""
+        if last:
+            return precision_for(static_grid2world)
+        factor = self.factors[0] if self.use_isotropic else 2 ** (self.levels - 1)
+        return precision_for(static_grid2world, factor, START_PART)
+
+    def start_at_center(self, *images, last=False):
         """`transform_centers_of_mass`, or what an interrupted run found.
+
+        Parameters
+        ----------
+        *images
+            see there.
+        last : bool, optional
+            whether no step comes after it.
 
         Returns
         -------
@@ -695,7 +719,11 @@ class SecureAffineRegistration(AffineRegistration):
         """
         self.current_level = self.levels - 1
         if not self.finished_before:
-            affine_map = transform_centers_of_mass(*images, session=self.session)
+            affine_map = transform_centers_of_mass(
+                *images,
+                session=self.session,
+                precision=self._precision(images[1], last),
+            )
             matrix = affine_map.affine.tolist()
             place = [self.step_number, 0]
             journal(self.session, self.checkpoint, place=place, center=matrix)
@@ -803,6 +831,7 @@ class SecureAffineRegistration(AffineRegistration):
                 masked(moving, self.moving_mask),
                 moving_grid2world,
                 session=self.session,
+                precision=self._precision(static_grid2world),
             ).affine
         if start == "voxel-origin":
             return transform_origins(*images).affine
@@ -847,6 +876,20 @@ class SecureAffineRegistration(AffineRegistration):
                 for scaling in space.scalings
             ]
         return space
+
+
+def check_centers(*images):
+    """Raise ValueError if the centre of mass of an image that is here is of no use.
+
+    Parameters
+    ----------
+    *images : tuple of (image, grid2world, mask)
+    """
+    for image, grid2world, mask in images:
+        if not is_remote(image):
+            grid2world = grid2world_of(image, grid2world)
+            empty = mask is None or not np.any(mask)
+            world_center_of_mass(masked(image, None if empty else mask), grid2world)
 
 
 def registration_from(session, config):

@@ -600,9 +600,7 @@ class DampedBFGS:
             shown = {"better": better, "value": float(value) / SCALE}
             self.shown.append({**proposal._asdict(), **shown})
 
-        on_shares = _ClearMetric(
-            metric, self.numbers, params, lambda x: (fun(x, *args), jac(x, *args))
-        )
+        on_shares = _ClearMetric(metric, self.numbers, params, lambda x: fun(x, *args))
         params, best = minimise(
             self.numbers, on_shares, params, maxiter, next(self._caps), on_step
         )
@@ -620,34 +618,75 @@ class DampedBFGS:
 
 
 class _ClearMetric:
-    """A metric of DIPY's as `minimise` wants it."""
+    """A metric of DIPY's as `minimise` wants it, with the gradient that is on shares.
+
+    That takes differences of the logarithms of neighbouring bins, weighed by the Parzen
+    weights, for derivatives of the weights, weighed by the logarithms.
+    """
 
     def __init__(self, metric, numbers, params, function):
         self.metric, self.numbers, self.function = metric, numbers, function
         jacobian = linear_jacobian(metric.transform, params)
         moments = object_moments(metric.moving, metric.moving_grid2world)
         self.basis = orthonormal_steps(jacobian, *moments)
+        static = metric.static if metric.samples is None else metric.static_vals
+        histogram = metric.histogram
+        bins = np.ravel(static) / histogram.sdelta - histogram.smin
+        last = histogram.nbins - histogram.padding - 1
+        self._static_bins = np.clip(bins.astype(int), histogram.padding, last)
 
     def evaluate(self, params):
-        value, gradient = self.function(params)
+        value, self._samples = (
+            self.function(params),
+            moving_samples(self.metric, params),
+        )
+        self._jacobian = linear_jacobian(self.metric.transform, params)
+        values, gradient, points = self._samples
+        scores = self._scores(values)
+        sums = np.einsum("n,nd,ne->de", scores, gradient, points, optimize=True)
+        gradient = np.einsum("kde,de->k", self._jacobian, sums)
         gradient = self.basis.T @ gradient
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             raise ValueError(
                 "the metric or its gradient is no finite number; check that the "
                 "images overlap and hold finite numbers that differ"
             )
-        self.params, fix = params, self.numbers.fix
+        fix = self.numbers.fix
         return fix(value * SCALE), fix(gradient * SCALE)
+
+    def _scores(self, values):
+        """Derivative of the metric by each sample's moving intensity."""
+        histogram = self.metric.histogram
+        joint = histogram.joint + UNIT / len(values)
+        w, differences = np.log(joint / joint.sum(axis=0)), np.empty_like(joint)
+        differences[:, 1:-1] = (w[:, 2:] - w[:, :-2]) / 2
+        differences[:, 0] = w[:, 1] - w[:, 0]
+        differences[:, -1] = w[:, -1] - w[:, -2]
+        places = values / histogram.mdelta - histogram.mmin
+        pad, last = histogram.padding, histogram.nbins - histogram.padding - 1
+        nearest = np.clip(places.astype(int), pad, last)
+        scores = np.zeros(len(values))
+        for offset in range(-2, 3):
+            at = nearest + offset
+            size = np.abs(at - places)
+            weight = np.where(
+                size < 1,
+                2 / 3 - size**2 + size**3 / 2,
+                np.maximum(2 - size, 0) ** 3 / 6,
+            )
+            scores -= weight * differences[self._static_bins, at]
+        return scores / (histogram.mdelta * len(values))
 
     def first_inverse(self, numbers):
         histogram = self.metric.histogram
-        values, gradient, points = moving_samples(self.metric, self.params)
-        jacobian = linear_jacobian(self.metric.transform, self.params)
-        columns = np.einsum("nd,kde,ne->nk", gradient, jacobian, points, optimize=True)
+        values, gradient, points = self._samples
+        columns = np.einsum(
+            "nd,kde,ne->nk", gradient, self._jacobian, points, optimize=True
+        )
         moments = bin_moments(columns @ self.basis, values, histogram)
         mine = regular_inverse(moments, histogram.mdelta)
         slopes = mean_slopes(histogram.joint, UNIT / len(values))
-        return first_inverse(numbers, *mine, slopes, len(self.params))
+        return first_inverse(numbers, *mine, slopes, columns.shape[1])
 
 
 def moving_samples(metric, params):

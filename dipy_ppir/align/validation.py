@@ -163,4 +163,6 @@ def usable_mask(mask, name):
 
 def masked(image, mask):
     """The image with everything outside the mask set to zero."""
-    return image if mask is None or is_remote(image) else image * mask
+    return (
+        image if mask is None or is_remote(image) else image * (np.asarray(mask) != 0)
+    )

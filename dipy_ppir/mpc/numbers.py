@@ -15,11 +15,10 @@ verb         rounds                      bytes
 `times`      2                           48 n
 `outer`      2                           48 n
 `gates`      1                           48 n
-`inverses`   8                           16 + 1831 + 32 + 144 + 1920 + 64 + 48 each
+`inverses`   8                           16 + 1687 + 1856 + 32 + 144 + 64 + 48 each
 `less`       MPyC's and 1                MPyC's
-`show_step`  8                           32 + 1831 + 32 + 128 + 2048 + 32, and
-                                         16 + 4 + 2048 + 8 for each component, and
-                                         what is opened
+`show_step`  8                           16 + 1687 + 2048 + 32 + 128 + 32 and 16 + 4 +
+                                         2048 for each component, and what is opened
 ===========  ==========================  ==========================================
 
 What each party sees before an opening is uniform: points of fresh lines, masked words

@@ -84,7 +84,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
         out_quality="quality_metric.txt",
         static_mask=None,
         moving_mask=None,
-        reveal="gradient",
+        reveal="transform",
         receipt="receipt.json",
         far_apart=False,
         no_pictures=False,
@@ -157,10 +157,11 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
         moving_mask : string or Path, optional
             Mask of the moving image (NIfTI): voxels that are not zero count.
         reveal : string, optional
-            What the owner of the moving image learns at each evaluation.
-            ``'gradient'``: the metric's value and gradient; ``'histogram'``:
-            the joint intensity histogram as well, which is faster, but all of
-            them together can give away the static image at coarse resolution.
+            What the owner of the moving image learns beside the result.
+            ``'transform'``: the steps that lead to it, rounded;
+            ``'gradient'``: at each of some hundreds of evaluations the metric's
+            value and gradient, which give far more away; ``'histogram'``: the
+            joint intensity histogram as well. The latter run DIPY's own optimizer.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
         far_apart : boolean, optional
@@ -313,6 +314,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
                 static, grid2world["static"], moving, grid2world["moving"]
             )
         steps = [s for s in options["pipeline"] if s != "center_of_mass"]
+        on_shares = options["reveal"] == "transform"
         logger.info(
             "Registering %s to %s: %s",
             paths["moving"],
@@ -325,7 +327,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
                 static,
                 moving_affine=grid2world["moving"],
                 static_affine=grid2world["static"],
-                ret_metric=bool(steps),
+                ret_metric=bool(steps) and ("quality" in files or not on_shares),
                 ret_receipt=True,
                 callback=progress,
                 **options,

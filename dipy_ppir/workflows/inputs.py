@@ -13,6 +13,8 @@ from nibabel.filebasedimages import ImageFileError
 import numpy as np
 
 from dipy_ppir.align import imaffine
+from dipy_ppir.align.centers import world_center_of_mass
+from dipy_ppir.align.mimetric import REVEAL
 from dipy_ppir.align.validation import check_image, check_mask, check_overlap
 
 #: Bins beyond this make a joint histogram with fewer samples than cells.
@@ -68,12 +70,13 @@ def load_volume(path, name, vol_idx=None, *, function="affine_registration"):
 
 
 def check_center(data, name):
-    """Refuse an image without a centre of mass."""
+    """Refuse an image whose centre of mass cannot be started from."""
     if np.sum(data, dtype=np.float64) == 0:
         raise InputError(
             f"the voxels of the {name} image add up to zero, so it has no centre of "
             "mass to start from; add a constant that makes the background zero"
         )
+    explain(world_center_of_mass, data, np.eye(data.ndim + 1))
 
 
 def load_mask(path, image, grid2world, name):
@@ -144,10 +147,12 @@ def check_parameters(transform, transforms, metric, nbins, sampling_prop, reveal
             f"--sampling_prop {sampling_prop:g} is out of range: give a percentage of "
             f"the voxels from 1 to 100{hint}, or leave it out to use all"
         )
-    if reveal not in ("histogram", "gradient"):
+    if reveal not in REVEAL:
         raise InputError(
-            f"--reveal {reveal} is not known; choose 'histogram' (the moving owner "
-            "learns the joint histogram) or 'gradient' (it does not)"
+            f"--reveal {reveal} is not known; choose 'transform' (the moving owner "
+            "learns the steps that lead to the transform), 'gradient' (also the "
+            "metric's value and gradient at each of some hundreds of evaluations) or "
+            "'histogram' (also the joint histograms)"
         )
 
 

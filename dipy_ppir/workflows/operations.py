@@ -86,6 +86,7 @@ OPERATIONS = {
             "factors",
         ),
         opens={
+            "transform": ("center_of_mass", "step", "step_size", "better"),
             "gradient": (
                 "center_of_mass",
                 "sample_count",
@@ -257,7 +258,13 @@ def explain(plan):
     if "joint_histogram" in labels:
         lines.append(
             "CAUTION: many histograms can determine the static image at coarse "
-            'resolution; reveal = "gradient" opens none.'
+            'resolution; reveal = "transform" opens none.'
+        )
+    if "metric_gradient" in labels:
+        lines.append(
+            "CAUTION: the moving owner chooses where the metric is evaluated, some "
+            "hundreds of times, and can read single voxels of the static image by it; "
+            'reveal = "transform" shows it the steps only.'
         )
     times = plan.timeouts
     lines += [
@@ -274,8 +281,9 @@ TEMPLATE = """\
 # Session file of dipy_ppir: the same at all three parties.
 title = "{title}"
 operation = "{operation}"          # affine or syn
-# What the owners learn beside the result: for affine "gradient" or "histogram",
-# for syn "update" or "force". See: dipy_ppir_session check FILE
+# What the owners learn beside the result: for affine "transform" (the steps that lead
+# to it), "gradient" or "histogram" (far more), for syn "update" or "force". See:
+# dipy_ppir_session check FILE
 reveal = "{reveal}"
 result_to = "both"            # both, moving, or for syn static: who gets the transform
 
