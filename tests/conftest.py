@@ -29,8 +29,8 @@ settings.load_profile("fixed")
 #: Seconds of silence that end a test; no machine is that busy.
 PATIENCE = 300
 
-declare("test-any", (0, 1, 2), "any", "what a test opens to whom it likes")
-declare("test-moving", (0,), "any", "what a test opens to the moving owner")
+declare("test-any", (0, 1, 2), "any", "what a test opens to whom it likes", 128)
+declare("test-moving", (0,), "any", "what a test opens to the moving owner", 128)
 
 
 def _descendants(pid):

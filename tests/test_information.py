@@ -69,7 +69,7 @@ class Samples:
     def scale(self):
         largest = 30 * np.log(2) * (np.abs(self.gradient).T @ np.abs(self.y)).max()
         if not largest:
-            return 1.0
+            return 2.0**40
         bits = SUM_BITS - 1 - self.frac_bits - DIFFERENCE_BITS
         return 2.0 ** np.floor(bits - np.log2(largest))
 

@@ -549,7 +549,8 @@ def test_bytes_and_rounds_of_an_evaluation_are_as_stated(
     stated = " ".join(SecureMutualInformationMetric.__doc__.split())
     assert f"``8 * ({known} + p)`` per sample" in stated
     assert f"``8 * ({secret} + p)`` plus 3.1 MB" in stated
-    assert "Rounds: 5 and 10" in stated
+    assert 'with ``"histogram"``, in 5' in stated
+    assert 'with ``"gradient"``, in 10.' in stated
     stated = " ".join(SecureParzenJointHistogram.__doc__.split())
     assert f"at most {known + 12}, in 5 rounds" in stated
     assert f"and {numbers} logarithms" in stated

@@ -23,6 +23,7 @@ from dipy_ppir.mpc.protocols import (
     additive_part,
     between_owners,
     deal,
+    dither,
     pad,
     reduce,
     reshare_parts,
@@ -825,10 +826,29 @@ def test_opening_to_a_stranger_is_refused_everywhere(trio, outcomes, tap, receiv
 
 
 def test_a_declaration_cannot_be_changed():
-    again = declare("test-moving", (0,), "any", "what a test opens to the moving owner")
+    meaning = "what a test opens to the moving owner"
+    again = declare("test-moving", (0,), "any", meaning, 128)
     assert again.receivers == (0,)
-    with pytest.raises(ValueError, match="already declared differently"):
-        declare("test-moving", (0, 1), "any", "what a test opens to the moving owner")
+    for receivers, bits in (((0, 1), 128), ((0,), 64)):
+        with pytest.raises(ValueError, match="already declared differently"):
+            declare("test-moving", receivers, "any", meaning, bits)
+
+
+def test_no_more_bits_are_opened_than_were_declared(three, tap):
+    """Nothing is sent; noise counts, and what only few values can be."""
+    declare("test-few", ALL, "any", "three bits", 3)
+
+    def party(session):
+        a = share(session, MOVING, np.ones(4), (4,), bound=8)
+        with pytest.raises(UndeclaredOpeningError, match="3 bits a number"):
+            session.open(a, "test-few", ALL)
+        assert not session.ledger.opened
+        session.open(a._with(a.share, choices=8), "test-few", ALL)
+        blurred = dither(session, a * a, 8)
+        assert blurred.open_bits == pytest.approx(np.log2(129) - np.log2(17))
+        return session.ledger.opened[session.pid, "test-few"].bits
+
+    assert three(party) == [12.0] * 3
 
 
 def test_receipt_counts_openings_and_bytes(three):
@@ -851,8 +871,15 @@ def test_receipt_counts_openings_and_bytes(three):
         1,
         10,
     )
-    assert entry["bits"] == 3  # magnitudes up to 3, and the sign
-    assert [e["bits"] for e in receipt["learned"]["helper"]] == [5]
+    # Integers up to 3, and their squares, of either sign.
+    assert entry["bits"] == round(10 * np.log2(7), 1)
+    squares = round(10 * np.log2(19), 1)
+    assert [e["bits"] for e in receipt["learned"]["helper"]] == [squares]
+    assert receipt["bits"] == {
+        "moving owner": entry["bits"],
+        "static owner": squares,
+        "helper": squares,
+    }
     assert receipt["bytes_sent"]["moving owner"]["first"] == 80
     assert receipt["bytes_total"] == 80 + 80 + 4 * 80
     assert (receipt["m"], receipt["t"], receipt["insecure"]) == (3, 1, False)

@@ -15,6 +15,7 @@ declare(
     shape="2 or 3, once",
     meaning="the shift between the centres of mass of the two images, and so the "
     "static image's centre, rounded to what the next step needs",
+    bits=52,
 )
 
 #: Part of a voxel, at most, to which a shift is rounded that is the result, and one

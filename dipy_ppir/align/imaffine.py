@@ -77,6 +77,7 @@ declare(
     receivers=(STATIC,),
     shape="(dim + 1) x (dim + 1), once",
     meaning="the resulting transform",
+    bits=121.1,
 )
 
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
@@ -170,7 +171,7 @@ class SecureAffineRegistration(AffineRegistration):
     def _check_options(self, options):
         """How many times the planned evaluations are made."""
         if self.metric.reveal != "transform":
-            return None
+            return 1.0
         if self.method != "L-BFGS-B":
             raise ValueError(
                 f"method {self.method!r} sees the value of the metric at every step; "
@@ -347,6 +348,10 @@ class SecureAffineRegistration(AffineRegistration):
             parameters[name + "_shape"] = list(image.shape)
             matrix = grid2world_of(image, images[name + "_grid2world"])
             parameters[name + "_grid2world"] = matrix.tolist()
+        voxels = {n: int(np.prod(images[n].shape)) for n in ("static", "moving")}
+        self.session.ledger.about_images(
+            {MOVING: voxels["static"], STATIC: voxels["moving"]}
+        )
         if transform is not None:
             parameters["transform"] = list(_TRANSFORM_NAMES[type(transform)])
         parameters["checkpoint"] = self.checkpoint is not None
@@ -532,11 +537,11 @@ class SecureAffineRegistration(AffineRegistration):
         """What tells the callback of every step."""
         if self.callback is None:
             return None
-        steps = iter(range(2, count + 1))
+        steps = iter(range(1, count))
 
         def on_step(*_):
             facts = self._progress_facts(next(steps))
-            self.callback({**facts, "max_iterations": count})
+            self.callback({**facts, "max_iterations": count - 1})
 
         return on_step
 
@@ -697,8 +702,11 @@ class SecureAffineRegistration(AffineRegistration):
         self.metric.serve(limit, note)
 
     def _precision(self, static_grid2world, last=False):
-        """To what a shift of centres is rounded; finer where it is the result."""
-        if last:
+        """To what a shift of centres is rounded; finer where nothing corrects it."""
+        kind, _ = _TRANSFORM_NAMES.get(
+            type(getattr(self, "transform", None)), (None, None)
+        )
+        if last or kind in ("ROTATION", "SCALING"):
             return precision_for(static_grid2world)
         factor = self.factors[0] if self.use_isotropic else 2 ** (self.levels - 1)
         return precision_for(static_grid2world, factor, START_PART)
@@ -902,7 +910,7 @@ def registration_from(session, config):
         session=session,
     )
     scale = config.pop("evaluations")
-    if scale is not None:
+    if metric.reveal == "transform":
         config["options"] = {"evaluations": scale}
     return SecureAffineRegistration(metric=metric, session=session, **config)
 

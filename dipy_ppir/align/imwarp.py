@@ -65,12 +65,14 @@ for _owner, _receiver, _name in (
         shape="grid of the static image x dim x 2, once",
         meaning=f"the {ROLES[_owner]}'s half of the resulting map, to compose it with "
         "its own",
+        bits=64,
     )
 declare(
     "prealign",
     receivers=(STATIC,),
     shape="(dim + 1) x (dim + 1), once",
     meaning="the affine transform from which the registration started",
+    bits=64,
 )
 
 RESULT_TO = {
@@ -319,6 +321,10 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         )
 
     def _agree(self, images):
+        voxels = {n: int(np.prod(images[n].shape)) for n in ("static", "moving")}
+        self.session.ledger.about_images(
+            {MOVING: voxels["static"], STATIC: voxels["moving"]}
+        )
         parameters = self.config()
         parameters.update(parameters.pop("metric"))
         for name in ("static", "moving"):

@@ -42,18 +42,21 @@ declare(
     meaning="how often each pair of intensity bins occurs at one voxel in the two "
     "images; together, the histograms of one registration can determine the static "
     "image at its coarse resolution levels",
+    bits=64,
 )
 declare(
     "metric_gradient",
     receivers=(MOVING,),
     shape="number of parameters of the transform (and one checksum), each evaluation",
     meaning="in which direction each transform parameter improves the match",
+    bits=64,
 )
 declare(
     "metric_value",
     receivers=(MOVING,),
     shape="1 each evaluation",
     meaning="how well the two images match (mutual information)",
+    bits=36,
 )
 
 declare(
@@ -62,6 +65,7 @@ declare(
     shape="2 each evaluation",
     meaning="how many samples lie inside both images' masks, with and without those "
     "whose moving intensity is out of range",
+    bits=34,
 )
 
 #: Bits of the gradient's terms that are worth opening with ``reveal="gradient"``, where

@@ -198,9 +198,8 @@ class SecretMutualInformation:
             sums += np.abs(gradient[start : start + _BLOCK]).T @ y
         largest = LARGEST_DIFFERENCE * sums.max()
         bits = ROOM - self._information.scale_bits
-        if not largest > 0:
-            return 1.0
-        return 2.0 ** np.clip(np.floor(bits - np.log2(largest)), -1000, 40)
+        with np.errstate(divide="ignore"):
+            return 2.0 ** np.clip(np.floor(bits - np.log2(largest)), -1000, 40)
 
     def _curvature(self, values, gradient, mask, jacobian):
         step = -(-len(values) // CURVATURE_SAMPLES)

@@ -23,7 +23,9 @@ def check_grid2world(matrix, dim, name):
         )
     if not np.isfinite(matrix).all():
         raise ValueError(f"the {name} image's affine contains NaN or infinity")
-    if abs(np.linalg.det(matrix[:dim, :dim])) < 1e-12:
+    linear = matrix[:dim, :dim]
+    volume = np.prod(np.linalg.norm(linear, axis=0))
+    if not abs(np.linalg.det(linear)) > 1e-9 * volume:
         raise ValueError(
             f"the {name} image's affine is singular: voxels have no volume; correct "
             "the image's header (sform or qform)"

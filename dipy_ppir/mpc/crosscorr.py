@@ -74,6 +74,7 @@ for _owner, _name in OWNERS.items():
         meaning="the smoothed step by which its half of the map moves; from all steps "
         f"of one registration most of the {_other} image can be rebuilt "
         "(doc/security.md)",
+        bits=32,
     )
     declare(
         f"force_{_name}",
@@ -81,6 +82,7 @@ for _owner, _name in OWNERS.items():
         shape="1 number per voxel, each iteration",
         meaning=f"the force on each voxel of its image, from which the {_other} image "
         "can be rebuilt (doc/security.md)",
+        bits=24,
     )
     declare(
         f"bracket_{_name}",
@@ -88,18 +90,21 @@ for _owner, _name in OWNERS.items():
         shape="1 number per voxel, each iteration",
         meaning="the second factor of the paper's force; together with the first, "
         f"nearly the whole {_other} image",
+        bits=127,
     )
 declare(
     "paper_factor",
     receivers=(MOVING, STATIC),
     shape="1 number per voxel, each iteration",
     meaning="the first factor of the paper's force, 2 D / (E F)",
+    bits=127,
 )
 declare(
     "correlation",
     receivers=(MOVING, STATIC),
     shape="1 each iteration",
     meaning="how well the two images match (sum of squared local correlations)",
+    bits=32,
 )
 
 #: Voxels handled at a time: the working set stays in the second-level cache.

@@ -35,20 +35,24 @@ class Declaration:
         shape in terms of public parameters.
     meaning : str
         what the receiver learns, in words for people outside the field.
+    bits : float
+        most bits that a number can show: the logarithm of how many values it may have,
+        less what is noise.
     """
 
     label: str
     receivers: tuple
     shape: str
     meaning: str
+    bits: float
 
 
 DECLARATIONS = {}
 
 
-def declare(label, receivers, shape, meaning):
+def declare(label, receivers, shape, meaning, bits):
     """Declare a value that a protocol may open; see `Declaration`."""
-    declaration = Declaration(label, tuple(receivers), shape, meaning)
+    declaration = Declaration(label, tuple(receivers), shape, meaning, float(bits))
     if DECLARATIONS.setdefault(label, declaration) != declaration:
         raise ValueError(f"{label!r} is already declared differently")
     return declaration
@@ -58,7 +62,7 @@ def declare(label, receivers, shape, meaning):
 class _Opened:
     openings: int = 0
     values: int = 0
-    bits: int = 0
+    bits: float = 0.0
 
 
 @dataclass
@@ -68,10 +72,12 @@ class Ledger:
     Attributes
     ----------
     opened : dict
-        maps (receiver, label) to the count of openings, values and bits.
+        maps (receiver, label) to the count of openings, values and bits, all together.
     levels : dict
-        maps (receiver, samples) to the count of numbers opened to the receiver about
-        so many samples of the other image.
+        maps (receiver, samples) to the count of numbers and of bits opened to the
+        receiver about so many samples of the other image.
+    voxels : dict
+        maps a receiver to the number of voxels of the other image.
     sent : Counter
         payload bytes sent, by (phase, receiver).
     rounds : Counter
@@ -81,7 +87,8 @@ class Ledger:
     """
 
     opened: dict = field(default_factory=dict)
-    levels: Counter = field(default_factory=Counter)
+    levels: dict = field(default_factory=dict)
+    voxels: dict = field(default_factory=dict)
     sent: Counter = field(default_factory=Counter)
     framing: int = 0
     rounds: Counter = field(default_factory=Counter)
@@ -90,7 +97,7 @@ class Ledger:
     _samples: int = None
 
     def record_opening(self, label, receivers, values, bits):
-        """Enter an opening of `values` numbers of `bits` bits, or refuse it."""
+        """Enter an opening of `values` numbers of `bits` bits each, or refuse it."""
         if label not in DECLARATIONS:
             raise UndeclaredOpeningError(
                 f"{label!r} was never declared, so it is not opened; "
@@ -100,13 +107,27 @@ class Ledger:
         if strangers:
             names = ", ".join(ROLES[p] for p in sorted(strangers))
             raise UndeclaredOpeningError(f"{label!r} may not be opened to: {names}")
+        most = DECLARATIONS[label].bits
+        if bits > most + 1e-9:
+            raise UndeclaredOpeningError(
+                f"{label!r} was declared with {most:g} bits a number, and is about to "
+                f"be opened with {bits:g}"
+            )
         for receiver in receivers:
             if self._samples is not None:
-                self.levels[receiver, self._samples] += values
+                self._add_level(receiver, self._samples, values, bits * values)
             entry = self.opened.setdefault((receiver, label), _Opened())
             entry.openings += 1
             entry.values += values
-            entry.bits = max(entry.bits, bits)
+            entry.bits += bits * values
+
+    def _add_level(self, receiver, samples, numbers, bits):
+        before = self.levels.get((receiver, samples), (0, 0.0))
+        self.levels[receiver, samples] = before[0] + numbers, before[1] + bits
+
+    def about_images(self, voxels):
+        """How many voxels the image has about which a receiver learns something."""
+        self.voxels.update(voxels)
 
     def about(self, samples):
         """What is opened from here on says something about so many samples, or None."""
@@ -135,7 +156,7 @@ class Ledger:
                 [receiver, label, e.openings, e.values, e.bits]
                 for (receiver, label), e in self.opened.items()
             ],
-            "levels": [[*key, n] for key, n in self.levels.items()],
+            "levels": [[*key, *n] for key, n in self.levels.items()],
             "sent": [[*key, n] for key, n in self.sent.items()],
             "rounds": [[key, n] for key, n in self.rounds.items()],
             "framing": self.framing,
@@ -148,9 +169,9 @@ class Ledger:
             entry = self.opened.setdefault((receiver, label), _Opened())
             entry.openings += openings
             entry.values += values
-            entry.bits = max(entry.bits, bits)
-        for receiver, samples, n in state["levels"]:
-            self.levels[receiver, samples] += n
+            entry.bits += bits
+        for receiver, samples, numbers, bits in state["levels"]:
+            self._add_level(receiver, samples, numbers, bits)
         for phase, peer, n in state["sent"]:
             self.sent[phase, peer] += n
         for phase, n in state["rounds"]:
@@ -165,7 +186,7 @@ class Ledger:
         -------
         learned : dict
             maps each role's name to a list of dicts with the keys ``label``,
-            ``meaning``, ``shape``, ``openings``, ``values`` and ``bits``.
+            ``meaning``, ``shape``, ``openings``, ``values`` and ``bits``, of all.
         """
         learned = {name: [] for name in ROLES.values()}
         for (receiver, label), entry in self.opened.items():
@@ -177,7 +198,7 @@ class Ledger:
                     "shape": declaration.shape,
                     "openings": entry.openings,
                     "values": entry.values,
-                    "bits": entry.bits,
+                    "bits": round(entry.bits, 1),
                 }
             )
         return learned
@@ -219,9 +240,21 @@ def make_receipt(ledger, sent_by_party, **facts):
         **facts,
         "learned": ledger.learned(),
         "levels": [
-            {"party": ROLES[receiver], "samples": samples, "numbers": numbers}
-            for (receiver, samples), numbers in sorted(ledger.levels.items())
+            {
+                "party": ROLES[receiver],
+                "samples": samples,
+                "numbers": numbers,
+                "bits": round(bits, 1),
+            }
+            for (receiver, samples), (numbers, bits) in sorted(ledger.levels.items())
         ],
+        "bits": {
+            ROLES[receiver]: round(
+                sum(e.bits for (r, _), e in ledger.opened.items() if r == receiver), 1
+            )
+            for receiver in ROLES
+        },
+        "voxels": {ROLES[receiver]: n for receiver, n in ledger.voxels.items()},
         "bytes_sent": sent_by_party,
         "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
         "waits": dict(ledger.rounds),
@@ -240,6 +273,10 @@ REBUILDS = {
     for kind in ("update", "force", "bracket")
     for name in ("static", "moving")
 }
+
+
+#: What the moving owner is opened at transforms that it chooses.
+CHOSEN = {"metric_gradient", "joint_histogram"}
 
 
 def _size(n):
@@ -271,8 +308,15 @@ def receipt_text(receipt):
         for e in entries:
             times = "once" if e["openings"] == 1 else f"{e['openings']:,} times"
             lines.append(
-                f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} numbers "
-                f"in all ({e['label']})."
+                f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} "
+                f"numbers, {e['bits']:,.0f} bits in all ({e['label']})."
+            )
+        voxels = receipt["voxels"].get(role)
+        if entries and voxels:
+            bits = receipt["bits"][role]
+            lines.append(
+                f"That is {bits:,.0f} bits about an image of {voxels:,} voxels, "
+                f"{bits / voxels:.2g} for each."
             )
     if receipt.get("resumed"):
         times = receipt["resumed"]
@@ -288,13 +332,14 @@ def receipt_text(receipt):
         samples, numbers = level["samples"], level["numbers"]
         lines.append(
             f"About {samples:,} samples of the other image (one resolution level) "
-            f"the {level['party']} learned {numbers:,} numbers, "
-            f"{100 * numbers / samples:.0f} for every hundred samples."
+            f"the {level['party']} learned {numbers:,} numbers of "
+            f"{level['bits']:,.0f} bits in all, "
+            f"{100 * numbers / samples:.0f} numbers for every hundred samples."
         )
         if exact and numbers > RISKY_SHARE * samples:
             lines.append(
                 "   CAUTION: so many histograms can determine these samples. "
-                'reveal="gradient" opens no histogram; larger levels hide more.'
+                'reveal="transform" opens no histogram; larger levels hide more.'
             )
         elif numbers > samples / 2:
             lines.append(
@@ -307,10 +352,16 @@ def receipt_text(receipt):
             "CAUTION: no image was sent, but an owner who sets out to can rebuild most "
             "of the other image from what was opened (doc/security.md)."
         )
-    else:
+    elif labels & CHOSEN:
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner, as long "
             "as the moving owner chose its transforms as the program does."
+        )
+    else:
+        lines.append(
+            "No voxel of an image was shown to anybody but the image's owner. An owner "
+            "that does not follow the program may choose what the bits that it learns "
+            "are about; it learns no more of them."
         )
     quality = receipt.get("quality")
     if quality:

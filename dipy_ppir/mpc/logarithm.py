@@ -360,11 +360,16 @@ def mutual_information(
         # V is a whole number. T differs from it by samples that are out of range; its
         # low bits would tell of many of them whether they are valid (doc/security.md).
         mass = dither(session, count[:1], table.bound >> VALUE_DIGITS)
+        # V by itself has no fraction.
+        noise_bits = (mass.noise_bits + table.frac_bits) / 2
         energy, count = session.open_all(
             [
                 (dither(session, total, blur), value_label, receivers),
                 (
-                    count._with(np.concatenate([mass.share, count.share[1:]])),
+                    count._with(
+                        np.concatenate([mass.share, count.share[1:]]),
+                        noise_bits=noise_bits,
+                    ),
                     count_label,
                     receivers,
                 ),

@@ -56,18 +56,21 @@ declare(
     receivers=(MOVING,),
     shape="number of parameters of the transform, each step",
     meaning="the direction of the next step, to a few bits of its size",
+    bits=math.log2(17),
 )
 declare(
     "step_size",
     receivers=(MOVING,),
     shape="1 each step",
     meaning="the size of the next step, as one of 16 powers of two",
+    bits=4,
 )
 declare(
     "better",
     receivers=(MOVING,),
     shape="1 each step",
     meaning="whether the last step made the match better",
+    bits=1,
 )
 
 declare(
@@ -75,6 +78,7 @@ declare(
     receivers=(MOVING,),
     shape="1, once, if it is asked for",
     meaning="how well the two images match in the end, to 3 digits",
+    bits=12,
 )
 
 #: The value that is shown is a multiple of the reciprocal of this.

@@ -24,6 +24,7 @@ has a random slope) or a secret plus a sharing of zero it does not know; both
 can be produced by a simulator that has only the party's own input and outputs.
 """
 
+import math
 import secrets
 
 import numpy as np
@@ -672,14 +673,17 @@ def dither(session, array, magnitude, by=STATIC):
     by : int, optional
         the party that adds them.
     """
-    if session.pid != by or magnitude < 1:
+    if magnitude < 1:
         return array
+    bits = math.log2(2 * magnitude + 1)
+    if session.pid != by:
+        return array._with(array.share, noise_bits=bits)
     field = array.field
     count = int(np.prod(array.shape))
     noise = [secrets.randbelow(2 * magnitude + 1) - magnitude for _ in range(count)]
     noise = field.from_ints(noise).reshape(array.share.shape)
     noise = field.scale(noise, field.inverse(field.weights[by]))
-    return array._with(field.add(array.share, noise))
+    return array._with(field.add(array.share, noise), noise_bits=bits)
 
 
 def blur(session, array, bits, receiver):
