@@ -363,10 +363,14 @@ def test_the_ledger_knows_what_is_opened(reveal):
             for label, values in labels.items()
         }
         assert opened == {**expected, "correlation": (3, 3)}
-        assert session.ledger.levels[STATIC, n] == 3 * sum(labels.values()) + 3
+        numbers, bits = session.ledger.levels[STATIC, n]
+        assert numbers == 3 * sum(labels.values()) + 3
+        assert bits == pytest.approx(
+            sum(e.bits for (r, _), e in session.ledger.opened.items() if r == STATIC)
+        )
         for (_, label), entry in session.ledger.opened.items():
             if label.startswith(("force", "update")):
-                assert entry.bits <= crosscorr.OPEN_BITS[reveal] + 3
+                assert entry.bits <= (crosscorr.OPEN_BITS[reveal] + 3) * entry.values
     assert results[HELPER][2] == (None, None)
 
 

@@ -24,6 +24,7 @@ from dipy_ppir.align.validation import (
     check_mask,
     check_overlap,
     check_pyramid,
+    check_slices,
     masked,
     usable_mask,
 )
@@ -148,6 +149,7 @@ def affine_registration(
     check_image(moving, moving_affine, "moving")
     if len(static.shape) != len(moving.shape):
         raise ValueError("static and moving images must have the same dimension")
+    check_slices(moving)
     check_mask(static_mask, static, "static")
     check_mask(moving_mask, moving, "moving")
     if starting_affine is not None:

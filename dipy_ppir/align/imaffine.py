@@ -52,6 +52,7 @@ from dipy_ppir.align.validation import (
     check_levels,
     check_mask,
     check_pyramid,
+    check_slices,
     masked,
     usable_mask,
 )
@@ -242,6 +243,7 @@ class SecureAffineRegistration(AffineRegistration):
         check_image(moving, moving_grid2world, "moving")
         if len(static.shape) != len(moving.shape):
             raise ValueError("static and moving images must have the same dimension")
+        check_slices(moving)
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
         if isinstance(starting_affine, str) and starting_affine == "mass":
@@ -522,7 +524,6 @@ class SecureAffineRegistration(AffineRegistration):
                 most,
                 self._counting(counts[-1 - level]),
             )
-            self.metric.evaluations += counts[-1 - level]
             if conducts:
                 result = np.asarray(xopt).tolist()
                 journal(

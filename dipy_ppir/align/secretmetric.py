@@ -159,6 +159,7 @@ class SecretMutualInformation:
         found = self._information.evaluate(
             SCALE, self.parameters, moving, slopes=self._first
         )
+        self.metric.evaluations += 1
         if self._first:
             self._slopes, self._first = found.slopes, False
         return found.value, found.gradient

@@ -65,6 +65,17 @@ def check_image(image, grid2world, name):
     check_grid2world(grid2world, image.ndim, name)
 
 
+def check_slices(moving):
+    """Raise ValueError if the moving image is too thin to have a gradient."""
+    for axis, n in enumerate(moving.shape):
+        if n < 3:
+            raise ValueError(
+                f"the moving image has {n} voxel{'s' * (n > 1)} along axis {axis}: it "
+                "has no gradient there, and nothing would move; register it as a 2D "
+                "image, without that axis, or give it at least 3 slices"
+            )
+
+
 def check_mask(mask, image, name):
     """Raise ValueError unless `mask` fits `image`; masks of zeros only warn later."""
     if mask is None:
