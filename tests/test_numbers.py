@@ -18,8 +18,10 @@ from dipy_ppir.align.quasinewton import (
 )
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc import numbers as module
+from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.protocols import share_elements
 from dipy_ppir.mpc.session import run_trio
 
 UNIT = 2.0**-DIGITS
@@ -112,6 +114,36 @@ def test_comparisons_near_and_far(computed):
     assert_array_equal(less, gaps < 0)
 
 
+def test_whatever_is_compared_is_as_small_as_mpyc_expects(three):
+    """MPyC's masks are longer than a number by 42 bits: a large one would show."""
+    rng = np.random.default_rng(3)
+    values = [int(v) << k for k, v in enumerate(rng.integers(1, 1 << 40, 60))]
+    values += [-v for v in values] + [P127.modulus // 2, 1, -1, 0]
+
+    def party(session):
+        numbers = secret_numbers(session)
+        own = P127.from_ints(values) if session.pid == MOVING else None
+        part = share_elements(session, MOVING, own, (len(values),), P127, "any")
+        huge = SharedArray(P127, part, 1, 0, 1 << 60)
+        compared = module._in_range(session, huge)
+        (bits,) = numbers.less((huge, huge - huge))
+        return [
+            session.open(a, "test-any", (MOVING,), raw=raw)
+            for a, raw in ((bits, False), (compared, True))
+        ] + [compared.bound]
+
+    opened, compared, bound = three(party)[MOVING]
+    assert set(opened) <= {0.0, 1.0}
+    small = np.array([abs(v) < 1 << module.COMPARABLE_BITS for v in values])
+    negative = np.array([v < 0 for v in values])
+    assert (opened[small] == negative[small]).all()
+    assert 20 < small.sum() < 100
+    half = P127.modulus // 2
+    for value in P127.to_ints(compared):
+        assert abs(int(value) - (P127.modulus if value > half else 0)) <= bound
+    assert bound.bit_length() + 1 + 42 < 127
+
+
 @pytest.mark.parametrize("digits", [DIGITS, FINE_DIGITS, 36])
 def test_reciprocals(computed, digits):
     rng = np.random.default_rng(digits)
@@ -175,9 +207,9 @@ def test_what_is_shown_is_counted(three):
         (MOVING, "step"): (6, pytest.approx(6 * np.log2(17))),
         (MOVING, "step_size"): (1, 4),
         (MOVING, "better"): (1, 1),
-        (MOVING, "final_value"): (1, 12),
+        (MOVING, "final_value"): (1, np.log2(16383)),
     }
-    bits = sum(e.bits for e in opened.values()) - 12
+    bits = sum(e.bits for e in opened.values()) - np.log2(16383)
     assert bits == pytest.approx(quasinewton.opened_bits(6))
 
 

@@ -20,6 +20,7 @@ from dipy_ppir.align.quasinewton import (
     ClearNumbers,
     DampedBFGS,
     State,
+    Step,
     Trust,
     bin_moments,
     bin_weights,
@@ -55,7 +56,8 @@ def state(gradient, inverse=None, value=0.0):
 )
 def test_a_step_is_shown_to_a_few_bits_of_its_size(direction, exponent):
     u = np.array(direction) * 2.0**exponent
-    exponent, mantissas = propose(FINE, state(-u))
+    (exponent, mantissas), ascent = propose(FINE, state(-u))
+    assert_array_equal(ascent, -FINE.fix(u))
     assert EXPONENTS[0] <= exponent <= EXPONENTS[1]
     assert np.abs(mantissas).max() <= 2**STEP_BITS
     size = np.linalg.norm(u)
@@ -68,12 +70,13 @@ def test_a_step_is_shown_to_a_few_bits_of_its_size(direction, exponent):
 
 
 def test_no_gradient_is_no_step():
-    proposal = propose(ClearNumbers(), state(np.zeros(6)))
+    zeros = np.zeros(6)
+    proposal, ascent = propose(ClearNumbers(), state(zeros))
     assert_array_equal(proposal.mantissas, 0)
-    step, cut = limit(proposal, Trust(8.0, 8.0))
-    assert_array_equal(step, 0)
-    assert not cut
-    after, better = update(ClearNumbers(), state(np.zeros(6)), step, 0.0, np.zeros(6))
+    step = limit(proposal, Trust(8.0, 8.0))
+    assert_array_equal(step.vector, 0)
+    assert step.part == 1
+    after, better = update(ClearNumbers(), state(zeros), step, ascent, 0.0, zeros)
     assert np.isfinite(after.inverse).all()
     assert not better
 
@@ -86,17 +89,19 @@ def test_steps_keep_within_the_trust_radius(size, first, length, was_cut):
     """The first one is not too short either, to learn of the curvature."""
     exponent = int(np.log2(size))
     proposal = module.Proposal(exponent, np.array([0, 2**STEP_BITS, 0]))
-    step, cut = limit(proposal, Trust(8.0, 8.0, first))
-    assert_allclose(step, [0, length, 0])
-    assert cut == was_cut
+    step = limit(proposal, Trust(8.0, 8.0, first))
+    assert_allclose(step.vector, [0, length, 0])
+    assert step.part == length / size
+    assert (step.part < 1) == was_cut
 
 
 def test_the_trust_radius_follows_the_steps():
-    trust, step = Trust(2.0, 8.0), np.array([2.0, 0])
-    assert trust_after(trust, step, True, True) == Trust(4.0, 8.0, False)
-    assert trust_after(Trust(6.0, 8.0), step, True, True).radius == 8.0
-    assert trust_after(trust, step, False, True).radius == 2.0
-    assert trust_after(trust, step, False, False).radius == 1.0
+    trust, whole = Trust(2.0, 8.0), Step(np.array([2.0, 0]), 1.0)
+    cut = whole._replace(part=0.5)
+    assert trust_after(trust, cut, True) == Trust(4.0, 8.0, False)
+    assert trust_after(Trust(6.0, 8.0), cut, True).radius == 8.0
+    assert trust_after(trust, whole, True).radius == 2.0
+    assert trust_after(trust, whole, False).radius == 1.0
 
 
 def test_bits_of_a_step():
@@ -123,41 +128,72 @@ def curved(seed, p):
     return a @ a.T / p + np.eye(p), *rng.standard_normal((3, p))
 
 
+def updated(h, s, g, change, *, value=0.0, part=1.0, numbers=FINE):
+    """After a step that is a part of the quasi-Newton step, as h and g are given."""
+    step = Step(s, part)
+    return update(numbers, state(g, h), step, h @ g, value, g + change)
+
+
+def damped(h, s, g, change, part=1.0):
+    """The change of the gradient by Nocedal and Wright, procedure 18.2."""
+    change = change + s / module.LARGEST_INVERSE
+    expected = -part * s @ g
+    if s @ change < module.DAMPING * expected:
+        theta = (1 - module.DAMPING) * expected / (expected - s @ change)
+        change = theta * change - (1 - theta) * part * g
+    return change
+
+
 @pytest.mark.parametrize("p", [1, 3, 6, 12])
 def test_update_is_the_textbooks(p):
-    h, s, g, _ = curved(p, p)
-    hessian = 1.5 * np.linalg.inv(h)  # not damped
-    after, better = update(FINE, state(g, h), s, -1.0, g + hessian @ s)
+    h, _, g, _ = curved(p, p)
+    s, hessian = -h @ g, 1.5 * np.linalg.inv(h)  # not damped
+    after, better = updated(h, s, g, hessian @ s, value=-1.0)
     assert better
     y = hessian @ s + s / module.LARGEST_INVERSE
+    assert_allclose(damped(h, s, g, hessian @ s), y)
     assert_allclose(after.inverse, textbook(h, s, y), rtol=1e-6, atol=1e-7)
     assert_allclose(after.inverse @ y, s, rtol=1e-6, atol=1e-7)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([1, 3, 6, 12]))
-def test_the_estimate_stays_positive_definite(seed, p):
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1, 3, 6, 12]),
+    st.floats(0.1, 4),
+    st.booleans(),
+)
+def test_the_estimate_stays_positive_definite(seed, p, part, rounded):
     """Also along steps of negative curvature, which are damped."""
-    h, s, g, change = curved(seed, p)
-    after, _ = update(FINE, state(g, h), s, 0.0, g + change)
-    assert_allclose(after.inverse, after.inverse.T, atol=1e-12)
-    assert np.linalg.eigvalsh(after.inverse).min() > 0
-    # Along y it is what the damped step, the whole or a part of the way to H y, says.
-    change = change + s / module.LARGEST_INVERSE
-    expected = change @ h @ change
-    if s @ change < module.DAMPING * expected:
-        part = (1 - module.DAMPING) * expected / (expected - s @ change)
-        s = part * s + (1 - part) * h @ change
-    if s @ change > 1e-3:
-        assert_allclose(after.inverse, textbook(h, s, change), rtol=1e-4, atol=1e-5)
+    h, _, g, change = curved(seed, p)
+    u = -h @ g
+    s = part * u
+    if rounded:
+        s = part * np.rint(u * 8 / np.abs(u).max()) / 8 * np.abs(u).max()
+    after, _ = updated(h, s, g, change, part=part)
+    assert_allclose(after.inverse, after.inverse.T, atol=1e-9)
+    y = damped(h, s, g, change, part)
+    # Rounded steps go down as well, but where all of a step is lost.
+    if -s @ g > 0.1 * part * (g @ h @ g):
+        assert np.linalg.eigvalsh(after.inverse).min() > 0
+        assert_allclose(after.inverse, textbook(h, s, y), rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_metric_curves_downwards_steps_get_longer():
+    """Far from the optimum; at most five times."""
+    h, g = np.eye(1), np.array([1.0])
+    s = -h @ g
+    for change in (0.5, 0.0, -0.1):
+        after, _ = updated(h, s, g, np.array([change]))
+        assert after.inverse[0, 0] == pytest.approx(5, rel=0.01)
 
 
 @pytest.mark.parametrize("change", [0.0, 2.0**-20, -(2.0**-10), 2.0**-10])
 def test_a_flat_metric_does_not_blow_up_the_estimate(change):
-    h = np.eye(6)
+    h, g = np.eye(6), np.zeros(6)
     step, y = np.full(6, 4.0), np.full(6, change)
-    after, _ = update(ClearNumbers(), state(np.zeros(6), h), step, 0.0, y)
+    after, _ = updated(h, step, g, y, numbers=ClearNumbers())
     assert np.abs(after.inverse).max() <= 1.1 * module.LARGEST_INVERSE
-    assert np.linalg.eigvalsh(after.inverse).min() > 0
+    assert np.linalg.eigvalsh(after.inverse).min() > 0 or change < 0
 
 
 def test_a_step_beyond_all_exponents_keeps_its_direction():
@@ -165,14 +201,14 @@ def test_a_step_beyond_all_exponents_keeps_its_direction():
     what goes down."""
     inverse = 100 * np.array([[100.0, 9.0], [9.0, 1.0]])
     gradient = np.array([1.0, -5.0])
-    exponent, mantissas = propose(FINE, state(gradient, inverse))
+    (exponent, mantissas), _ = propose(FINE, state(gradient, inverse))
     assert exponent == EXPONENTS[1]
     assert gradient @ mantissas < 0
 
 
 def test_a_step_that_was_no_good_bends_the_next():
-    h, s, g, change = curved(1, 6)
-    after, better = update(FINE, state(g, h), s, 1.0, g + change)
+    h, _, g, change = curved(1, 6)
+    after, better = updated(h, -h @ g, g, change, value=1.0)
     assert not better
     assert after.value == 0
     assert_array_equal(after.gradient, g)

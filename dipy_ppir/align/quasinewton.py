@@ -5,7 +5,7 @@ likes: every decision that shows is an opening. This one takes a fixed number of
 evaluates the metric once for each, and shows of a step only its direction and size,
 rounded to a few bits, and whether the metric got better. Nocedal and Wright, Numerical
 Optimization (2006), section 6.1 for the update of the inverse Hessian, procedure 18.2
-for the damping (here in the inverse form).
+for the damping.
 
 What is secret on shares goes through the operations of `ClearNumbers`, so that the
 functions say what those of numbers on shares must be. Steps are in coordinates in which
@@ -39,6 +39,8 @@ LARGEST_INVERSE = 2048
 DAMPING = 0.2
 #: Of the mean diagonal, added to a first curvature.
 RIDGE = 0.02
+#: No step is taken that is longer than so many quasi-Newton steps.
+LARGEST_PART = 2**13
 #: Least length of the first step, of the cap.
 FIRST = 0.25
 #: Fraction bits that are kept: of numbers, of inner products, of an information.
@@ -159,6 +161,20 @@ class Proposal(NamedTuple):
     mantissas: np.ndarray
 
 
+class Step(NamedTuple):
+    """A step as it is taken; the moving owner's.
+
+    Attributes
+    ----------
+    vector : array, shape (p,)
+    part : float
+        of the quasi-Newton step: less than 1 where that was too long.
+    """
+
+    vector: np.ndarray
+    part: float
+
+
 class Trust(NamedTuple):
     """How far a step may go; the moving owner knows it from what it was shown.
 
@@ -182,9 +198,16 @@ def opened_bits(p):
 
 
 def propose(numbers, state):
-    """The quasi-Newton step, rounded to a few bits of its size, and opened."""
+    """The quasi-Newton step, rounded to a few bits of its size, and opened.
+
+    Returns
+    -------
+    proposal : Proposal
+    ascent : array, shape (p,)
+        the inverse Hessian times the gradient; secret.
+    """
     (ascent,) = numbers.dots((state.inverse, state.gradient))
-    return Proposal(*numbers.show_step(-ascent))
+    return Proposal(*numbers.show_step(-ascent)), ascent
 
 
 def limit(proposal, trust):
@@ -197,21 +220,20 @@ def limit(proposal, trust):
 
     Returns
     -------
-    step : array, shape (p,)
-    cut : bool
-        whether it was too long.
+    step : Step
     """
-    step = proposal.mantissas * 2.0 ** (proposal.exponent - STEP_BITS)
-    norm = np.linalg.norm(step)
+    vector = proposal.mantissas * 2.0 ** (proposal.exponent - STEP_BITS)
+    norm = np.linalg.norm(vector)
     least = FIRST * trust.cap if trust.first else 0.0
+    part = 1.0
     if norm > trust.radius:
-        return step * (trust.radius / norm), True
-    if 0 < norm < least:
-        return step * (least / norm), False
-    return step, False
+        part = trust.radius / norm
+    elif 0 < norm < least:
+        part = least / norm
+    return Step(part * vector, part)
 
 
-def update(numbers, state, step, value, gradient):
+def update(numbers, state, step, ascent, value, gradient):
     """Take note of the evaluation after a step.
 
     The curvature along the step goes into the inverse Hessian whether the step is kept
@@ -222,8 +244,10 @@ def update(numbers, state, step, value, gradient):
     numbers : ClearNumbers
     state : State
         before the step.
-    step : array, shape (p,)
+    step : Step
         as it was taken.
+    ascent : array, shape (p,)
+        as returned by `propose`.
     value, gradient : float, array
         the metric after it, times `SCALE`.
 
@@ -233,53 +257,63 @@ def update(numbers, state, step, value, gradient):
     better : bool
         whether the step is kept; opened.
     """
-    n, h, p = numbers, state.inverse, state.gradient.shape
-    s = n.own(step, p)
+    n, before, p = numbers, state.gradient, state.gradient.shape
+    vector, part = step or (None, None)
+    s = n.own(vector, p)
     # The least curvature, along every step.
-    tilt = n.own(None if step is None else step / LARGEST_INVERSE, p)
-    y = gradient - state.gradient + tilt
-    hy, found = n.dots((h, y), (s, y), digits=(DIGITS, FINE_DIGITS))
-    (expected,) = n.dots((y, hy), digits=(FINE_DIGITS,))
+    tilt = n.own(None if step is None else vector / LARGEST_INVERSE, p)
+    c = n.own(None if step is None else np.array([part]), (1,), bound=LARGEST_PART)
+    y = gradient - before + tilt
+    # B s, with the Hessian B: s is a part c of the step -B^-1 g, but for rounding.
+    back = n.own(None if step is None else -part * vector, p)
+    found, expected, hy, cg, ch = n.dots(
+        (s, y),
+        (back, before),
+        (state.inverse, y),
+        (before.reshape(-1, 1), c),
+        (ascent.reshape(-1, 1), c),
+        digits=(FINE_DIGITS,) * 2,
+    )
     damped, better = n.less((5 * found, expected), (value, state.value))
     shown = n.show_better(better)
-    towards, taken, missing, value, gradient = n.gates(
-        (damped, hy - s),
+    *towards, taken, missing, value, gradient = n.gates(
+        (damped, -cg - y),
+        (damped, -ch - hy),
         (damped, 5 * found),
         (damped, expected - 5 * found),
         (better, value - state.value),
-        (better, gradient - state.gradient),
+        (better, gradient - before),
     )
-    # Damped: the step is moved towards H y until the curvature along it is a fifth of
-    # what H expects, by 1 - theta with theta = 4/5 expected / (expected - found).
+    # Damped: y is moved towards B s until the curvature along the step is a fifth of
+    # what B expects, by 1 - theta with theta = 4/5 expected / (expected - found).
     excess, curvature = n.inverses(5 * expected - taken, 5 * found + missing)
-    theta, ratio = n.times(
-        (4 * expected, excess), (5 * expected, curvature), bounds=(1, 8)
-    )
-    (moved,) = n.times((n.complement(theta), towards))
-    s = s + moved
-    # H + v w' + w v' with v = s / s'y, w = (1 + y'Hy / s'y) s / 2 - H y. The curvature
-    # by itself has no bounded range; these quotients have.
+    (theta,) = n.times((4 * expected, excess), bounds=(1,))
+    moved = n.times(*((n.complement(theta), t) for t in towards))
+    y, hy = y + moved[0], hy + moved[1]
+    (whole,) = n.dots((y, hy), digits=(FINE_DIGITS,))
+    (ratio,) = n.times((5 * whole, curvature))
+    # H + v w' + w v' with v = s / s'y, w = (1 + y'Hy / s'y) s / 2 - H y.
     v, w = n.times((s, 5 * curvature), (n.raised(ratio), s))
-    inverse = h + n.outer(v, w - 2 * hy)
-    return State(state.value + value, state.gradient + gradient, inverse), shown
+    inverse = state.inverse + n.outer(v, w - 2 * hy)
+    return State(state.value + value, before + gradient, inverse), shown
 
 
-def trust_after(trust, step, cut, better):
+def trust_after(trust, step, better):
     """The trust region for the next step.
 
     Parameters
     ----------
     trust : Trust
         for the last one.
-    step : array, shape (p,)
-        the last one, as it was taken.
-    cut, better : bool
-        whether it was too long, and whether it was kept.
+    step : Step
+        the last one.
+    better : bool
+        whether it was kept.
     """
     radius = trust.radius
     if not better:
-        radius = max(np.linalg.norm(step) / 2, 2.0 ** EXPONENTS[0])
-    elif cut:
+        radius = max(np.linalg.norm(step.vector) / 2, 2.0 ** EXPONENTS[0])
+    elif step.part < 1:
         radius = min(2 * radius, trust.cap)
     return Trust(radius, trust.cap, first=False)
 
@@ -500,18 +534,19 @@ def minimise(numbers, metric, params, evaluations, cap, on_step=None):
         there, times `SCALE`; secret.
     """
     value, gradient = metric.evaluate(params)
-    state, trust, step, cut = None, Trust(cap, cap), None, False
+    state, trust, step = None, Trust(cap, cap), None
     for _ in range(evaluations - 1):
         if state is None:
             state = State(value, gradient, metric.first_inverse(numbers))
-        proposal, trial = propose(numbers, state), None
+        proposal, ascent = propose(numbers, state)
+        trial = None
         if params is not None:
-            step, cut = limit(proposal, trust)
-            trial = params + metric.basis @ step
+            step = limit(proposal, trust)
+            trial = params + metric.basis @ step.vector
         value, gradient = metric.evaluate(trial)
-        state, better = update(numbers, state, step, value, gradient)
+        state, better = update(numbers, state, step, ascent, value, gradient)
         if params is not None:
-            trust = trust_after(trust, step, cut, better)
+            trust = trust_after(trust, step, better)
             params = trial if better else params
         if on_step is not None:
             on_step(proposal, better, value)

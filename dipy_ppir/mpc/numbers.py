@@ -16,7 +16,7 @@ verb         rounds                      bytes
 `outer`      2                           48 n
 `gates`      1                           48 n
 `inverses`   8                           16 + 1687 + 1856 + 32 + 144 + 64 + 48 each
-`less`       MPyC's and 1                MPyC's
+`less`       3, and MPyC's and 1         16 + 64 + 32 for each pair, and MPyC's
 `show_step`  8                           16 + 1687 + 2048 + 32 + 128 + 32 and 16 + 4 +
                                          2048 for each component, and what is opened
 ===========  ==========================  ==========================================
@@ -26,7 +26,9 @@ and what is dealt. The moving owner is opened a step and a bit, and may not choo
 they come about: all that it gives is shared before.
 
 Magnitudes are promised, not checked: a result that is larger than `MAGNITUDE`, or the
-bound that the caller gives, is a wrong number, and nothing worse.
+bound that the caller gives, is a wrong number, and nothing worse: whatever is sent is
+hidden by masks of the size of its ring or field, but for MPyC's comparisons, which are
+given nothing that is larger than they expect.
 """
 
 from itertools import zip_longest
@@ -41,6 +43,7 @@ from dipy_ppir.mpc.fields import P127, R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, declare
 from dipy_ppir.mpc.protocols import (
     deal,
+    lift,
     pad,
     reduce,
     share,
@@ -78,17 +81,17 @@ declare(
     receivers=(MOVING,),
     shape="1, once, if it is asked for",
     meaning="how well the two images match in the end, to 3 digits",
-    bits=12,
+    bits=14,
 )
 
 #: The value that is shown is a multiple of the reciprocal of this.
-VALUE_PLACES = 1000
+VALUE_PLACES, LARGEST_VALUE = 1000, 8191
 #: No result is larger than this.
-MAGNITUDE = 1 << 21
+MAGNITUDE = 1 << 30
 #: No number that the moving owner gives is.
 OWN_MAGNITUDE = 1 << 13
-#: Bits of what is compared.
-COMPARED_BITS = 48
+#: Differences of fewer bits are compared rightly.
+COMPARABLE_BITS = 50
 #: Fraction bits of the square of a step's size, and of components to be rounded.
 SQUARE_DIGITS, ROUNDED_DIGITS = 20, 4
 #: Components are multiplied by 2**(LOW - e), which is an integer.
@@ -198,8 +201,7 @@ class SecretNumbers:
     def less(self, *pairs):
         """For each pair whether the first is less: a bit on shares."""
         differences = [(a - b).reshape(-1) for a, b in pairs]
-        whole = _joined(differences)
-        whole.bound = (1 << COMPARED_BITS) - 1
+        whole = _in_range(self.session, _joined(differences))
 
         async def compare(mpc):
             bits = mpyc_bridge.to_mpyc(whole, "integer") < 0
@@ -265,7 +267,8 @@ class SecretNumbers:
         drop = self.digits + LOW - self.step_bits - ROUNDED_DIGITS
         components.bound = 2 * largest << self.digits + LOW - self.step_bits
         parts = truncate_between_owners(s, components, drop, field=R32, name="step")
-        rounded = self._rounded(parts, largest)
+        size = 4 * largest << ROUNDED_DIGITS
+        rounded = self._rounded(parts, largest, size, ROUNDED_DIGITS)
         opened, size = s.open_all(
             [
                 (SharedArray(R32, rounded, 2, 0, largest), "step", (MOVING,)),
@@ -277,21 +280,22 @@ class SecretNumbers:
         return int(size[0]), opened.astype(int)
 
     def show_value(self, value, unit):
-        """Show the moving owner a number of magnitude below 4, to 3 digits.
+        """Show the moving owner a number to 3 digits, of magnitude below 8.
 
         Parameters
         ----------
         value : SharedArray, shape (1,)
             in units of `unit`, the reciprocal of a power of two.
         """
-        # Thousands of it, rounded by chance to an integer.
+        # Thousands of it.
         drop = value.frac_bits - round(math.log2(unit))
         thousands = value.times(VALUE_PLACES)
-        thousands.bound = 4 * VALUE_PLACES << drop
+        thousands.bound = LARGEST_VALUE << drop
         part = truncate_between_owners(
             self.session, thousands, drop, field=R32, name="value"
         )
-        array = SharedArray(R32, part, 2, 0, 4 * VALUE_PLACES, choices=1 << 12)
+        part = self._rounded(part, LARGEST_VALUE, 1 << 15, 0)
+        array = SharedArray(R32, part, 2, 0, LARGEST_VALUE)
         opened = self.session.open(array, "final_value", (MOVING,))
         return None if opened is None else float(opened[0]) / VALUE_PLACES
 
@@ -299,7 +303,7 @@ class SecretNumbers:
         """The exponent e, on shares of the owners, and ``2**(LOW - e)``."""
         s, (least, largest) = self.session, self.exponents
         square = u.reshape(1, -1) @ u.reshape(-1, 1)
-        square = _promised(square.reshape(1), 1 << 32)
+        square = _promised(square.reshape(1), 1 << 36)
         drop = square.frac_bits - SQUARE_DIGITS
         # The square is below 2**(k + 1), see `normalize`.
         each = [-(-(k + 1 - SQUARE_DIGITS) // 2) for k in range(R64.bits)]
@@ -334,14 +338,14 @@ class SecretNumbers:
         power = SharedArray(R128, power, 2, 0, 1 << LOW - least)
         return exponent, share_owners(s, power, 0, P127, "power")
 
-    def _rounded(self, parts, largest):
+    def _rounded(self, parts, largest, size, digits):
         """Round components to integers by a table; the owners hold words of 32 bits.
 
-        Rounds: 1. A component with `ROUNDED_DIGITS` more digits is opened to the owners
-        behind a mask, modulo four times its range, and looked up in a dealt table.
+        Rounds: 1. A component with `digits` more is opened to the owners behind a mask,
+        modulo `size`, a power of two that is more than twice its range, and looked up
+        in a dealt table, in which nothing is larger than `largest`.
         """
-        s, unit = self.session, 1 << ROUNDED_DIGITS
-        size = 4 * largest * unit
+        s, unit = self.session, 1 << digits
         mask = pad(s, "rounding", parts.shape, np.uint16)
         table = None
         if s.pid == HELPER:
@@ -356,6 +360,23 @@ class SecretNumbers:
         opened = parts.astype(np.uint16) + mask & np.uint16(size - 1)
         opened = opened + swap(s, "rounding", opened)() & np.uint16(size - 1)
         return table[opened, np.arange(len(opened))]
+
+
+def _in_range(session, array):
+    """The same numbers where they are below 2**COMPARABLE_BITS; else others, as small.
+
+    MPyC hides what it compares by numbers that are 42 bits longer than it is promised
+    to be. Here nobody need promise anything: through the rings of 64 and 128 bits,
+    where masks hide any number, whatever comes out is small. Rounds: 3.
+    """
+    array = array._with(array.share, bound=(1 << COMPARABLE_BITS) - 1)
+    part = truncate_between_owners(session, array, 0, field=R64, name="compared")
+    shift = 61 - COMPARABLE_BITS
+    part = SharedArray(R64, part, 2, 0, array.bound).times(1 << shift)
+    part.bound = (1 << 61) - 1
+    whole = share_owners(session, lift(session, part), shift, P127, "compared")
+    # What is lifted is below 2**65 in any case.
+    return whole._with(whole.share, bound=1 << 65 - shift)
 
 
 def _promised(product, bound):
