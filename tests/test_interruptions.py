@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import stat
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from sites import NOISELESS, ROLES, Launcher, Sites
 
 from dipy_ppir.align.checkpoint import Checkpoint, CheckpointError
+from dipy_ppir.align.imaffine import SecureAffineRegistration
 
 SYN = {"level_iters": [4, 4], "radius": 2, "opt_tol": -1e9}
 AFFINE = {
@@ -388,3 +390,44 @@ def test_a_fresh_start_removes_the_old_state(tmp_path):
     assert new.numbers() == [] and new.records() == []
     with pytest.raises(CheckpointError, match="a differs"):
         Checkpoint(tmp_path / "c", resume=True).check({"a": 1})
+
+
+@pytest.mark.parametrize("victim", ["moving", "static", "helper"])
+def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
+    tmp_path, bodies, victim
+):
+    """What is secret is on no disk: that level is begun anew, and counted again."""
+    sites = sites_for(tmp_path / "sites", "affine", bodies, reveal="transform")
+    sites.run()
+    whole = result(sites)
+    # A record at each level's beginning, each step, and each result: see `plan`.
+    at = 9 if victim == "moving" else 8
+    kill_at(sites, victim, at)
+    sites.run("--resume")
+    receipt = json.loads((sites.folder / "out_moving" / "receipt.json").read_text())
+    learned = {e["label"]: e for e in receipt["learned"]["moving owner"]}
+    planned = 3 + 5 + 3
+    again = learned["better"]["values"] - planned
+    assert 1 <= again <= 3
+    assert learned["center_of_mass"]["openings"] == 1
+    assert receipt["resumed"] == 1
+    static, _, matrix, _ = bodies(3)
+    points = np.indices(static.shape).reshape(3, -1)
+    points = matrix @ np.vstack([points, np.ones(points.shape[1])])
+    apart = (result(sites) - whole) @ points
+    assert np.sqrt((apart**2).sum(axis=0).mean()) < 0.5
+
+
+def test_a_level_is_not_begun_anew_for_ever():
+    registration = SecureAffineRegistration(level_iters=[4], sigmas=[0], factors=[1])
+    registration.current_level = 0
+    step = {"place": [0, 0], "step": 1}
+    for steps, refused in ((0, False), (5, False), (6, True)):
+        registration.checkpoint = SimpleNamespace(
+            records=lambda n=steps: [step] * n + [{"place": [0, 0]}] * 20
+        )
+        if refused:
+            with pytest.raises(CheckpointError, match="interrupted after 6 steps"):
+                registration._refuse_repeats(4)
+        else:
+            registration._refuse_repeats(4)

@@ -108,6 +108,40 @@ def test_affine(affine_sites, bodies, clear_affine, layout):
     np.testing.assert_allclose(moved.affine, static_grid2world)
 
 
+RIGID = {**AFFINE, "pipeline": ["center_of_mass", "translation", "rigid"]}
+
+
+@pytest.mark.parametrize("layout", ["direct", "relayed"])
+def test_on_shares(affine_sites, bodies, layout):
+    """What the owners learn is the transform; the static owner counts the bits."""
+    options = {"addresses": loopback(layout), "fresh": layout == "direct"}
+    sites = affine_sites(reveal="transform", parameters=RIGID, **options)
+    sites.run()
+    found = matrix_of(sites, "moving")
+    np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)
+    static, moving, *grids = bodies(3)
+    _, clear = affine_registration(
+        moving, static, static_affine=grids[0], moving_affine=grids[1], **RIGID
+    )
+    apart = corners(static.shape, grids[0], found) - corners(
+        static.shape, grids[0], clear
+    )
+    assert np.abs(apart).max() < 1
+    receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
+    labels = {e["label"] for e in receipt["learned"]["moving owner"]}
+    assert labels == {"center_of_mass", "step", "step_size", "better"}
+    counts = json.loads((sites.folder / "keys" / "static" / "opened.json").read_text())
+    assert [*counts.values()] == [receipt["bits"]["moving owner"]]
+    assert not (sites.folder / "keys" / "moving" / "opened.json").exists()
+    # Once more about the same image would be too much: before anybody is met.
+    limit = ["--limit_bits", str(receipt["bits"]["moving owner"] + 100)]
+    statuses = sites.wait(sites.start("--force", *limit, sites=("static",)))
+    assert statuses == {"static": 1}
+    assert "have been opened about this image" in sites.last_line("static")
+    assert "--limit_bits" in sites.last_line("static")
+    assert "Traceback" not in sites.log("static")
+
+
 @pytest.mark.parametrize("layout", ["direct", "relayed"])
 def test_syn(syn_sites, layout):
     """The second as its users start it."""

@@ -9,6 +9,7 @@ from dipy.io.utils import read_img_arr_or_path
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
+from dipy_ppir.align import plan
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
@@ -17,6 +18,7 @@ from dipy_ppir.align.imaffine import (
 )
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric
+from dipy_ppir.align.quasinewton import opened_bits
 from dipy_ppir.align.remote import exchange_grids, is_remote, is_word, split, unite
 from dipy_ppir.align.validation import (
     check_grid2world,
@@ -52,7 +54,48 @@ PIPELINE_STEPS = {
     "affine": "AFFINE",
 }
 
+DEFAULT_LEVEL_ITERS = [1000, 500, 100]
 DEFAULT_PIPELINE = ["center_of_mass", "translation", "rigid", "affine"]
+
+
+#: Most bits of a shift between centres of mass.
+_CENTER_BITS = 3 * 52
+
+
+def planned_bits(pipeline, dim, level_iters, scale=1.0):
+    """Most bits that ``reveal="transform"`` opens about the static image.
+
+    Parameters
+    ----------
+    pipeline : list of str or None
+    dim : int
+    level_iters : list of int or None
+    scale : float, optional
+        how many times the planned evaluations are made.
+
+    Returns
+    -------
+    bits : float
+    """
+    steps = _check_pipeline(pipeline, False)
+    level_iters = list(level_iters or DEFAULT_LEVEL_ITERS)
+    total = 0.0
+    for i, step in enumerate(steps):
+        if step == "center_of_mass":
+            total += _CENTER_BITS
+            continue
+        kind = PIPELINE_STEPS[step]
+        counts = plan.evaluations(
+            kind,
+            len(level_iters),
+            level_iters,
+            scale=scale,
+            rigid_before=i > 0 and steps[i - 1].startswith("rigid"),
+            last=i == len(steps) - 1,
+        )
+        p = regtransforms[kind, dim].get_number_of_parameters()
+        total += sum(n - 1 for n in counts if n) * opened_bits(p)
+    return total
 
 
 @warning_for_keywords()
@@ -170,7 +213,7 @@ def affine_registration(
         )
     registration = SecureAffineRegistration(
         metric=SecureMutualInformationMetric(**metric_kwargs),
-        level_iters=level_iters or [1000, 500, 100],
+        level_iters=level_iters or DEFAULT_LEVEL_ITERS,
         sigmas=sigmas or [3, 1, 0.0],
         factors=factors or [4, 2, 1],
         options=optimizer_options,

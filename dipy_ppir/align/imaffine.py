@@ -81,6 +81,9 @@ declare(
     bits=121.1,
 )
 
+#: A level's steps are not shown more often than this, however often it is interrupted.
+REPEATS = 2
+
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
 
 
@@ -511,6 +514,7 @@ class SecureAffineRegistration(AffineRegistration):
                     xopt = self._result_before()
                     self._take(xopt)
                 continue
+            self._refuse_repeats(counts[-1 - level])
             journal(session, self.checkpoint, place=list(self._place))
             self._set_up(level, images)
             metric = self.metric.shared
@@ -535,16 +539,26 @@ class SecureAffineRegistration(AffineRegistration):
         return xopt, value if ret_metric else None
 
     def _counting(self, count):
-        """What tells the callback of every step."""
-        if self.callback is None:
-            return None
-        steps = iter(range(1, count))
+        """What writes down every step, and tells the callback of it."""
+        steps, place = iter(range(1, count)), list(self._place)
 
         def on_step(*_):
-            facts = self._progress_facts(next(steps))
-            self.callback({**facts, "max_iterations": count - 1})
+            step = next(steps)
+            journal(self.session, self.checkpoint, place=place, step=step)
+            if self.callback is not None:
+                facts = self._progress_facts(step)
+                self.callback({**facts, "max_iterations": count - 1})
 
         return on_step
+
+    def _refuse_repeats(self, count):
+        """A level that is interrupted is begun anew, and its steps are shown again."""
+        before = sum("step" in r for r in self._recorded())
+        if before >= REPEATS * (count - 1) > 0:
+            raise CheckpointError(
+                f"this level was interrupted after {before} steps in all, which would "
+                "be shown again; start anew at all parties, without --resume"
+            )
 
     def _result_before(self):
         """Parameters that an interrupted run had found at this step and level."""

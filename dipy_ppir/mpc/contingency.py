@@ -51,6 +51,7 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R32, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.prg import Stream
 from dipy_ppir.mpc.protocols import SEED_PARTY
 
 #: Samples handled at a time: the working set stays in the second-level cache.
@@ -188,15 +189,16 @@ class Contingency:
         columns = self.bins + counted
         acc, word = self.field.zeros((columns, self.categories)), self.field.dtype
         one = 1 << self.frac_bits
-        if kept and self._rows is None and s.pid != MOVING:
+        if kept and self._rows is None and s.pid == HELPER:
             self._rows = self.field.empty((self.samples, self.bins))
+        draw = self._drawing(columns)
         for start, stop in self._blocks():
             shape = (stop - start, columns)
             b = self._b[start:stop]
             if s.pid == MOVING:
                 values, first, keep = band(start, stop, float(one))
                 counts = keep.astype(word) * word(one)
-                rows = self._random(MOVING, shape)
+                rows = draw(start, stop)
                 kernels.hide_banded(rows, values, first, rows)
                 if counted:
                     rows[:, -1] += counts
@@ -208,15 +210,39 @@ class Contingency:
                     acc[-1] += counts @ b
                 continue
             if s.pid == STATIC:
-                rows = self._random(MOVING, shape)
+                rows = draw(start, stop)
             else:
                 rows = self._receive(MOVING, "band", shape)
             kernels.gram(rows, b, acc)
-            if kept:
+            if kept and s.pid == HELPER:
                 self._rows[start:stop] = rows[:, : self.bins]
         if not counted:
             acc = np.concatenate([acc, self._counts()[None] * word(one)])
         return SharedArray(self.field, acc, 2, self.frac_bits, self.samples * one)
+
+    def _drawing(self, columns):
+        """What draws the numbers that hide the weights, block after block.
+
+        From a key of its own, so that the static owner can draw them once more.
+        """
+        s = self.session
+        if s.pid == HELPER:
+            return None
+        self._band_key = s.seed_for(MOVING + STATIC - s.pid, b"band"), columns
+        return self._redraw()
+
+    def _redraw(self):
+        key, columns = self._band_key
+        stream = Stream(key)
+
+        def draw(start, stop):
+            out = self._buffer("random", (stop - start, columns))
+            if not self.session.threshold:
+                out[...] = 0
+                return out
+            return stream.elements(self.field, out.shape, out)
+
+        return draw
 
     def _counts(self):
         """This party's part of how many samples each category has."""
@@ -388,10 +414,15 @@ class Contingency:
         sums : SharedArray, shape (dim * e,), field R64, degree 2
         """
         s, one = self.session, float(1 << self.frac_bits)
+        draw = self._redraw() if s.pid == STATIC else None
+
+        def hidden(start, stop):
+            if s.pid == HELPER:
+                return self._rows[start:stop]
+            return np.ascontiguousarray(draw(start, stop)[:, : self.bins])
+
         selected = self._selecting(
-            table,
-            lambda start, stop: band(start, stop, one)[:2],
-            lambda start, stop: self._rows[start:stop],
+            table, lambda start, stop: band(start, stop, one)[:2], hidden
         )
         z = self.field.zeros((self.samples,))
         for start, stop in self._blocks():

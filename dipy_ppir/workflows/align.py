@@ -21,6 +21,7 @@ from dipy_ppir.workflows.flow import (
     written_files,
 )
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.openings import LIMIT
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
 from dipy_ppir.workflows.remote import (
@@ -92,6 +93,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
         identity="",
         listen="",
         resume=False,
+        limit_bits=LIMIT,
         debug=False,
     ):
         """Register two images that neither owner shows to the other.
@@ -180,6 +182,10 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             file (behind a firewall that forwards a port: 0.0.0.0:port).
         resume : boolean, optional
             Go on with a session that was interrupted; all parties must say so.
+        limit_bits : float, optional
+            At the owner of the static image, in a session: most bits that may be
+            opened about this image in all sessions together, this one included;
+            0 for no limit. They are counted in opened.json, beside the key.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
@@ -229,6 +235,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
                     mask=masks[site.image],
                     resume=resume,
                     force=self._force_overwrite,
+                    limit_bits=limit_bits,
                 )
             ]
             return

@@ -8,10 +8,10 @@ from pathlib import Path
 from dipy.io.image import save_nifti
 import numpy as np
 
-from dipy_ppir.align._public import DEFAULT_PIPELINE
+from dipy_ppir.align._public import DEFAULT_PIPELINE, planned_bits
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.remote import WORD
-from dipy_ppir.mpc.identity import Identity
+from dipy_ppir.mpc.identity import Identity, home
 from dipy_ppir.mpc.ledger import MOVING, ROLES, receipt_text
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.session import Session
@@ -19,6 +19,7 @@ from dipy_ppir.mpc.sessionfile import SessionFile, parse_address
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
+from dipy_ppir.workflows.openings import LIMIT, Openings
 from dipy_ppir.workflows.operations import OPERATIONS, operation_of
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import Countdown, deformation_callback, display
@@ -50,7 +51,8 @@ class Site:
         self.path = Path(path)
         self.plan = SessionFile.read(path)
         self.operation = operation_of(self.plan)
-        self._identity = Identity.load(identity or None)
+        self.identity = identity or None
+        self._identity = Identity.load(self.identity)
         self.party = self.plan.party_of(self._identity.fingerprint)
         self._listen = None
         if listen:
@@ -228,8 +230,46 @@ def check_others(site, flags):
             )
 
 
+def _count_openings(site, image, resume, limit):
+    """What counts what is opened about this owner's image in all sessions.
+
+    Returns
+    -------
+    end : callable
+        to be called with the receipt of the session.
+    """
+    parameters = site.plan.parameters
+    on_shares = site.plan.operation == "affine" and site.plan.reveal == "transform"
+    if site.image != "static" or not on_shares:
+        return lambda receipt: None
+    planned = planned_bits(
+        parameters.get("pipeline"), image.ndim, parameters.get("level_iters")
+    )
+    count = Openings(home(site.identity), image, limit)
+    if not resume:
+        count.begin(planned)
+
+    def end(receipt):
+        count.end(planned, receipt["bits"][ROLES[MOVING]])
+        logger.info(
+            "%s bits have been opened about this image in all sessions so far",
+            f"{count.bits:,.0f}",
+        )
+
+    return end
+
+
 def register(
-    site, path, volume, files, *, mask=None, start=None, resume=False, force=False
+    site,
+    path,
+    volume,
+    files,
+    *,
+    mask=None,
+    start=None,
+    resume=False,
+    force=False,
+    limit_bits=LIMIT,
 ):
     """Register this owner's image with the other's, and write what is this owner's.
 
@@ -246,6 +286,8 @@ def register(
     mask, start : str or Path, optional
         this owner's mask; the prealign file.
     resume, force : bool, optional
+    limit_bits : float, optional
+        most bits opened about the static image in all sessions; 0 for no limit.
 
     Returns
     -------
@@ -300,9 +342,11 @@ def register(
                 save_nifti(out.temporary(files["inverse"]), moved, place)
             write_receipt(out, files["receipt"], receipt)
 
+        end_count = _count_openings(site, image, resume, limit_bits)
         receipt = site.run(
             checkpoint, write, **images, **{name + "_affine": grid2world}, **options
         )
+        end_count(receipt)
         finish(out, receipt, files)
         checkpoint.discard()
     return receipt

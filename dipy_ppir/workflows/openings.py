@@ -1,0 +1,97 @@
+"""How much has been opened about an image in all sessions: its owner's own count.
+
+A registration opens some 1,500 bits about the static image. Whoever registers to the
+same image again and again, each time with other questions, learns as much again each
+time; no session knows of the others. So the owner's command keeps count in a file
+beside its key, by a digest of the image's voxels, and refuses where a limit would be
+passed.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from dipy_ppir.align.checkpoint import digest
+from dipy_ppir.workflows.inputs import InputError
+
+FILE = "opened.json"
+#: About a dozen registrations; an image of 2 mm has some million voxels.
+LIMIT = 20_000
+
+
+class Openings:
+    """The count about one image.
+
+    Parameters
+    ----------
+    folder : str or Path
+        of the owner's key.
+    image : array
+    limit : float, optional
+        most bits in all sessions together; 0 for no limit.
+    """
+
+    def __init__(self, folder, image, limit=LIMIT):
+        self.file, self.key = Path(folder) / FILE, digest(image)
+        self.limit = limit
+
+    def _read(self):
+        try:
+            counts = json.loads(self.file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError):
+            counts = None
+        if not isinstance(counts, dict) or not all(
+            isinstance(n, (int, float)) for n in counts.values()
+        ):
+            raise InputError(
+                f"{self.file}, which counts what was opened about your images, cannot "
+                "be read; mend it, or move it away to begin to count anew"
+            )
+        return counts
+
+    @property
+    def bits(self):
+        """Bits opened so far."""
+        return self._read().get(self.key, 0)
+
+    def begin(self, planned):
+        """Count what a session will open, or refuse it.
+
+        Raises
+        ------
+        InputError
+            if the limit would be passed.
+        """
+        before = self.bits
+        if self.limit and before + planned > self.limit:
+            raise InputError(
+                f"{before:,.0f} bits have been opened about this image in earlier "
+                f"sessions, and this one would open {planned:,.0f} more: over the "
+                f"limit of {self.limit:,.0f}. Ask yourself why it is registered so "
+                "often, then raise the limit with --limit_bits"
+            )
+        self._add(planned)
+
+    def end(self, planned, opened):
+        """Replace what was planned by what was opened."""
+        self._add(opened - planned)
+
+    def _add(self, bits):
+        counts = self._read()
+        counts[self.key] = round(max(counts.get(self.key, 0) + bits, 0), 1)
+        temporary = self.file.with_name("." + FILE)
+        try:
+            with open(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+            ) as f:
+                json.dump(counts, f, indent=1)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, self.file)
+        except OSError as exc:
+            raise InputError(
+                f"cannot write {self.file}, which counts what was opened about your "
+                f"images: {exc.strerror}"
+            ) from None

@@ -1,0 +1,61 @@
+"""What was opened about an image in all sessions, as its owner counts it."""
+
+import json
+import stat
+
+import numpy as np
+import pytest
+
+from dipy_ppir.align._public import planned_bits
+from dipy_ppir.align.quasinewton import opened_bits
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.openings import FILE, Openings
+
+IMAGE = np.arange(24.0).reshape(2, 3, 4)
+
+
+def test_sessions_add_up(tmp_path):
+    count = Openings(tmp_path, IMAGE, 5000)
+    assert count.bits == 0
+    count.begin(1600)
+    assert Openings(tmp_path, IMAGE.copy()).bits == 1600
+    count.end(1600, 1500.5)
+    count.begin(1600)
+    assert count.bits == 3100.5
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+
+
+def test_a_session_that_breaks_off_counts_as_a_whole_one(tmp_path):
+    Openings(tmp_path, IMAGE).begin(1600)
+    assert Openings(tmp_path, IMAGE).bits == 1600
+
+
+def test_the_limit(tmp_path):
+    count = Openings(tmp_path, IMAGE, 3000)
+    count.begin(1600)
+    with pytest.raises(InputError, match="1,600 bits have been opened.* 1,600 more"):
+        count.begin(1600)
+    assert count.bits == 1600
+    Openings(tmp_path, IMAGE, 0).begin(10_000)
+    Openings(tmp_path, IMAGE + 1, 3000).begin(1600)
+    assert len(json.loads((tmp_path / FILE).read_text())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": "b"}'])
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path, text):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(InputError, match="mend it, or move it away"):
+        Openings(tmp_path, IMAGE).begin(10)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        Openings(tmp_path / "none", IMAGE).begin(10)
+
+
+def test_what_a_session_will_open():
+    """By the plan, before anybody is met."""
+    steps = 3 * opened_bits(3) + 17 * opened_bits(6) + 18 * opened_bits(12)
+    assert planned_bits(None, 3, None) == pytest.approx(steps + 3 * 52)
+    assert planned_bits(["rigid"], 2, [5, 4]) == pytest.approx(7 * opened_bits(3))
+    assert planned_bits(["center_of_mass"], 3, None) == 3 * 52
