@@ -3,7 +3,7 @@
 from dipy.align import affine_registration as clear_registration
 import numpy as np
 import pytest
-from yardsticks import beside
+from yardsticks import beside, peak_memory
 
 from dipy_ppir.align import affine_registration
 
@@ -12,13 +12,9 @@ OPTIONS = {"gtol": 1e-4}
 
 def run(benchmark, pair, rounds, **settings):
     static, moving, grid2world = pair
-    reveal = settings.pop("reveal", "histogram")
-    images = {
-        "moving_affine": grid2world,
-        "static_affine": grid2world,
-        "optimizer_options": OPTIONS,
-        **settings,
-    }
+    reveal = settings.pop("reveal", "transform")
+    images = {"moving_affine": grid2world, "static_affine": grid2world, **settings}
+    options = {} if reveal == "transform" else {"optimizer_options": OPTIONS}
     results = {}
     counter = []
 
@@ -31,10 +27,13 @@ def run(benchmark, pair, rounds, **settings):
             ret_receipt=True,
             callback=counter.append,
             **images,
+            **options,
         )
 
     def clear():
-        _, results["clear"] = clear_registration(moving, static, **images)
+        _, results["clear"] = clear_registration(
+            moving, static, optimizer_options=OPTIONS, **images
+        )
 
     beside(benchmark, secure, clear, rounds, warm=False)
     brain = np.argwhere(static > 0.2 * static.max())
@@ -43,7 +42,9 @@ def run(benchmark, pair, rounds, **settings):
     receipt = results["receipt"]
     benchmark.extra_info.update(
         rmse_mm=round(float(np.sqrt((apart[:, :3] ** 2).sum(axis=1).mean())), 4),
-        evaluations=len(counter),
+        steps=len(counter),
+        bits=receipt["bits"]["moving owner"],
+        peak_mib=peak_memory(),
         gigabytes=round(receipt["bytes_total"] / 1e9, 2),
         bytes_by_party={
             role: sum(sent.values()) for role, sent in receipt["bytes_sent"].items()
@@ -51,28 +52,29 @@ def run(benchmark, pair, rounds, **settings):
     )
 
 
-@pytest.mark.parametrize("reveal", ["histogram", "gradient"])
+@pytest.mark.parametrize("reveal", ["transform", "histogram", "gradient"])
 @pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
 def test_sparse(benchmark, pair, reveal):
     """A tenth of the voxels of a 2 mm volume."""
-    run(benchmark, pair, 1, sampling_proportion=0.1, reveal=reveal)
+    run(
+        benchmark,
+        pair,
+        3 if reveal == "transform" else 1,
+        sampling_proportion=0.1,
+        reveal=reveal,
+    )
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("reveal", ["transform", "histogram"])
 @pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
-def test_dense(benchmark, pair):
+def test_dense(benchmark, pair, reveal):
     """Every voxel of a 2 mm volume."""
-    run(benchmark, pair, 1)
+    run(benchmark, pair, 1, reveal=reveal)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("pair", [1], indirect=True, ids="{}mm".format)
 def test_full_size(benchmark, pair):
-    """Every voxel of a 1 mm volume, one step and few iterations: for the memory."""
-    run(
-        benchmark,
-        pair,
-        1,
-        pipeline=["center_of_mass", "translation"],
-        level_iters=[20, 10, 4],
-    )
+    """Every voxel of a 1 mm volume, few steps: for the memory."""
+    run(benchmark, pair, 1, pipeline=["center_of_mass", "rigid"], level_iters=[4, 3, 3])

@@ -10,7 +10,9 @@ from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC, declare
 from dipy_ppir.mpc.protocols import share
 
-declare("product", receivers=(MOVING,), shape="32 x 32", meaning="a matrix product", bits=64)
+declare(
+    "product", receivers=(MOVING,), shape="32 x 32", meaning="a matrix product", bits=64
+)
 
 ROWS, COLUMNS = 9400, 32
 

@@ -20,6 +20,7 @@ from dipy_ppir.mpc.information import (
     Moving,
 )
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.literal import LiteralContingency
 from dipy_ppir.mpc.protocols import lift
 from dipy_ppir.mpc.session import run_trio
 from dipy_ppir.mpc.transport import DATA, operation_code
@@ -417,3 +418,47 @@ def test_the_helpers_part_of_what_is_lifted_is_hidden(trio, tap):
     sent = [f[4] for f in frames if f[3] == operation_code("lifted") and f[0] == HELPER]
     assert len(sent) == 2
     assert sent[0] != sent[1]
+
+
+# -- literally, by MPyC --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_the_sums_are_those_of_mpyc_to_the_last_bit(three, masked):
+    """The packed kernels against products of MPyC's arrays, of the same integers."""
+    samples = Samples(150, masked=masked)
+    rng = np.random.default_rng(4)
+    table = rng.integers(-(1 << 15), 1 << 15, (samples.bins, samples.categories))
+
+    def party(session):
+        moving = samples.moving() if session.pid == MOVING else None
+        parts = rng_parts(table.shape)
+        parts[MOVING] = R32.encode_int(table) - parts[STATIC]
+        parts[HELPER] = 0
+        opened = []
+        for kind in (Contingency, LiteralContingency):
+            ring = (R32,) if kind is Contingency else ()
+            sums = kind(session, samples.n, samples.categories, samples.bins, *ring)
+            mine = samples.index, samples.keep_static if masked else None
+            sums.share_categories(*(mine if session.pid == STATIC else ()))
+            shared = SharedArray(R32, parts[session.pid], 2, 0, 1 << 20)
+            band = moving and moving.band
+            first = sums.table(band, counted=masked, kept=True)
+            second = sums.moments(
+                shared, samples.positions, samples.dim, band, moving and moving.gradient
+            )
+            opened += [
+                session.open(a, "test-any", (MOVING,), raw=True)
+                for a in (first, second)
+            ]
+        return opened
+
+    table_a, moments_a, table_b, moments_b = three(party)[MOVING]
+    assert_array_equal(table_a, table_b)
+    assert_array_equal(moments_a, moments_b)
+    assert table_a.any() and moments_a.any()
+
+
+def test_too_many_samples_for_mpyc_are_refused():
+    with pytest.raises(FixedPointOverflowError, match='leave backend="mpyc" out'):
+        LiteralContingency(None, 20_001, 8, 12)

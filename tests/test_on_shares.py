@@ -225,6 +225,32 @@ def test_volumes_of_a_slice_or_two_are_refused(bodies, slices):
         register((static, thin, np.eye(4), np.eye(4)), ("RIGID", 3))
 
 
+def test_by_mpyc_literally(bodies):
+    """The same result from a few hundred voxels, whatever computes the sums."""
+    static, moving, *grids = bodies(2)
+    pair = (static, moving, *grids)
+    found = [
+        SecureAffineRegistration(
+            metric=SecureMutualInformationMetric(nbins=12, backend=backend),
+            level_iters=[8],
+            sigmas=[1.0],
+            factors=[1],
+        )
+        .optimize(
+            static,
+            moving,
+            regtransforms["TRANSLATION", 2],
+            None,
+            static_grid2world=grids[0],
+            moving_grid2world=grids[1],
+        )
+        .affine
+        for backend in ("packed", "mpyc")
+    ]
+    assert distance(*found, pair[0], pair[2]) < 0.05
+    assert np.abs(found[1] - np.eye(3)).max() > 0.3
+
+
 # -- what is shown -----------------------------------------------------------------
 
 
@@ -407,6 +433,18 @@ def test_level_iters_are_a_limit_and_the_option_scales():
 def test_what_cannot_be_chosen(options, text):
     with pytest.raises(ValueError, match=text):
         SecureAffineRegistration(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"backend": "gpu"}, "backend must be one of"),
+        ({"backend": "mpyc", "reveal": "gradient"}, 'needs reveal="transform"'),
+    ],
+)
+def test_backends_that_are_not_there(options, text):
+    with pytest.raises(ValueError, match=text):
+        SecureMutualInformationMetric(**options)
 
 
 def test_dipys_own_registration_is_told_what_to_use(bodies):

@@ -162,7 +162,7 @@ def affine_registration(
         also return, last, what each party learned and what it cost.
     checkpoint : Checkpoint, optional
         where this party keeps its state in a session, to go on after an interruption.
-    nbins, sampling_proportion, reveal : optional
+    nbins, sampling_proportion, reveal, backend : optional
         see `SecureMutualInformationMetric`.
 
     Returns

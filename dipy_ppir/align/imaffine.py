@@ -333,6 +333,7 @@ class SecureAffineRegistration(AffineRegistration):
             "nbins": metric.nbins,
             "sampling_proportion": metric.sampling_proportion,
             "reveal": metric.reveal,
+            "backend": metric.backend,
             "method": self.method,
             "evaluations": self.scale,
             "level_iters": [int(n) for n in self.level_iters],
@@ -922,6 +923,7 @@ def registration_from(session, config):
         nbins=config.pop("nbins"),
         sampling_proportion=config.pop("sampling_proportion"),
         reveal=config.pop("reveal"),
+        backend=config.pop("backend"),
         session=session,
     )
     scale = config.pop("evaluations")

@@ -18,6 +18,7 @@ from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
 from dipy_ppir.align.secretmetric import EVERY_VOXEL, SecretMutualInformation
 
 REVEAL = ("transform", "gradient", "histogram")
+BACKENDS = ("packed", "mpyc")
 
 
 def check_reveal(reveal):
@@ -49,6 +50,10 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     session : Session, optional
         this party's session; by default the other parties are started on this
         machine when first needed.
+    backend : {"packed", "mpyc"}, optional
+        what computes the sums over samples. ``"mpyc"`` does so literally, with MPyC's
+        secure arrays, some thousand times slower: for images of a few thousand voxels,
+        to read and to compare with.
 
     Raises
     ------
@@ -66,7 +71,13 @@ class SecureMutualInformationMetric(MutualInformationMetric):
 
     @warning_for_keywords()
     def __init__(
-        self, *, nbins=32, sampling_proportion=None, reveal="transform", session=None
+        self,
+        *,
+        nbins=32,
+        sampling_proportion=None,
+        reveal="transform",
+        session=None,
+        backend="packed",
     ):
         super().__init__(nbins=nbins, sampling_proportion=sampling_proportion)
         if sampling_proportion is not None and not 0 < sampling_proportion <= 1:
@@ -75,7 +86,11 @@ class SecureMutualInformationMetric(MutualInformationMetric):
                 f"{sampling_proportion}"
             )
         check_reveal(reveal)
-        self.reveal = reveal
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+        if backend == "mpyc" and reveal != "transform":
+            raise ValueError('backend="mpyc" needs reveal="transform"')
+        self.reveal, self.backend = reveal, backend
         self.session = session
         self.nbins = int(nbins)
         self.histogram = self._new_histogram(nbins, session)

@@ -126,6 +126,7 @@ class SecretMutualInformation:
             metric.dim,
             masked=metric.masked,
             digits=quasinewton.DIGITS,
+            backend=metric.backend,
         )
         self.session.ledger.about(self.positions.count)
         index = None

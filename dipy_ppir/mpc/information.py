@@ -37,6 +37,7 @@ from dipy_ppir.mpc.arrays import SharedArray, broadcast
 from dipy_ppir.mpc.contingency import Contingency
 from dipy_ppir.mpc.fields import P127, R32, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING
+from dipy_ppir.mpc.literal import LiteralContingency
 from dipy_ppir.mpc.logarithm import LARGEST, deal_table, drop, secret_information
 from dipy_ppir.mpc.protocols import lift, reduce, share, share_owners, truncate
 from dipy_ppir.mpc.smooth import FINE_BITS
@@ -106,14 +107,31 @@ class Information:
         whether samples may be left out; public.
     digits : int
         fraction bits of what is returned.
+    backend : {"packed", "mpyc"}, optional
+        what computes the sums over samples: the packed kernels, or MPyC's arrays, which
+        is for few samples (`literal`).
     """
 
     def __init__(
-        self, session, samples, categories, bins, positions, dim, *, masked, digits
+        self,
+        session,
+        samples,
+        categories,
+        bins,
+        positions,
+        dim,
+        *,
+        masked,
+        digits,
+        backend="packed",
     ):
         self.session, self.dim, self.digits = session, dim, digits
         self.positions, self.masked = positions, masked
-        self._sums = Contingency(session, samples, categories, bins, R32)
+        self._ahead = backend != "mpyc"
+        if backend == "mpyc":
+            self._sums = LiteralContingency(session, samples, categories, bins)
+        else:
+            self._sums = Contingency(session, samples, categories, bins, R32)
 
     def share_categories(self, index=None, keep=None):
         """See `Contingency.share_categories`."""
@@ -138,15 +156,20 @@ class Information:
         """
         s, sums = self.session, self._sums
         band, gradient, matrix = moving or (None,) * 3
-        masks = None
-        if s.pid == HELPER:
-            # Before it waits for the others: they take what it deals when they need it.
-            masks = deal_table(
-                s, sums.bins, sums.categories, R32, self.masked, marginal=slopes
-            )
+
+        def deal():
+            if s.pid == HELPER:
+                size = sums.bins, sums.categories
+                return deal_table(s, *size, R32, self.masked, marginal=slopes)
+            return None
+
+        # Before the helper waits for the others: they take what it deals when they need
+        # it. MPyC's rounds, however, leave no room for other messages.
+        masks = deal() if self._ahead else None
         matrix = self._matrix(matrix, scale, parameters)
         with s.phase("histogram"):
             table = sums.table(band, counted=self.masked, kept=True)
+            masks = masks if self._ahead else deal()
             found = secret_information(
                 s, table, masks, masked=self.masked, marginal=slopes
             )
