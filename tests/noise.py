@@ -25,7 +25,7 @@ from dipy_ppir.mpc.logarithm import VALUE_DIGITS, WEIGHT_BITS
 
 def blur_of(histogram):
     """How far the blur moved the last gradient of a secure histogram, at most."""
-    scales = histogram._scales_shared()
+    scales, _ = histogram._scales_shared()
     unit = 1 / (scales.row * scales.table * scales.columns[:-1])
     norm = histogram._valid * histogram.mdelta
     if not norm > 0:

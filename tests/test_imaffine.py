@@ -105,7 +105,7 @@ def assert_same(clear, secure, theta, reveal):
         )
         # Both bounds are functions of the images, not of chance; except that noise may
         # look like a wrap, and the gradient be opened a second time, with fewer bits.
-        bounds[1] *= 2 ** (EXTRA_BITS - h._extra)
+        bounds[1] *= 2 ** (EXTRA_BITS - h._columns.extra)
         assert finer[0] <= bounds[0] and finer[1].max() <= bounds[1]
         bounds = finer
     assert abs(got_value - value) <= bounds[0]

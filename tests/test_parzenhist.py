@@ -119,7 +119,7 @@ def assert_same(h, expected, value, gradient):
         # Both bounds are functions of the images, not of chance; except that noise may
         # look like a wrap, and the gradient be opened a second time, with fewer bits.
         # What is usual is a quarter of what is possible, or less.
-        bounds[1] *= 4 * 2 ** (EXTRA_BITS - h._extra)
+        bounds[1] *= 4 * 2 ** (EXTRA_BITS - h._columns.extra)
         assert finer[0] <= max(bounds[0], 1e-6) and finer[1].max() <= bounds[1]
         bounds = finer
     assert abs(h.metric_value - value) <= bounds[0]
@@ -236,7 +236,7 @@ def test_strange_images(name, reveal, steep):
     bound = max(1e-5 * np.abs(expected).max(), 2e-5 * terms)
     if reveal == "gradient":
         finer = noise.gradient_bound(noise.blur_of(h), parzen.joint_grad)
-        assert finer.max() <= bound * 2 ** (EXTRA_BITS - h._extra)
+        assert finer.max() <= bound * 2 ** (EXTRA_BITS - h._columns.extra)
         bound = finer
     assert (np.abs(h.metric_gradient - expected) <= bound).all()
 
@@ -594,7 +594,8 @@ def test_noise_of_a_gradient_is_mostly_blur(trio, contributing):
 
     off = run_trio(trio, party)[MOVING].std(axis=0)
     assert len(scales) == times
-    unit = 1 / (scales[-1].row * scales[-1].table * scales[-1].columns[:-1])
+    last, _ = scales[-1]
+    unit = 1 / (last.row * last.table * last.columns[:-1])
     blur = module.gradient_blur(static.size) * unit / np.sqrt(3)
     assert (off > 0.7 * blur).all() and (off < 2.5 * blur).all()
 

@@ -18,6 +18,7 @@ of the joint histogram (eq. 9) nor its table of nbins**2 numbers per parameter.
 """
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from dipy.align.parzenhist import ParzenJointHistogram
 import numpy as np
@@ -95,13 +96,13 @@ def gradient_blur(samples):
     What the weights' rounding adds to a gradient is a random sum of the numbers that
     the gradient is made of. Over few samples it is larger beside the sums' bound, as
     one over the root of their number; so is the blur that it must not stand out from.
-    Where few of them contribute, see `_spread`.
+    Where few of them contribute, see `spread_of`.
     """
     factor = max(1.0, np.sqrt(MANY_SAMPLES / max(samples, 1)))
     return int(factor * 2.0 ** (SUM_BITS + EXTRA_BITS - GRADIENT_DIGITS))
 
 
-def _spread(gradient):
+def spread_of(gradient):
     """By what power of two to scale columns down, so that the blur counts for more.
 
     `gradient_blur` is for samples that contribute alike. Where the moving image is flat
@@ -643,37 +644,16 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
         self._update_gradient(jacobian, moments, columns, gradient)
 
-    def _update_gradient(self, jacobian, moments, columns, gradient):
-        p = len(jacobian)
-        self._spread = _spread(gradient) if self.reveal == "gradient" else 1.0
-
-        def column_sums(weight=None):
-            out = np.zeros(jacobian.shape[1:])
-            moments(weight, out)
-            return np.einsum("kde,de->k", np.abs(jacobian), out)
-
-        self._column_sums = column_sums
-
-        by_column = jacobian.reshape(p, -1).T
-
-        def blocks(start, stop):
-            # One more column, the others times `_check`, checks their sums.
-            checked = np.column_stack([by_column, by_column @ self._check])
-            out = np.empty((stop - start, p + 1))
-            columns(start, stop, np.ascontiguousarray(checked), out)
-            return out
-
-        self._columns = blocks
+    def _update_gradient(self, jacobian, moments, fill, gradient):
+        spread = spread_of(gradient) if self.reveal == "gradient" else 1.0
+        self._columns = _Columns(jacobian, moments, fill, spread)
+        p = len(jacobian) + 1
         with self._guard():
-            for extra in (EXTRA_BITS, 0):
-                self._extra = extra
-                self.session.tell(CONTRACT | p + 1 << 8)
-                self._contract(p + 1)
+            for self._columns.extra in (EXTRA_BITS, 0):
+                self.session.tell(CONTRACT | p << 8)
+                self._contract(p)
                 if self.metric_gradient is not None:
                     return
-
-    def _rows(self, start, stop):
-        return self._moving.rows(self._table_rows, start, stop)
 
     def _contract(self, p):
         with self.session.phase("gradient"):
@@ -681,9 +661,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
             secret = self.reveal == "gradient"
             mine = ()
             if moving:
-                scales = self._scales_shared() if secret else self._scales_known()
-                rows = self._moving.derivatives if secret else self._rows
-                mine = (rows, self._columns, scales)
+                scales, rows = self._scales_shared() if secret else self._scales_known()
+                mine = (rows, self._columns.blocks, scales)
             if secret:
                 # The moving owner has nothing to receive before the opening.
                 sums = self._sums.contract_shared(self._weights(), p, *mine)
@@ -697,52 +676,98 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
 
     def _set_gradient(self, sums):
         """Keep the gradient, unless the check column says that a sum wrapped."""
-        self.metric_gradient = None
-        sums, check = sums[:-1], sums[-1]
-        # One wrap moves the left side by 2**(3 - extra) or more; rounding moves it by
-        # less than 2**-24, with "gradient" by less than 2**-17. The less
-        # is let through, the less likely is it that several wraps cancel so far.
-        # Proven scales cannot wrap.
-        digits = self._extra + (14 if self.reveal == "histogram" else 8)
-        if self._extra and abs(sums @ self._check - check) > 2.0**-digits:
-            return
+        digits = 14 if self.reveal == "histogram" else 8
         norm = self._valid * self.mdelta
-        self.metric_gradient = sums * (-1.0 / norm if norm > 0 else 0.0)
+        gradient = sums[:-1] * (-1.0 / norm if norm > 0 else 0.0)
+        wrapped = self._columns.wrapped(sums, digits)
+        self.metric_gradient = None if wrapped else gradient
 
     def _scales_known(self):
+        """Scales of the gradient's sums, and its rows, where the histogram is known."""
         inner = slice(self.padding, self.nbins - self.padding)
-        self._table_rows = np.ascontiguousarray(self._log_ratio[inner].T)
+        table = np.ascontiguousarray(self._log_ratio[inner].T)
         bounds = np.empty((self.categories, _INTERVALS))
         slack = self.nbins * 2.0**-self._sums.frac_bits
-        parzen.selection_bounds(
-            self._counts, self._table_rows, slack, self.padding, bounds
-        )
+        parzen.selection_bounds(self._counts, table, slack, self.padding, bounds)
         each = np.empty(self._moving.values.size)
         # The magnitudes of the spline derivatives of a sample sum to 3/2 at most.
-        otherwise = 1.5 * np.abs(self._table_rows).max()
+        otherwise = 1.5 * np.abs(table).max()
         total = self._moving.bounds(bounds, otherwise, 2.0**-10, each)
-        return self._scales(total, self._column_sums(each))
+        scales = self._columns.scales(total, self._columns.sums(each))
+        return scales, partial(self._moving.rows, table)
 
     def _scales_shared(self):
+        """Scales of the gradient's sums, and its rows, where nobody knows the table."""
         # Derivatives sum to zero, so z is at most 3/4 of the logarithms' range,
         # which is below 45; outside the histogram's range at most 3/2 of 45.
-        bound, samples = 1.5 * 45, self._sums.samples
+        columns, bound, samples = self._columns, 1.5 * 45, self._sums.samples
         bits = int(np.ceil(np.log2(bound))) + WEIGHT_BITS
-        row = 2.0 ** band_bits(samples, bits, self._extra)
+        row = 2.0 ** band_bits(samples, bits, columns.extra)
         weight = 2.0**WEIGHT_BITS
-        sums = bound * self._column_sums()
-        scales = self._scales(samples * bound, sums, row * weight)
+        scales = columns.scales(samples * bound, bound * columns.sums(), row * weight)
         scales.row, scales.table = row, weight
-        scales.columns = scales.columns / self._spread
-        return scales
+        scales.columns = scales.columns / columns.spread
+        return scales, self._moving.derivatives
 
-    def _scales(self, total, sums, row_scale=None):
+
+class _Columns:
+    """The moving owner's columns of one gradient: the image's gradient by parameter.
+
+    Parameters
+    ----------
+    jacobian : array, shape (p, dim, dim + 1)
+    moments : callable
+        ``moments(weight, out)`` adds up weighted magnitudes times positions.
+    fill : callable
+        ``fill(start, stop, by_column, out)`` writes the columns of some samples.
+    spread : float
+        see `spread_of`.
+
+    Attributes
+    ----------
+    extra : int
+        bits by which a sum may exceed what is proven to fit.
+    check : array, shape (p,)
+        what the columns are multiplied with in one more, which checks their sums.
+    """
+
+    def __init__(self, jacobian, moments, fill, spread):
+        self._jacobian, self._moments, self._fill = jacobian, moments, fill
+        self._by_column = jacobian.reshape(len(jacobian), -1).T
+        self.spread, self.extra, self.check = spread, 0, None
+
+    def sums(self, weight=None):
+        """Bounds on the sums of the columns' magnitudes, times weights."""
+        out = np.zeros(self._jacobian.shape[1:])
+        self._moments(weight, out)
+        return np.einsum("kde,de->k", np.abs(self._jacobian), out)
+
+    def scales(self, total, sums, row_scale=None):
+        """`choose_scales` for the columns and a fresh check."""
         # Each column weighs in by its bound, so the check's own bound is their number;
         # by chance a little less, so that wraps of two columns do not cancel.
         weights = np.random.default_rng().uniform(0.5, 1.0, len(sums))
-        self._check = np.divide(weights, sums, out=np.zeros_like(sums), where=sums > 0)
-        extra = np.append(np.full(len(sums), self._extra), 0)
+        self.check = np.divide(weights, sums, out=np.zeros_like(sums), where=sums > 0)
+        extra = np.append(np.full(len(sums), self.extra), 0)
         return choose_scales(total, np.append(sums, len(sums)), row_scale, extra)
+
+    def blocks(self, start, stop):
+        """Columns of some samples, the check last."""
+        checked = np.column_stack([self._by_column, self._by_column @ self.check])
+        out = np.empty((stop - start, checked.shape[1]))
+        self._fill(start, stop, np.ascontiguousarray(checked), out)
+        return out
+
+    def wrapped(self, sums, digits):
+        """Whether the check says that a sum wrapped; proven ones cannot.
+
+        One wrap moves it by 2**(3 - extra) or more; rounding by less than 2**-24, with
+        "gradient" by less than 2**-17. The less is let through, the less likely is it
+        that several wraps cancel so far.
+        """
+        if not self.extra:
+            return False
+        return abs(sums[:-1] @ self.check - sums[-1]) > 2.0 ** -(digits + self.extra)
 
 
 def _serve_locally(
