@@ -120,11 +120,15 @@ class Contingency:
             self._scratch[name] = self.field.empty((size,))
         return self._scratch[name][:size].reshape(shape)
 
-    def _random(self, owner, shape):
-        """Numbers that hide an owner's rows, drawn by it and its seed party."""
+    def _random(self, owner, shape, what):
+        """Numbers that hide an owner's rows, drawn by it and its seed party.
+
+        Each in a buffer of its own, so that what hides one thing never takes the place
+        of what still hides another.
+        """
         s = self.session
         peer = SEED_PARTY[owner] if s.pid == owner else owner
-        out = self._buffer("random", shape)
+        out = self._buffer("mask of " + what, shape)
         return s.random_elements(peer, owner, self.field, shape, out=out)
 
     def _receive(self, peer, name, shape):
@@ -155,7 +159,7 @@ class Contingency:
                     STATIC, self.field, part.shape, "categories", out=part
                 )
                 continue
-            part[...] = self._random(STATIC, part.shape)
+            part[...] = self._random(STATIC, part.shape, "categories")
             if s.pid == MOVING:
                 self._block_sums[start] = part.sum(axis=0, dtype=part.dtype)
                 continue
@@ -236,7 +240,7 @@ class Contingency:
         stream = Stream(key)
 
         def draw(start, stop):
-            out = self._buffer("random", (stop - start, columns))
+            out = self._buffer("mask of band", (stop - start, columns))
             if not self.session.threshold:
                 out[...] = 0
                 return out
@@ -311,7 +315,7 @@ class Contingency:
 
         def weights(start, stop):
             values, first = band(start, stop, scales.row)
-            rows = self._random(MOVING, (stop - start, self.bins))
+            rows = self._random(MOVING, (stop - start, self.bins), "derivative")
             self.field.kernels.hide_banded(rows, values, first, rows)
             s.network.send(HELPER, "derivative", rows)
             return values, first
@@ -319,7 +323,7 @@ class Contingency:
         def hidden(start, stop):
             shape = stop - start, self.bins
             if s.pid == STATIC:
-                return self._random(MOVING, shape)
+                return self._random(MOVING, shape, "derivative")
             return self._receive(MOVING, "derivative", shape)
 
         selected = self._selecting(table, weights, hidden)
@@ -355,7 +359,7 @@ class Contingency:
                 v = by_category[self._index[start:stop]]
                 if self._keep is not None:
                     v[~self._keep[start:stop]] = 0
-                np.subtract(v, self._random(STATIC, shape), out=v)
+                np.subtract(v, self._random(STATIC, shape, "columns of table"), out=v)
                 s.network.send(HELPER, "columns-of-table", v)
                 kernels.dot_rows(hidden(start, stop), v, z)
             elif s.pid == HELPER:
@@ -363,7 +367,8 @@ class Contingency:
                 kernels.dot_rows(hidden(start, stop), v, z)
             else:
                 mine = weights(start, stop)
-                kernels.dot_banded(*mine, self._random(STATIC, shape), z)
+                mask = self._random(STATIC, shape, "columns of table")
+                kernels.dot_banded(*mine, mask, z)
 
             def own(start, stop):
                 k = self._buffer("k", (stop - start, self.categories))
@@ -470,12 +475,12 @@ class Contingency:
         """Add to z the elements of the moving owner's rows at the categories."""
         s, kernels, b = self.session, self.field.kernels, self._b[start:stop]
         if s.pid == STATIC:
-            kernels.dot_rows(self._random(MOVING, b.shape), b, z)
+            kernels.dot_rows(self._random(MOVING, b.shape, "rows"), b, z)
         elif s.pid == HELPER:
             kernels.dot_rows(self._receive(MOVING, "rows", b.shape), b, z)
         else:
             k = own(start, stop)
-            rows = self._random(MOVING, b.shape)
+            rows = self._random(MOVING, b.shape, "rows")
             s.network.send(HELPER, "rows", np.subtract(k, rows, out=rows))
             kernels.dot_rows(k, b, z)
 
@@ -491,10 +496,10 @@ class Contingency:
         for start, stop in self._blocks():
             selected(start, stop, z[start:stop])
         if s.pid == MOVING:
-            z += self._random(STATIC, z.shape)
-            z += self._random(HELPER, z.shape)
+            z += self._random(STATIC, z.shape, "static part")
+            z += self._random(HELPER, z.shape, "helper part")
         else:
-            z -= self._random(s.pid, z.shape)
+            z -= self._random(s.pid, z.shape, "own part")
             peer = STATIC + HELPER - s.pid
             s.network.send(peer, "part", z)
             z += self._receive(peer, "part", z.shape)
@@ -502,13 +507,13 @@ class Contingency:
         for start, stop in self._blocks():
             shape = (stop - start, columns)
             if s.pid == STATIC:
-                g = self._random(MOVING, shape)
+                g = self._random(MOVING, shape, "columns")
             elif s.pid == HELPER:
                 g = self._receive(MOVING, "columns", shape)
             else:
                 g = column_blocks(start, stop) * scales.columns
                 g = self.field.encode(g, 0, 2.0**SUM_BITS)
-                rows = self._random(MOVING, shape)
+                rows = self._random(MOVING, shape, "columns")
                 s.network.send(HELPER, "columns", np.subtract(g, rows, out=rows))
             kernels.weighted_sums(z[start:stop], g, acc)
         return SharedArray(self.field, acc, 2, 0, 1 << SUM_BITS)
