@@ -298,6 +298,21 @@ def update(numbers, state, step, ascent, value, gradient):
     return State(state.value + value, before + gradient, inverse), shown
 
 
+def keep_better(numbers, state, value):
+    """Of the last evaluation, the value only, and whether its step is kept.
+
+    Returns
+    -------
+    value : float
+        the smaller one; secret.
+    better : bool
+        opened.
+    """
+    (better,) = numbers.less((value, state.value))
+    (gained,) = numbers.gates((better, value - state.value))
+    return state.value + gained, numbers.show_better(better)
+
+
 def trust_after(trust, step, better):
     """The trust region for the next step.
 
@@ -535,7 +550,7 @@ def minimise(numbers, metric, params, evaluations, cap, on_step=None):
     """
     value, gradient = metric.evaluate(params)
     state, trust, step = None, Trust(cap, cap), None
-    for _ in range(evaluations - 1):
+    for left in range(evaluations - 2, -1, -1):
         if state is None:
             state = State(value, gradient, metric.first_inverse(numbers))
         proposal, ascent = propose(numbers, state)
@@ -544,13 +559,16 @@ def minimise(numbers, metric, params, evaluations, cap, on_step=None):
             step = limit(proposal, trust)
             trial = params + metric.basis @ step.vector
         value, gradient = metric.evaluate(trial)
-        state, better = update(numbers, state, step, ascent, value, gradient)
+        if left:
+            state, better = update(numbers, state, step, ascent, value, gradient)
+        else:
+            best, better = keep_better(numbers, state, value)
         if params is not None:
             trust = trust_after(trust, step, better)
             params = trial if better else params
         if on_step is not None:
             on_step(proposal, better, value)
-    return params, value if state is None else state.value
+    return params, value if state is None else best
 
 
 # -- in the clear --------------------------------------------------------------
