@@ -1,6 +1,8 @@
 """Affine registration by the optimizer on shares: what it finds, and what it shows."""
 
 from itertools import product
+from pathlib import Path
+import re
 
 from dipy.align.imaffine import (
     AffineMap,
@@ -18,8 +20,9 @@ from dipy_ppir.align.imaffine import (
 )
 from dipy_ppir.align.quasinewton import DampedBFGS, opened_bits
 from dipy_ppir.align.secretmetric import Positions
-from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
 from dipy_ppir.mpc.session import run_trio
+from dipy_ppir.workflows.operations import OPERATIONS
 
 LEVELS = {"sigmas": [1.0, 0.0], "factors": [2, 1]}
 
@@ -289,6 +292,29 @@ def test_receipt(bodies, ret_metric):
         "moving owner": static.size,
         "static owner": moving.size,
     }
+
+
+def test_the_documentation_lists_what_may_be_opened_and_its_bits():
+    """doc/security.md against the declarations of the package, and these all."""
+    text = Path(__file__).parent.parent.joinpath("doc", "security.md").read_text()
+    listed = {}
+    for line in text.splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0].startswith("`") and cells[3][:1].isdigit():
+            for label in re.findall("`([a-z_]+)`", cells[0]):
+                listed[label] = float(re.match(r"[\d.]+", cells[3])[0])
+    declared = {
+        label: d.bits
+        for label, d in DECLARATIONS.items()
+        if label
+        in {x for o in OPERATIONS.values() for r in o.opens.values() for x in r}
+        or label
+        in {x for o in OPERATIONS.values() for r in o.result.values() for x in r}
+        or label == "final_value"
+    }
+    assert listed.keys() == declared.keys()
+    for label, bits in declared.items():
+        assert listed[label] == pytest.approx(bits, abs=0.2), label
 
 
 def test_what_is_sent_does_not_depend_on_the_images(bodies, trio, tap):

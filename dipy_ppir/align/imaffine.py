@@ -520,15 +520,16 @@ class SecureAffineRegistration(AffineRegistration):
             self._set_up(level, images)
             metric = self.metric.shared
             metric.begin(self.params0 if conducts else None)
-            most = plan.cap(self.levels - 1 - level, self.levels)
-            xopt, value = minimise(
-                numbers,
-                metric,
-                self.params0 if conducts else None,
-                counts[-1 - level],
-                most,
-                self._counting(counts[-1 - level]),
-            )
+            count = counts[-1 - level]
+            with session.phase("optimizer"):
+                xopt, value = minimise(
+                    numbers,
+                    metric,
+                    self.params0 if conducts else None,
+                    count,
+                    plan.cap(self.levels - 1 - level, self.levels),
+                    self._counting(count),
+                )
             if conducts:
                 result = np.asarray(xopt).tolist()
                 journal(

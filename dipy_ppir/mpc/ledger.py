@@ -279,6 +279,10 @@ REBUILDS = {
 CHOSEN = {"metric_gradient", "joint_histogram"}
 
 
+def _numbers(n):
+    return f"{n:,} number{'s' if n != 1 else ''}"
+
+
 def _size(n):
     if n < 1000:
         return f"{n} B"
@@ -308,8 +312,8 @@ def receipt_text(receipt):
         for e in entries:
             times = "once" if e["openings"] == 1 else f"{e['openings']:,} times"
             lines.append(
-                f"The {role} learned, {times}, {e['meaning']}: {e['values']:,} "
-                f"numbers, {e['bits']:,.0f} bits in all ({e['label']})."
+                f"The {role} learned, {times}, {e['meaning']}: "
+                f"{_numbers(e['values'])}, {e['bits']:,.0f} bits in all ({e['label']})."
             )
         voxels = receipt["voxels"].get(role)
         if entries and voxels:
@@ -332,9 +336,9 @@ def receipt_text(receipt):
         samples, numbers = level["samples"], level["numbers"]
         lines.append(
             f"About {samples:,} samples of the other image (one resolution level) "
-            f"the {level['party']} learned {numbers:,} numbers of "
+            f"the {level['party']} learned {_numbers(numbers)} of "
             f"{level['bits']:,.0f} bits in all, "
-            f"{100 * numbers / samples:.0f} numbers for every hundred samples."
+            f"{100 * numbers / samples:.2g} numbers for every hundred samples."
         )
         if exact and numbers > RISKY_SHARE * samples:
             lines.append(
