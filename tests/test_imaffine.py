@@ -1133,8 +1133,9 @@ def test_receipt_is_the_declaration(trio, bodies, reveal, result_to):
             for role, entries in receipt["learned"].items()
         }
         assert labels["moving owner"] == EXPECTED[reveal]
-        assert labels["static owner"] == ({"affine"} if result_to == "both" else set())
-        assert labels["helper"] == set()
+        result = {"affine"} if result_to == "both" else set()
+        assert labels["static owner"] == {"repetition"} | result
+        assert labels["helper"] == {"repetition"}
         for role, entries in receipt["learned"].items():
             for entry in entries:
                 declared = DECLARATIONS[entry["label"]]

@@ -303,15 +303,11 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
         if len(cells) == 4 and cells[0].startswith("`") and cells[3][:1].isdigit():
             for label in re.findall("`([a-z_]+)`", cells[0]):
                 listed[label] = float(re.match(r"[\d.]+", cells[3])[0])
-    declared = {
-        label: d.bits
-        for label, d in DECLARATIONS.items()
-        if label
-        in {x for o in OPERATIONS.values() for r in o.opens.values() for x in r}
-        or label
-        in {x for o in OPERATIONS.values() for r in o.result.values() for x in r}
-        or label == "final_value"
-    }
+    opened = {"final_value"}
+    for operation in OPERATIONS.values():
+        for names in (*operation.opens.values(), *operation.result.values()):
+            opened.update(names)
+    declared = {label: DECLARATIONS[label].bits for label in opened}
     assert listed.keys() == declared.keys()
     for label, bits in declared.items():
         assert listed[label] == pytest.approx(bits, abs=0.2), label

@@ -185,8 +185,9 @@ def test_the_receipt_is_the_same_everywhere(affine_sites):
         "metric_value",
         "metric_gradient",
     }
-    assert [e["label"] for e in learned["static owner"]] == ["affine"]
-    assert learned["helper"] == []
+    labels = [e["label"] for e in learned["static owner"]]
+    assert labels == ["repetition", "affine"]
+    assert [e["label"] for e in learned["helper"]] == ["repetition"]
     for receipt in receipts.values():
         assert receipt["bytes_sent"] == receipts["moving"]["bytes_sent"]
         assert receipt["resumed"] == 0

@@ -69,6 +69,15 @@ declare(
     bits=34,
 )
 
+declare(
+    "repetition",
+    receivers=(STATIC, HELPER),
+    shape="1 each evaluation with gradient, and 1 more where it is repeated",
+    meaning="whether a sum of the gradient came near its bound, so that the evaluation "
+    "was repeated at a safer scale",
+    bits=1,
+)
+
 #: Bits of the gradient's terms that are worth opening with ``reveal="gradient"``, where
 #: there are many samples; and how many samples are many.
 GRADIENT_DIGITS, MANY_SAMPLES = 31, 300**2
@@ -656,6 +665,8 @@ class SecureParzenJointHistogram(ParzenJointHistogram):
                     return
 
     def _contract(self, p):
+        # The others see what comes next: another gradient, or another table.
+        self.session.ledger.record_opening("repetition", (STATIC, HELPER), 1, 1)
         with self.session.phase("gradient"):
             moving = self.session.pid == MOVING
             secret = self.reveal == "gradient"

@@ -94,6 +94,9 @@ class Stream:
 class Pairwise:
     """The streams that this party shares with each other party.
 
+    A key is derived from a whole name, which begins with what kind of key it is, so no
+    name of one kind is one of another.
+
     Parameters
     ----------
     seeds : dict
@@ -108,11 +111,13 @@ class Pairwise:
     def key(self, peer, purpose):
         """A fresh key shared with `peer`; different at every call."""
         count = self._keys[peer, purpose] = self._keys.get((peer, purpose), 0) + 1
-        return derive_key(self._seeds[peer], b"key-%d-" % count + purpose)
+        return derive_key(self._seeds[peer], b"key %d " % count + purpose)
 
     def stream(self, peer, purpose):
         """The stream shared with `peer` for `purpose` (bytes)."""
         key = (peer, purpose)
         if key not in self._streams:
-            self._streams[key] = Stream(derive_key(self._seeds[peer], purpose))
+            self._streams[key] = Stream(
+                derive_key(self._seeds[peer], b"stream " + purpose)
+            )
         return self._streams[key]

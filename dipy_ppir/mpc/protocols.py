@@ -601,7 +601,7 @@ def truncate_unseen(session, array, bits, *, field, name="truncate"):
     check_truncation(source, bound, bits)
 
     def drawn(peer, what, field):
-        purpose = f"{name}-{what}"
+        purpose = f"unseen-{name}-{what}"
         return _drawn(session, peer, purpose, field.storage(array.shape), np.uint64)
 
     result = SharedArray(

@@ -92,12 +92,14 @@ OPERATIONS = {
                 "sample_count",
                 "metric_value",
                 "metric_gradient",
+                "repetition",
             ),
             "histogram": (
                 "center_of_mass",
                 "sample_count",
                 "joint_histogram",
                 "metric_gradient",
+                "repetition",
             ),
         },
         build=_build_affine,
@@ -234,6 +236,8 @@ def explain(plan):
                 f"{name} (helper) learns nothing about either image: only their shapes "
                 "and positions, the parameters, and the number of steps."
             )
+            for d in declarations:
+                lines.append(f"  It sees {d.meaning} ({d.label}).")
             continue
         lines.append(f"{name} ({ROLES[pid]}) learns")
         for d in declarations:
