@@ -94,8 +94,8 @@ class Stream:
 class Pairwise:
     """The streams that this party shares with each other party.
 
-    A key is derived from a whole name, which begins with what kind of key it is, so no
-    name of one kind is one of another.
+    A key is derived from a whole name. Those of streams are words joined by hyphens;
+    those of keys begin with "key" and a space.
 
     Parameters
     ----------
@@ -117,7 +117,5 @@ class Pairwise:
         """The stream shared with `peer` for `purpose` (bytes)."""
         key = (peer, purpose)
         if key not in self._streams:
-            self._streams[key] = Stream(
-                derive_key(self._seeds[peer], b"stream " + purpose)
-            )
+            self._streams[key] = Stream(derive_key(self._seeds[peer], purpose))
         return self._streams[key]
