@@ -19,19 +19,19 @@ ROWS, COLUMNS = 9400, 32
 
 def product(session, repeats):
     """Share two secret matrices, multiply them and open the product."""
-    shape = (ROWS, COLUMNS)
-    x = np.random.default_rng(session.pid).uniform(-1, 1, shape)
+    x = np.random.default_rng(session.pid).uniform(-1, 1, (ROWS, COLUMNS))
+    left, right = (COLUMNS, ROWS), (ROWS, COLUMNS)
     seconds = []
     for _ in range(repeats):
         session.exchange("start", None)
         start = time.perf_counter()
         a = share(
-            session, MOVING, x if session.pid == MOVING else None, shape, frac_bits=20
+            session, MOVING, x.T if session.pid == MOVING else None, left, frac_bits=20
         )
         b = share(
-            session, STATIC, x if session.pid == STATIC else None, shape, frac_bits=20
+            session, STATIC, x if session.pid == STATIC else None, right, frac_bits=20
         )
-        opened = session.open(a.gram(b), "product", (MOVING,))
+        opened = session.open(a @ b, "product", (MOVING,))
         seconds.append(time.perf_counter() - start)
     return seconds, opened
 

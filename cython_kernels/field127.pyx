@@ -11,14 +11,11 @@ imported, so that one wheel serves old and new processors.
 """
 
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free, malloc
 
 cdef extern from *:
     """
     #include <math.h>
     #include <stdint.h>
-    #include <stdlib.h>
-    #include <string.h>
     #include "dispatch.h"
 
     #ifndef __SIZEOF_INT128__
@@ -192,13 +189,7 @@ cdef extern from *:
         for (int64_t i = 0; i < n; i++) store(out + 2 * i, from_signed(x[i]));
     }
 
-    /* ---- sums of products -------------------------------------------------- */
-
-    ALWAYS u128 dot(const uint64_t *a, const uint64_t *b, int64_t k) {
-        lazy s = {0, 0, 0, 0};
-        for (int64_t t = 0; t < k; t++) lazy_add(&s, a + 2 * t, b + 2 * t);
-        return lazy_value(&s);
-    }
+    /* ---- matrix products --------------------------------------------------- */
 
     ALWAYS int64_t c_matmul_body(const uint64_t *a, const uint64_t *b, uint64_t *out,
                                  int64_t n, int64_t k, int64_t m) {
@@ -212,50 +203,7 @@ cdef extern from *:
     }
     DISPATCH(c_matmul, (const uint64_t *a, const uint64_t *b, uint64_t *out,
                         int64_t n, int64_t k, int64_t m), (a, b, out, n, k, m))
-
-    /* acc (p, q) += a^T b, the slow twin of c_gram */
-    static void c_gram_portable(const uint64_t *a, const uint64_t *b, uint64_t *acc,
-                                int64_t n, int64_t p, int64_t q) {
-        for (int64_t j = 0; j < p; j++)
-            for (int64_t k = 0; k < q; k++) {
-                u128 s = load(acc + 2 * (j * q + k));
-                for (int64_t i = 0; i < n; i++)
-                    s = add1(s, mul1(load(a + 2 * (i * p + j)), load(b + 2 * (i * q + k))));
-                store(acc + 2 * (j * q + k), s);
-            }
-    }
-
-    /* Rows of a block, transposed so that each inner product reads two contiguous
-       runs that stay in the nearest cache. */
-    #define BLOCK 64
-
-    ALWAYS void transpose(const uint64_t *a, uint64_t *out, int64_t rows, int64_t p) {
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < p; j++) {
-                out[2 * (j * BLOCK + i)] = a[2 * (i * p + j)];
-                out[2 * (j * BLOCK + i) + 1] = a[2 * (i * p + j) + 1];
-            }
-    }
-
-    ALWAYS int64_t c_gram_body(const uint64_t *a, const uint64_t *b, uint64_t *acc, uint64_t *work,
-                               int64_t n, int64_t p, int64_t q) {
-        uint64_t *at = work, *bt = work + 2 * BLOCK * p;
-        for (int64_t i = 0; i < n; i += BLOCK) {
-            int64_t rows = n - i < BLOCK ? n - i : BLOCK;
-            transpose(a + 2 * i * p, at, rows, p);
-            transpose(b + 2 * i * q, bt, rows, q);
-            for (int64_t j = 0; j < p; j++)
-                for (int64_t k = 0; k < q; k++) {
-                    uint64_t *c = acc + 2 * (j * q + k);
-                    store(c, add1(load(c), dot(at + 2 * BLOCK * j, bt + 2 * BLOCK * k, rows)));
-                }
-        }
-        return 0;
-    }
-    DISPATCH(c_gram, (const uint64_t *a, const uint64_t *b, uint64_t *acc, uint64_t *work,
-                      int64_t n, int64_t p, int64_t q), (a, b, acc, work, n, p, q))
     """
-    int BLOCK
     int64_t c_reduce_random(uint64_t *, int64_t) noexcept nogil
     int64_t c_replace_rejected(uint64_t *, int64_t, const uint64_t *, int64_t) noexcept nogil
     int64_t c_is_canonical(const uint64_t *, int64_t) noexcept nogil
@@ -270,8 +218,6 @@ cdef extern from *:
     void c_decode(const uint64_t *, double, double *, int64_t) noexcept nogil
     void c_encode_int(const int64_t *, uint64_t *, int64_t) noexcept nogil
     int64_t c_matmul(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
-    void c_gram_portable(const uint64_t *, const uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
-    int64_t c_gram(const uint64_t *, const uint64_t *, uint64_t *, uint64_t *, int64_t, int64_t, int64_t) noexcept nogil
 
 
 BITS = 127
@@ -512,44 +458,3 @@ def matmul(const uint64_t[:, :, ::1] a, const uint64_t[:, :, ::1] b, uint64_t[:,
         return
     with nogil:
         c_matmul(&a[0, 0, 0], &b[0, 0, 0], &out[0, 0, 0], n, k, m)
-
-
-def gram(const uint64_t[:, :, ::1] a, const uint64_t[:, :, ::1] b, uint64_t[:, :, ::1] acc):
-    """Add a^T b to `acc`.
-
-    Parameters
-    ----------
-    a : uint64 array, shape (n, p, 2)
-    b : uint64 array, shape (n, q, 2)
-    acc : uint64 array, shape (p, q, 2)
-    """
-    cdef int64_t n = a.shape[0], p = a.shape[1], q = b.shape[1]
-    cdef uint64_t *work
-    same(a.shape[2], 2)
-    same(b.shape[2], 2)
-    same(acc.shape[2], 2)
-    same(b.shape[0], n)
-    same(acc.shape[0], p)
-    same(acc.shape[1], q)
-    if n == 0 or p == 0 or q == 0:
-        return
-    work = <uint64_t *>malloc(2 * BLOCK * (p + q) * sizeof(uint64_t))
-    if work == NULL:
-        raise MemoryError
-    with nogil:
-        c_gram(&a[0, 0, 0], &b[0, 0, 0], &acc[0, 0, 0], work, n, p, q)
-        free(work)
-
-
-def _gram_portable(const uint64_t[:, :, ::1] a, const uint64_t[:, :, ::1] b, uint64_t[:, :, ::1] acc):
-    """Do what `gram` does with 128-bit integers: its slow twin, for tests."""
-    cdef int64_t n = a.shape[0], p = a.shape[1], q = b.shape[1]
-    same(a.shape[2], 2)
-    same(b.shape[2], 2)
-    same(acc.shape[2], 2)
-    same(b.shape[0], n)
-    same(acc.shape[0], p)
-    same(acc.shape[1], q)
-    if n and p and q:
-        with nogil:
-            c_gram_portable(&a[0, 0, 0], &b[0, 0, 0], &acc[0, 0, 0], n, p, q)

@@ -173,33 +173,6 @@ class SharedArray:
         share = self.field.matmul(self.share, other.share)
         return self._local_product(other, share, self.shape[1])
 
-    def gram(self, other):
-        """``self.T @ other``, the sum of outer products of rows; local."""
-        if self.field is not other.field or self.shape[0] != other.shape[0]:
-            raise ValueError("both arrays need the same number of rows")
-        acc = self.field.zeros((self.shape[1], other.shape[1]))
-        rows = 1 << 13
-        for i in range(0, self.shape[0], rows):
-            self.field.kernels.gram(
-                self.share[i : i + rows], other.share[i : i + rows], acc
-            )
-        return self._local_product(other, acc, self.shape[0])
-
-    def combine(self, matrix):
-        """Rows combined by a public integer matrix: ``matrix @ self``; local.
-
-        Parameters
-        ----------
-        matrix : array of int, shape (p, n)
-            public coefficients.
-        """
-        matrix = np.asarray(matrix)
-        coefficients = self.field.encode_int(matrix)
-        weight = int(np.abs(matrix).sum(axis=1).max())
-        return self._with(
-            self.field.matmul(coefficients, self.share), bound=self.bound * weight
-        )
-
 
 def broadcast(array, shape):
     """A shared array as one of a larger shape; local."""
