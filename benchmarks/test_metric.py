@@ -4,10 +4,9 @@ from dipy.align.imaffine import MutualInformationMetric
 from dipy.align.transforms import regtransforms
 import numpy as np
 import pytest
-from yardsticks import ROWS, beside, product
+from yardsticks import beside
 
 from dipy_ppir.align.imaffine import SecureMutualInformationMetric
-from dipy_ppir.mpc import local
 
 AFFINE = regtransforms["AFFINE", 3]
 
@@ -68,22 +67,3 @@ def test_dense(benchmark, pair):
 def test_full_size(benchmark, pair, sampling_proportion):
     """197 x 233 x 189 voxels."""
     run(benchmark, pair, sampling_proportion, "histogram", rounds=2)
-
-
-def test_product(benchmark):
-    """Product of secret 9,400 x 32 matrices: inputs shared, result opened."""
-
-    def once():
-        return local.run_locally(
-            product,
-            "yardsticks:product_reply",
-            moving={"repeats": 11},
-            static={"repeats": 11},
-            helper={"repeats": 11},
-        )[0][0]
-
-    seconds = benchmark.pedantic(once, rounds=3, iterations=1, warmup_rounds=1)
-    sent = 8 * (2 * ROWS * 32 + 2 * 32 * 32)
-    benchmark.extra_info.update(
-        product_median_s=round(float(np.median(seconds)), 4), bytes_all_links=sent
-    )

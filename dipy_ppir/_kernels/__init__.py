@@ -6,10 +6,11 @@ trust: each is reached through the modules named here, and from nowhere else.
 ::
 
     align.parzenhist ──> _kernels.parzen      Parzen weights, bin indices
-    align.imaffine   ──> _kernels.sampling    interpolation of an owner's image
+    align.mimetric   ──> _kernels.sampling    interpolation of an owner's image
     mpc.fields       ──> _kernels.field61     GF(2^61 - 1), 8 bytes an element
                      ──> _kernels.field127    GF(2^127 - 1), 16 bytes
-                     ──> _kernels.ring64      integers modulo 2^64, sums of products
+                     ──> _kernels.ring32      integers modulo 2^32, sums of products
+                     ──> _kernels.ring64      the same modulo 2^64
                      ──> _kernels.ring128     integers modulo 2^128, filters
     align.metrics    ──> _kernels.windows     window statistics of an owner's image
 """
