@@ -176,7 +176,7 @@ NOT_APPLICABLE = {
 
 #: Many seconds or minutes: whole volumes, ten transforms. With which reveals.
 HEAVY = {
-    "test_affreg_all_transforms": ("gradient", "histogram"),
+    "test_affreg_all_transforms": AFFINE,
     "test_affreg_defaults": ("gradient",),
     "test_cc_3d": ("update", "force"),
     "test_mi_gradient": ("histogram",),

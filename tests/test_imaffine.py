@@ -976,9 +976,10 @@ def test_dipys_tutorial_with_our_imports(templates):
     """As it is by default, with the numbers of iterations that DIPY's tutorial has."""
     images, truth = templates
     found = tutorial(OUR_IMPORTS, [10000, 1000, 100], *images)
-    for name in ("affine", "pipeline", "affine function"):
-        # It is 16.4 mm before.
-        assert displacement(found[name], truth, images[0].shape, images[1]) < 1.5, name
+    # It is 16.4 mm before, and voxels are 8 mm; the functions make few evaluations.
+    for name, most in (("affine", 1), ("pipeline", 1), ("affine function", 4)):
+        off = displacement(found[name], truth, images[0].shape, images[1])
+        assert off < most, name
 
 
 # -- three parties, each with its own image ------------------------------------

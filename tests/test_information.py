@@ -2,6 +2,7 @@
 
 import re
 
+import noise
 from noise import check_uniform
 import numpy as np
 from numpy.testing import assert_array_equal
@@ -121,6 +122,12 @@ class Samples:
         information.share_categories(*(mine if session.pid == STATIC else ()))
         moving = self.moving() if session.pid == MOVING else None
         return information.evaluate(scale, self.p, moving, slopes=slopes)
+
+
+@pytest.fixture(autouse=True)
+def same_randomness(monkeypatch):
+    """Rounding is by chance in part."""
+    noise.fix_randomness(monkeypatch)
 
 
 def opened(three, samples, **options):

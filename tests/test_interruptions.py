@@ -415,7 +415,8 @@ def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
     points = np.indices(static.shape).reshape(3, -1)
     points = matrix @ np.vstack([points, np.ones(points.shape[1])])
     apart = (result(sites) - whole) @ points
-    assert np.sqrt((apart**2).sum(axis=0).mean()) < 0.5
+    # It is one voxel that they find; what is rounded afresh moves where they end.
+    assert np.sqrt((apart**2).sum(axis=0).mean()) < 1
 
 
 def test_a_level_is_not_begun_anew_for_ever():

@@ -2,6 +2,7 @@
 
 import re
 
+import noise
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 import pytest
@@ -39,7 +40,13 @@ def look(numbers, *arrays):
     return [numbers.session.open(a, "test-any", (MOVING,)) for a in arrays]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def same_randomness(monkeypatch):
+    """Rounding is by chance in part."""
+    noise.fix_randomness(monkeypatch)
+
+
+@pytest.fixture
 def computed(three):
     """Compute on shares; what the moving owner is opened."""
 

@@ -10,6 +10,7 @@ from dipy.align.imaffine import (
     MutualInformationMetric,
 )
 from dipy.align.transforms import regtransforms
+import noise
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from dipy_ppir.align.imaffine import (
 from dipy_ppir.align.quasinewton import DampedBFGS, opened_bits
 from dipy_ppir.align.secretmetric import Positions
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
-from dipy_ppir.mpc.session import run_trio
+from dipy_ppir.mpc.session import local_trio, run_trio
 from dipy_ppir.workflows.operations import OPERATIONS
 
 LEVELS = {"sigmas": [1.0, 0.0], "factors": [2, 1]}
@@ -51,28 +52,55 @@ def mutual_information(pair, matrix, nbins=32):
     return -metric.distance(np.zeros(dim))
 
 
-def register(
-    pair, ttype, *, metric=None, evaluations=(12, 12), start="mass", **options
-):
-    """By the optimizer on shares; the map, and with `ret_metric` the rest."""
+@pytest.fixture(autouse=True)
+def same_randomness(monkeypatch):
+    """Rounding is by chance in part, and what is found with it."""
+    noise.fix_randomness(monkeypatch)
+
+
+def register(pair, ttype, *, metric=None, start="mass", ret_metric=False, **options):
+    """By the optimizer on shares: what the moving owner gets, and the receipt."""
     static, moving, static_grid2world, moving_grid2world = pair
-    registration = SecureAffineRegistration(
-        metric=SecureMutualInformationMetric(**(metric or {})),
-        level_iters=list(evaluations),
-        options={"evaluations": 2},
+    settings = {
+        "level_iters": [12, 12],
+        "options": {"evaluations": 2},
         **LEVELS,
-    )
-    result = registration.optimize(
-        static,
-        moving,
-        regtransforms[ttype],
-        None,
-        static_grid2world=static_grid2world,
-        moving_grid2world=moving_grid2world,
-        starting_affine=start,
-        **options,
-    )
-    return result, registration.receipt
+        **options.pop("settings", {}),
+    }
+
+    def party(session):
+        here = {STATIC: "static", MOVING: "moving"}.get(session.pid)
+        images = {
+            "static": RemoteImage(static.shape, static_grid2world),
+            "moving": RemoteImage(moving.shape, moving_grid2world),
+            **{k: v for k, v in (("static", static), ("moving", moving)) if k == here},
+        }
+        masks = {k: v for k, v in options.items() if k == f"{here}_mask"}
+        mine = start if isinstance(start, str) or session.pid == MOVING else None
+        registration = SecureAffineRegistration(
+            metric=SecureMutualInformationMetric(session=session, **(metric or {})),
+            session=session,
+            **settings,
+        )
+        result = registration.optimize(
+            images["static"],
+            images["moving"],
+            regtransforms[ttype],
+            None,
+            static_grid2world=static_grid2world,
+            moving_grid2world=moving_grid2world,
+            starting_affine=mine,
+            ret_metric=ret_metric,
+            **masks,
+        )
+        return result, registration.receipt
+
+    sessions = local_trio(timeout=300)
+    try:
+        return run_trio(sessions, party)[MOVING]
+    finally:
+        for session in sessions:
+            session.close()
 
 
 def clear(pair, ttype, *, start="mass", sampling=None, method="L-BFGS-B", **options):
@@ -105,7 +133,7 @@ def test_every_transform_is_found_as_well_as_by_dipy(bodies, ttype):
     found, _ = register(pair, ttype)
     expected = clear(pair, ttype)
     assert mutual_information(pair, found.affine) > (
-        mutual_information(pair, expected.affine) - 5e-3
+        mutual_information(pair, expected.affine) - 0.03
     )
 
 
@@ -120,33 +148,15 @@ def test_as_its_clear_twin(bodies, dim):
 
 @pytest.mark.parametrize("start", ["mass", "voxel-origin", "centers", None, "matrix"])
 @pytest.mark.parametrize("sampling", [None, 0.4], ids=["dense", "sparse"])
-def test_wherever_it_starts(trio, bodies, monkeypatch, start, sampling):
+def test_wherever_it_starts(bodies, monkeypatch, start, sampling):
     """By samples too, which small levels are not registered by otherwise."""
     monkeypatch.setattr("dipy_ppir.align.mimetric.EVERY_VOXEL", 0)
-    static, moving, *grids = pair = bodies(3)
-    matrix = np.eye(4)
-    matrix[:3, 3] = 0.5
-
-    def party(session):
-        metric = SecureMutualInformationMetric(
-            sampling_proportion=sampling, session=session
-        )
-        mine = start if start != "matrix" else None
-        if start == "matrix" and session.pid == MOVING:
-            mine = matrix
-        return SecureAffineRegistration(
-            metric=metric, level_iters=[12, 12], session=session, **LEVELS
-        ).optimize(
-            static if session.pid == STATIC else RemoteImage(static.shape, grids[0]),
-            moving if session.pid == MOVING else RemoteImage(moving.shape, grids[1]),
-            regtransforms["RIGID", 3],
-            None,
-            static_grid2world=grids[0],
-            moving_grid2world=grids[1],
-            starting_affine=mine,
-        )
-
-    found = run_trio(trio, party)[MOVING]
+    pair = bodies(3)
+    if start == "matrix":
+        start = np.eye(4)
+        start[:3, 3] = 0.5
+    metric = {"sampling_proportion": sampling}
+    found, _ = register(pair, ("RIGID", 3), start=start, metric=metric)
     expected = clear(pair, ("RIGID", 3))
     # Which of several optima as good as each other is chance, in DIPY too.
     assert distance(found.affine, expected.affine, pair[0], pair[2]) < 0.3
@@ -230,24 +240,16 @@ def test_volumes_of_a_slice_or_two_are_refused(bodies, slices):
 
 def test_by_mpyc_literally(bodies):
     """The same result from a few hundred voxels, whatever computes the sums."""
-    static, moving, *grids = bodies(2)
-    pair = (static, moving, *grids)
+    pair = bodies(2)
+    settings = {"level_iters": [8], "sigmas": [1.0], "factors": [1], "options": None}
     found = [
-        SecureAffineRegistration(
-            metric=SecureMutualInformationMetric(nbins=12, backend=backend),
-            level_iters=[8],
-            sigmas=[1.0],
-            factors=[1],
-        )
-        .optimize(
-            static,
-            moving,
-            regtransforms["TRANSLATION", 2],
-            None,
-            static_grid2world=grids[0],
-            moving_grid2world=grids[1],
-        )
-        .affine
+        register(
+            pair,
+            ("TRANSLATION", 2),
+            start=None,
+            metric={"nbins": 12, "backend": backend},
+            settings=settings,
+        )[0].affine
         for backend in ("packed", "mpyc")
     ]
     assert distance(*found, pair[0], pair[2]) < 0.05

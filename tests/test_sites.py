@@ -115,7 +115,7 @@ RIGID = {**AFFINE, "pipeline": ["center_of_mass", "translation", "rigid"]}
 def test_on_shares(affine_sites, bodies, layout):
     """What the owners learn is the transform; the static owner counts the bits."""
     options = {"addresses": loopback(layout), "fresh": layout == "direct"}
-    sites = affine_sites(reveal="transform", parameters=RIGID, **options)
+    sites = affine_sites(reveal="transform", parameters=RIGID, before=SEEDED, **options)
     sites.run()
     found = matrix_of(sites, "moving")
     np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)

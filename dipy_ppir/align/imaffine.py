@@ -346,9 +346,9 @@ class SecureAffineRegistration(AffineRegistration):
     def agree(self, transform, starting_affine, *, ret_metric=False, **images):
         """Compare all public parameters with the other parties'."""
         parameters = self.config()
-        if self.metric.reveal == "transform":
-            # Where it is one opening more.
-            parameters["ret_metric"] = bool(ret_metric)
+        # On shares it is one opening more.
+        on_shares = self.metric.reveal == "transform"
+        parameters["ret_metric"] = on_shares and bool(ret_metric)
         for name in ("static", "moving"):
             image = images[name]
             parameters[name + "_shape"] = list(image.shape)
