@@ -452,6 +452,7 @@ def test_level_iters_are_a_limit_and_the_option_scales():
         ({"options": {"gtol": 1e-4}}, 'the one option is "evaluations"'),
         ({"options": {"evaluations": 0}}, 'the one option is "evaluations"'),
         ({"options": {"evaluations": 1000}}, 'the one option is "evaluations"'),
+        ({"options": {"evaluations": "a"}}, 'the one option is "evaluations"'),
     ],
 )
 def test_what_cannot_be_chosen(options, text):
@@ -459,9 +460,37 @@ def test_what_cannot_be_chosen(options, text):
         SecureAffineRegistration(**options)
 
 
+def test_no_step_is_an_error(bodies):
+    """DIPY would take one; here the start would be the result."""
+    static, moving, static_affine, moving_affine = bodies(3)
+    with pytest.raises(ValueError, match="leave no step for the affine transform"):
+        register(bodies(3), ("AFFINE", 3), settings={"level_iters": [1, 1]})
+    with pytest.raises(ValueError, match="leave no step for the affine transform"):
+        affine_registration(
+            moving,
+            static,
+            static_affine=static_affine,
+            moving_affine=moving_affine,
+            pipeline=["rigid", "affine"],
+            level_iters=[100, 1],
+            **LEVELS,
+        )
+
+
+def test_many_evaluations(bodies):
+    """Numbers are added up for as long as one likes."""
+    settings = {"level_iters": [70], "sigmas": [1], "factors": [1]}
+    settings["options"] = {"evaluations": 5}
+    found, receipt = register(bodies(2), ("TRANSLATION", 2), settings=settings)
+    assert labels(receipt, "moving owner")["better"]["values"] == 69
+    expected = clear(bodies(2), ("TRANSLATION", 2))
+    assert np.abs(found.affine - expected.affine).max() < 0.1
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"nbins": 513}, "nbins must be at most 512"),
         ({"backend": "gpu"}, "backend must be one of"),
         ({"backend": "mpyc", "reveal": "gradient"}, 'needs reveal="transform"'),
     ],
@@ -486,7 +515,9 @@ def test_a_centre_of_mass_outside_the_grid_is_refused(bodies, name):
     images = dict(zip(("static", "moving"), bodies(3)[:2], strict=True))
     images[name] = images[name] - 0.999 * images[name].mean()
     for start in ("mass", None):
-        with pytest.raises(ValueError, match="centre of mass of an image lies outside"):
+        with pytest.raises(
+            ValueError, match=f"centre of mass of the {name} image lies"
+        ):
             if start:
                 SecureAffineRegistration().optimize(
                     images["static"],

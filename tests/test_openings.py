@@ -14,38 +14,66 @@ from dipy_ppir.workflows.openings import FILE, Openings
 IMAGE = np.arange(24.0).reshape(2, 3, 4)
 
 
+def receipt(bits, resumed=0):
+    return {"bits": {"moving owner": bits}, "resumed": resumed}
+
+
+def session(count, bits=None, resumed=0):
+    """One that comes to its end with so many bits, or breaks off."""
+    count.check(1600)
+    count.begin(1600)
+    if bits is not None:
+        count.end(1600, receipt(bits, resumed), "moving owner")
+
+
 def test_sessions_add_up(tmp_path):
     count = Openings(tmp_path, IMAGE, 5000)
     assert count.bits == 0
-    count.begin(1600)
-    assert Openings(tmp_path, IMAGE.copy()).bits == 1600
-    count.end(1600, 1500.5)
-    count.begin(1600)
-    assert count.bits == 3100.5
+    session(count, 1500.5)
+    assert Openings(tmp_path, IMAGE.copy()).bits == 1500.5
+    session(count, 1500)
+    assert count.bits == 3000.5
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 
-def test_a_session_that_breaks_off_counts_as_a_whole_one(tmp_path):
-    Openings(tmp_path, IMAGE).begin(1600)
-    assert Openings(tmp_path, IMAGE).bits == 1600
+def test_a_session_that_breaks_off_counts_as_a_whole_one_until_it_has_ended(tmp_path):
+    count = Openings(tmp_path, IMAGE)
+    session(count)
+    session(count)
+    assert count.bits == 3200
+    session(count, 1900, resumed=2)
+    assert count.bits == 1900
+
+
+def test_resuming_what_never_began_is_a_session_of_its_own(tmp_path):
+    count = Openings(tmp_path, IMAGE)
+    session(count, 1500)
+    session(count, 1500, resumed=0)
+    assert count.bits == 3000
 
 
 def test_the_limit(tmp_path):
     count = Openings(tmp_path, IMAGE, 3000)
-    count.begin(1600)
-    with pytest.raises(InputError, match="1,600 bits have been opened.* 1,600 more"):
-        count.begin(1600)
+    session(count, 1600)
+    with pytest.raises(InputError, match="1,600 bits were opened.* 1,600 more"):
+        count.check(1600)
     assert count.bits == 1600
-    Openings(tmp_path, IMAGE, 0).begin(10_000)
-    Openings(tmp_path, IMAGE + 1, 3000).begin(1600)
+    session(Openings(tmp_path, IMAGE, 0))
+    session(Openings(tmp_path, IMAGE + 1, 3000))
     assert len(json.loads((tmp_path / FILE).read_text())) == 2
+
+
+@pytest.mark.parametrize("limit", [-5, float("nan"), float("inf")])
+def test_limits_that_are_none(tmp_path, limit):
+    with pytest.raises(InputError, match="must be a number of bits"):
+        Openings(tmp_path, IMAGE, limit)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": "b"}'])
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(InputError, match="mend it, or move it away"):
-        Openings(tmp_path, IMAGE).begin(10)
+        Openings(tmp_path, IMAGE).check(10)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

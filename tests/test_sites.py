@@ -137,7 +137,7 @@ def test_on_shares(affine_sites, bodies, layout):
     limit = ["--limit_bits", str(receipt["bits"]["moving owner"] + 100)]
     statuses = sites.wait(sites.start("--force", *limit, sites=("static",)))
     assert statuses == {"static": 1}
-    assert "have been opened about this image" in sites.last_line("static")
+    assert "bits were opened about this image" in sites.last_line("static")
     assert "--limit_bits" in sites.last_line("static")
     assert "Traceback" not in sites.log("static")
 

@@ -203,7 +203,8 @@ def affine_registration(
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
     if "center_of_mass" in steps:
         check_centers(
-            (static, static_affine, static_mask), (moving, moving_affine, moving_mask)
+            static=(static, static_affine, static_mask),
+            moving=(moving, moving_affine, moving_mask),
         )
     if starting_affine is not None and "center_of_mass" in steps:
         warn(
@@ -222,6 +223,14 @@ def affine_registration(
         checkpoint=checkpoint,
     )
     check_pyramid(static.shape, static_affine, registration.factors)
+    if registration.metric.reveal == "transform":
+        for i, step in enumerate(steps):
+            if step != "center_of_mass":
+                registration.planned(
+                    regtransforms[PIPELINE_STEPS[step], len(static.shape)],
+                    before=steps[i - 1] if i else None,
+                    last=i == len(steps) - 1,
+                )
     images = {
         "static": static,
         "moving": moving,
@@ -375,7 +384,7 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
         )
     registration.share_result(affine_map)
     receipt = session.receipt(
-        parameters={**registration.config(), "pipeline": steps},
+        parameters={**_described(registration), "pipeline": steps},
         static_grid2world=np.asarray(images["static_grid2world"]).tolist(),
         moving_grid2world=np.asarray(images["moving_grid2world"]).tolist(),
     )
@@ -384,6 +393,14 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
         registration.result_to == "both" and not is_remote(images["static"])
     )
     return affine_map.affine if knows else None, xopt, fopt, receipt
+
+
+def _described(registration):
+    """Parameters of a registration for its receipt."""
+    config = registration.config()
+    if registration.metric.reveal == "transform":
+        config["method"] = "damped BFGS on shares"
+    return config
 
 
 def _pipeline_party(session, config, steps, ret_metric, **images):

@@ -41,8 +41,8 @@ def precision_for(grid2world, factor=1.0, part=RESULT_PART):
     return 2.0 ** np.floor(np.log2(voxel * factor * part))
 
 
-def world_center_of_mass(image, grid2world):
-    """Centre of mass of an image, mm.
+def world_center_of_mass(image, grid2world, name="an"):
+    """Centre of mass of an image, mm; `name` is for messages.
 
     Raises
     ------
@@ -58,10 +58,9 @@ def world_center_of_mass(image, grid2world):
     size = np.array(image.shape)
     if not (np.isfinite(center) & (center >= -0.5) & (center <= size - 0.5)).all():
         raise ValueError(
-            "the centre of mass of an image lies outside its grid, because intensities "
-            "below zero outweigh the others; add a constant that makes the background "
-            "zero, or align the centres of the grids instead (starting_affine="
-            "'centers')"
+            f"the centre of mass of {name} image lies outside its grid, because "
+            "intensities below zero outweigh the others; add a constant that makes the "
+            "background zero, or start without the centres of mass"
         )
     return grid2world[:-1, :-1] @ center + grid2world[:-1, -1]
 
@@ -151,7 +150,8 @@ def transform_centers_of_mass(
             (MOVING, moving, moving_grid2world),
         ):
             if session.pid == pid:
-                own[pid] = world_center_of_mass(image, grid2world)
+                name = "the moving" if pid == MOVING else "the static"
+                own[pid] = world_center_of_mass(image, grid2world, name)
             # Both from the middle of the static grid, so that far origins cost nothing.
             middle = static_grid2world @ np.append((np.array(static.shape) - 1) / 2, 1)
             mine = own.get(pid)

@@ -184,10 +184,11 @@ class SecureAffineRegistration(AffineRegistration):
             )
         options = dict(options or {})
         scale = options.pop("evaluations", 1)
-        if options or not 0 < scale <= 100:
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if options or not number or not 0 < scale <= 100:
             raise ValueError(
                 'with reveal="transform" the one option is "evaluations", how many '
-                f"times the planned evaluations are made; got {options or scale}"
+                f"times the planned evaluations are made; got {options or scale!r}"
             )
         return float(scale)
 
@@ -249,10 +250,12 @@ class SecureAffineRegistration(AffineRegistration):
         check_slices(moving)
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
+        if self.metric.reveal == "transform":
+            self.planned(transform)
         if isinstance(starting_affine, str) and starting_affine == "mass":
             check_centers(
-                (static, static_grid2world, static_mask),
-                (moving, moving_grid2world, moving_mask),
+                static=(static, static_grid2world, static_mask),
+                moving=(moving, moving_grid2world, moving_mask),
             )
         if self.use_isotropic:
             check_pyramid(
@@ -449,15 +452,7 @@ class SecureAffineRegistration(AffineRegistration):
             "moving_grid2world": moving_grid2world,
         }
         if self.metric.reveal == "transform":
-            kind, _ = _TRANSFORM_NAMES[type(transform)]
-            counts = plan.evaluations(
-                kind,
-                self.levels,
-                self.level_iters,
-                scale=self.scale,
-                rigid_before=before is not None and before.startswith("rigid"),
-                last=last,
-            )
+            counts = self.planned(transform, before, last)
             xopt, fopt = self._on_shares(images, counts, ret_metric)
         else:
             xopt, fopt = self._at_moving_owner(images)
@@ -465,6 +460,37 @@ class SecureAffineRegistration(AffineRegistration):
             return affine_map, None, None
         affine_map.set_affine(self.starting_affine)
         return affine_map, xopt, fopt
+
+    def planned(self, transform, before=None, last=True):
+        """Evaluations at each level, coarsest first, with ``reveal="transform"``.
+
+        Parameters
+        ----------
+        transform : instance of Transform
+        before, last : optional
+            see `run`.
+
+        Raises
+        ------
+        ValueError
+            if they leave no step to take.
+        """
+        kind, _ = _TRANSFORM_NAMES[type(transform)]
+        counts = plan.evaluations(
+            kind,
+            self.levels,
+            self.level_iters,
+            scale=self.scale,
+            rigid_before=before is not None and before.startswith("rigid"),
+            last=last,
+        )
+        if sum(counts) < 2:
+            raise ValueError(
+                f"level_iters = {[int(n) for n in self.level_iters]} leave no step for "
+                f"the {kind.lower()} transform, which has evaluations at levels "
+                "of its own; allow 2 or more at each level"
+            )
+        return counts
 
     def _set_up(self, level, images):
         """Set the metric up for a level."""
@@ -903,18 +929,20 @@ class SecureAffineRegistration(AffineRegistration):
         return space
 
 
-def check_centers(*images):
+def check_centers(**images):
     """Raise ValueError if the centre of mass of an image that is here is of no use.
 
     Parameters
     ----------
-    *images : tuple of (image, grid2world, mask)
+    **images : tuple of (image, grid2world, mask)
+        by name.
     """
-    for image, grid2world, mask in images:
+    for name, (image, grid2world, mask) in images.items():
         if not is_remote(image):
             grid2world = grid2world_of(image, grid2world)
             empty = mask is None or not np.any(mask)
-            world_center_of_mass(masked(image, None if empty else mask), grid2world)
+            inside = masked(image, None if empty else mask)
+            world_center_of_mass(inside, grid2world, f"the {name}")
 
 
 def registration_from(session, config):

@@ -19,6 +19,8 @@ from dipy_ppir.align.secretmetric import EVERY_VOXEL, SecretMutualInformation
 
 REVEAL = ("transform", "gradient", "histogram")
 BACKENDS = ("packed", "mpyc")
+#: More bins than any image needs take minutes.
+MOST_BINS = 512
 
 
 def check_reveal(reveal):
@@ -86,6 +88,8 @@ class SecureMutualInformationMetric(MutualInformationMetric):
                 f"{sampling_proportion}"
             )
         check_reveal(reveal)
+        if nbins > MOST_BINS:
+            raise ValueError(f"nbins must be at most {MOST_BINS}, got {nbins}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         if backend == "mpyc" and reveal != "transform":

@@ -183,8 +183,11 @@ class SecretNumbers:
         products = [broadcast(bit, x.shape) * x for bit, x in pairs]
         whole = reduce(self.session, _joined(products))
         parts = _parted(whole, [a.shape for a in products])
+        # What is added up step by step is not larger for it.
         return [
-            SharedArray(P127, part.share, 1, x.frac_bits, x.bound)
+            SharedArray(
+                P127, part.share, 1, x.frac_bits, min(x.bound, MAGNITUDE << x.frac_bits)
+            )
             for part, (_, x) in zip(parts, pairs, strict=True)
         ]
 

@@ -9,6 +9,7 @@ from dipy.io.image import save_nifti, save_qa_metric
 import numpy as np
 
 from dipy_ppir.align import affine_registration
+from dipy_ppir.align.validation import check_slices
 from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.flow import (
@@ -184,8 +185,9 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             Go on with a session that was interrupted; all parties must say so.
         limit_bits : float, optional
             At the owner of the static image, in a session: most bits that may be
-            opened about this image in all sessions together, this one included;
-            0 for no limit. They are counted in opened.json, beside the key.
+            opened about this image in all sessions with reveal = "transform",
+            this one included; 0 for no limit. They are counted in opened.json,
+            beside the key.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
@@ -214,6 +216,11 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             check_name(receipt, "receipt")
             site = Site(session, identity, listen)
             site.check_owner("affine", files)
+            if limit_bits != LIMIT and site.image != "static":
+                raise InputError(
+                    "--limit_bits belongs to the owner of the static image; leave it "
+                    "out"
+                )
             check_others(
                 site,
                 {
@@ -239,6 +246,11 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
                 )
             ]
             return
+        if limit_bits != LIMIT:
+            raise InputError(
+                "--limit_bits is for the owner of the static image in a session; leave "
+                "it out"
+            )
         transform, metric, reveal = transform.lower(), metric.lower(), reveal.lower()
         inputs.check_parameters(
             transform, PIPELINES, metric, nbins, sampling_prop, reveal
@@ -307,12 +319,14 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             data[name], grid2world[name] = inputs.load_volume(
                 paths[name], name, vol_idx[name]
             )
-            inputs.check_center(data[name], name)
+            if "center_of_mass" in options["pipeline"]:
+                inputs.check_center(data[name], name)
             if masks[name]:
                 mask[f"{name}_mask"] = inputs.load_mask(
                     masks[name], data[name], grid2world[name], name
                 )
         static, moving = data["static"], data["moving"]
+        inputs.explain(check_slices, moving)
         inputs.check_pyramid(
             static.shape, grid2world["static"], options["sigmas"], options["factors"]
         )

@@ -76,7 +76,7 @@ def check_center(data, name):
             f"the voxels of the {name} image add up to zero, so it has no centre of "
             "mass to start from; add a constant that makes the background zero"
         )
-    explain(world_center_of_mass, data, np.eye(data.ndim + 1))
+    explain(world_center_of_mass, data, np.eye(data.ndim + 1), f"the {name}")
 
 
 def load_mask(path, image, grid2world, name):

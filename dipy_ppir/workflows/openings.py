@@ -8,6 +8,7 @@ passed.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -29,9 +30,18 @@ class Openings:
     image : array
     limit : float, optional
         most bits in all sessions together; 0 for no limit.
+
+    Raises
+    ------
+    InputError
+        if the limit is no number from 0 on.
     """
 
     def __init__(self, folder, image, limit=LIMIT):
+        if not 0 <= limit < math.inf:
+            raise InputError(
+                f"--limit_bits {limit} must be a number of bits, or 0 for no limit"
+            )
         self.file, self.key = Path(folder) / FILE, digest(image)
         self.limit = limit
 
@@ -56,8 +66,8 @@ class Openings:
         """Bits opened so far."""
         return self._read().get(self.key, 0)
 
-    def begin(self, planned):
-        """Count what a session will open, or refuse it.
+    def check(self, planned):
+        """Refuse a session that may open so many bits.
 
         Raises
         ------
@@ -67,16 +77,20 @@ class Openings:
         before = self.bits
         if self.limit and before + planned > self.limit:
             raise InputError(
-                f"{before:,.0f} bits have been opened about this image in earlier "
-                f"sessions, and this one would open {planned:,.0f} more: over the "
-                f"limit of {self.limit:,.0f}. Ask yourself why it is registered so "
+                f"{before:,.0f} bits were opened about this image, or may have been, "
+                f"in earlier sessions, and this one may open {planned:,.0f} more: over "
+                f"the limit of {self.limit:,.0f}. Ask yourself why it is registered so "
                 "often, then raise the limit with --limit_bits"
             )
+
+    def begin(self, planned):
+        """Count what a session will open, when the parties have met."""
         self._add(planned)
 
-    def end(self, planned, opened):
-        """Replace what was planned by what was opened."""
-        self._add(opened - planned)
+    def end(self, planned, receipt, role):
+        """Replace what was planned, at each of its attempts, by what was opened."""
+        attempts = 1 + receipt["resumed"]
+        self._add(receipt["bits"][role] - attempts * planned)
 
     def _add(self, bits):
         counts = self._read()

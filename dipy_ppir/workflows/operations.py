@@ -5,6 +5,7 @@ import inspect
 import warnings
 
 from dipy_ppir.align import _public, affine_registration, syn_registration
+from dipy_ppir.align._public import planned_bits
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
@@ -222,6 +223,9 @@ def explain(plan):
             lines.append(f"    {name} = {defaults[name].default} (by default)")
     lines += ["", "Who will learn what", "-" * 19]
     labels = [*operation.opens[plan.reveal]]
+    pipeline = plan.parameters.get("pipeline")
+    if pipeline and "center_of_mass" not in pipeline:
+        labels.remove("center_of_mass")
     learned = {pid: [] for pid in ROLES}
     for label in labels:
         for receiver in DECLARATIONS[label].receivers:
@@ -246,6 +250,15 @@ def explain(plan):
             lines.append("  - the resulting transform.")
         if not declarations:
             lines.append("  - nothing but shapes, positions and the number of steps.")
+    if plan.reveal == "transform":
+        pipeline, iterations = (
+            plan.parameters.get(name) for name in ("pipeline", "level_iters")
+        )
+        most = planned_bits(pipeline, 3, iterations)
+        lines.append(
+            f"Steps and centre of mass are at most {most:,.0f} bits in all about the "
+            "static image; evaluations are planned, level_iters are limits."
+        )
     lines += [
         "Both owners learn the other image's shape and position in space.",
         "",

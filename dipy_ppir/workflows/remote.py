@@ -11,6 +11,7 @@ import numpy as np
 from dipy_ppir.align._public import DEFAULT_PIPELINE, planned_bits
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.remote import WORD
+from dipy_ppir.align.validation import check_slices
 from dipy_ppir.mpc.identity import Identity, home
 from dipy_ppir.mpc.ledger import MOVING, ROLES, receipt_text
 from dipy_ppir.mpc.meeting import Meeting
@@ -115,7 +116,7 @@ class Site:
             meeting.hold()
         return Session.of_meeting(meeting)
 
-    def run(self, checkpoint, write, **arguments):
+    def run(self, checkpoint, write, met=lambda: None, **arguments):
         """Meet the others, register, and write what is this party's.
 
         Nobody goes on before all have written: a party that cannot finds the others
@@ -127,6 +128,8 @@ class Site:
         write : callable
             takes the resampled image, the transform and the receipt, and writes them
             under temporary names.
+        met : callable, optional
+            called when the parties have met.
         **arguments
             of the operation.
 
@@ -141,6 +144,7 @@ class Site:
             steps = self.plan.parameters.get("pipeline") or DEFAULT_PIPELINE
             steps = [s for s in steps if s != "center_of_mass"]
         with self.open() as session, display(steps, count) as progress:
+            met()
             callback = progress
             if self.plan.operation == "syn":
                 callback = deformation_callback(progress)
@@ -230,33 +234,34 @@ def check_others(site, flags):
             )
 
 
-def _count_openings(site, image, resume, limit):
-    """What counts what is opened about this owner's image in all sessions.
+class _Count:
+    """Counts what is opened about this owner's image, where that is limited."""
 
-    Returns
-    -------
-    end : callable
-        to be called with the receipt of the session.
-    """
-    parameters = site.plan.parameters
-    on_shares = site.plan.operation == "affine" and site.plan.reveal == "transform"
-    if site.image != "static" or not on_shares:
-        return lambda receipt: None
-    planned = planned_bits(
-        parameters.get("pipeline"), image.ndim, parameters.get("level_iters")
-    )
-    count = Openings(home(site.identity), image, limit)
-    if not resume:
-        count.begin(planned)
+    def __init__(self, site, image, limit):
+        self.count, self.planned = None, 0
+        parameters, plan = site.plan.parameters, site.plan
+        on_shares = plan.operation == "affine" and plan.reveal == "transform"
+        if site.image == "static" and on_shares:
+            self.count = Openings(home(site.identity), image, limit)
+            pipeline, iterations = (
+                parameters.get(name) for name in ("pipeline", "level_iters")
+            )
+            self.planned = planned_bits(pipeline, image.ndim, iterations)
+            self.count.check(self.planned)
 
-    def end(receipt):
-        count.end(planned, receipt["bits"][ROLES[MOVING]])
-        logger.info(
-            "%s bits have been opened about this image in all sessions so far",
-            f"{count.bits:,.0f}",
-        )
+    def begin(self):
+        """The parties have met."""
+        if self.count is not None:
+            self.count.begin(self.planned)
 
-    return end
+    def end(self, receipt):
+        """The session has come to its end."""
+        if self.count is not None:
+            self.count.end(self.planned, receipt, ROLES[MOVING])
+            logger.info(
+                "%s bits were opened about this image in all sessions so far",
+                f"{self.count.bits:,.0f}",
+            )
 
 
 def register(
@@ -299,7 +304,11 @@ def register(
     )
     options = site.plan.arguments
     if site.plan.operation == "affine":
-        inputs.check_center(image, name)
+        pipeline = site.plan.parameters.get("pipeline") or DEFAULT_PIPELINE
+        if "center_of_mass" in pipeline:
+            inputs.check_center(image, name)
+        if name == "moving":
+            inputs.explain(check_slices, image)
     elif options.get("dim", 3) != image.ndim:
         raise InputError(
             f"the {name} image has {image.ndim} dimensions; put dim = {image.ndim} "
@@ -342,11 +351,16 @@ def register(
                 save_nifti(out.temporary(files["inverse"]), moved, place)
             write_receipt(out, files["receipt"], receipt)
 
-        end_count = _count_openings(site, image, resume, limit_bits)
+        count = _Count(site, image, limit_bits)
         receipt = site.run(
-            checkpoint, write, **images, **{name + "_affine": grid2world}, **options
+            checkpoint,
+            write,
+            count.begin,
+            **images,
+            **{name + "_affine": grid2world},
+            **options,
         )
-        end_count(receipt)
+        count.end(receipt)
         finish(out, receipt, files)
         checkpoint.discard()
     return receipt
