@@ -257,6 +257,8 @@ def test_a_liar_is_named(way, liar, how, monkeypatch):
         finally:
             for link in links:  # without a word, which would be another lie
                 link.sock.close()
+            if session.mpyc is not None:
+                session.mpyc.close()
             for pump in here.relays:
                 pump.join(LONG)
 
