@@ -25,6 +25,7 @@ from dipy_ppir.align.quasinewton import (
     bin_moments,
     bin_weights,
     first_inverse,
+    given_step,
     limit,
     mean_slopes,
     minimise,
@@ -76,7 +77,14 @@ def test_no_gradient_is_no_step():
     step = limit(proposal, Trust(8.0, 8.0))
     assert_array_equal(step.vector, 0)
     assert step.part == 1
-    after, better = update(ClearNumbers(), state(zeros), step, ascent, 0.0, zeros)
+    after, better = update(
+        ClearNumbers(),
+        state(zeros),
+        given_step(ClearNumbers(), step, 6),
+        ascent,
+        0.0,
+        zeros,
+    )
     assert np.isfinite(after.inverse).all()
     assert not better
 
@@ -131,7 +139,8 @@ def curved(seed, p):
 def updated(h, s, g, change, *, value=0.0, part=1.0, numbers=FINE):
     """After a step that is a part of the quasi-Newton step, as h and g are given."""
     step = Step(s, part)
-    return update(numbers, state(g, h), step, h @ g, value, g + change)
+    taken = given_step(numbers, step, len(g))
+    return update(numbers, state(g, h), taken, h @ g, value, g + change)
 
 
 def damped(h, s, g, change, part=1.0):

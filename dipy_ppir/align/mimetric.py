@@ -189,7 +189,8 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         values, mask = self._static_values()
         if self.reveal == "transform":
             if self.session is not None:
-                self.shared = SecretMutualInformation(self, values, mask)
+                self.shared = SecretMutualInformation(self)
+                self.shared.share_static(values, mask)
         elif self.session is not None:
             self.histogram.share_static(self._count, values, mask)
         else:

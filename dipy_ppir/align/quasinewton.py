@@ -51,6 +51,10 @@ LARGEST_WEIGHT = 2.0**30
 UNIT = 2.0**-12
 #: Added to what is divided by.
 FLOOR = 2.0**-26
+#: Fraction bits of the square of a step's size.
+SQUARE_DIGITS = 20
+#: Numbers whose highest bit is looked up have no more.
+LARGEST_BIT = 64
 
 
 class ClearNumbers:
@@ -127,6 +131,45 @@ class ClearNumbers:
         """Show the moving owner a bit."""
         return bool(bit)
 
+    def limited(self, ascent, parts, directions):
+        """A part of the quasi-Newton step, by its size; nothing is shown.
+
+        Parameters
+        ----------
+        ascent : array, shape (p,)
+            the step is against it.
+        parts : list of float
+            public; see `parts_by_size`.
+        directions : array, shape (p, ...)
+            public; what a step does.
+
+        Returns
+        -------
+        vector, tilt, part, back : array
+            see `Taken`.
+        motion : array, shape (...)
+            the sum of `directions`, times the step's components.
+        """
+        square = int((ascent @ ascent) * 2.0**SQUARE_DIGITS) + 1
+        c = parts[square.bit_length() - 1]
+        vector = -c * ascent
+        whole = vector, vector / LARGEST_INVERSE, np.array([c]), -c * vector
+        motion = np.tensordot(vector, directions, 1)
+        return *(self.fix(x) for x in whole), self.fix(motion)
+
+    def moved(self, motion, matrix):
+        """A matrix after a small motion: ``exp(motion) @ matrix``, to second order.
+
+        Both have a row less than what they stand for.
+        """
+        first = self.fix(motion[:, :-1] @ matrix)
+        first[:, -1] += motion[:, -1]
+        return matrix + first + self.fix(motion[:, :-1] @ first / 2)
+
+    def mean(self, arrays):
+        """Of a power of two of them."""
+        return self.fix(sum(arrays) / len(arrays))
+
 
 class State(NamedTuple):
     """What is kept of a minimisation; secret.
@@ -173,6 +216,26 @@ class Step(NamedTuple):
 
     vector: np.ndarray
     part: float
+
+
+class Taken(NamedTuple):
+    """A step as the update of the inverse Hessian wants it; secret.
+
+    Attributes
+    ----------
+    vector : array, shape (p,)
+    tilt : array, shape (p,)
+        the same divided by `LARGEST_INVERSE`.
+    part : array, shape (1,)
+        of the quasi-Newton step.
+    back : array, shape (p,)
+        minus `part` times `vector`.
+    """
+
+    vector: np.ndarray
+    tilt: np.ndarray
+    part: np.ndarray
+    back: np.ndarray
 
 
 class Trust(NamedTuple):
@@ -233,7 +296,30 @@ def limit(proposal, trust):
     return Step(part * vector, part)
 
 
-def update(numbers, state, step, ascent, value, gradient):
+def given_step(numbers, step, p):
+    """A step that the moving owner knows, on shares.
+
+    Parameters
+    ----------
+    numbers : ClearNumbers
+    step : Step, at the moving owner only
+    p : int
+
+    Returns
+    -------
+    taken : Taken
+    """
+    vector, part = step or (None, None)
+    known = step is not None
+    return Taken(
+        numbers.own(vector, (p,)),
+        numbers.own(vector / LARGEST_INVERSE if known else None, (p,)),
+        numbers.own(np.array([part]) if known else None, (1,), bound=LARGEST_PART),
+        numbers.own(-part * vector if known else None, (p,)),
+    )
+
+
+def update(numbers, state, taken, ascent, value, gradient, *, choose=True):
     """Take note of the evaluation after a step.
 
     The curvature along the step goes into the inverse Hessian whether the step is kept
@@ -244,28 +330,26 @@ def update(numbers, state, step, ascent, value, gradient):
     numbers : ClearNumbers
     state : State
         before the step.
-    step : Step
-        as it was taken.
+    taken : Taken
+        the step as it was taken.
     ascent : array, shape (p,)
-        as returned by `propose`.
+        the inverse Hessian times the gradient.
     value, gradient : float, array
         the metric after it, times `SCALE`.
+    choose : bool, optional
+        whether the step is kept only if it was better, which is opened.
 
     Returns
     -------
     state : State
-    better : bool
+    better : bool, or None without `choose`
         whether the step is kept; opened.
     """
-    n, before, p = numbers, state.gradient, state.gradient.shape
-    vector, part = step or (None, None)
-    s = n.own(vector, p)
+    n, before = numbers, state.gradient
+    s, tilt, c, back = taken
     # The least curvature, along every step.
-    tilt = n.own(None if step is None else vector / LARGEST_INVERSE, p)
-    c = n.own(None if step is None else np.array([part]), (1,), bound=LARGEST_PART)
     y = gradient - before + tilt
     # B s, with the Hessian B: s is a part c of the step -B^-1 g, but for rounding.
-    back = n.own(None if step is None else -part * vector, p)
     found, expected, hy, cg, ch = n.dots(
         (s, y),
         (back, before),
@@ -274,28 +358,35 @@ def update(numbers, state, step, ascent, value, gradient):
         (ascent.reshape(-1, 1), c),
         digits=(FINE_DIGITS,) * 2,
     )
-    damped, better = n.less((5 * found, expected), (value, state.value))
-    shown = n.show_better(better)
-    *towards, taken, missing, value, gradient = n.gates(
+    pairs, changes, shown = [(5 * found, expected)], [], None
+    if choose:
+        pairs.append((value, state.value))
+    damped, *better = n.less(*pairs)
+    if choose:
+        shown = n.show_better(*better)
+        changes = [(*better, value - state.value), (*better, gradient - before)]
+    y_back, hy_back, less, missing, *changes = n.gates(
         (damped, -cg - y),
         (damped, -ch - hy),
         (damped, 5 * found),
         (damped, expected - 5 * found),
-        (better, value - state.value),
-        (better, gradient - before),
+        *changes,
     )
+    if choose:
+        value, gradient = state.value + changes[0], before + changes[1]
     # Damped: y is moved towards B s until the curvature along the step is a fifth of
     # what B expects, by 1 - theta with theta = 4/5 expected / (expected - found).
-    excess, curvature = n.inverses(5 * expected - taken, 5 * found + missing)
+    excess, curvature = n.inverses(5 * expected - less, 5 * found + missing)
     (theta,) = n.times((4 * expected, excess), bounds=(1,))
-    moved = n.times(*((n.complement(theta), t) for t in towards))
-    y, hy = y + moved[0], hy + moved[1]
+    rest = n.complement(theta)
+    y_back, hy_back = n.times((rest, y_back), (rest, hy_back))
+    y, hy = y + y_back, hy + hy_back
     (whole,) = n.dots((y, hy), digits=(FINE_DIGITS,))
     (ratio,) = n.times((5 * whole, curvature))
     # H + v w' + w v' with v = s / s'y, w = (1 + y'Hy / s'y) s / 2 - H y.
     v, w = n.times((s, 5 * curvature), (n.raised(ratio), s))
     inverse = state.inverse + n.outer(v, w - 2 * hy)
-    return State(state.value + value, before + gradient, inverse), shown
+    return State(value, gradient, inverse), shown
 
 
 def keep_better(numbers, state, value):
@@ -331,6 +422,25 @@ def trust_after(trust, step, better):
     elif step.part < 1:
         radius = min(2 * radius, trust.cap)
     return Trust(radius, trust.cap, first=False)
+
+
+def parts_by_size(longest, part):
+    """What part of a step is taken, by the highest bit of its size's square.
+
+    Parameters
+    ----------
+    longest : float
+        what it is cut to, with a size that is known to a factor of a root of two.
+    part : float
+        of what is left.
+
+    Returns
+    -------
+    parts : list of float
+        for the square in units of ``2**-SQUARE_DIGITS``.
+    """
+    squares = (2.0 ** (k + 1 - SQUARE_DIGITS) for k in range(LARGEST_BIT))
+    return [part * min(1.0, longest / np.sqrt(square)) for square in squares]
 
 
 def object_moments(image, grid2world):
@@ -560,7 +670,8 @@ def minimise(numbers, metric, params, evaluations, cap, on_step=None):
             trial = params + metric.basis @ step.vector
         value, gradient = metric.evaluate(trial)
         if left:
-            state, better = update(numbers, state, step, ascent, value, gradient)
+            taken = given_step(numbers, step, *gradient.shape)
+            state, better = update(numbers, state, taken, ascent, value, gradient)
         else:
             best, better = keep_better(numbers, state, value)
         if params is not None:

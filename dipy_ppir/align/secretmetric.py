@@ -49,6 +49,8 @@ def secret_numbers(session):
         floor=quasinewton.FLOOR,
         step_bits=quasinewton.STEP_BITS,
         exponents=quasinewton.EXPONENTS,
+        square_digits=quasinewton.SQUARE_DIGITS,
+        tilt_bits=quasinewton.LARGEST_INVERSE.bit_length() - 1,
     )
 
 
@@ -100,8 +102,6 @@ class SecretMutualInformation:
     ----------
     metric : SecureMutualInformationMetric
         set up with the images of the level that are here.
-    values, mask : array, at the static owner only
-        static intensity of each sample, and which samples count.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ class SecretMutualInformation:
         the steps, see `orthonormal_steps`; at the moving owner.
     """
 
-    def __init__(self, metric, values=None, mask=None):
+    def __init__(self, metric):
         self.metric, self.session = metric, metric.session
         self.transform, histogram = metric.transform, metric.histogram
         self.parameters = self.transform.get_number_of_parameters()
@@ -117,6 +117,7 @@ class SecretMutualInformation:
             metric.static.shape, metric.static_grid2world, metric.samples
         )
         self.basis = self._slopes = self._mine = None
+        self._first = True
         self._information = Information(
             self.session,
             self.positions.count,
@@ -129,16 +130,25 @@ class SecretMutualInformation:
             backend=metric.backend,
         )
         self.session.ledger.about(self.positions.count)
-        index = None
-        if self.session.pid == STATIC:
-            index = histogram.static_bins(values)
-            mask = None if mask is None else np.asarray(mask).reshape(-1) != 0
-        with self.session.phase("static image"):
-            self._information.share_categories(index, mask)
         if self.session.pid == MOVING:
             self.start = np.eye(metric.dim + 1)
             if metric.starting_affine is not None:
                 self.start = metric.starting_affine
+
+    def share_static(self, values=None, mask=None):
+        """Share the static image's bins.
+
+        Parameters
+        ----------
+        values, mask : array, at the static owner only
+            static intensity of each sample, and which samples count.
+        """
+        index = None
+        if self.session.pid == STATIC:
+            index = self.metric.histogram.static_bins(values)
+            mask = None if mask is None else np.asarray(mask).reshape(-1) != 0
+        with self.session.phase("static image"):
+            self._information.share_categories(index, mask)
 
     def begin(self, params):
         """Choose the steps around parameters, at the moving owner."""
@@ -156,14 +166,11 @@ class SecretMutualInformation:
         params : array, shape (p,), or None
             at the moving owner only.
         """
-        moving = None if params is None else self._moving(params)
-        found = self._information.evaluate(
-            SCALE, self.parameters, moving, slopes=self._first
-        )
-        self.metric.evaluations += 1
-        if self._first:
-            self._slopes, self._first = found.slopes, False
-        return found.value, found.gradient
+        if params is None:
+            return self._evaluate()
+        affine = self.transform.param_to_matrix(params) @ self.start
+        jacobian = linear_jacobian(self.transform, params) @ self.start
+        return self._evaluate(affine, np.einsum("kde,kl->lde", jacobian, self.basis))
 
     def first_inverse(self, numbers):
         """What the optimizer begins with, after the first evaluation."""
@@ -172,24 +179,40 @@ class SecretMutualInformation:
             numbers, inverse, weights, self._slopes, self.parameters
         )
 
-    def _moving(self, params):
-        metric, histogram = self.metric, self.metric.histogram
-        affine = self.transform.param_to_matrix(params) @ self.start
-        values, gradient, mask = metric.sample_moving(affine)
-        jacobian = linear_jacobian(self.transform, params)
-        # As functions of the positions.
-        jacobian = jacobian @ (self.start @ self.positions.to_world)
+    def _evaluate(self, affine=None, jacobian=None):
+        """Value and gradient.
+
+        Parameters
+        ----------
+        affine : array, shape (dim + 1, dim + 1), at the moving owner only
+            where the moving image is looked up.
+        jacobian : array, shape (p, dim, dim + 1)
+            how that changes with the components of a step.
+        """
+        moving = None if affine is None else self._moving(affine, jacobian)
+        found = self._information.evaluate(
+            SCALE, self.parameters, moving, slopes=self._first
+        )
+        self.metric.evaluations += 1
+        if self._first:
+            self._slopes, self._first = found.slopes, False
+        return found.value, found.gradient
+
+    def _moving(self, affine, jacobian):
+        histogram = self.metric.histogram
+        values, gradient, mask = self.metric.sample_moving(affine)
+        # As a function of the positions.
+        jacobian = jacobian @ self.positions.to_world
         bands = MovingBands(values, mask, histogram)
         if self._first:
             self._mine = self._curvature(values, gradient, mask, jacobian)
         scale = self._scale(gradient)
-        matrix = np.einsum("kde,kl->lde", jacobian, self.basis)
-        matrix = matrix.reshape(self.parameters, -1)
         units = self.positions.count * histogram.mdelta * scale
 
         def rounded(start, stop):
             return np.rint(gradient[start:stop] * scale).astype(np.int64)
 
+        matrix = jacobian.reshape(self.parameters, -1)
         return Moving(bands.weights, rounded, matrix / units)
 
     def _scale(self, gradient):
@@ -218,5 +241,5 @@ class SecretMutualInformation:
             some = some * (mask[::step] != 0)[:, None]
         columns = np.einsum("nd,kde,ne->nk", some, jacobian, y, optimize=True)
         histogram = self.metric.histogram
-        moments = bin_moments(columns @ self.basis, values[::step], histogram)
+        moments = bin_moments(columns, values[::step], histogram)
         return regular_inverse(moments, histogram.mdelta)

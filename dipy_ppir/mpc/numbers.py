@@ -92,10 +92,14 @@ MAGNITUDE = 1 << 30
 OWN_MAGNITUDE = 1 << 13
 #: Differences of fewer bits are compared rightly.
 COMPARABLE_BITS = 50
-#: Fraction bits of the square of a step's size, and of components to be rounded.
-SQUARE_DIGITS, ROUNDED_DIGITS = 20, 4
+#: Fraction bits of components to be rounded.
+ROUNDED_DIGITS = 4
 #: Components are multiplied by 2**(LOW - e), which is an integer.
 LOW = 15
+#: Fraction bits of the part of a step that is taken, and of what a step does; nothing
+#: that comes of one is larger.
+PART_DIGITS, DIRECTION_DIGITS = 36, 20
+LARGEST_DIRECTION, LARGEST_MOTION = 1 << 8, 8
 #: Fraction bits of the reciprocal of x, see `reciprocal`.
 _FRACTION_DIGITS = 22
 
@@ -114,12 +118,19 @@ class SecretNumbers:
         bits of an opened component of a step, without sign.
     exponents : tuple of int
         least and largest exponent of a step's size that is opened.
+    square_digits : int
+        fraction bits of the square of a step's size.
+    tilt_bits : int
+        binary places between a step and what it is tilted by.
     """
 
-    def __init__(self, session, *, digits, floor, step_bits, exponents):
+    def __init__(
+        self, session, *, digits, floor, step_bits, exponents, square_digits, tilt_bits
+    ):
         self.session = session
         self.digits, self.floor = digits, floor
         self.step_bits, self.exponents = step_bits, exponents
+        self.square_digits, self.tilt_bits = square_digits, tilt_bits
 
     def own(self, x, shape, digits=None, bound=OWN_MAGNITUDE):
         """Numbers that the moving owner knows."""
@@ -245,6 +256,127 @@ class SecretNumbers:
         whole = SharedArray(P127, whole.share, 1, digits, bound)
         return _parted(whole, [a.shape for a in numbers])
 
+    # -- steps that are not shown ------------------------------------------
+
+    def limited(self, ascent, parts, directions):
+        """A part of the quasi-Newton step, by its size; see `ClearNumbers.limited`."""
+        digits = PART_DIGITS
+        both = [
+            [round(x * 2.0**digits) for x in values]
+            for values in (parts, np.square(parts))
+        ]
+        c, square = (
+            self._in_field(x, 1 << digits, name)
+            for x, name in zip(
+                self._by_size(ascent, *both), ("part", "square-of-part"), strict=True
+            )
+        )
+        c.frac_bits = square.frac_bits = digits
+        p = len(ascent.share)
+        flat = directions.reshape(p, -1).T
+        known = P127.encode(flat, DIRECTION_DIGITS, LARGEST_DIRECTION)
+        motion = P127.matmul(known, (-ascent).reshape(-1, 1).share)[:, 0]
+        motion = SharedArray(
+            P127, motion, 1, ascent.frac_bits + DIRECTION_DIGITS, ascent.bound
+        )
+        vector = broadcast(c, (p,)) * -ascent
+        back = broadcast(square, (p,)) * ascent
+        motion = broadcast(c, motion.shape) * motion
+        for product in (vector, back, motion):
+            product.bound = LARGEST_MOTION << product.frac_bits
+        tilt = SharedArray(
+            P127, vector.share, 2, vector.frac_bits + self.tilt_bits, vector.bound
+        )
+        whole = c.times(1)
+        vector, tilt, back, motion, whole = self._truncated(
+            [vector, tilt, back, motion, whole], ()
+        )
+        return vector, tilt, whole, back, motion.reshape(directions.shape[1:])
+
+    def moved(self, motion, matrix):
+        """A matrix after a small motion; see `ClearNumbers.moved`."""
+        dim = matrix.shape[0]
+        linear = motion[:, :dim]
+        shift = motion._with(motion.share.copy())
+        shift.share[:, :dim] = 0
+        first = self._product(linear, matrix, 0) + shift
+        second = self._product(linear, first, 1)
+        total = matrix + first + second
+        return total._with(total.share, bound=OWN_MAGNITUDE << self.digits)
+
+    def _product(self, a, b, halved):
+        """Matrix product, divided by ``2**halved``."""
+        shape = a.shape[0], b.shape[1]
+        product = _promised((a @ b).reshape(-1), OWN_MAGNITUDE)
+        product.frac_bits += halved
+        return self._truncated([product], ())[0].reshape(shape)
+
+    def mean(self, arrays):
+        """Of a power of two of them."""
+        total = arrays[0]
+        for array in arrays[1:]:
+            total = total + array
+        flat = total.reshape(-1)
+        flat.frac_bits += len(arrays).bit_length() - 1
+        (mean,) = self._truncated([flat], ())
+        mean.bound = OWN_MAGNITUDE << self.digits
+        return mean.reshape(total.shape)
+
+    def show_matrix(self, matrix, right, owner, *, label, digits, bits, most):
+        """Show the moving owner a matrix times one that an owner knows.
+
+        Parameters
+        ----------
+        matrix : SharedArray, shape (dim, dim + 1)
+        right : array, shape (dim + 1, dim + 1), at `owner` only
+            the last row is that of the identity.
+        owner : int
+        label : str
+            of the opening.
+        digits : int
+            fraction bits that are shown.
+        bits : float
+            of each number that say something: the others are noise.
+        most : float
+            largest magnitude that is shown; what is larger shows as another number.
+
+        Returns
+        -------
+        matrix : array, shape (dim, dim + 1), or None
+            at the moving owner.
+        """
+        s, dim = self.session, matrix.shape[0]
+        right = share(
+            s,
+            owner,
+            None if right is None else right[:dim],
+            (dim, dim + 1),
+            frac_bits=self.digits,
+            bound=OWN_MAGNITUDE,
+            field=P127,
+            name="frame",
+        )
+        product = matrix[:, :dim] @ right
+        shift = matrix.times(1 << self.digits).share.copy()
+        shift[:, :dim] = 0
+        product = product._with(P127.add(product.share, shift))
+        product = _promised(product, OWN_MAGNITUDE)
+        drop = product.frac_bits - digits
+        part = truncate_between_owners(s, product, drop, field=R64, name="shown")
+        # Nothing above what may be shown is sent.
+        places = round(math.log2(most)) + digits + 1
+        part = R64.scale(part, 1 << R64.bits - places)
+        shown = SharedArray(
+            R64,
+            part,
+            2,
+            digits + R64.bits - places,
+            (1 << R64.bits - 1) - 1,
+            noise_bits=math.log2(2**R64.bits - 1) - bits,
+        )
+        opened = s.open(shown, label, (MOVING,))
+        return opened
+
     # -- what is opened ----------------------------------------------------
 
     def show_better(self, bit):
@@ -304,23 +436,47 @@ class SecretNumbers:
 
     def _size_of(self, u):
         """The exponent e, on shares of the owners, and ``2**(LOW - e)``."""
-        s, (least, largest) = self.session, self.exponents
+        least, largest = self.exponents
+        # The square is below 2**(k + 1), see `normalize`.
+        each = [-(-(k + 1 - self.square_digits) // 2) for k in range(R64.bits)]
+        each = [max(e, least) for e in each]
+        shown = [min(e, largest) for e in each]
+        powers = [1 << max(LOW - e, 0) for e in each]
+        exponent, power = self._by_size(u, shown, powers)
+        choices = largest - least + 1
+        exponent = SharedArray(R128, exponent, 2, 0, 1 << 5, choices=choices)
+        return exponent, self._in_field(power, 1 << LOW - least, "power")
+
+    def _in_field(self, part, bound, name):
+        array = SharedArray(R128, part, 2, 0, bound)
+        return share_owners(self.session, array, 0, P127, name)
+
+    def _by_size(self, u, *functions):
+        """Functions of the highest bit of ``u @ u``, with `square_digits`.
+
+        Rounds: 6.
+
+        Parameters
+        ----------
+        u : SharedArray, shape (p,)
+        *functions : list of int
+            values for every bit of a word of 64.
+
+        Returns
+        -------
+        parts : list of array
+            an owner's parts, in the ring of 128 bits.
+        """
+        s = self.session
         square = u.reshape(1, -1) @ u.reshape(-1, 1)
         square = _promised(square.reshape(1), 1 << 36)
-        drop = square.frac_bits - SQUARE_DIGITS
-        # The square is below 2**(k + 1), see `normalize`.
-        each = [-(-(k + 1 - SQUARE_DIGITS) // 2) for k in range(R64.bits)]
-        each = [max(e, least) for e in each]
-        shown, powers = (
-            [min(e, largest) for e in each],
-            [1 << max(LOW - e, 0) for e in each],
-        )
+        drop = square.frac_bits - self.square_digits
 
         def deal_all():
             masks = normal.deal_masks(s, 1)
             return masks, [
                 normal.deal_function(s, masks.position, R64, values)
-                for values in (shown, powers)
+                for values in functions
             ]
 
         def begin():
@@ -330,16 +486,12 @@ class SecretNumbers:
             v = SharedArray(R64, part, 2, 0, (1 << normal.number_bits(R64)) - 1)
             return normal.open_masked(s, v)
 
-        receive, (masks, functions) = with_dealt(s, deal_all, begin)
-        exponent = power = R128.zeros((1,))
+        receive, (masks, dealt) = with_dealt(s, deal_all, begin)
         masked = receive()
-        if s.pid != HELPER:
-            position = normal.position_of(s, masked, masks)
-            exponent, power = (normal.look_up(position, f) for f in functions)
-        choices = largest - least + 1
-        exponent = SharedArray(R128, exponent, 2, 0, 1 << 5, choices=choices)
-        power = SharedArray(R128, power, 2, 0, 1 << LOW - least)
-        return exponent, share_owners(s, power, 0, P127, "power")
+        if s.pid == HELPER:
+            return [R128.zeros((1,)) for _ in functions]
+        position = normal.position_of(s, masked, masks)
+        return [normal.look_up(position, f) for f in dealt]
 
     def _rounded(self, parts, largest, size, digits):
         """Round components to integers by a table; the owners hold words of 32 bits.
