@@ -353,28 +353,26 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
     with session.phase("agreement"):
         session.agree("registration", {"pipeline": steps})
     registration.begin_checkpoint(len(steps), starting_affine, **images)
-    affine_map = AffineMap(np.eye(dim + 1))
-    if starting_affine is not None:
-        affine_map.set_affine(starting_affine)
+    affine = np.eye(dim + 1) if starting_affine is None else starting_affine
     xopt = fopt = None
     for registration.step_number, registration.step in enumerate(steps):
         step = registration.step
         if step == "center_of_mass":
-            affine_map = registration.start_at_center(
+            affine = registration.start_at_center(
                 masked(images["static"], usable_mask(images["static_mask"], "static")),
                 images["static_grid2world"],
                 masked(images["moving"], usable_mask(images["moving_mask"], "moving")),
                 images["moving_grid2world"],
                 last=registration.step_number == len(steps) - 1,
-            )
+            ).affine
             continue
         if session.pid != MOVING and registration.finished_before:
             continue
         last = registration.step_number == len(steps) - 1
-        affine_map, xopt, fopt = registration.run(
+        affine, xopt, fopt = registration.run(
             regtransforms[PIPELINE_STEPS[step], dim],
             None,
-            starting_affine=affine_map.affine,
+            starting_affine=affine,
             ret_metric=ret_metric and last,
             before=steps[registration.step_number - 1]
             if registration.step_number
@@ -382,7 +380,7 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
             last=last,
             **images,
         )
-    registration.share_result(affine_map)
+    affine = registration.share_result(affine)
     receipt = session.receipt(
         parameters={**_described(registration), "pipeline": steps},
         static_grid2world=np.asarray(images["static_grid2world"]).tolist(),
@@ -392,7 +390,7 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
     knows = session.pid == MOVING or (
         registration.result_to == "both" and not is_remote(images["static"])
     )
-    return affine_map.affine if knows else None, xopt, fopt, receipt
+    return affine if knows else None, xopt, fopt, receipt
 
 
 def _described(registration):

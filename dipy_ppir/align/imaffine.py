@@ -43,6 +43,15 @@ from dipy_ppir.align.checkpoint import (
     digest,
     journal,
 )
+from dipy_ppir.align.frames import GROUPS
+from dipy_ppir.align.hidden import (
+    PART,
+    FramedMutualInformation,
+    Hidden,
+    hide,
+    minimise_hidden,
+    show,
+)
 from dipy_ppir.align.mimetric import SecureMutualInformationMetric
 from dipy_ppir.align.quasinewton import SCALE, minimise
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote, split, unite
@@ -279,9 +288,15 @@ class SecureAffineRegistration(AffineRegistration):
                 ret_metric=ret_metric,
                 **arguments,
             )
-            self.share_result(result[0])
+            affine_map = AffineMap(
+                self.share_result(result[0]),
+                domain_grid_shape=static.shape,
+                domain_grid2world=grid2world_of(static, static_grid2world),
+                codomain_grid_shape=moving.shape,
+                codomain_grid2world=grid2world_of(moving, moving_grid2world),
+            )
             self.receipt = self.session.receipt()
-            return result if ret_metric else result[0]
+            return (affine_map, *result[1:]) if ret_metric else affine_map
         if is_remote(static) or is_remote(moving):
             raise ValueError(
                 "a RemoteImage needs a session with the party that holds the image"
@@ -337,6 +352,7 @@ class SecureAffineRegistration(AffineRegistration):
             "sampling_proportion": metric.sampling_proportion,
             "reveal": metric.reveal,
             "backend": metric.backend,
+            "hide_steps": metric.hide_steps,
             "method": self.method,
             "evaluations": self.scale,
             "level_iters": [int(n) for n in self.level_iters],
@@ -371,18 +387,23 @@ class SecureAffineRegistration(AffineRegistration):
         with self.session.phase("agreement"):
             self.session.agree("registration", parameters)
 
-    def share_result(self, affine_map):
-        """Give the transform to the static owner, if the session says so."""
-        if self.result_to != "both":
-            return
+    def share_result(self, affine):
+        """Give the transform to the static owner, if the session says so.
+
+        Returns
+        -------
+        affine : array, shape (dim + 1, dim + 1)
+            what this party knows of it; the identity is nothing.
+        """
         session, dim = self.session, self.dim
-        mine = affine_map.affine if session.pid == MOVING else None
+        if self.result_to != "both":
+            return affine
         session.ledger.about(None)
         with session.phase("result"):
             shared = share(
                 session,
                 MOVING,
-                mine,
+                affine if session.pid == MOVING else None,
                 (dim + 1, dim + 1),
                 frac_bits=72,
                 bound=2.0**48,
@@ -390,9 +411,10 @@ class SecureAffineRegistration(AffineRegistration):
                 name="affine",
             )
             matrix = session.open(shared, "affine", (STATIC,))
-        if matrix is not None:
-            matrix[-1] = np.eye(dim + 1)[-1]
-            affine_map.set_affine(matrix)
+        if matrix is None:
+            return affine
+        matrix[-1] = np.eye(dim + 1)[-1]
+        return matrix
 
     def run(
         self,
@@ -414,6 +436,8 @@ class SecureAffineRegistration(AffineRegistration):
 
         Parameters
         ----------
+        starting_affine : str, array, Hidden or None
+            what the step before this one returned.
         before : str, optional
             step of the pipeline before this one.
         last : bool, optional
@@ -421,10 +445,11 @@ class SecureAffineRegistration(AffineRegistration):
 
         Returns
         -------
-        affine_map, xopt, fopt
-            at the moving owner; elsewhere the map is the identity and the rest
-            None.
+        affine, xopt, fopt
+            at the moving owner; elsewhere the identity and None. With hidden steps the
+            first is `Hidden` unless this is the last step.
         """
+        hidden = starting_affine if isinstance(starting_affine, Hidden) else None
         self._init_optimizer(
             static,
             moving,
@@ -432,34 +457,40 @@ class SecureAffineRegistration(AffineRegistration):
             params0,
             static_grid2world,
             moving_grid2world,
-            starting_affine,
+            None if hidden else starting_affine,
             static_mask,
             moving_mask,
         )
         static_grid2world = grid2world_of(static, static_grid2world)
         moving_grid2world = grid2world_of(moving, moving_grid2world)
-        conducts = self.session.pid == MOVING
-        affine_map = AffineMap(
-            None if conducts else np.eye(self.dim + 1),
-            domain_grid_shape=static.shape,
-            domain_grid2world=static_grid2world,
-            codomain_grid_shape=moving.shape,
-            codomain_grid2world=moving_grid2world,
-        )
         images = {
             "static": static,
             "moving": moving,
             "moving_grid2world": moving_grid2world,
         }
-        if self.metric.reveal == "transform":
+        if self.metric.hide_steps:
+            counts = self.planned(transform, before, last)
+            if hidden is None:
+                grids = static, static_grid2world, moving, moving_grid2world
+                hidden = hide(self.session, *grids, self._own_start())
+            hidden = self._hidden(images, counts, hidden)
+            if not last:
+                return hidden, None, None
+            xopt, fopt = self._shown(images, hidden, ret_metric)
+        elif self.metric.reveal == "transform":
             counts = self.planned(transform, before, last)
             xopt, fopt = self._on_shares(images, counts, ret_metric)
         else:
             xopt, fopt = self._at_moving_owner(images)
-        if not conducts:
-            return affine_map, None, None
-        affine_map.set_affine(self.starting_affine)
-        return affine_map, xopt, fopt
+        if self.session.pid != MOVING:
+            return np.eye(self.dim + 1), None, None
+        return self.starting_affine, xopt, fopt
+
+    def _own_start(self):
+        """Where the moving owner starts; None elsewhere."""
+        if self.session.pid != MOVING:
+            return None
+        return self.transform.param_to_matrix(self.params0) @ self.starting_affine
 
     def planned(self, transform, before=None, last=True):
         """Evaluations at each level, coarsest first, with ``reveal="transform"``.
@@ -483,8 +514,14 @@ class SecureAffineRegistration(AffineRegistration):
             scale=self.scale,
             rigid_before=before is not None and before.startswith("rigid"),
             last=last,
+            hidden=self.metric.hide_steps,
         )
-        if sum(counts) < 2:
+        if self.metric.hide_steps and kind not in GROUPS:
+            raise ValueError(
+                f"the steps of the {kind.lower()} transform cannot be hidden, because "
+                "two of them are none of the same kind; use rigid_isoscaling or affine"
+            )
+        if sum(counts) < 2 - self.metric.hide_steps:
             raise ValueError(
                 f"level_iters = {[int(n) for n in self.level_iters]} leave no step for "
                 f"the {kind.lower()} transform, which has evaluations at levels "
@@ -554,7 +591,7 @@ class SecureAffineRegistration(AffineRegistration):
                     self.params0 if conducts else None,
                     count,
                     plan.cap(self.levels - 1 - level, self.levels),
-                    self._counting(count),
+                    self._counting(count - 1),
                 )
             if conducts:
                 result = np.asarray(xopt).tolist()
@@ -566,16 +603,61 @@ class SecureAffineRegistration(AffineRegistration):
             value = numbers.show_value(value, 1 / SCALE)
         return xopt, value if ret_metric else None
 
-    def _counting(self, count):
+    def _hidden(self, images, counts, hidden):
+        """All levels by the optimizer on shares, none of whose steps is shown.
+
+        Returns
+        -------
+        hidden : Hidden
+        """
+        session, numbers = self.session, secret_numbers(self.session)
+        kind, _ = _TRANSFORM_NAMES[type(self.transform)]
+        for level in range(self.levels - 1, -1, -1):
+            self.current_level, count = level, counts[-1 - level]
+            if not count:
+                continue
+            self._set_up(level, images)
+            longest = plan.cap(self.levels - 1 - level, self.levels)
+            metric = FramedMutualInformation(
+                self.metric, numbers, hidden, kind, PART * longest
+            )
+            on_step = self._counting(count)
+            with session.phase("optimizer"):
+                matrix = minimise_hidden(
+                    numbers, metric, hidden.matrix, count, longest, on_step
+                )
+            hidden = hidden._replace(matrix=matrix)
+        return hidden._replace(kinds=(*hidden.kinds, self.transform))
+
+    def _shown(self, images, hidden, ret_metric):
+        """Show the moving owner what was found, and how well it matches if asked."""
+        session, conducts = self.session, self.session.pid == MOVING
+        session.ledger.about(None)
+        with session.phase("result"):
+            transform, xopt = show(session, hidden)
+        value = None
+        if conducts:
+            self.starting_affine = transform.param_to_matrix(xopt) @ hidden.start
+        if ret_metric:
+            self.current_level = 0
+            self._set_up(0, images)
+            self.metric.share_static()
+            identity = self.transform.get_identity_parameters() if conducts else None
+            self.metric.shared.begin(identity)
+            value, _ = self.metric.shared.evaluate(identity)
+            value = secret_numbers(session).show_value(value, 1 / SCALE)
+        return xopt, value
+
+    def _counting(self, steps):
         """What writes down every step, and tells the callback of it."""
-        steps, place = iter(range(1, count)), list(self._place)
+        numbers, place = iter(range(1, steps + 1)), list(self._place)
 
         def on_step(*_):
-            step = next(steps)
+            step = next(numbers)
             journal(self.session, self.checkpoint, place=place, step=step)
             if self.callback is not None:
                 facts = self._progress_facts(step)
-                self.callback({**facts, "max_iterations": count - 1})
+                self.callback({**facts, "max_iterations": steps})
 
         return on_step
 
@@ -675,6 +757,15 @@ class SecureAffineRegistration(AffineRegistration):
             ),
         }
         if not begin_or_resume(self.session, checkpoint, facts):
+            return
+        if self.metric.hide_steps:
+            # Nobody knows how far it was: it begins anew, and shows everything again.
+            if self.session.ledger.resumed >= REPEATS:
+                raise CheckpointError(
+                    f"this registration was interrupted {REPEATS} times, and all that "
+                    "it shows would be shown again; start anew at all parties, without "
+                    "--resume"
+                )
             return
         places = [r["place"] for r in checkpoint.records() if "place" in r]
         with self.session.phase("agreement"):
@@ -953,6 +1044,7 @@ def registration_from(session, config):
         sampling_proportion=config.pop("sampling_proportion"),
         reveal=config.pop("reveal"),
         backend=config.pop("backend"),
+        hide_steps=config.pop("hide_steps"),
         session=session,
     )
     scale = config.pop("evaluations")

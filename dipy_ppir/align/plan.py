@@ -10,6 +10,10 @@ to an affine one. They do what takes L-BFGS-B some 400.
 BEFORE = {"TRANSLATION": (4, 0, 0), "RIGID": (10, 6, 4)}
 LAST = {"TRANSLATION": (6, 4, 4), "RIGID": (10, 6, 4)}
 FULL = (10, 10, 10)
+#: The same where steps are hidden: all are taken, and are damped.
+HIDDEN_BEFORE = {"TRANSLATION": (4, 0, 0), "RIGID": (12, 6, 0)}
+HIDDEN_LAST = {"TRANSLATION": (8, 4, 4), "RIGID": (12, 8, 8)}
+HIDDEN_FULL = (12, 14, 12)
 #: Longest step at the coarsest, the middle and the finest levels, in 64ths of the
 #: object's size; about mm of a human brain.
 CAPS = (8.0, 4.0, 2.0)
@@ -26,7 +30,16 @@ def _of_level(three, level, levels):
     return three[2] if level == levels - 1 and levels > 2 else three[1]
 
 
-def evaluations(kind, levels, level_iters, *, scale=1.0, rigid_before=False, last=True):
+def evaluations(
+    kind,
+    levels,
+    level_iters,
+    *,
+    scale=1.0,
+    rigid_before=False,
+    last=True,
+    hidden=False,
+):
     """Evaluations at each level, coarsest first.
 
     Parameters
@@ -43,13 +56,18 @@ def evaluations(kind, levels, level_iters, *, scale=1.0, rigid_before=False, las
         nothing to add, is left out.
     last : bool, optional
         whether this is the last transform of a pipeline.
+    hidden : bool, optional
+        whether the steps are hidden.
 
     Returns
     -------
     evaluations : list of int
         0 for a level that is left out.
     """
-    plan = (LAST if last else BEFORE).get(kind, FULL)
+    if hidden:
+        plan = (HIDDEN_LAST if last else HIDDEN_BEFORE).get(kind, HIDDEN_FULL)
+    else:
+        plan = (LAST if last else BEFORE).get(kind, FULL)
     if levels == 1:
         plan = (min(sum(plan), MOST_ALONE),)
     elif rigid_before and kind not in LAST:
@@ -58,9 +76,9 @@ def evaluations(kind, levels, level_iters, *, scale=1.0, rigid_before=False, las
     for level in range(levels):
         planned = plan[0] if levels == 1 else _of_level(plan, level, levels)
         count = min(-int(-planned * scale // 1), int(level_iters[level]))
-        # An evaluation alone moves nothing.
-        counts.append(count if count > 1 else 0)
-    if last and not counts[-1]:
+        # An evaluation alone moves nothing, but where a step follows the last one too.
+        counts.append(count if count > 1 or hidden else 0)
+    if last and not hidden and not counts[-1]:
         counts[-1] = 1
     return counts
 

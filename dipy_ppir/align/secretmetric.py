@@ -102,6 +102,8 @@ class SecretMutualInformation:
     ----------
     metric : SecureMutualInformationMetric
         set up with the images of the level that are here.
+    masked : bool, optional
+        whether samples may be left out, if not as the metric says.
 
     Attributes
     ----------
@@ -109,7 +111,7 @@ class SecretMutualInformation:
         the steps, see `orthonormal_steps`; at the moving owner.
     """
 
-    def __init__(self, metric):
+    def __init__(self, metric, masked=None):
         self.metric, self.session = metric, metric.session
         self.transform, histogram = metric.transform, metric.histogram
         self.parameters = self.transform.get_number_of_parameters()
@@ -125,7 +127,7 @@ class SecretMutualInformation:
             histogram.nbins,
             self.positions,
             metric.dim,
-            masked=metric.masked,
+            masked=metric.masked if masked is None else masked,
             digits=quasinewton.DIGITS,
             backend=metric.backend,
         )
