@@ -18,7 +18,7 @@ from scipy.optimize import least_squares
 from scipy.special import ndtri
 
 from dipy_ppir.align.parzenhist import linear_jacobian
-from dipy_ppir.align.quasinewton import SIZE_PART, orthonormal_steps
+from dipy_ppir.align.quasinewton import orthonormal_steps
 
 #: Jitter of position, and of shape: root mean square displacement in the units of
 #: steps; about mm of a human brain.

@@ -19,8 +19,8 @@ declare(
     "moved_frame",
     receivers=(MOVING,),
     shape="dim x (dim + 1), each step",
-    meaning="the transform of this step, blurred by a random movement of several mm, so "
-    "where to look up the moving image",
+    meaning="where to look up the moving image: the transform of this step, blurred by "
+    "a random movement of several mm",
     bits=2,
 )
 declare(
@@ -243,18 +243,18 @@ def minimise_hidden(numbers, metric, matrix, evaluations, longest, on_step=None)
     matrix : array, shape (dim, dim + 1)
         secret.
     """
-    parts, state, recent = parts_by_size(longest, PART), None, []
+    parts, recent = parts_by_size(longest, PART), []
+    state = step = None
     for _ in range(evaluations):
         value, gradient = metric.evaluate(matrix)
         if state is None:
             state = State(value, gradient, metric.first_inverse(numbers))
         else:
-            state, _ = update(
-                numbers, state, taken, ascent, value, gradient, choose=False
-            )
+            found = value, gradient
+            state, _ = update(numbers, state, *step, *found, choose=False)
         (ascent,) = numbers.dots((state.inverse, state.gradient))
-        *step, motion = numbers.limited(ascent, parts, metric.generators)
-        taken = Taken(*step)
+        *taken, motion = numbers.limited(ascent, parts, metric.generators)
+        step = Taken(*taken), ascent
         matrix = numbers.moved(motion, matrix)
         recent.append(matrix)
         if on_step is not None:
