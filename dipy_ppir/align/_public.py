@@ -10,6 +10,8 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plan
+from dipy_ppir.align.frames import Blur
+from dipy_ppir.align.hidden import PART, result_bits
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
@@ -62,7 +64,7 @@ DEFAULT_PIPELINE = ["center_of_mass", "translation", "rigid", "affine"]
 _CENTER_BITS = 3 * 52
 
 
-def planned_bits(pipeline, dim, level_iters, scale=1.0):
+def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
     """Most bits that ``reveal="transform"`` opens about the static image.
 
     Parameters
@@ -72,30 +74,52 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0):
     level_iters : list of int or None
     scale : float, optional
         how many times the planned evaluations are made.
+    hide_steps : bool, optional
 
     Returns
     -------
     bits : float
+        the result's included.
     """
     steps = _check_pipeline(pipeline, False)
     level_iters = list(level_iters or DEFAULT_LEVEL_ITERS)
-    total = 0.0
+    levels, blur, total = len(level_iters), Blur(dim), 0.0
     for i, step in enumerate(steps):
         if step == "center_of_mass":
-            total += _CENTER_BITS
+            total, blur = total + _CENTER_BITS, Blur(dim)
             continue
         kind = PIPELINE_STEPS[step]
         counts = plan.evaluations(
             kind,
-            len(level_iters),
+            levels,
             level_iters,
             scale=scale,
             rigid_before=i > 0 and steps[i - 1].startswith("rigid"),
             last=i == len(steps) - 1,
+            hidden=hide_steps,
         )
-        p = regtransforms[kind, dim].get_number_of_parameters()
-        total += sum(n - 1 for n in counts if n) * opened_bits(p)
+        if hide_steps:
+            for level, count in enumerate(counts):
+                longest = PART * plan.cap(level, levels)
+                total += sum(blur.show(kind, longest) for _ in range(count))
+            total += result_bits(dim) if i == len(steps) - 1 else 0
+        else:
+            p = regtransforms[kind, dim].get_number_of_parameters()
+            total += sum(n - 1 for n in counts if n) * opened_bits(p)
     return total
+
+
+def check_steps(registration, steps, dim):
+    """Raise ValueError if a pipeline's steps cannot be taken as they are planned."""
+    if registration.metric.reveal != "transform":
+        return
+    for i, step in enumerate(steps):
+        if step != "center_of_mass":
+            registration.planned(
+                regtransforms[PIPELINE_STEPS[step], dim],
+                before=steps[i - 1] if i else None,
+                last=i == len(steps) - 1,
+            )
 
 
 @warning_for_keywords()
@@ -162,7 +186,7 @@ def affine_registration(
         also return, last, what each party learned and what it cost.
     checkpoint : Checkpoint, optional
         where this party keeps its state in a session, to go on after an interruption.
-    nbins, sampling_proportion, reveal, backend : optional
+    nbins, sampling_proportion, reveal, backend, hide_steps : optional
         see `SecureMutualInformationMetric`.
 
     Returns
@@ -223,14 +247,7 @@ def affine_registration(
         checkpoint=checkpoint,
     )
     check_pyramid(static.shape, static_affine, registration.factors)
-    if registration.metric.reveal == "transform":
-        for i, step in enumerate(steps):
-            if step != "center_of_mass":
-                registration.planned(
-                    regtransforms[PIPELINE_STEPS[step], len(static.shape)],
-                    before=steps[i - 1] if i else None,
-                    last=i == len(steps) - 1,
-                )
+    check_steps(registration, steps, len(static.shape))
     images = {
         "static": static,
         "moving": moving,

@@ -39,9 +39,15 @@ AVERAGED = 4
 #: the result: in normal coordinates, relative to the start.
 FRAME_DIGITS, LARGEST_FRAME = 20, 64
 RESULT_DIGITS, LARGEST_RESULT = 12, 4
+RESULT_PLACES = RESULT_DIGITS + LARGEST_RESULT.bit_length()
 #: No image starts further from the other one, in the same.
 FARTHEST = 32
 _BLOCK = 1 << 16
+
+
+def result_bits(dim):
+    """Bits of the result that is shown."""
+    return dim * (dim + 1) * RESULT_PLACES
 
 
 class Hidden(NamedTuple):
@@ -116,14 +122,13 @@ def show(session, hidden):
     frame, dim, relative = hidden.frame, hidden.frame.dim, None
     if session.pid == MOVING:
         relative = np.linalg.inv(frame.normal(hidden.start))
-    places = RESULT_DIGITS + LARGEST_RESULT.bit_length()
     shown = secret_numbers(session).show_matrix(
         hidden.matrix,
         relative,
         MOVING,
         label="transform",
         digits=RESULT_DIGITS,
-        bits=places,
+        bits=RESULT_PLACES,
         most=LARGEST_RESULT,
     )
     if shown is None:

@@ -156,6 +156,19 @@ def check_parameters(transform, transforms, metric, nbins, sampling_prop, reveal
         )
 
 
+def check_hidden(hide_steps, reveal, transform):
+    """Refuse to hide steps that cannot be hidden."""
+    if hide_steps and reveal != "transform":
+        raise InputError(
+            f"--hide_steps and --reveal {reveal} contradict each other; leave one out"
+        )
+    if hide_steps and transform == "rigid_scaling":
+        raise InputError(
+            "--hide_steps cannot be had with --transform rigid_scaling; choose "
+            "rigid_isoscaling or affine"
+        )
+
+
 def check_level_iters(level_iters):
     """Refuse numbers of iterations that make no sense."""
     if not len(level_iters):

@@ -36,6 +36,8 @@ class Operation:
         makes the registration from such arguments, so that they are checked.
     result : dict
         maps party numbers to labels opened to them at the end, if they get the result.
+    hidden : tuple
+        labels that are opened where steps are hidden.
     """
 
     function: object
@@ -45,18 +47,21 @@ class Operation:
     opens: dict
     build: object
     result: dict
+    hidden: tuple = ()
 
 
 def _build_affine(parameters):
     parameters = dict(parameters)
-    _public._check_pipeline(parameters.pop("pipeline", None), False)
+    steps = _public._check_pipeline(parameters.pop("pipeline", None), False)
     metric = SecureMutualInformationMetric(
-        **_taken(parameters, "nbins", "sampling_proportion", "reveal")
+        **_taken(parameters, "nbins", "sampling_proportion", "reveal", "hide_steps")
     )
     levels = {"level_iters": [1000, 500, 100], "sigmas": [3, 1, 0.0]}
-    return SecureAffineRegistration(
+    registration = SecureAffineRegistration(
         metric=metric, **{**levels, "factors": [4, 2, 1], **parameters}
     )
+    _public.check_steps(registration, steps, 3)
+    return registration
 
 
 def _build_syn(parameters):
@@ -85,6 +90,7 @@ OPERATIONS = {
             "level_iters",
             "sigmas",
             "factors",
+            "hide_steps",
         ),
         opens={
             "transform": ("center_of_mass", "step", "step_size", "better"),
@@ -105,6 +111,7 @@ OPERATIONS = {
         },
         build=_build_affine,
         result={STATIC: ("affine",)},
+        hidden=("center_of_mass", "moved_frame", "transform"),
     ),
     "syn": Operation(
         function=syn_registration,
@@ -222,7 +229,8 @@ def explain(plan):
         elif name in defaults and defaults[name].default is not None:
             lines.append(f"    {name} = {defaults[name].default} (by default)")
     lines += ["", "Who will learn what", "-" * 19]
-    labels = [*operation.opens[plan.reveal]]
+    hidden = plan.parameters.get("hide_steps", False)
+    labels = [*(operation.hidden if hidden else operation.opens[plan.reveal])]
     pipeline = plan.parameters.get("pipeline")
     if pipeline and "center_of_mass" not in pipeline:
         labels.remove("center_of_mass")
@@ -246,7 +254,8 @@ def explain(plan):
         lines.append(f"{name} ({ROLES[pid]}) learns")
         for d in declarations:
             lines.append(f"  - {d.meaning}: {d.shape} ({d.label}).")
-        if pid in gets[plan.result_to] and not operation.result.get(pid):
+        shown = operation.result.get(pid) or "transform" in labels
+        if pid in gets[plan.result_to] and not shown:
             lines.append("  - the resulting transform.")
         if not declarations:
             lines.append("  - nothing but shapes, positions and the number of steps.")
@@ -254,10 +263,10 @@ def explain(plan):
         pipeline, iterations = (
             plan.parameters.get(name) for name in ("pipeline", "level_iters")
         )
-        most = planned_bits(pipeline, 3, iterations)
+        most = planned_bits(pipeline, 3, iterations, hide_steps=hidden)
         lines.append(
-            f"Steps and centre of mass are at most {most:,.0f} bits in all about the "
-            "static image; evaluations are planned, level_iters are limits."
+            f"All of it is at most {most:,.0f} bits about the static image; "
+            "evaluations are planned, level_iters are limits."
         )
     lines += [
         "Both owners learn the other image's shape and position in space.",
@@ -336,7 +345,8 @@ level_iters = [1000, 500, 100]
 sigmas = [3.0, 1.0, 0.0]
 factors = [4, 2, 1]
 nbins = 32
-sampling_proportion = 0.1     # leave out to use every voxel""",
+sampling_proportion = 0.1     # leave out to use every voxel
+hide_steps = false            # true: show the moving owner little but the result""",
     "syn": """\
 level_iters = [10, 10, 5]
 radius = 4""",

@@ -246,7 +246,10 @@ class _Count:
             pipeline, iterations = (
                 parameters.get(name) for name in ("pipeline", "level_iters")
             )
-            self.planned = planned_bits(pipeline, image.ndim, iterations)
+            hide_steps = parameters.get("hide_steps", False)
+            self.planned = planned_bits(
+                pipeline, image.ndim, iterations, hide_steps=hide_steps
+            )
             self.count.check(self.planned)
 
     def begin(self):
