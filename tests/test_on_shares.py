@@ -431,7 +431,7 @@ def test_plans_for_other_numbers_of_levels(levels):
         counts = plan.evaluations(kind, levels, [100] * levels)
         assert len(counts) == levels
         assert all(c > 1 for c in counts)
-        assert plan.cap(0, levels) >= plan.cap(levels - 1, levels)
+        assert plan.cap(0) >= plan.cap(levels - 1)
 
 
 def test_level_iters_are_a_limit_and_the_option_scales():

@@ -100,7 +100,7 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
         )
         if hide_steps:
             for level, count in enumerate(counts):
-                longest = PART * plan.cap(level, levels)
+                longest = PART * plan.cap(level, hidden=True)
                 total += sum(blur.show(kind, longest) for _ in range(count))
             total += result_bits(dim) if i == len(steps) - 1 else 0
         else:

@@ -22,11 +22,10 @@ from dipy_ppir.align.quasinewton import orthonormal_steps
 
 #: Jitter of position, and of shape: root mean square displacement in the units of
 #: steps; about mm of a human brain.
-MOVE, STRAIN = 10.0, 5.0
+MOVE, STRAIN = 10.0, 8.0
 #: Transforms that are groups: one after another is of the same kind.
 GROUPS = ("TRANSLATION", "ROTATION", "SCALING", "RIGID", "RIGIDISOSCALING", "AFFINE")
-#: Parts of a step's energy that are tried in the bound on what an evaluation shows.
-_SPLITS = np.linspace(0, 1, 33)
+_RIGID = "TRANSLATION", "ROTATION", "RIGID"
 
 
 class Frame:
@@ -148,13 +147,22 @@ class Blur:
     r"""Most bits that shown transforms can show of what is hidden by the jitter.
 
     An evaluation shows :math:`A = T R`, to first order T and Gaussian noise, of
-    variance N along every direction of a step. Whatever a step depends on, it is no
-    longer than was agreed; what is not known of T before it has a variance of at most
-    :math:`p = (\sqrt q + \sqrt e)^2`, with q the variance that is left after the last
-    evaluation, at most :math:`1 / (1 / p + 1 / N)` as of a linear estimate, and e the
-    step's energy. No distribution of that variance shows more than a Gaussian one,
-    :math:`\frac12 \log_2 (1 + p / N)` bits for every direction. The energy is taken
-    to be where it shows most.
+    variance N at least along every one of D directions. Let S be the sum over them of
+    the variance of what is not known of T before it, divided by N. Then it shows at
+    most
+
+    .. math:: \frac12 \log_2 \det (1 + P / N) \le \frac D2 \log_2 (1 + S / D)
+
+    bits, with the covariance P, because no distribution of a covariance has a larger
+    entropy than the Gaussian one, and by the concavity of the logarithm. Of S is left
+    at most :math:`S / (1 + S / D)`, what a linear estimate leaves. Whatever a step
+    depends on, it is no longer than L, so before the next look
+
+    .. math:: S' \le \left(\sqrt{S / (1 + S / D)} + L / \sqrt N\right)^2
+
+    (Minkowski). The mean of several transforms is no further from the last than a step.
+    That holds for whatever the moving owner sends, and where T turns and moves; one
+    that makes things f times as large makes the noise so, too.
 
     Parameters
     ----------
@@ -162,11 +170,10 @@ class Blur:
     """
 
     def __init__(self, dim):
-        moves = dim * (dim - 1) // 2
-        self._counts = np.array([dim + moves, dim * dim - moves])
-        self._noise = np.array([MOVE**2 / self._counts[0], STRAIN**2 / dim**2])
-        self._left, self._dim = np.zeros(2), dim
-        self._known = True
+        rigid = dim * (dim + 1) // 2
+        self._rigid = rigid, MOVE**2 / rigid
+        self._all = dim * (dim + 1), min(MOVE**2 / rigid, STRAIN**2 / dim**2)
+        self._known, self._unknown, self._directions = True, 0.0, 0
 
     def show(self, kind, longest):
         """Most bits that the next evaluation shows.
@@ -185,16 +192,12 @@ class Blur:
         if self._known:
             self._known = False
             return 0.0
-        rigid = kind in ("TRANSLATION", "ROTATION", "RIGID")
-        found = []
-        for part in [0.0] if rigid else _SPLITS:
-            energy = longest**2 * np.array([1 - part, part]) / self._counts
-            before = (np.sqrt(self._left) + np.sqrt(energy)) ** 2
-            bits = self._counts @ np.log2(1 + before / self._noise) / 2
-            found.append((bits, before))
-        bits, before = max(found, key=lambda pair: pair[0])
-        self._left = before * self._noise / (before + self._noise)
-        return float(bits)
+        directions, noise = self._rigid if kind in _RIGID else self._all
+        self._directions = max(directions, self._directions)
+        before = (np.sqrt(self._unknown) + longest / np.sqrt(noise)) ** 2
+        more = 1 + before / self._directions
+        self._unknown = before / more
+        return float(self._directions / 2 * np.log2(more))
 
 
 def nearest_parameters(transform, matrix, frame):

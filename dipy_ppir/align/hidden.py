@@ -34,7 +34,7 @@ declare(
 #: Part of a quasi-Newton step that is taken: noise is averaged over several.
 PART = 0.4
 #: So many of the last transforms are averaged, at most.
-AVERAGED = 4
+AVERAGED = 8
 #: Fraction bits, and largest magnitude, of transforms that are shown blurred, and of
 #: the result: in normal coordinates, relative to the start.
 FRAME_DIGITS, LARGEST_FRAME = 20, 64

@@ -590,7 +590,7 @@ class SecureAffineRegistration(AffineRegistration):
                     metric,
                     self.params0 if conducts else None,
                     count,
-                    plan.cap(self.levels - 1 - level, self.levels),
+                    plan.cap(self.levels - 1 - level),
                     self._counting(count - 1),
                 )
             if conducts:
@@ -617,7 +617,7 @@ class SecureAffineRegistration(AffineRegistration):
             if not count:
                 continue
             self._set_up(level, images)
-            longest = plan.cap(self.levels - 1 - level, self.levels)
+            longest = plan.cap(self.levels - 1 - level, hidden=True)
             metric = FramedMutualInformation(
                 self.metric, numbers, hidden, kind, PART * longest
             )

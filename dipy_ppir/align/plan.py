@@ -12,11 +12,11 @@ LAST = {"TRANSLATION": (6, 4, 4), "RIGID": (10, 6, 4)}
 FULL = (10, 10, 10)
 #: The same where steps are hidden: all are taken, and are damped.
 HIDDEN_BEFORE = {"TRANSLATION": (4, 0, 0), "RIGID": (12, 6, 0)}
-HIDDEN_LAST = {"TRANSLATION": (8, 4, 4), "RIGID": (12, 8, 8)}
-HIDDEN_FULL = (12, 14, 12)
+HIDDEN_LAST = {"TRANSLATION": (8, 4, 8), "RIGID": (12, 8, 16)}
+HIDDEN_FULL = (12, 14, 16)
 #: Longest step at the coarsest, the middle and the finest levels, in 64ths of the
 #: object's size; about mm of a human brain.
-CAPS = (8.0, 4.0, 2.0)
+CAPS, HIDDEN_CAPS = (8.0, 4.0, 2.0), (8.0, 4.0, 1.0)
 #: Bins of the joint histogram at all levels but the finest, at most: as good as 32.
 COARSE_BINS = 16
 #: A single level makes up for the others.
@@ -83,6 +83,7 @@ def evaluations(
     return counts
 
 
-def cap(level, levels):
+def cap(level, *, hidden=False):
     """Longest step at a level, 0 being the coarsest."""
-    return CAPS[min(level, len(CAPS) - 1)]
+    caps = HIDDEN_CAPS if hidden else CAPS
+    return caps[min(level, len(caps) - 1)]
