@@ -6,6 +6,7 @@ import noise
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 import pytest
+from scipy.linalg import expm as special_expm
 
 from dipy_ppir.align import quasinewton
 from dipy_ppir.align.quasinewton import (
@@ -377,6 +378,41 @@ def test_rounds_and_bytes(trio, tap, depth, payload_bytes, verb):
     assert payload_bytes(frames) == per_value * (n * n if verb == "outer" else n)
 
 
+@pytest.mark.parametrize("verb", ["limited", "moved", "mean", "matrix"])
+def test_rounds_and_bytes_of_steps_that_are_not_shown(
+    trio, tap, depth, payload_bytes, verb
+):
+    p, n = 5, 12
+
+    def party(session):
+        numbers = secret_numbers(session)
+        u, matrix = give(numbers, np.ones(p)), give(numbers, np.ones((3, 4)))
+        yield
+        if verb == "limited":
+            numbers.limited(u, parts(), np.zeros((p, 3, 4)))
+        elif verb == "moved":
+            numbers.moved(matrix, matrix)
+        elif verb == "mean":
+            numbers.mean([matrix, matrix])
+        else:
+            own = np.eye(4) if session.pid == STATIC else None
+            shown = {"label": "test-any", "digits": 16, "bits": 1, "most": 16}
+            numbers.show_matrix(matrix, own, STATIC, **shown)
+
+    steps = {s.pid: party(s) for s in trio}
+    run_trio(trio, lambda s: next(steps[s.pid]))
+    frames, count = tap(trio), depth(trio)
+    run_trio(trio, lambda s: next(steps[s.pid], None))
+    rounds, formula = STATED[verb]
+    terms = [int(t) for t in re.findall(r"\d+", formula)]
+    if verb == "limited":
+        expected = sum(terms[:-2]) + p * terms[-2] + n * terms[-1]
+    else:
+        expected = terms[0] * n
+    assert count() == int(rounds)
+    assert payload_bytes(frames) == expected
+
+
 @pytest.mark.parametrize("verb", ["inverses", "show_step"])
 def test_rounds_and_bytes_of_what_is_not_linear(trio, tap, depth, payload_bytes, verb):
     n = 5
@@ -406,3 +442,94 @@ def test_rounds_and_bytes_of_what_is_not_linear(trio, tap, depth, payload_bytes,
 
 def test_field():
     assert P127.bits - 40 > (module.MAGNITUDE.bit_length() + FINE_DIGITS + DIGITS)
+
+
+# -- steps that are not shown ------------------------------------------------------
+
+
+def parts():
+    return quasinewton.parts_by_size(4.0, 0.4)
+
+
+@pytest.mark.parametrize("size", [2.0**-20, 0.3, 5.0, 900.0])
+def test_a_step_that_is_not_shown(computed, size):
+    """Of the right direction, the limited length, and what that does."""
+    rng = np.random.default_rng(4)
+    clear = ClearNumbers()
+    ascent = rng.standard_normal(12)
+    ascent = clear.fix(ascent / np.linalg.norm(ascent) * size)
+    directions = rng.uniform(-0.05, 0.05, (12, 3, 4))
+    *found, motion = computed(
+        lambda n, u: n.limited(u, parts(), directions), ascent, bound=1 << 12
+    )
+    # The size may be taken to be larger by a binary place of its square.
+    choices = [
+        clear.limited(ascent, table, directions)
+        for table in (parts(), [*parts()[1:], 0.0])
+    ]
+    expected = min(choices, key=lambda c: abs(c[2] - found[2]))
+    for a, b in zip((*found, motion), expected, strict=True):
+        assert a.shape == b.shape
+        rounded = 2.0 ** -(module.DIRECTION_DIGITS + 1) * np.abs(expected[0]).sum()
+        assert np.abs(a - b).max() <= 3 * UNIT + (a is motion) * rounded
+    assert np.linalg.norm(found[0]) <= 0.4 * 4.0 + 12 * UNIT
+    if size < 1:
+        assert_allclose(found[2], 0.4, atol=2 * UNIT)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_matrix_that_moves(computed, dim):
+    """To second order, as a matrix exponential."""
+    rng = np.random.default_rng(dim)
+    clear = ClearNumbers()
+    motion = clear.fix(rng.uniform(-0.1, 0.1, (dim, dim + 1)))
+    matrix = clear.fix(rng.uniform(-3, 3, (dim, dim + 1)))
+    moved, mean = computed(
+        lambda n, m, x: (n.moved(m, x), n.mean([x, n.moved(m, x)])), motion, matrix
+    )
+    assert np.abs(moved - clear.moved(motion, matrix)).max() <= 4 * UNIT
+    assert np.abs(mean - clear.mean([matrix, moved])).max() <= UNIT
+    square = np.zeros((dim + 1, dim + 1))
+    square[:dim] = motion
+    whole = np.vstack([matrix, np.eye(dim + 1)[-1]])
+    exact = (special_expm(square) @ whole)[:dim]
+    assert np.abs(moved - exact).max() < 6 * np.abs(motion).max() ** 3
+
+
+@pytest.mark.parametrize("owner", [MOVING, STATIC])
+def test_a_matrix_times_an_owners_is_shown(three, owner):
+    rng = np.random.default_rng(owner)
+    matrix = ClearNumbers().fix(rng.uniform(-3, 3, (3, 4)))
+    right = np.vstack([rng.uniform(-1, 1, (3, 4)), [0, 0, 0, 1]])
+
+    def party(session):
+        numbers = secret_numbers(session)
+        shared = give(numbers, matrix)
+        own = right if session.pid == owner else None
+        shown = numbers.show_matrix(
+            shared, own, owner, label="test-any", digits=16, bits=1.5, most=16
+        )
+        return shown, session.ledger.opened
+
+    (shown, opened), *others = three(party)
+    assert [o[0] for o in others] == [None, None]
+    expected = matrix @ right
+    assert np.abs(shown - expected).max() <= 2.0**-16
+    (entry,) = opened.values()
+    assert entry.values == 12
+    assert entry.bits == pytest.approx(18)
+
+
+def test_nothing_above_what_may_be_shown_is_shown(three):
+    """Two numbers that differ above the largest one look alike."""
+
+    def party(session):
+        numbers = secret_numbers(session)
+        right = np.eye(4) if session.pid == MOVING else None
+        shared = give(numbers, np.full((3, 4), 40.25))
+        return numbers.show_matrix(
+            shared, right, MOVING, label="test-any", digits=16, bits=21, most=16
+        )
+
+    shown = three(party)[MOVING]
+    assert np.abs(shown - (40.25 - 32)).max() <= 2.0**-16

@@ -111,7 +111,7 @@ def hide(session, static, static_grid2world, moving, moving_grid2world, start):
 def show(session, hidden):
     """Show the moving owner the transform.
 
-    Rounds: 3. Bytes: 16 + 16 + 8 + 16 for each number.
+    Rounds: 2. Bytes: 48 for each number.
 
     Returns
     -------
@@ -166,8 +166,8 @@ class FramedMutualInformation(SecretMutualInformation):
     def evaluate(self, matrix):
         """Value and gradient by the components of a step, times `SCALE`, on shares.
 
-        Rounds, besides those of `SecretMutualInformation`: 3, and 1 for the static
-        image. Bytes: 48 + 8 + 16 for each number of the matrix.
+        Besides what an evaluation costs where samples may be left out, rounds: 3.
+        Bytes: 48 for each number of the matrix, and ``4 categories`` a sample.
 
         Parameters
         ----------

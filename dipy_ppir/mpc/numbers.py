@@ -19,6 +19,11 @@ verb         rounds                      bytes
 `less`       3, and MPyC's and 1         16 + 64 + 32 for each pair, and MPyC's
 `show_step`  8                           16 + 1687 + 2048 + 32 + 128 + 32 and 16 + 4 +
                                          2048 for each component, and what is opened
+`limited`    7                           16 + 1687 + 2048 + 32 + 128 + 64 + 48 and 144
+                                         for each component, 48 for each of a motion
+`moved`      4                           96 n
+`mean`       2                           48 n
+`matrix`     2                           48 n, to show one
 ===========  ==========================  ==========================================
 
 What each party sees before an opening is uniform: points of fresh lines, masked words
