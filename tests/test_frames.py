@@ -41,18 +41,60 @@ def in_ball(dim, count=20_000):
     return np.hstack([points @ np.linalg.inv(root).T, np.ones((count, 1))])
 
 
+def start(dim, seed=9):
+    """It turns and moves, and magnifies a little."""
+    rng = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
+    matrix = np.eye(dim + 1)
+    matrix[:dim, :dim] = 1.2 * rotation
+    matrix[:dim, dim] = rng.uniform(-300, 300, dim)
+    return matrix
+
+
 @pytest.mark.parametrize("dim", [2, 3])
 def test_normal_coordinates(dim):
+    f, shape, matrix = frame(dim), (60, 50, 40)[:dim], grid2world(dim, 0)
+    middle = matrix @ np.append((np.array(shape) - 1) / 2, 1)
+    assert_allclose(f.to_normal @ middle, np.eye(dim + 1)[-1], atol=1e-9)
+    distances = np.linalg.svd(f.to_normal[:dim, :dim], compute_uv=False)
+    assert_allclose(distances * f.size, 1)
+    # The unit is the smaller grid's, whichever of the two it is.
+    shapes = {"a": (60, 50, 40)[:dim], "b": (12, 20, 10)[:dim]}
+    sizes = {
+        Frame(shapes[a], np.eye(dim + 1), shapes[b], np.eye(dim + 1)).size
+        for a, b in ("ab", "ba", "bb")
+    }
+    assert len(sizes) == 1
+    change = grid2world(dim, 7)
+    to_normal, back = f.to_normal, np.linalg.inv(f.to_normal)
+    assert_allclose(to_normal @ f.world(change) @ back, change, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "dim"), KINDS)
+def test_directions(kind, dim):
+    """What a generator does to a point, mm."""
     f = frame(dim)
-    for shape, matrix, to_normal in (
-        ((60, 50, 40)[:dim], grid2world(dim, 0), f.static_to_normal),
-        ((40, 70, 50)[:dim], grid2world(dim, 1), f.moving_to_normal),
-    ):
-        middle = matrix @ np.append((np.array(shape) - 1) / 2, 1)
-        assert_allclose(to_normal @ middle, np.eye(dim + 1)[-1], atol=1e-9)
-    affine = grid2world(dim, 7)
-    assert_allclose(f.world(f.normal(affine)), affine, atol=1e-9)
-    assert_allclose(f.moving_normal(f.moving_world(affine)), affine, atol=1e-9)
+    generators = f.generators(regtransforms[kind, dim])
+    points = np.vstack([np.random.default_rng(1).uniform(-99, 99, (dim, 20)), [1] * 20])
+    for generator, direction in zip(generators, f.directions(generators), strict=True):
+        change = np.eye(dim + 1)
+        change[:dim] += generator
+        expected = (f.world(change) @ points - points)[:dim]
+        assert_allclose(direction @ points, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize(("kind", "dim"), KINDS)
+def test_a_change_turns_steps(kind, dim):
+    f = frame(dim)
+    generators, change = f.generators(regtransforms[kind, dim]), f.draw()
+    components = f.turned(change, generators)
+    square = np.zeros((len(generators), dim + 1, dim + 1))
+    square[:, :dim] = generators
+    expected = (np.linalg.inv(change) @ square @ change)[:, :dim]
+    assert_allclose(np.tensordot(components, f.affine, 1), expected, atol=1e-12)
+    if kind == "AFFINE":
+        nothing = f.turned(np.eye(dim + 1), generators)
+        assert_allclose(nothing, np.eye(len(nothing)), atol=1e-9)
 
 
 @pytest.mark.parametrize(("kind", "dim"), KINDS)
@@ -69,38 +111,39 @@ def test_a_step_moves_every_object_alike(kind, dim):
 
 @pytest.mark.parametrize(("kind", "dim"), KINDS)
 def test_steps_are_of_their_kind(kind, dim):
-    """To first order, a transform of that kind after another one is one."""
-    f, transform = frame(dim), regtransforms[kind, dim]
+    """To first order, after a start a transform of that kind comes of one before it."""
+    f, transform, first = frame(dim), regtransforms[kind, dim], start(dim)
     directions = f.generators(transform)
     step = np.random.default_rng(1).standard_normal(len(directions)) * 1e-3
-    motion = np.eye(dim + 1)
-    motion[:dim] += np.tensordot(step, directions, 1)
-    matrix = f.moving_world(motion)
-    nearest = transform.param_to_matrix(nearest_parameters(transform, matrix, f))
-    apart = f.moving_normal(nearest) - motion
-    assert np.abs(apart).max() < 1e-8
-    assert np.abs(motion - np.eye(dim + 1)).max() > 1e-6
+    change = np.eye(dim + 1)
+    change[:dim] += np.tensordot(step, directions, 1)
+    params = nearest_parameters(transform, change[:dim], first, f)
+    found = np.linalg.solve(first, transform.param_to_matrix(params) @ first)
+    assert np.abs(found - f.world(change)).max() < 1e-5 * f.size
+    assert np.abs(change - np.eye(dim + 1)).max() > 1e-6
 
 
 @pytest.mark.parametrize(("kind", "dim"), KINDS)
 def test_nearest_parameters(kind, dim):
-    """Those of a matrix of that kind; of another one the nearest of some around."""
-    f, transform = frame(dim), regtransforms[kind, dim]
+    """Those of a change of that kind; of another one the nearest of some around."""
+    f, transform, first = frame(dim), regtransforms[kind, dim], start(dim)
     rng = np.random.default_rng(2)
-    params = (
-        transform.get_identity_parameters()
-        + rng.uniform(-0.2, 0.2, 12)[: transform.get_number_of_parameters()]
-    )
-    matrix = transform.param_to_matrix(params)
-    found = nearest_parameters(transform, matrix, f)
-    assert_allclose(transform.param_to_matrix(found), matrix, atol=1e-6)
-    other = matrix.copy()
-    other[:dim] += rng.uniform(-0.05, 0.05, (dim, dim + 1))
-    found = nearest_parameters(transform, other, f)
+    params = transform.get_identity_parameters()
+    params = params + rng.uniform(-0.2, 0.2, 12)[: len(params)]
+    back = np.linalg.inv(f.to_normal)
+
+    def before(params):
+        matrix = transform.param_to_matrix(params)
+        return (f.to_normal @ np.linalg.solve(first, matrix @ first) @ back)[:dim]
+
+    change = before(params)
+    found = nearest_parameters(transform, change, first, f)
+    assert_allclose(before(found), change, atol=1e-6)
+    other = change + rng.uniform(-0.05, 0.05, (dim, dim + 1))
+    found = nearest_parameters(transform, other, first, f)
 
     def apart(params):
-        difference = f.moving_normal(transform.param_to_matrix(params))
-        points = in_ball(dim, 500) @ (difference - f.moving_normal(other)).T
+        points = in_ball(dim, 500) @ (before(params) - other).T
         return (points**2).sum()
 
     least = apart(found)
@@ -118,8 +161,7 @@ def test_jitter(dim):
     Variances of 4,000 Gaussian numbers are within 20 % of theirs (9 sigma).
     """
     f = frame(dim)
-    directions = f.generators(regtransforms["AFFINE", dim]).reshape(-1, dim * (dim + 1))
-    # In normal coordinates static and moving frames have the same directions.
+    directions = f.affine.reshape(-1, dim * (dim + 1))
     drawn = np.array([(f.draw() - np.eye(dim + 1))[:dim].ravel() for _ in range(4000)])
     components = drawn @ np.linalg.pinv(directions)
     rigid_noise, noise = Blur(dim)._rigid[1], Blur(dim)._all[1]
@@ -148,11 +190,27 @@ def test_the_start_is_known():
     assert blur.show("RIGID", 3.2) > 0
 
 
+def test_a_step_is_as_long_as_its_level_lets_it_be():
+    """Also the last one of a level, which the first look of the next one shows."""
+    short, long = Blur(3), Blur(3)
+    short.show("RIGID", 1.0)
+    long.show("RIGID", 3.0)
+    assert long.show("RIGID", 1.0) > 2 * short.show("RIGID", 1.0)
+
+
+def test_what_was_affine_shows_as_such():
+    """Rigid steps after it, too."""
+    both, rigid = Blur(3), Blur(3)
+    both.show("AFFINE", 1.0)
+    rigid.show("RIGID", 1.0)
+    assert both.show("RIGID", 1.0) > 1.2 * rigid.show("RIGID", 1.0)
+
+
 def test_a_step_of_no_length_shows_only_what_is_left():
     """What is not known of a transform gets less with each look at it."""
     blur = Blur(3)
     blur.show("AFFINE", 3.0)
-    blur.show("AFFINE", 3.0)
+    blur.show("AFFINE", 0.0)
     shown = [blur.show("AFFINE", 0.0) for _ in range(5)]
     assert all(a > b for a, b in zip(shown, shown[1:], strict=False))
 

@@ -378,7 +378,7 @@ def test_rounds_and_bytes(trio, tap, depth, payload_bytes, verb):
     assert payload_bytes(frames) == per_value * (n * n if verb == "outer" else n)
 
 
-@pytest.mark.parametrize("verb", ["limited", "moved", "mean", "matrix"])
+@pytest.mark.parametrize("verb", ["limited", "moved", "mean", "show"])
 def test_rounds_and_bytes_of_steps_that_are_not_shown(
     trio, tap, depth, payload_bytes, verb
 ):
@@ -395,9 +395,8 @@ def test_rounds_and_bytes_of_steps_that_are_not_shown(
         elif verb == "mean":
             numbers.mean([matrix, matrix])
         else:
-            own = np.eye(4) if session.pid == STATIC else None
             shown = {"label": "test-any", "digits": 16, "bits": 1, "most": 16}
-            numbers.show_matrix(matrix, own, STATIC, **shown)
+            numbers.show_matrix(matrix, **shown)
 
     steps = {s.pid: party(s) for s in trio}
     run_trio(trio, lambda s: next(steps[s.pid]))
@@ -409,6 +408,8 @@ def test_rounds_and_bytes_of_steps_that_are_not_shown(
         expected = sum(terms[:-2]) + p * terms[-2] + n * terms[-1]
     else:
         expected = terms[0] * n
+    if verb == "show":
+        expected += 2 * 8 * n  # what is opened
     assert count() == int(rounds)
     assert payload_bytes(frames) == expected
 
@@ -460,21 +461,38 @@ def test_a_step_that_is_not_shown(computed, size):
     ascent = clear.fix(ascent / np.linalg.norm(ascent) * size)
     directions = rng.uniform(-0.05, 0.05, (12, 3, 4))
     *found, motion = computed(
-        lambda n, u: n.limited(u, parts(), directions), ascent, bound=1 << 12
+        lambda n, u: n.limited(u, parts(), directions), ascent, bound=1 << 30
     )
     # The size may be taken to be larger by a binary place of its square.
     choices = [
         clear.limited(ascent, table, directions)
         for table in (parts(), [*parts()[1:], 0.0])
     ]
-    expected = min(choices, key=lambda c: abs(c[2] - found[2]))
+    expected = min(choices, key=lambda c: np.abs(c[0] - found[0]).max())
     for a, b in zip((*found, motion), expected, strict=True):
         assert a.shape == b.shape
         rounded = 2.0 ** -(module.DIRECTION_DIGITS + 1) * np.abs(expected[0]).sum()
         assert np.abs(a - b).max() <= 3 * UNIT + (a is motion) * rounded
     assert np.linalg.norm(found[0]) <= 0.4 * 4.0 + 12 * UNIT
+    assert_allclose(found[2], 0.4, atol=UNIT)
     if size < 1:
-        assert_allclose(found[2], 0.4, atol=2 * UNIT)
+        assert_allclose(found[0], -0.4 * ascent, atol=3 * UNIT)
+
+
+@pytest.mark.parametrize("size", [2.0**13, 2.0**18, 2.0**22.3, 2.0**26, 2.0**29])
+def test_no_step_is_longer_whatever_is_given(computed, size):
+    """A quasi-Newton step out of range is another one, and is cut as short."""
+    rng = np.random.default_rng(5)
+    directions = rng.uniform(-0.05, 0.05, (12, 3, 4))
+    for _ in range(4):
+        ascent = rng.standard_normal(12)
+        ascent *= size / np.abs(ascent).max()
+        vector, *_, motion = computed(
+            lambda n, u: n.limited(u, parts(), directions), ascent, bound=1 << 30
+        )
+        assert np.linalg.norm(vector) <= 0.4 * 4.0 + 12 * UNIT
+        expected = np.tensordot(vector, directions, 1)
+        assert np.abs(motion - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -485,29 +503,34 @@ def test_a_matrix_that_moves(computed, dim):
     motion = clear.fix(rng.uniform(-0.1, 0.1, (dim, dim + 1)))
     matrix = clear.fix(rng.uniform(-3, 3, (dim, dim + 1)))
     moved, mean = computed(
-        lambda n, m, x: (n.moved(m, x), n.mean([x, n.moved(m, x)])), motion, matrix
+        lambda n, m, x: (n.moved(x, m), n.mean([x, n.moved(x, m)])), motion, matrix
     )
-    assert np.abs(moved - clear.moved(motion, matrix)).max() <= 4 * UNIT
+    assert np.abs(moved - clear.moved(matrix, motion)).max() <= 4 * UNIT
     assert np.abs(mean - clear.mean([matrix, moved])).max() <= UNIT
     square = np.zeros((dim + 1, dim + 1))
     square[:dim] = motion
     whole = np.vstack([matrix, np.eye(dim + 1)[-1]])
-    exact = (special_expm(square) @ whole)[:dim]
+    exact = (whole @ special_expm(square))[:dim]
     assert np.abs(moved - exact).max() < 6 * np.abs(motion).max() ** 3
 
 
-@pytest.mark.parametrize("owner", [MOVING, STATIC])
-def test_a_matrix_times_an_owners_is_shown(three, owner):
+@pytest.mark.parametrize("owner", [None, MOVING, STATIC])
+def test_a_matrix_is_shown(three, owner):
+    """By itself, and after one of an owner's."""
     rng = np.random.default_rng(owner)
     matrix = ClearNumbers().fix(rng.uniform(-3, 3, (3, 4)))
-    right = np.vstack([rng.uniform(-1, 1, (3, 4)), [0, 0, 0, 1]])
+    right = np.eye(4)
+    if owner is not None:
+        right[:3] = rng.uniform(-1, 1, (3, 4))
 
     def party(session):
         numbers = secret_numbers(session)
         shared = give(numbers, matrix)
-        own = right if session.pid == owner else None
+        if owner is not None:
+            own = right[:3] if session.pid == owner else None
+            shared = numbers.product(shared, numbers.own(own, (3, 4), owner=owner))
         shown = numbers.show_matrix(
-            shared, own, owner, label="test-any", digits=16, bits=1.5, most=16
+            shared, label="test-any", digits=16, bits=1.5, most=16
         )
         return shown, session.ledger.opened
 
@@ -525,10 +548,9 @@ def test_nothing_above_what_may_be_shown_is_shown(three):
 
     def party(session):
         numbers = secret_numbers(session)
-        right = np.eye(4) if session.pid == MOVING else None
         shared = give(numbers, np.full((3, 4), 40.25))
         return numbers.show_matrix(
-            shared, right, MOVING, label="test-any", digits=16, bits=21, most=16
+            shared, label="test-any", digits=16, bits=21, most=16
         )
 
     shown = three(party)[MOVING]

@@ -7,6 +7,7 @@ that all of them have and do what follows again.
 """
 
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 import hashlib
 import json
 import os
@@ -323,6 +324,18 @@ def journal(session, checkpoint, **record):
     """Write down a step, and what was opened and sent so far."""
     if checkpoint is not None:
         checkpoint.append({**record, "ledger": session.ledger.state()})
+
+
+def journal_ahead(session, checkpoint, label, values, bits, **record):
+    """Write down what is about to be opened to the moving owner, as if it were.
+
+    An owner that has a result and goes on as if it had not been given one is counted
+    both.
+    """
+    if checkpoint is not None:
+        ledger = deepcopy(session.ledger)
+        ledger.record_opening(label, (MOVING,), values, bits)
+        checkpoint.append({**record, "ledger": ledger.state()})
 
 
 def agree_on_state(session, checkpoint):

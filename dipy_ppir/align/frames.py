@@ -3,10 +3,9 @@ r"""Frames that move at every evaluation, so that a transform shows blurred only
 A metric compares the static image at x with the moving image at T x. With any R it may
 as well compare them at R x and T R x. So the static owner draws a small random R for
 every evaluation and looks its own image up at R x; the moving owner, which has to know
-where to look its image up, is shown T R and nothing else.
-
-Both are measured alike: in *normal coordinates*, in which the middle of an image's grid
-is the origin and the size of the smaller of the two grids the unit. They are public.
+where to look its image up, is shown T R and nothing else. A step goes from T to
+T (1 + D): what it changes and what hides it are both small changes of the static space,
+whatever T is.
 """
 
 import os
@@ -23,13 +22,17 @@ from dipy_ppir.align.quasinewton import orthonormal_steps
 #: Jitter of position, and of shape: root mean square displacement in the units of
 #: steps; about mm of a human brain.
 MOVE, STRAIN = 10.0, 8.0
-#: Transforms that are groups: one after another is of the same kind.
-GROUPS = ("TRANSLATION", "ROTATION", "SCALING", "RIGID", "RIGIDISOSCALING", "AFFINE")
-_RIGID = "TRANSLATION", "ROTATION", "RIGID"
+#: Transforms that are the same in every space with the same shapes: after another one,
+#: and seen from wherever a start has moved it to, one is of the same kind.
+GROUPS = "TRANSLATION", "RIGID", "RIGIDISOSCALING", "AFFINE"
+_RIGID = "TRANSLATION", "RIGID"
 
 
 class Frame:
-    """Normal coordinates of a pair of grids.
+    """Normal coordinates of the static space, and small changes of it.
+
+    In *normal coordinates* the middle of the image's grid is the origin, and the size
+    of the smaller of the two images' grids the unit. They are public.
 
     Parameters
     ----------
@@ -40,10 +43,14 @@ class Frame:
     Attributes
     ----------
     dim : int
+    size : float
+        the unit, mm.
     covariance : array, shape (dim, dim)
         of the ball that a step's size is measured by, in normal coordinates.
-    static_to_normal, moving_to_normal : array, shape (dim + 1, dim + 1)
-        from each image's space, mm.
+    to_normal : array, shape (dim + 1, dim + 1)
+        from mm.
+    affine : array, shape (dim * (dim + 1), dim, dim + 1)
+        `generators` of every affine change.
     """
 
     def __init__(
@@ -57,39 +64,18 @@ class Frame:
             for shape, matrix in grids
         )
         self.covariance = np.eye(dim) / dim
-        self.static_to_normal, self.moving_to_normal = (
-            self._to_normal(shape, matrix) for shape, matrix in grids
-        )
-
-    def _to_normal(self, shape, grid2world):
-        middle = grid2world @ np.append((np.array(shape) - 1) / 2, 1)
-        matrix = np.eye(self.dim + 1) / self.size
-        matrix[:, -1] = -middle / self.size
-        matrix[-1, -1] = 1
-        return matrix
-
-    def normal(self, affine):
-        """A transform from the static to the moving space, in normal coordinates."""
-        return self.moving_to_normal @ affine @ np.linalg.inv(self.static_to_normal)
+        middle = static_grid2world @ np.append((np.array(static_shape) - 1) / 2, 1)
+        self.to_normal = np.eye(dim + 1) / self.size
+        self.to_normal[:, -1] = -middle / self.size
+        self.to_normal[-1, -1] = 1
+        self.affine = self.generators(regtransforms["AFFINE", dim])
 
     def world(self, matrix):
-        """Inverse of `normal`."""
-        return np.linalg.inv(self.moving_to_normal) @ matrix @ self.static_to_normal
-
-    def static_world(self, matrix):
         """A change of the static space in normal coordinates as one in mm."""
-        return np.linalg.inv(self.static_to_normal) @ matrix @ self.static_to_normal
-
-    def moving_world(self, matrix):
-        """A change of the moving space in normal coordinates as one in mm."""
-        return np.linalg.inv(self.moving_to_normal) @ matrix @ self.moving_to_normal
-
-    def moving_normal(self, matrix):
-        """Inverse of `moving_world`."""
-        return self.moving_to_normal @ matrix @ np.linalg.inv(self.moving_to_normal)
+        return np.linalg.inv(self.to_normal) @ matrix @ self.to_normal
 
     def generators(self, transform):
-        """Steps of a transform in the moving space, orthonormal; see `quasinewton`.
+        """Small steps of a transform, orthonormal as `quasinewton` measures them.
 
         Parameters
         ----------
@@ -101,14 +87,30 @@ class Frame:
             in normal coordinates.
         """
         jacobian = linear_jacobian(transform, transform.get_identity_parameters())
-        back = np.linalg.inv(self.moving_to_normal)
-        jacobian = jacobian @ back / self.size
+        jacobian = jacobian @ np.linalg.inv(self.to_normal) / self.size
         basis = orthonormal_steps(jacobian, np.zeros(self.dim), self.covariance)
         return np.einsum("kl,kde->lde", basis, jacobian)
 
-    def moving_directions(self, generators):
-        """What `generators` do to a point of the moving space, mm."""
-        return self.size * generators @ self.moving_to_normal
+    def directions(self, generators):
+        """How `generators` move a point of the static space, mm."""
+        return self.size * generators @ self.to_normal
+
+    def turned(self, change, generators):
+        """Components of ``change^-1 G change`` along `affine`, of generators G.
+
+        Parameters
+        ----------
+        change : array, shape (dim + 1, dim + 1)
+        generators : array, shape (p, dim, dim + 1)
+
+        Returns
+        -------
+        components : array, shape (p, dim * (dim + 1))
+        """
+        turned = np.linalg.inv(change[:-1, :-1]) @ generators @ change
+        count = len(self.affine)
+        basis = self.affine.reshape(count, count)
+        return np.linalg.solve(basis.T, turned.reshape(-1, count).T).T
 
     def draw(self):
         """A random small change of the static space, in normal coordinates.
@@ -146,10 +148,11 @@ def _directions(dim):
 class Blur:
     r"""Most bits that shown transforms can show of what is hidden by the jitter.
 
-    An evaluation shows :math:`A = T R`, to first order T and Gaussian noise, of
-    variance N at least along every one of D directions. Let S be the sum over them of
-    the variance of what is not known of T before it, divided by N. Then it shows at
-    most
+    An evaluation shows :math:`A = T R`. Whatever is thought of T, say :math:`T_0`, it
+    shows :math:`T_0^{-1} A = (1 + \epsilon) R`: to first order what T is besides, and
+    Gaussian noise, of variance N at least along every one of D directions. Let S be the
+    sum over them of the variance of what is not known of T before it, divided by N.
+    Then it shows at most
 
     .. math:: \frac12 \log_2 \det (1 + P / N) \le \frac D2 \log_2 (1 + S / D)
 
@@ -161,8 +164,8 @@ class Blur:
     .. math:: S' \le \left(\sqrt{S / (1 + S / D)} + L / \sqrt N\right)^2
 
     (Minkowski). The mean of several transforms is no further from the last than a step.
-    That holds for whatever the moving owner sends, and where T turns and moves; one
-    that makes things f times as large makes the noise so, too.
+    That holds for whatever images the moving owner registers and wherever it starts,
+    but not if its program differs from this one: see doc/security.md.
 
     Parameters
     ----------
@@ -173,7 +176,10 @@ class Blur:
         rigid = dim * (dim + 1) // 2
         self._rigid = rigid, MOVE**2 / rigid
         self._all = dim * (dim + 1), min(MOVE**2 / rigid, STRAIN**2 / dim**2)
-        self._known, self._unknown, self._directions = True, 0.0, 0
+        #: Sum of variances of what is not known, in the square of a step's unit; what
+        #: a step since the last evaluation was no longer than, if there was one; and
+        #: in how many directions, with what noise.
+        self._unknown, self._last, self._hidden_by = 0.0, None, (0, 0.0)
 
     def show(self, kind, longest):
         """Most bits that the next evaluation shows.
@@ -183,45 +189,51 @@ class Blur:
         kind : str
             the transform.
         longest : float
-            no step since the last one is longer.
+            no step after it is longer.
 
         Returns
         -------
         bits : float
         """
-        if self._known:
-            self._known = False
+        # As many directions as it may have been changed in before.
+        here = self._rigid if kind in _RIGID else self._all
+        directions, noise = max(self._hidden_by, here)
+        last, self._last, self._hidden_by = self._last, longest, (directions, noise)
+        if last is None:
             return 0.0
-        directions, noise = self._rigid if kind in _RIGID else self._all
-        self._directions = max(directions, self._directions)
-        before = (np.sqrt(self._unknown) + longest / np.sqrt(noise)) ** 2
-        more = 1 + before / self._directions
-        self._unknown = before / more
-        return float(self._directions / 2 * np.log2(more))
+        before = (np.sqrt(self._unknown / noise) + last / np.sqrt(noise)) ** 2
+        more = 1 + before / directions
+        self._unknown = before / more * noise
+        return float(directions / 2 * np.log2(more))
 
 
-def nearest_parameters(transform, matrix, frame):
-    """Parameters of the transform nearest to a matrix.
+def nearest_parameters(transform, change, start, frame):
+    """Parameters of the transform after a start that is nearest to a change before it.
 
     Parameters
     ----------
     transform : instance of Transform
-    matrix : array, shape (dim + 1, dim + 1)
-        of the moving space, mm.
+    change : array, shape (dim, dim + 1)
+        of the static space, in normal coordinates.
+    start : array, shape (dim + 1, dim + 1)
+        from the static to the moving space, mm.
     frame : Frame
 
     Returns
     -------
     params : array, shape (p,)
+        of the transform T, so that ``T @ start`` is nearest to ``start @ change``.
     """
-    start = transform.get_identity_parameters()
-    wanted = frame.moving_normal(matrix)
     weight = np.append(np.sqrt(np.diag(frame.covariance)), 1)
+    # Into normal coordinates, before and after.
+    before = start @ np.linalg.inv(frame.to_normal)
+    after = np.linalg.inv(before)
 
     def differences(params):
-        found = frame.moving_normal(transform.param_to_matrix(params))
-        return ((found - wanted) * weight)[:-1].ravel()
+        found = after @ transform.param_to_matrix(params) @ before
+        return ((found[:-1] - change) * weight).ravel()
 
-    scales = np.linalg.norm(least_squares(differences, start, max_nfev=1).jac, axis=0)
-    found = least_squares(differences, start, x_scale=1 / scales, xtol=1e-14)
+    first = transform.get_identity_parameters()
+    scales = np.linalg.norm(least_squares(differences, first, max_nfev=1).jac, axis=0)
+    found = least_squares(differences, first, x_scale=1 / scales, xtol=1e-14)
     return found.x

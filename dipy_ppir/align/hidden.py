@@ -28,7 +28,7 @@ declare(
     receivers=(MOVING,),
     shape="dim x (dim + 1), once",
     meaning="the resulting transform, to some hundredths of a mm",
-    bits=15,
+    bits=16,
 )
 
 #: Part of a quasi-Newton step that is taken: noise is averaged over several.
@@ -37,11 +37,12 @@ PART = 0.4
 AVERAGED = 8
 #: Fraction bits, and largest magnitude, of transforms that are shown blurred, and of
 #: the result: in normal coordinates, relative to the start.
-FRAME_DIGITS, LARGEST_FRAME = 20, 64
-RESULT_DIGITS, LARGEST_RESULT = 12, 4
+FRAME_DIGITS, LARGEST_FRAME = 14, 8
+RESULT_DIGITS, LARGEST_RESULT = 12, 8
 RESULT_PLACES = RESULT_DIGITS + LARGEST_RESULT.bit_length()
-#: No image starts further from the other one, in the same.
-FARTHEST = 32
+#: Of a start, largest part by which distances along its axes differ: as small a part
+#: of what moves a rigid transform is off.
+_SIMILAR = 1e-3
 _BLOCK = 1 << 16
 
 
@@ -56,12 +57,12 @@ class Hidden(NamedTuple):
     Attributes
     ----------
     matrix : SharedArray, shape (dim, dim + 1)
-        in normal coordinates.
+        of the static space, in normal coordinates; the start comes after it.
     frame : Frame
     blur : Blur
         what has been shown of it.
     start : array, shape (dim + 1, dim + 1)
-        what it was, mm; at the moving owner.
+        from the static to the moving space, mm; at the moving owner.
     kinds : tuple of Transform
         what it has been changed by.
     """
@@ -73,45 +74,61 @@ class Hidden(NamedTuple):
     kinds: tuple
 
 
-def hide(session, static, static_grid2world, moving, moving_grid2world, start):
-    """Share where a registration starts.
+def hide(session, frame, start):
+    """Begin with the identity on shares, after which comes a start.
 
     Parameters
     ----------
     session : Session
-    static, moving : array or RemoteImage
-    static_grid2world, moving_grid2world : array, shape (dim + 1, dim + 1)
-        mm.
+    frame : Frame
     start : array, shape (dim + 1, dim + 1)
         mm; at the moving owner.
 
     Returns
     -------
     hidden : Hidden
+    """
+    identity = np.eye(frame.dim + 1)[:-1]
+    matrix = secret_numbers(session).public(identity)
+    return Hidden(matrix, frame, Blur(frame.dim), start, ())
+
+
+def check_start(start, kind):
+    """Refuse a start that a transform of this kind cannot be had after.
+
+    In the static space, where steps are taken, a rigid transform that comes after a
+    start is one only if the start leaves shapes as they are.
+
+    Parameters
+    ----------
+    start : array, shape (dim + 1, dim + 1)
+        at the moving owner.
+    kind : str
+        of the transform.
 
     Raises
     ------
     ValueError
-        at the moving owner, if the images are too far apart.
+        if it is not invertible, or shears or stretches.
     """
-    dim = len(static.shape)
-    frame = Frame(static.shape, static_grid2world, moving.shape, moving_grid2world)
-    normal = None
-    if session.pid == MOVING:
-        normal = frame.normal(start)[:dim]
-        if np.abs(normal).max() > FARTHEST:
-            raise ValueError(
-                "the two images are too far apart to start from; align their centres "
-                "of mass first, or give a starting_affine"
-            )
-    matrix = secret_numbers(session).own(normal, (dim, dim + 1))
-    return Hidden(matrix, frame, Blur(dim), start, ())
+    scales = np.linalg.svd(start[:-1, :-1], compute_uv=False)
+    if not scales[-1] > 1e-12 * scales[0]:
+        raise ValueError(
+            "starting_affine is not invertible: it maps the image into a plane; give "
+            "another one"
+        )
+    if kind.startswith("RIGID") and scales[0] > scales[-1] * (1 + _SIMILAR):
+        raise ValueError(
+            "starting_affine shears or stretches, after which the steps of a "
+            f"{kind.lower()} transform cannot be hidden; give one that does not, or "
+            "use transform affine"
+        )
 
 
 def show(session, hidden):
     """Show the moving owner the transform.
 
-    Rounds: 2. Bytes: 48 for each number.
+    Rounds: 1. Bytes: 16 for each number, and what is opened.
 
     Returns
     -------
@@ -119,13 +136,8 @@ def show(session, hidden):
         the largest kind that it has been changed by, and its parameters relative to
         the start; None elsewhere.
     """
-    frame, dim, relative = hidden.frame, hidden.frame.dim, None
-    if session.pid == MOVING:
-        relative = np.linalg.inv(frame.normal(hidden.start))
     shown = secret_numbers(session).show_matrix(
         hidden.matrix,
-        relative,
-        MOVING,
         label="transform",
         digits=RESULT_DIGITS,
         bits=RESULT_PLACES,
@@ -133,13 +145,18 @@ def show(session, hidden):
     )
     if shown is None:
         return None, None
-    matrix = frame.moving_world(np.vstack([shown, np.eye(dim + 1)[-1]]))
     transform = max(hidden.kinds, key=lambda t: t.get_number_of_parameters())
-    return transform, nearest_parameters(transform, matrix, frame)
+    return transform, nearest_parameters(transform, shown, hidden.start, hidden.frame)
 
 
 class FramedMutualInformation(SecretMutualInformation):
     """One level's metric on shares, in a frame that moves at every evaluation.
+
+    With the start S and the hidden transform E, the moving image is looked up at
+    S E R x. To a step from E to E exp(G) corresponds one of what the moving owner is
+    shown, A = E R, to A exp(R^-1 G R): it gives the gradient along every small affine
+    change of the static space, from which the static owner, who knows R, can have those
+    taken that are meant.
 
     Samples that a frame moves out of the static image's grid are left out, which shows
     nowhere.
@@ -159,40 +176,54 @@ class FramedMutualInformation(SecretMutualInformation):
     def __init__(self, metric, numbers, hidden, kind, longest):
         super().__init__(metric, masked=True)
         self.numbers, self.frame, self.blur = numbers, hidden.frame, hidden.blur
-        self.kind, self.longest = kind, longest
+        self.kind, self.longest, self.start = kind, longest, hidden.start
         #: What the components of a step do, in normal coordinates.
-        self.generators = hidden.frame.generators(metric.transform)
+        self.generators = self.frame.generators(metric.transform)
+        self.columns = len(self.frame.affine)
 
     def evaluate(self, matrix):
         """Value and gradient by the components of a step, times `SCALE`, on shares.
 
         Besides what an evaluation costs where samples may be left out, rounds: 3.
-        Bytes: 48 for each number of the matrix, and ``4 categories`` a sample.
+        Bytes: 48 for each number of the matrix, 16 for each of the gradient and each
+        of its columns, 48 for each of the gradient, and ``4 categories`` a sample.
 
         Parameters
         ----------
         matrix : SharedArray, shape (dim, dim + 1)
             in normal coordinates.
         """
-        frame, change, placed = self.frame, None, (None, None)
+        frame, n, dim = self.frame, self.numbers, self.frame.dim
+        change, turn, right, placed = None, None, None, (None, None)
         if self.session.pid == STATIC:
             change = frame.draw()
-        shown = self.numbers.show_matrix(
-            matrix,
-            change,
-            STATIC,
+            turn, right = frame.turned(change, self.generators), change[:dim]
+            placed = self._static_at(frame.world(change))
+        right = n.own(right, (dim, dim + 1), owner=STATIC)
+        turn = n.own(turn, (self.parameters, self.columns), owner=STATIC)
+        shown = n.show_matrix(
+            n.product(matrix, right),
             label="moved_frame",
             digits=FRAME_DIGITS,
-            bits=self.blur.show(self.kind, self.longest) / np.prod(matrix.shape),
+            bits=self.blur.show(self.kind, self.longest) / (dim * (dim + 1)),
             most=LARGEST_FRAME,
         )
-        if change is not None:
-            placed = self._static_at(frame.static_world(change))
         self.share_static(*placed)
+        value, gradient = self._evaluate(*self._looked_up(shown))
+        (gradient,) = n.dots((turn, gradient))
+        return value, gradient
+
+    def _looked_up(self, shown):
+        """Where the moving image is, and how that changes; at the moving owner."""
         if shown is None:
-            return self._evaluate()
-        affine = frame.world(np.vstack([shown, np.eye(frame.dim + 1)[-1]]))
-        return self._evaluate(affine, frame.moving_directions(self.generators) @ affine)
+            return ()
+        frame = self.frame
+        affine = self.start @ frame.world(np.vstack([shown, np.eye(frame.dim + 1)[-1]]))
+        ways = (
+            affine[:-1, :-1] @ frame.directions(generators)
+            for generators in (frame.affine, self.generators)
+        )
+        return affine, *ways
 
     def _static_at(self, change):
         """The static image at changed positions, and whether they count."""
@@ -232,8 +263,8 @@ def minimise_hidden(numbers, metric, matrix, evaluations, longest, on_step=None)
     metric : object
         ``evaluate(matrix)`` returns value and gradient by the components of a step,
         times ``quasinewton.SCALE``; ``first_inverse(numbers)`` what to begin with,
-        after an evaluation; ``generators`` what the components do, in the moving
-        space.
+        after an evaluation; ``generators`` what the components do, in normal
+        coordinates.
     matrix : array, shape (dim, dim + 1)
         where to start, in normal coordinates; secret.
     evaluations : int
@@ -260,7 +291,7 @@ def minimise_hidden(numbers, metric, matrix, evaluations, longest, on_step=None)
         (ascent,) = numbers.dots((state.inverse, state.gradient))
         *taken, motion = numbers.limited(ascent, parts, metric.generators)
         step = Taken(*taken), ascent
-        matrix = numbers.moved(motion, matrix)
+        matrix = numbers.moved(matrix, motion)
         recent.append(matrix)
         if on_step is not None:
             on_step()

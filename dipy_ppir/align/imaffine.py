@@ -42,12 +42,15 @@ from dipy_ppir.align.checkpoint import (
     begin_or_resume,
     digest,
     journal,
+    journal_ahead,
 )
-from dipy_ppir.align.frames import GROUPS
+from dipy_ppir.align.frames import GROUPS, Frame
 from dipy_ppir.align.hidden import (
     PART,
+    RESULT_PLACES,
     FramedMutualInformation,
     Hidden,
+    check_start,
     hide,
     minimise_hidden,
     show,
@@ -471,8 +474,10 @@ class SecureAffineRegistration(AffineRegistration):
         if self.metric.hide_steps:
             counts = self.planned(transform, before, last)
             if hidden is None:
-                grids = static, static_grid2world, moving, moving_grid2world
-                hidden = hide(self.session, *grids, self._own_start())
+                frame = Frame(
+                    static.shape, static_grid2world, moving.shape, moving_grid2world
+                )
+                hidden = hide(self.session, frame, self._own_start())
             hidden = self._hidden(images, counts, hidden)
             if not last:
                 return hidden, None, None
@@ -519,7 +524,8 @@ class SecureAffineRegistration(AffineRegistration):
         if self.metric.hide_steps and kind not in GROUPS:
             raise ValueError(
                 f"the steps of the {kind.lower()} transform cannot be hidden, because "
-                "two of them are none of the same kind; use rigid_isoscaling or affine"
+                "it depends on the axes of the moving image; use rigid, "
+                "rigid_isoscaling or affine"
             )
         if sum(counts) < 2 - self.metric.hide_steps:
             raise ValueError(
@@ -612,6 +618,8 @@ class SecureAffineRegistration(AffineRegistration):
         """
         session, numbers = self.session, secret_numbers(self.session)
         kind, _ = _TRANSFORM_NAMES[type(self.transform)]
+        if session.pid == MOVING:
+            check_start(hidden.start, kind)
         for level in range(self.levels - 1, -1, -1):
             self.current_level, count = level, counts[-1 - level]
             if not count:
@@ -633,6 +641,15 @@ class SecureAffineRegistration(AffineRegistration):
         """Show the moving owner what was found, and how well it matches if asked."""
         session, conducts = self.session, self.session.pid == MOVING
         session.ledger.about(None)
+        values = self.dim * (self.dim + 1)
+        journal_ahead(
+            session,
+            self.checkpoint,
+            "transform",
+            values,
+            RESULT_PLACES,
+            place=list(self._place),
+        )
         with session.phase("result"):
             transform, xopt = show(session, hidden)
         value = None

@@ -76,8 +76,8 @@ class ClearNumbers:
         unit = 2.0 ** (self.lost - digits)
         return np.rint(np.asarray(x) / unit) * unit
 
-    def own(self, x, shape, digits=DIGITS, bound=None):
-        """Numbers that the moving owner knows."""
+    def own(self, x, shape, digits=DIGITS, bound=None, owner=None):
+        """Numbers that an owner knows."""
         return self.fix(x, digits)
 
     def dots(self, *pairs, digits=()):
@@ -134,12 +134,17 @@ class ClearNumbers:
     def limited(self, ascent, parts, directions):
         """A part of the quasi-Newton step, by its size; nothing is shown.
 
+        Where a step is cut shorter, it is taken for the usual part of a quasi-Newton
+        step that is as short: so much larger the curvature is expected to be along it.
+        Otherwise one that stays short would multiply the inverse Hessian, time after
+        time, where the metric is not convex.
+
         Parameters
         ----------
         ascent : array, shape (p,)
             the step is against it.
         parts : list of float
-            public; see `parts_by_size`.
+            public; see `parts_by_size`; the first is that of a step that is not cut.
         directions : array, shape (p, ...)
             public; what a step does.
 
@@ -153,18 +158,18 @@ class ClearNumbers:
         square = int((ascent @ ascent) * 2.0**SQUARE_DIGITS) + 1
         c = parts[square.bit_length() - 1]
         vector = -c * ascent
-        whole = vector, vector / LARGEST_INVERSE, np.array([c]), -c * vector
+        whole = vector, vector / LARGEST_INVERSE, parts[:1], -parts[0] * vector
         motion = np.tensordot(vector, directions, 1)
         return *(self.fix(x) for x in whole), self.fix(motion)
 
-    def moved(self, motion, matrix):
-        """A matrix after a small motion: ``exp(motion) @ matrix``, to second order.
+    def moved(self, matrix, motion):
+        """A matrix and a small motion before it: ``matrix @ exp(motion)``.
 
-        Both have a row less than what they stand for.
+        To second order. Both have a row less than what they stand for: the last one is
+        that of the identity, and of zeros.
         """
-        first = self.fix(motion[:, :-1] @ matrix)
-        first[:, -1] += motion[:, -1]
-        return matrix + first + self.fix(motion[:, :-1] @ first / 2)
+        first = self.fix(matrix[:, :-1] @ motion)
+        return matrix + first + self.fix(first[:, :-1] @ motion / 2)
 
     def mean(self, arrays):
         """Of a power of two of them."""
@@ -349,7 +354,8 @@ def update(numbers, state, taken, ascent, value, gradient, *, choose=True):
     s, tilt, c, back = taken
     # The least curvature, along every step.
     y = gradient - before + tilt
-    # B s, with the Hessian B: s is a part c of the step -B^-1 g, but for rounding.
+    # B s, with the Hessian B: s is a part c of the step -B^-1 g, but for rounding; or
+    # what B s would be if it were.
     found, expected, hy, cg, ch = n.dots(
         (s, y),
         (back, before),

@@ -115,6 +115,8 @@ class SecretMutualInformation:
         self.metric, self.session = metric, metric.session
         self.transform, histogram = metric.transform, metric.histogram
         self.parameters = self.transform.get_number_of_parameters()
+        #: Of the gradient.
+        self.columns = self.parameters
         self.positions = Positions(
             metric.static.shape, metric.static_grid2world, metric.samples
         )
@@ -181,40 +183,47 @@ class SecretMutualInformation:
             numbers, inverse, weights, self._slopes, self.parameters
         )
 
-    def _evaluate(self, affine=None, jacobian=None):
+    def _evaluate(self, affine=None, jacobian=None, steps=None):
         """Value and gradient.
 
         Parameters
         ----------
         affine : array, shape (dim + 1, dim + 1), at the moving owner only
             where the moving image is looked up.
-        jacobian : array, shape (p, dim, dim + 1)
-            how that changes with the components of a step.
+        jacobian : array, shape (columns, dim, dim + 1)
+            how that changes along the columns of the gradient.
+        steps : array, shape (p, dim, dim + 1), optional
+            how with the components of a step, for the first curvature; as along the
+            columns of the gradient by default.
         """
-        moving = None if affine is None else self._moving(affine, jacobian)
+        moving = None
+        if affine is not None:
+            moving = self._moving(
+                affine, jacobian, jacobian if steps is None else steps
+            )
         found = self._information.evaluate(
-            SCALE, self.parameters, moving, slopes=self._first
+            SCALE, self.columns, moving, slopes=self._first
         )
         self.metric.evaluations += 1
         if self._first:
             self._slopes, self._first = found.slopes, False
         return found.value, found.gradient
 
-    def _moving(self, affine, jacobian):
+    def _moving(self, affine, jacobian, steps):
         histogram = self.metric.histogram
         values, gradient, mask = self.metric.sample_moving(affine)
-        # As a function of the positions.
-        jacobian = jacobian @ self.positions.to_world
+        # As functions of the positions.
+        jacobian, steps = (j @ self.positions.to_world for j in (jacobian, steps))
         bands = MovingBands(values, mask, histogram)
         if self._first:
-            self._mine = self._curvature(values, gradient, mask, jacobian)
+            self._mine = self._curvature(values, gradient, mask, steps)
         scale = self._scale(gradient)
         units = self.positions.count * histogram.mdelta * scale
 
         def rounded(start, stop):
             return np.rint(gradient[start:stop] * scale).astype(np.int64)
 
-        matrix = jacobian.reshape(self.parameters, -1)
+        matrix = jacobian.reshape(self.columns, -1)
         return Moving(bands.weights, rounded, matrix / units)
 
     def _scale(self, gradient):

@@ -275,6 +275,10 @@ REBUILDS = {
 }
 
 
+#: What shows little because of what it is blurred by, where the program is followed.
+BLURRED = {"moved_frame"}
+
+
 #: What the moving owner is opened at transforms that it chooses.
 CHOSEN = {"metric_gradient", "joint_histogram"}
 
@@ -360,6 +364,12 @@ def receipt_text(receipt):
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner, as long "
             "as the moving owner chose its transforms as the program does."
+        )
+    elif labels & BLURRED:
+        lines.append(
+            "No voxel of an image was shown to anybody but the image's owner. The bits "
+            "of blurred numbers are the most that they show where all parties follow "
+            "the program; an owner that does not can be shown more (doc/security.md)."
         )
     else:
         lines.append(

@@ -19,11 +19,11 @@ verb         rounds                      bytes
 `less`       3, and MPyC's and 1         16 + 64 + 32 for each pair, and MPyC's
 `show_step`  8                           16 + 1687 + 2048 + 32 + 128 + 32 and 16 + 4 +
                                          2048 for each component, and what is opened
-`limited`    7                           16 + 1687 + 2048 + 32 + 128 + 64 + 48 and 144
+`limited`    10                          16 + 1687 + 1024 + 32 + 128 + 32 and 256
                                          for each component, 48 for each of a motion
 `moved`      4                           96 n
 `mean`       2                           48 n
-`matrix`     2                           48 n, to show one
+`show`       1                           16 n, and what is opened, to show a matrix
 ===========  ==========================  ==========================================
 
 What each party sees before an opening is uniform: points of fresh lines, masked words
@@ -97,6 +97,9 @@ MAGNITUDE = 1 << 30
 OWN_MAGNITUDE = 1 << 13
 #: Differences of fewer bits are compared rightly.
 COMPARABLE_BITS = 50
+#: Steps are brought into a range: a component that has no more bits than this, its
+#: fraction included, stays what it is, and a square has no more than this.
+ASCENT_BITS, SQUARE_BITS = 37, 86
 #: Fraction bits of components to be rounded.
 ROUNDED_DIGITS = 4
 #: Components are multiplied by 2**(LOW - e), which is an integer.
@@ -137,17 +140,27 @@ class SecretNumbers:
         self.step_bits, self.exponents = step_bits, exponents
         self.square_digits, self.tilt_bits = square_digits, tilt_bits
 
-    def own(self, x, shape, digits=None, bound=OWN_MAGNITUDE):
-        """Numbers that the moving owner knows."""
+    def own(self, x, shape, digits=None, bound=OWN_MAGNITUDE, owner=MOVING):
+        """Numbers that an owner knows."""
         return share(
             self.session,
-            MOVING,
+            owner,
             x,
             shape,
             frac_bits=self.digits if digits is None else digits,
             bound=bound,
             field=P127,
             name="own",
+        )
+
+    def public(self, x):
+        """Numbers that all know."""
+        return SharedArray(
+            P127,
+            P127.encode(x, self.digits, OWN_MAGNITUDE),
+            1,
+            self.digits,
+            OWN_MAGNITUDE << self.digits,
         )
 
     # -- products ----------------------------------------------------------
@@ -220,6 +233,8 @@ class SecretNumbers:
     def less(self, *pairs):
         """For each pair whether the first is less: a bit on shares."""
         differences = [(a - b).reshape(-1) for a, b in pairs]
+        # MPyC hides what it compares by numbers that are 42 bits longer than it is
+        # promised to be.
         whole = _in_range(self.session, _joined(differences))
 
         async def compare(mpc):
@@ -265,18 +280,11 @@ class SecretNumbers:
 
     def limited(self, ascent, parts, directions):
         """A part of the quasi-Newton step, by its size; see `ClearNumbers.limited`."""
-        digits = PART_DIGITS
-        both = [
-            [round(x * 2.0**digits) for x in values]
-            for values in (parts, np.square(parts))
-        ]
-        c, square = (
-            self._in_field(x, 1 << digits, name)
-            for x, name in zip(
-                self._by_size(ascent, *both), ("part", "square-of-part"), strict=True
-            )
-        )
-        c.frac_bits = square.frac_bits = digits
+        ascent = _in_range(self.session, ascent, ASCENT_BITS)
+        unit = 1 << PART_DIGITS
+        (c,) = self._by_size(ascent, [round(x * unit) for x in parts])
+        c = self._in_field(c, unit, "part")
+        c.frac_bits = PART_DIGITS
         p = len(ascent.share)
         flat = directions.reshape(p, -1).T
         known = P127.encode(flat, DIRECTION_DIGITS, LARGEST_DIRECTION)
@@ -285,28 +293,22 @@ class SecretNumbers:
             P127, motion, 1, ascent.frac_bits + DIRECTION_DIGITS, ascent.bound
         )
         vector = broadcast(c, (p,)) * -ascent
-        back = broadcast(square, (p,)) * ascent
+        tilt = vector.times(1)
+        tilt.frac_bits += self.tilt_bits
+        back = vector.times(round(-parts[0] * (1 << DIRECTION_DIGITS)))
+        back.frac_bits += DIRECTION_DIGITS
         motion = broadcast(c, motion.shape) * motion
-        for product in (vector, back, motion):
+        for product in (vector, tilt, back, motion):
             product.bound = LARGEST_MOTION << product.frac_bits
-        tilt = SharedArray(
-            P127, vector.share, 2, vector.frac_bits + self.tilt_bits, vector.bound
-        )
-        whole = c.times(1)
-        vector, tilt, back, motion, whole = self._truncated(
-            [vector, tilt, back, motion, whole], ()
-        )
-        return vector, tilt, whole, back, motion.reshape(directions.shape[1:])
+        vector, tilt, back, motion = self._truncated([vector, tilt, back, motion], ())
+        part = self.public(parts[:1])
+        return vector, tilt, part, back, motion.reshape(directions.shape[1:])
 
-    def moved(self, motion, matrix):
-        """A matrix after a small motion; see `ClearNumbers.moved`."""
+    def moved(self, matrix, motion):
+        """A matrix and a small motion before it; see `ClearNumbers.moved`."""
         dim = matrix.shape[0]
-        linear = motion[:, :dim]
-        shift = motion._with(motion.share.copy())
-        shift.share[:, :dim] = 0
-        first = self._product(linear, matrix, 0) + shift
-        second = self._product(linear, first, 1)
-        total = matrix + first + second
+        first = self._product(matrix[:, :dim], motion, 0)
+        total = matrix + first + self._product(first[:, :dim], motion, 1)
         return total._with(total.share, bound=OWN_MAGNITUDE << self.digits)
 
     def _product(self, a, b, halved):
@@ -327,60 +329,21 @@ class SecretNumbers:
         mean.bound = OWN_MAGNITUDE << self.digits
         return mean.reshape(total.shape)
 
-    def show_matrix(self, matrix, right, owner, *, label, digits, bits, most):
-        """Show the moving owner a matrix times one that an owner knows.
+    def product(self, matrix, right):
+        """A matrix and another one before it, exact; to be shown.
+
+        Rounds: 0, which leaves a product that is reduced only where it is shown.
 
         Parameters
         ----------
-        matrix : SharedArray, shape (dim, dim + 1)
-        right : array, shape (dim + 1, dim + 1), at `owner` only
-            the last row is that of the identity.
-        owner : int
-        label : str
-            of the opening.
-        digits : int
-            fraction bits that are shown.
-        bits : float
-            of each number that say something: the others are noise.
-        most : float
-            largest magnitude that is shown; what is larger shows as another number.
-
-        Returns
-        -------
-        matrix : array, shape (dim, dim + 1), or None
-            at the moving owner.
+        matrix, right : SharedArray, shape (dim, dim + 1)
+            of both the last row is left out, which is that of the identity.
         """
-        s, dim = self.session, matrix.shape[0]
-        right = share(
-            s,
-            owner,
-            None if right is None else right[:dim],
-            (dim, dim + 1),
-            frac_bits=self.digits,
-            bound=OWN_MAGNITUDE,
-            field=P127,
-            name="frame",
-        )
-        product = matrix[:, :dim] @ right
-        shift = matrix.times(1 << self.digits).share.copy()
-        shift[:, :dim] = 0
+        product = matrix[:, :-1] @ right
+        shift = matrix.times(1 << right.frac_bits).share.copy()
+        shift[:, :-1] = 0
         product = product._with(P127.add(product.share, shift))
-        product = _promised(product, OWN_MAGNITUDE)
-        drop = product.frac_bits - digits
-        part = truncate_between_owners(s, product, drop, field=R64, name="shown")
-        # Nothing above what may be shown is sent.
-        places = round(math.log2(most)) + digits + 1
-        part = R64.scale(part, 1 << R64.bits - places)
-        shown = SharedArray(
-            R64,
-            part,
-            2,
-            digits + R64.bits - places,
-            (1 << R64.bits - 1) - 1,
-            noise_bits=math.log2(2**R64.bits - 1) - bits,
-        )
-        opened = s.open(shown, label, (MOVING,))
-        return opened
+        return _promised(product, OWN_MAGNITUDE)
 
     # -- what is opened ----------------------------------------------------
 
@@ -418,6 +381,43 @@ class SecretNumbers:
         if opened is None:
             return None, None
         return int(size[0]), opened.astype(int)
+
+    def show_matrix(self, matrix, *, label, digits, bits, most):
+        """Show the moving owner a matrix.
+
+        Parameters
+        ----------
+        matrix : SharedArray
+        label : str
+            of the opening.
+        digits : int
+            fraction bits that are shown.
+        bits : float
+            of each number that say something: the others are noise.
+        most : float
+            largest magnitude that is shown; what is larger shows as another number.
+
+        Returns
+        -------
+        matrix : array, or None
+            at the moving owner.
+        """
+        drop = matrix.frac_bits - digits
+        part = truncate_between_owners(
+            self.session, matrix, drop, field=R64, name="shown"
+        )
+        # Nothing above what may be shown is sent.
+        places = round(math.log2(most)) + digits + 1
+        part = R64.scale(part, 1 << R64.bits - places)
+        shown = SharedArray(
+            R64,
+            part,
+            2,
+            digits + R64.bits - places,
+            (1 << R64.bits - 1) - 1,
+            noise_bits=math.log2(2**R64.bits - 1) - bits,
+        )
+        return self.session.open(shown, label, (MOVING,))
 
     def show_value(self, value, unit):
         """Show the moving owner a number to 3 digits, of magnitude below 8.
@@ -474,7 +474,8 @@ class SecretNumbers:
         """
         s = self.session
         square = u.reshape(1, -1) @ u.reshape(-1, 1)
-        square = _promised(square.reshape(1), 1 << 36)
+        square = square.reshape(1)
+        square.bound = (1 << SQUARE_BITS) - 1
         drop = square.frac_bits - self.square_digits
 
         def deal_all():
@@ -522,21 +523,20 @@ class SecretNumbers:
         return table[opened, np.arange(len(opened))]
 
 
-def _in_range(session, array):
-    """The same numbers where they are below 2**COMPARABLE_BITS; else others, as small.
+def _in_range(session, array, bits=COMPARABLE_BITS):
+    """The same numbers where they are below ``2**bits``; else others, as small.
 
-    MPyC hides what it compares by numbers that are 42 bits longer than it is promised
-    to be. Here nobody need promise anything: through the rings of 64 and 128 bits,
-    where masks hide any number, whatever comes out is small. Rounds: 3.
+    Nobody need promise anything: through the rings of 64 and 128 bits, where masks hide
+    any number, whatever comes out is below ``2**(bits + 4)``. Rounds: 3.
     """
-    array = array._with(array.share, bound=(1 << COMPARABLE_BITS) - 1)
-    part = truncate_between_owners(session, array, 0, field=R64, name="compared")
-    shift = 61 - COMPARABLE_BITS
-    part = SharedArray(R64, part, 2, 0, array.bound).times(1 << shift)
+    array = array._with(array.share, bound=(1 << bits) - 1)
+    part = truncate_between_owners(session, array, 0, field=R64, name="ranged")
+    shift = 61 - bits
+    part = SharedArray(R64, part, 2, array.frac_bits, array.bound).times(1 << shift)
     part.bound = (1 << 61) - 1
-    whole = share_owners(session, lift(session, part), shift, P127, "compared")
+    whole = share_owners(session, lift(session, part), shift, P127, "ranged")
     # What is lifted is below 2**65 in any case.
-    return whole._with(whole.share, bound=1 << 65 - shift)
+    return SharedArray(P127, whole.share, 1, array.frac_bits, 1 << 65 - shift)
 
 
 def _promised(product, bound):
