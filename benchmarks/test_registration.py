@@ -13,6 +13,7 @@ OPTIONS = {"gtol": 1e-4}
 def run(benchmark, pair, rounds, **settings):
     static, moving, grid2world = pair
     reveal = settings.pop("reveal", "transform")
+    hidden = {"hide_steps": True} if settings.pop("hide_steps", False) else {}
     images = {"moving_affine": grid2world, "static_affine": grid2world, **settings}
     options = {} if reveal == "transform" else {"optimizer_options": OPTIONS}
     results = {}
@@ -28,6 +29,7 @@ def run(benchmark, pair, rounds, **settings):
             callback=counter.append,
             **images,
             **options,
+            **hidden,
         )
 
     def clear():
@@ -63,6 +65,12 @@ def test_sparse(benchmark, pair, reveal):
         sampling_proportion=0.1,
         reveal=reveal,
     )
+
+
+@pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
+def test_hidden_steps(benchmark, pair):
+    """The same where no step is shown."""
+    run(benchmark, pair, 3, sampling_proportion=0.1, hide_steps=True)
 
 
 @pytest.mark.heavy

@@ -307,6 +307,7 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
                 listed[label] = float(re.match(r"[\d.]+", cells[3])[0])
     opened = {"final_value"}
     for operation in OPERATIONS.values():
+        opened.update(operation.hidden)
         for names in (*operation.opens.values(), *operation.result.values()):
             opened.update(names)
     declared = {label: DECLARATIONS[label].bits for label in opened}
