@@ -352,12 +352,20 @@ def test_a_result_that_was_shown_before_an_interruption_counts(
             session, pair, pipeline=["rigid"], checkpoint=checkpoint, hide_steps=True
         )
 
+    def run(resume):
+        sessions = local_trio(timeout=60)
+        try:
+            return run_trio(sessions, lambda s: party(s, resume))
+        finally:
+            for session in sessions:
+                session.close()
+
     monkeypatch.setattr("dipy_ppir.align.imaffine.show", stopped)
     with pytest.raises(RuntimeError, match="stopped"):
-        run_trio(local_trio(timeout=60), lambda s: party(s, False))
+        run(resume=False)
     assert len(shown) == 1
     monkeypatch.setattr("dipy_ppir.align.imaffine.show", show)
-    for *_, receipt in run_trio(local_trio(timeout=60), lambda s: party(s, True)):
+    for *_, receipt in run(resume=True):
         transform = labels(receipt, "moving owner")["transform"]
         assert transform["openings"] == 2
         assert transform["bits"] == 2 * result_bits(2)

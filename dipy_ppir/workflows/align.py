@@ -168,7 +168,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             joint intensity histogram as well. The latter run DIPY's own optimizer.
         hide_steps : boolean, optional
             Show the owner of the moving image no step but the result: a tenth of
-            the bits, for a fifth more traffic. Not for 'rigid_scaling'.
+            the bits before it, for half more traffic. Not for 'rigid_scaling'.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
         far_apart : boolean, optional
