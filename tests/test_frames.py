@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 import pytest
 
 from dipy_ppir.align import frames as module
+from dipy_ppir.align import hidden, plan
 from dipy_ppir.align.frames import GROUPS, Blur, Frame, nearest_parameters
 from dipy_ppir.align.quasinewton import SIZE_PART
 
@@ -213,6 +214,26 @@ def test_a_step_of_no_length_shows_only_what_is_left():
     blur.show("AFFINE", 0.0)
     shown = [blur.show("AFFINE", 0.0) for _ in range(5)]
     assert all(a > b for a, b in zip(shown, shown[1:], strict=False))
+
+
+@pytest.mark.parametrize("kinds", [["RIGID", "AFFINE"], ["AFFINE", "RIGID"]])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [0.3, 1, 3])
+def test_a_mean_is_known_no_worse_than_a_step_says(kinds, levels, scale):
+    """Of the root mean square of what is not known before the next look."""
+    blur = Blur(3)
+    for kind in kinds:
+        most = [10**4] * levels
+        counts = plan.evaluations(kind, levels, most, scale=scale, hidden=True)
+        for level, count in enumerate(counts):
+            longest, left = hidden.PART * plan.cap(level, hidden=True), []
+            for _ in range(count):
+                blur.show(kind, longest)
+                left.append(np.sqrt(blur._unknown))
+            if count:
+                n = hidden.averaged(count)
+                mean = (sum(left[-n:]) - left[-n] + longest) / n
+                assert mean <= left[-1] + longest
 
 
 @pytest.mark.parametrize("kind", ["TRANSLATION", "RIGID", "AFFINE"])

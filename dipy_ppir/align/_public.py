@@ -11,7 +11,7 @@ import numpy as np
 
 from dipy_ppir.align import plan
 from dipy_ppir.align.frames import Blur
-from dipy_ppir.align.hidden import PART, result_bits
+from dipy_ppir.align.hidden import PART, check_path, result_bits
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
@@ -34,6 +34,7 @@ from dipy_ppir.align.validation import (
 )
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.ledger import MOVING
+from dipy_ppir.mpc.numbers import VALUE_BITS
 
 __all__ = [
     "affine",
@@ -79,7 +80,7 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
     Returns
     -------
     bits : float
-        the result's included.
+        those of the result included, and of its value, for which one may ask.
     """
     steps = _check_pipeline(pipeline, False)
     level_iters = list(level_iters or DEFAULT_LEVEL_ITERS)
@@ -106,6 +107,8 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
         else:
             p = regtransforms[kind, dim].get_number_of_parameters()
             total += sum(n - 1 for n in counts if n) * opened_bits(p)
+        if i == len(steps) - 1:
+            total += VALUE_BITS
     return total
 
 
@@ -113,13 +116,17 @@ def check_steps(registration, steps, dim):
     """Raise ValueError if a pipeline's steps cannot be taken as they are planned."""
     if registration.metric.reveal != "transform":
         return
-    for i, step in enumerate(steps):
-        if step != "center_of_mass":
-            registration.planned(
-                regtransforms[PIPELINE_STEPS[step], dim],
-                before=steps[i - 1] if i else None,
-                last=i == len(steps) - 1,
-            )
+    counts = [
+        registration.planned(
+            regtransforms[PIPELINE_STEPS[step], dim],
+            before=steps[i - 1] if i else None,
+            last=i == len(steps) - 1,
+        )
+        for i, step in enumerate(steps)
+        if step != "center_of_mass"
+    ]
+    if registration.metric.hide_steps:
+        check_path(counts)
 
 
 @warning_for_keywords()

@@ -326,15 +326,26 @@ def journal(session, checkpoint, **record):
         checkpoint.append({**record, "ledger": session.ledger.state()})
 
 
-def journal_ahead(session, checkpoint, label, values, bits, **record):
-    """Write down what is about to be opened to the moving owner, as if it were.
+def journal_ahead(session, checkpoint, receiver, openings, **record):
+    """Write down what is about to be opened as if it were.
 
     An owner that has a result and goes on as if it had not been given one is counted
     both.
+
+    Parameters
+    ----------
+    session : Session
+    checkpoint : Checkpoint or None
+    receiver : int
+    openings : dict
+        maps labels to how many numbers there are, and bits of each.
+    **record
+        see `journal`.
     """
     if checkpoint is not None:
         ledger = deepcopy(session.ledger)
-        ledger.record_opening(label, (MOVING,), values, bits)
+        for label, (values, bits) in openings.items():
+            ledger.record_opening(label, (receiver,), values, bits)
         checkpoint.append({**record, "ledger": ledger.state()})
 
 

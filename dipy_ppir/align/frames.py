@@ -22,6 +22,7 @@ from dipy_ppir.align.quasinewton import orthonormal_steps
 #: Jitter of position, and of shape: root mean square displacement in the units of
 #: steps; about mm of a human brain.
 MOVE, STRAIN = 10.0, 8.0
+SECOND_ORDER = 1.05
 #: Transforms that are the same in every space with the same shapes: after another one,
 #: and seen from wherever a start has moved it to, one is of the same kind.
 GROUPS = "TRANSLATION", "RIGID", "RIGIDISOSCALING", "AFFINE"
@@ -163,9 +164,11 @@ class Blur:
 
     .. math:: S' \le \left(\sqrt{S / (1 + S / D)} + L / \sqrt N\right)^2
 
-    (Minkowski). The mean of several transforms is no further from the last than a step.
-    That holds for whatever images the moving owner registers and wherever it starts,
-    but not if its program differs from this one: see doc/security.md.
+    (Minkowski). The mean of a transforms is known no worse than so: each but the last
+    has been looked at, of which :math:`\sqrt S` is left in the mean, and
+    :math:`L / (a \sqrt N)` of the last. That holds for whatever images the moving
+    owner registers and wherever it starts, but not if its program differs from this
+    one: see doc/security.md.
 
     Parameters
     ----------
@@ -174,8 +177,10 @@ class Blur:
 
     def __init__(self, dim):
         rigid = dim * (dim + 1) // 2
-        self._rigid = rigid, MOVE**2 / rigid
-        self._all = dim * (dim + 1), min(MOVE**2 / rigid, STRAIN**2 / dim**2)
+        move, strain = MOVE**2 / rigid, STRAIN**2 / dim**2
+        # Beyond the first order the noise is smaller, for stretches by up to 1/20.
+        self._rigid = rigid, move / SECOND_ORDER
+        self._all = dim * (dim + 1), min(move, strain) / SECOND_ORDER
         #: Sum of variances of what is not known, in the square of a step's unit; what
         #: a step since the last evaluation was no longer than, if there was one; and
         #: in how many directions, with what noise.

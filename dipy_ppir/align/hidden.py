@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dipy_ppir.align import plan
 from dipy_ppir.align.frames import Blur, Frame, nearest_parameters
 from dipy_ppir.align.quasinewton import State, Taken, parts_by_size, update
 from dipy_ppir.align.secretmetric import SecretMutualInformation, secret_numbers
@@ -40,6 +41,9 @@ AVERAGED = 8
 FRAME_DIGITS, LARGEST_FRAME = 14, 8
 RESULT_DIGITS, LARGEST_RESULT = 12, 8
 RESULT_PLACES = RESULT_DIGITS + LARGEST_RESULT.bit_length()
+#: Steps of a pipeline are not longer than this together: even if each went the same
+#: way, the transform would stay in the range that it is computed with.
+LONGEST_PATH = 330.0
 #: Of a start, largest part by which distances along its axes differ: as small a part
 #: of what moves a rigid transform is off.
 _SIMILAR = 1e-3
@@ -122,6 +126,31 @@ def check_start(start, kind):
             "starting_affine shears or stretches, after which the steps of a "
             f"{kind.lower()} transform cannot be hidden; give one that does not, or "
             "use transform affine"
+        )
+
+
+def check_path(counts):
+    """Refuse steps that could take a transform out of its range.
+
+    Parameters
+    ----------
+    counts : list of list of int
+        evaluations of every transform of a pipeline at each level, coarsest first.
+
+    Raises
+    ------
+    ValueError
+    """
+    path = sum(
+        count * PART * plan.cap(level, hidden=True)
+        for levels in counts
+        for level, count in enumerate(levels)
+    )
+    if path > LONGEST_PATH:
+        raise ValueError(
+            f"{sum(map(sum, counts))} steps are too many to hide; lower the option "
+            '"evaluations", give level_iters that are smaller, or take fewer steps in '
+            "the pipeline"
         )
 
 

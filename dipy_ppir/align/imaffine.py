@@ -50,6 +50,7 @@ from dipy_ppir.align.hidden import (
     RESULT_PLACES,
     FramedMutualInformation,
     Hidden,
+    check_path,
     check_start,
     hide,
     minimise_hidden,
@@ -72,6 +73,7 @@ from dipy_ppir.mpc import local
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.numbers import VALUE_BITS
 from dipy_ppir.mpc.protocols import share
 
 __all__ = [
@@ -413,6 +415,9 @@ class SecureAffineRegistration(AffineRegistration):
                 field=P127,
                 name="affine",
             )
+            # A run that goes on may end at another one.
+            ahead = {"affine": ((dim + 1) ** 2, shared.open_bits)}
+            journal_ahead(session, self.checkpoint, STATIC, ahead)
             matrix = session.open(shared, "affine", (STATIC,))
         if matrix is None:
             return affine
@@ -527,6 +532,8 @@ class SecureAffineRegistration(AffineRegistration):
                 "it depends on the axes of the moving image; use rigid, "
                 "rigid_isoscaling or affine"
             )
+        if self.metric.hide_steps:
+            check_path([counts])
         if sum(counts) < 2 - self.metric.hide_steps:
             raise ValueError(
                 f"level_iters = {[int(n) for n in self.level_iters]} leave no step for "
@@ -641,15 +648,11 @@ class SecureAffineRegistration(AffineRegistration):
         """Show the moving owner what was found, and how well it matches if asked."""
         session, conducts = self.session, self.session.pid == MOVING
         session.ledger.about(None)
-        values = self.dim * (self.dim + 1)
-        journal_ahead(
-            session,
-            self.checkpoint,
-            "transform",
-            values,
-            RESULT_PLACES,
-            place=list(self._place),
-        )
+        ahead = {"transform": (self.dim * (self.dim + 1), RESULT_PLACES)}
+        if ret_metric:
+            ahead["final_value"] = 1, VALUE_BITS
+        place = list(self._place)
+        journal_ahead(session, self.checkpoint, MOVING, ahead, place=place)
         with session.phase("result"):
             transform, xopt = show(session, hidden)
         value = None

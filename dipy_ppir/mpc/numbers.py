@@ -81,16 +81,17 @@ declare(
     bits=1,
 )
 
+#: The value that is shown is a multiple of the reciprocal of this, and its bits.
+VALUE_PLACES, LARGEST_VALUE, VALUE_BITS = 1000, 8191, 14
+
 declare(
     "final_value",
     receivers=(MOVING,),
     shape="1, once, if it is asked for",
     meaning="how well the two images match in the end, to 3 digits",
-    bits=14,
+    bits=VALUE_BITS,
 )
 
-#: The value that is shown is a multiple of the reciprocal of this.
-VALUE_PLACES, LARGEST_VALUE = 1000, 8191
 #: No result is larger than this.
 MAGNITUDE = 1 << 30
 #: No number that the moving owner gives is.

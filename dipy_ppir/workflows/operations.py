@@ -268,6 +268,11 @@ def explain(plan):
             f"All of it is at most {most:,.0f} bits about the static image; "
             "evaluations are planned, level_iters are limits."
         )
+        if hidden:
+            lines.append(
+                "That is so where the moving owner follows the program; one that does "
+                "not can be shown more (doc/security.md)."
+            )
     lines += [
         "Both owners learn the other image's shape and position in space.",
         "",
