@@ -15,7 +15,7 @@ import pytest
 from sites import NOISELESS, ROLES, Launcher, Sites
 
 from dipy_ppir.align.checkpoint import Checkpoint, CheckpointError
-from dipy_ppir.align.imaffine import SecureAffineRegistration
+from dipy_ppir.align.resumption import Resumption
 
 SYN = {"level_iters": [4, 4], "radius": 2, "opt_tol": -1e9}
 AFFINE = {
@@ -420,15 +420,14 @@ def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
 
 
 def test_a_level_is_not_begun_anew_for_ever():
-    registration = SecureAffineRegistration(level_iters=[4], sigmas=[0], factors=[1])
-    registration.current_level = 0
-    step = {"place": [0, 0], "step": 1}
+    step, place = {"place": [0, 0], "step": 1}, (0, 0)
     for steps, refused in ((0, False), (5, False), (6, True)):
-        registration.checkpoint = SimpleNamespace(
+        checkpoint = SimpleNamespace(
             records=lambda n=steps: [step] * n + [{"place": [0, 0]}] * 20
         )
+        resumption = Resumption(checkpoint)
         if refused:
             with pytest.raises(CheckpointError, match="interrupted after 6 steps"):
-                registration._refuse_repeats(4)
+                resumption.refuse_repeats(place, 4)
         else:
-            registration._refuse_repeats(4)
+            resumption.refuse_repeats(place, 4)

@@ -13,8 +13,6 @@ Every party calls the same functions: the image it does not hold is a
 processes on this machine and run the same protocol.
 """
 
-from collections import deque
-
 from dipy.align.imaffine import (
     AffineInvalidValuesError,
     AffineInversionError,
@@ -38,8 +36,6 @@ from dipy_ppir.align.centers import (
     world_center_of_mass,
 )
 from dipy_ppir.align.checkpoint import (
-    CheckpointError,
-    begin_or_resume,
     digest,
     journal,
     journal_ahead,
@@ -59,6 +55,7 @@ from dipy_ppir.align.hidden import (
 from dipy_ppir.align.mimetric import SecureMutualInformationMetric
 from dipy_ppir.align.quasinewton import SCALE, minimise
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote, split, unite
+from dipy_ppir.align.resumption import Resumption
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.align.validation import (
     check_image,
@@ -70,7 +67,6 @@ from dipy_ppir.align.validation import (
     usable_mask,
 )
 from dipy_ppir.mpc import local
-from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.numbers import VALUE_BITS
@@ -94,9 +90,6 @@ declare(
     meaning="the resulting transform",
     bits=121.1,
 )
-
-#: A level's steps are not shown more often than this, however often it is interrupted.
-REPEATS = 2
 
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
 
@@ -184,7 +177,7 @@ class SecureAffineRegistration(AffineRegistration):
         self.step = None
         self.checkpoint = checkpoint
         #: Which step of a pipeline this is, and where an interrupted run goes on.
-        self.step_number, self._resume_at = 0, (0, 0)
+        self.step_number, self._resumption = 0, Resumption(checkpoint)
 
     def _check_options(self, options):
         """How many times the planned evaluations are made."""
@@ -586,12 +579,12 @@ class SecureAffineRegistration(AffineRegistration):
             self.current_level = level
             if not counts[-1 - level]:
                 continue
-            if self._place < self._resume_at:
+            if self._place < self._resumption.at:
                 if conducts:
-                    xopt = self._result_before()
+                    xopt = self._resumption.result(self._place)
                     self._take(xopt)
                 continue
-            self._refuse_repeats(counts[-1 - level])
+            self._resumption.refuse_repeats(self._place, counts[-1 - level])
             journal(session, self.checkpoint, place=list(self._place))
             self._set_up(level, images)
             metric = self.metric.shared
@@ -681,25 +674,6 @@ class SecureAffineRegistration(AffineRegistration):
 
         return on_step
 
-    def _refuse_repeats(self, count):
-        """A level that is interrupted is begun anew, and its steps are shown again."""
-        before = sum("step" in r for r in self._recorded())
-        if before >= REPEATS * (count - 1) > 0:
-            raise CheckpointError(
-                f"this level was interrupted after {before} steps in all, which would "
-                "be shown again; start anew at all parties, without --resume"
-            )
-
-    def _result_before(self):
-        """Parameters that an interrupted run had found at this step and level."""
-        found = [r["result"] for r in self._recorded() if "result" in r]
-        if not found:
-            raise CheckpointError(
-                "the checkpoint lacks the result of a level; start anew at all "
-                "parties, without --resume"
-            )
-        return np.array(found[-1])
-
     def _at_moving_owner(self, images):
         """All levels by an optimizer of DIPY's that runs at the moving owner.
 
@@ -712,7 +686,7 @@ class SecureAffineRegistration(AffineRegistration):
         options = dict(self.options or {"gtol": 1e-4})
         for level in range(self.levels - 1, -1, -1):
             self.current_level = level
-            live = self._place >= self._resume_at
+            live = self._place >= self._resumption.at
             if live:
                 self._set_up(level, images)
             if not conducts:
@@ -724,7 +698,9 @@ class SecureAffineRegistration(AffineRegistration):
             self.metric.callback = self._progress if self.callback else None
             self._iteration = 0
             optimum = Optimizer(
-                self._evaluations(live),
+                self._resumption.evaluations(
+                    self.session, self.metric.distance_and_gradient, self._place
+                ),
                 self.params0,
                 method=self.method,
                 jac=True,
@@ -745,7 +721,7 @@ class SecureAffineRegistration(AffineRegistration):
     @property
     def finished_before(self):
         """Whether an interrupted run had finished this step."""
-        return self.step_number < self._resume_at[0]
+        return self.step_number < self._resumption.at[0]
 
     def begin_checkpoint(self, steps, starting_affine, **images):
         """Find out where an interrupted run goes on; all parties together.
@@ -761,8 +737,7 @@ class SecureAffineRegistration(AffineRegistration):
         starting_affine, **images
             see `optimize`; a checkpoint belongs to them.
         """
-        checkpoint, self._resume_at = self.checkpoint, (0, 0)
-        if checkpoint is None:
+        if self.checkpoint is None:
             return
         here = {
             name: None if is_remote(images[name]) else images[name]
@@ -776,73 +751,16 @@ class SecureAffineRegistration(AffineRegistration):
                 starting_affine if isinstance(starting_affine, np.ndarray) else None
             ),
         }
-        if not begin_or_resume(self.session, checkpoint, facts):
-            return
-        if self.metric.hide_steps:
-            # Nobody knows how far it was: it begins anew, and shows everything again.
-            if self.session.ledger.resumed >= REPEATS:
-                raise CheckpointError(
-                    f"this registration was interrupted {REPEATS} times, and all that "
-                    "it shows would be shown again; start anew at all parties, without "
-                    "--resume"
-                )
-            return
-        places = [r["place"] for r in checkpoint.records() if "place" in r]
-        with self.session.phase("agreement"):
-            views = self.session.exchange("resume", places[-1] if places else [0, 0])
-        place = views[MOVING]
-        limits = steps, self.levels
-        if (
-            not isinstance(place, list)
-            or len(place) != 2
-            or not all(
-                type(n) is int and 0 <= n < limit
-                for n, limit in zip(place, limits, strict=True)
-            )
-        ):
-            raise ProtocolError("the moving owner resumes at no possible place", MOVING)
-        self._resume_at = tuple(place)
-
-    def _recorded(self):
-        """Records of the interrupted run at this step and level."""
-        checkpoint = self.checkpoint
-        if checkpoint is None:
-            return []
-        place = list(self._place)
-        return [r for r in checkpoint.records() if r.get("place") == place]
-
-    def _evaluations(self, live):
-        """The metric as a function of parameters, as the optimizer wants it."""
-        evaluate = self.metric.distance_and_gradient
-        if self.checkpoint is None:
-            return evaluate
-        recorded = deque(r for r in self._recorded() if "parameters" in r)
-        place = list(self._place)
-
-        def answer(parameters):
-            given = np.asarray(parameters).tolist()
-            if recorded and recorded[0]["parameters"] == given:
-                record = recorded.popleft()
-                return record["value"], np.array(record["gradient"])
-            recorded.clear()
-            if not live:
-                raise CheckpointError(
-                    "the checkpoint does not fit this program, which takes another "
-                    "path; start anew at all parties, without --resume"
-                )
-            value, gradient = evaluate(parameters)
-            record = {"place": place, "parameters": given, "value": float(value)}
-            record["gradient"] = np.asarray(gradient).tolist()
-            journal(self.session, self.checkpoint, **record)
-            return value, gradient
-
-        return answer
+        # Where no step is shown, nobody knows how far a run was.
+        self._resumption.begin(
+            self.session, facts, (steps, self.levels), anew=self.metric.hide_steps
+        )
 
     def _serve(self):
         """Take part in the evaluations of a level, as many as were agreed."""
         limit, place = self._most_evaluations(self.current_level), list(self._place)
         if limit is not None:
-            limit -= len(self._recorded())
+            limit -= len(self._resumption.recorded(self._place))
 
         count = 0
 
@@ -890,8 +808,9 @@ class SecureAffineRegistration(AffineRegistration):
             place = [self.step_number, 0]
             journal(self.session, self.checkpoint, place=place, center=matrix)
             return affine_map
-        centers = [r["center"] for r in self._recorded() if "center" in r]
-        return AffineMap(np.array(centers[-1]) if centers else np.eye(self.dim + 1))
+        found = self._resumption.recorded(self._place, "center")
+        center = found[-1]["center"] if found else np.eye(self.dim + 1)
+        return AffineMap(np.array(center))
 
     def _most_evaluations(self, level):
         """What the static owner agrees to; None where `method` sets no bound."""
