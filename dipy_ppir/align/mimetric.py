@@ -55,8 +55,9 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     hide_steps : bool, optional
         with ``reveal="transform"``: show the moving owner no step, but at every
         evaluation the transform blurred by a fresh random movement of the static
-        image's frame (`frames`), some 150 bits in all, and the result. It takes as
-        many evaluations, and a fifth more traffic.
+        image's frame (`frames`), some 150 bits in all, and the result. For
+        translation, rigid, rigid_isoscaling and affine. It takes 52 evaluations for 44
+        and half more traffic.
     backend : {"packed", "mpyc"}, optional
         what computes the sums over samples. ``"mpyc"`` does so literally, with MPyC's
         secure arrays, some thousand times slower: for images of a few thousand voxels,

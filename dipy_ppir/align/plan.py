@@ -2,7 +2,8 @@
 
 44 for an affine registration of three levels: 4 at the coarsest for the translation;
 10, 6 and 4 for the rigid transform; 10 and 10 at the two finer ones for what it lacks
-to an affine one. They do what takes L-BFGS-B some 400.
+to an affine one. They do what takes L-BFGS-B some 400. Hidden steps are 52, because
+none is left out and noise is averaged.
 """
 
 #: Evaluations at the coarsest, the middle and the finest levels; of a transform with
