@@ -11,7 +11,7 @@ import numpy as np
 
 from dipy_ppir.align import plan
 from dipy_ppir.align.frames import Blur
-from dipy_ppir.align.hidden import PART, check_path, result_bits
+from dipy_ppir.align.hidden import PART, check_path, check_start, result_bits
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
@@ -23,12 +23,12 @@ from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.align.quasinewton import opened_bits
 from dipy_ppir.align.remote import exchange_grids, is_remote, is_word, split, unite
 from dipy_ppir.align.validation import (
-    check_grid2world,
     check_image,
     check_mask,
     check_overlap,
     check_pyramid,
     check_slices,
+    check_starting_affine,
     masked,
     usable_mask,
 )
@@ -112,7 +112,7 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
     return total
 
 
-def check_steps(registration, steps, dim):
+def check_steps(registration, steps, dim, starting_affine=None):
     """Raise ValueError if a pipeline's steps cannot be taken as they are planned."""
     if registration.metric.reveal != "transform":
         return
@@ -127,6 +127,9 @@ def check_steps(registration, steps, dim):
     ]
     if registration.metric.hide_steps:
         check_path(counts)
+        if isinstance(starting_affine, np.ndarray) and "center_of_mass" not in steps:
+            for step in steps:
+                check_start(starting_affine, PIPELINE_STEPS[step])
 
 
 @warning_for_keywords()
@@ -170,8 +173,9 @@ def affine_registration(
         steps out of center_of_mass, translation, rigid, rigid_isoscaling,
         rigid_scaling and affine. By default ``["center_of_mass", "translation",
         "rigid", "affine"]``.
-    starting_affine : array, shape (dim + 1, dim + 1), optional
-        initial guess, at the moving owner.
+    starting_affine : {"mass", "voxel-origin", "centers"} or array, optional
+        initial guess, shape (dim + 1, dim + 1), at the moving owner; or what it is
+        determined by, the same at all parties.
     metric : str, optional
         only "MI".
     level_iters, sigmas, factors : sequence, optional
@@ -226,13 +230,14 @@ def affine_registration(
     check_slices(moving)
     check_mask(static_mask, static, "static")
     check_mask(moving_mask, moving, "moving")
-    if starting_affine is not None:
-        check_grid2world(starting_affine, len(static.shape), "starting_affine of the")
+    starting_affine = check_starting_affine(starting_affine, len(static.shape))
     # Only the moving owner knows where a registration starts.
     starts_here = session is None or session.pid == MOVING
     if starts_here and starting_affine is None and "center_of_mass" not in steps:
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
-    if "center_of_mass" in steps:
+    if "center_of_mass" in steps or (
+        isinstance(starting_affine, str) and starting_affine == "mass"
+    ):
         check_centers(
             static=(static, static_affine, static_mask),
             moving=(moving, moving_affine, moving_mask),
@@ -254,7 +259,7 @@ def affine_registration(
         checkpoint=checkpoint,
     )
     check_pyramid(static.shape, static_affine, registration.factors)
-    check_steps(registration, steps, len(static.shape))
+    check_steps(registration, steps, len(static.shape), starting_affine)
     images = {
         "static": static,
         "moving": moving,
@@ -278,6 +283,9 @@ def affine_registration(
             "config": registration.config(),
             "steps": steps,
             "ret_metric": ret_metric,
+            "starting_affine": starting_affine
+            if isinstance(starting_affine, str)
+            else None,
         }
 
         def run_here(own_session):
@@ -373,10 +381,12 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
     session = registration.session
     dim = len(images["static"].shape)
     registration.dim = dim
-    registration.agree(None, None, ret_metric=ret_metric, **images)
+    registration.agree(None, starting_affine, ret_metric=ret_metric, **images)
     with session.phase("agreement"):
         session.agree("registration", {"pipeline": steps})
-    registration.begin_checkpoint(len(steps), starting_affine, **images)
+    registration.begin_checkpoint(
+        steps, starting_affine, ret_metric=ret_metric, **images
+    )
     affine = np.eye(dim + 1) if starting_affine is None else starting_affine
     xopt = fopt = None
     for registration.step_number, registration.step in enumerate(steps):
@@ -425,9 +435,9 @@ def _described(registration):
     return config
 
 
-def _pipeline_party(session, config, steps, ret_metric, **images):
-    registration = registration_from(session, config)
-    run_pipeline(registration, steps, None, unite(**images), ret_metric=ret_metric)
+def _pipeline_party(session, config, steps, ret_metric, starting_affine, **images):
+    registration, images = registration_from(session, config), unite(**images)
+    run_pipeline(registration, steps, starting_affine, images, ret_metric=ret_metric)
 
 
 @warning_for_keywords()

@@ -13,6 +13,7 @@ from dipy_ppir.align import plan
 from dipy_ppir.align.frames import Blur, Frame, nearest_parameters
 from dipy_ppir.align.quasinewton import State, Taken, parts_by_size, update
 from dipy_ppir.align.secretmetric import SecretMutualInformation, secret_numbers
+from dipy_ppir.align.validation import check_starting_affine
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 
@@ -115,12 +116,8 @@ def check_start(start, kind):
     ValueError
         if it is not invertible, or shears or stretches.
     """
+    check_starting_affine(start, len(start) - 1)
     scales = np.linalg.svd(start[:-1, :-1], compute_uv=False)
-    if not scales[-1] > 1e-12 * scales[0]:
-        raise ValueError(
-            "starting_affine is not invertible: it maps the image into a plane; give "
-            "another one"
-        )
     if kind.startswith("RIGID") and scales[0] > scales[-1] * (1 + _SIMILAR):
         raise ValueError(
             "starting_affine shears or stretches, after which the steps of a "

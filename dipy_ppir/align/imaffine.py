@@ -63,6 +63,7 @@ from dipy_ppir.align.validation import (
     check_mask,
     check_pyramid,
     check_slices,
+    check_starting_affine,
     masked,
     usable_mask,
 )
@@ -257,8 +258,11 @@ class SecureAffineRegistration(AffineRegistration):
         check_slices(moving)
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
+        starting_affine = check_starting_affine(starting_affine, len(static.shape))
         if self.metric.reveal == "transform":
             self.planned(transform)
+        if self.metric.hide_steps and isinstance(starting_affine, np.ndarray):
+            check_start(starting_affine, _TRANSFORM_NAMES[type(transform)][0])
         if isinstance(starting_affine, str) and starting_affine == "mass":
             check_centers(
                 static=(static, static_grid2world, static_mask),
@@ -278,7 +282,10 @@ class SecureAffineRegistration(AffineRegistration):
         }
         if self.session is not None:
             self.agree(transform, starting_affine, ret_metric=ret_metric, **arguments)
-            self.begin_checkpoint(1, starting_affine, **arguments)
+            name = list(_TRANSFORM_NAMES[type(transform)])
+            self.begin_checkpoint(
+                [name], starting_affine, ret_metric=ret_metric, **arguments
+            )
             result = self.run(
                 transform,
                 params0,
@@ -723,7 +730,7 @@ class SecureAffineRegistration(AffineRegistration):
         """Whether an interrupted run had finished this step."""
         return self.step_number < self._resumption.at[0]
 
-    def begin_checkpoint(self, steps, starting_affine, **images):
+    def begin_checkpoint(self, steps, starting_affine, *, ret_metric=False, **images):
         """Find out where an interrupted run goes on; all parties together.
 
         The moving owner's journal holds what was opened to it. Its optimizer is fed
@@ -732,9 +739,9 @@ class SecureAffineRegistration(AffineRegistration):
 
         Parameters
         ----------
-        steps : int
-            length of the pipeline.
-        starting_affine, **images
+        steps : list of str
+            of the pipeline.
+        starting_affine, ret_metric, **images
             see `optimize`; a checkpoint belongs to them.
         """
         if self.checkpoint is None:
@@ -750,10 +757,12 @@ class SecureAffineRegistration(AffineRegistration):
             "start": digest(
                 starting_affine if isinstance(starting_affine, np.ndarray) else None
             ),
+            "steps": steps,
+            "ret_metric": bool(ret_metric),
         }
         # Where no step is shown, nobody knows how far a run was.
         self._resumption.begin(
-            self.session, facts, (steps, self.levels), anew=self.metric.hide_steps
+            self.session, facts, (len(steps), self.levels), anew=self.metric.hide_steps
         )
 
     def _serve(self):
@@ -902,8 +911,6 @@ class SecureAffineRegistration(AffineRegistration):
         if start is None:
             return np.eye(self.dim + 1)
         if isinstance(start, np.ndarray):
-            if start.shape != (self.dim + 1, self.dim + 1):
-                raise ValueError("Invalid starting_affine matrix")
             return start
         if start == "mass":
             return transform_centers_of_mass(
@@ -916,9 +923,7 @@ class SecureAffineRegistration(AffineRegistration):
             ).affine
         if start == "voxel-origin":
             return transform_origins(*images).affine
-        if start == "centers":
-            return transform_geometric_centers(*images).affine
-        raise ValueError("Invalid starting_affine strategy")
+        return transform_geometric_centers(*images).affine
 
     def _scale_space(self, image, mask, grid2world):
         _, spacing = get_direction_and_spacings(grid2world, self.dim)

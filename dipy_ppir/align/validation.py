@@ -32,6 +32,55 @@ def check_grid2world(matrix, dim, name):
         )
 
 
+#: Names of starts that the images determine.
+STARTS = ("mass", "voxel-origin", "centers")
+
+
+def check_starting_affine(start, dim):
+    """Where a registration starts, or ValueError.
+
+    Parameters
+    ----------
+    start : str, array or None
+    dim : int
+
+    Returns
+    -------
+    start : str, array of float or None
+    """
+    if start is None or (isinstance(start, str) and start in STARTS):
+        return start
+    if isinstance(start, str):
+        raise ValueError(
+            f"starting_affine must be a matrix or one of {list(STARTS)}, got {start!r}"
+        )
+    try:
+        matrix = np.array(start, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"starting_affine must be a matrix or one of {list(STARTS)}"
+        ) from None
+    if matrix.shape != (dim + 1, dim + 1):
+        raise ValueError(
+            f"starting_affine has shape {matrix.shape}, but {dim}D images need "
+            f"({dim + 1}, {dim + 1})"
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError("starting_affine contains NaN or infinity")
+    if not np.allclose(matrix[-1], np.eye(dim + 1)[-1], rtol=0, atol=1e-9):
+        raise ValueError(
+            f"the last row of starting_affine must be 0 but for a 1 at its end, got "
+            f"{matrix[-1].tolist()}"
+        )
+    scales = np.linalg.svd(matrix[:-1, :-1], compute_uv=False)
+    if not scales[-1] > 1e-9 * scales[0]:
+        raise ValueError(
+            "starting_affine is not invertible: it maps the image into a plane; give "
+            "another one"
+        )
+    return matrix
+
+
 def check_image(image, grid2world, name):
     """Raise ValueError unless `image` can be registered.
 

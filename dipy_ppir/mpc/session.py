@@ -505,10 +505,18 @@ class Session:
         return self
 
     def __exit__(self, kind, exc, trace):
-        if exc is None:
-            self.close()
-        else:
+        if exc is not None:
             self.fail(exc)
+            return
+        if self.plan is not None:
+            # Nobody goes on before all have written what they were given: a party that
+            # cannot finds the others ready to resume.
+            try:
+                self.exchange("written", None)
+            except BaseException as error:
+                self.fail(error)
+                raise
+        self.close()
 
 
 def _remedy(key):

@@ -89,12 +89,12 @@ class Openings:
 
     def end(self, planned, receipt, role):
         """Replace what was planned, at each of its attempts, by what was opened."""
-        attempts = 1 + receipt["resumed"]
-        self._add(receipt["bits"][role] - attempts * planned)
+        attempts, opened = 1 + receipt["resumed"], receipt["bits"][role]
+        self._add(opened - attempts * planned, least=opened)
 
-    def _add(self, bits):
+    def _add(self, bits, least=0.0):
         counts = self._read()
-        counts[self.key] = round(max(counts.get(self.key, 0) + bits, 0), 1)
+        counts[self.key] = round(max(counts.get(self.key, 0) + bits, least), 1)
         temporary = self.file.with_name("." + FILE)
         try:
             with open(

@@ -119,8 +119,7 @@ class Site:
     def run(self, checkpoint, write, met=lambda: None, **arguments):
         """Meet the others, register, and write what is this party's.
 
-        Nobody goes on before all have written: a party that cannot finds the others
-        ready to resume.
+        The session ends when all have written: see `Session`.
 
         Parameters
         ----------
@@ -156,7 +155,6 @@ class Site:
                 **arguments,
             )
             write(*result, receipt)
-            session.exchange("written", None)
         return receipt
 
     def checkpoint(self, folder, resume):
@@ -262,7 +260,8 @@ class _Count:
         if self.count is not None:
             self.count.end(self.planned, receipt, ROLES[MOVING])
             logger.info(
-                "%s bits were opened about this image in all sessions so far",
+                "%s bits were opened about this image, or may have been, in all "
+                "sessions so far",
                 f"{self.count.bits:,.0f}",
             )
 
