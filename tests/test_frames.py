@@ -165,7 +165,7 @@ def test_jitter(dim):
     directions = f.affine.reshape(-1, dim * (dim + 1))
     drawn = np.array([(f.draw() - np.eye(dim + 1))[:dim].ravel() for _ in range(4000)])
     components = drawn @ np.linalg.pinv(directions)
-    rigid_noise, noise = Blur(dim)._rigid[1], Blur(dim)._all[1]
+    rigid_noise, noise = (Blur(dim)._hiding[k][1] for k in ("RIGID", "AFFINE"))
     rigid = f.generators(regtransforms["RIGID", dim]).reshape(-1, dim * (dim + 1))
     rigid, _ = np.linalg.qr((rigid @ np.linalg.pinv(directions)).T)
     strain = np.linalg.svd(rigid.T)[2][rigid.shape[1] :]
@@ -251,8 +251,7 @@ def test_the_bound_is_one(kind):
         left = np.zeros((12, 12))
         for _ in range(12):
             energy = rng.exponential(1, 12) ** rng.integers(1, 8)
-            if kind != "AFFINE":
-                energy[6:] = 0
+            energy[{"TRANSLATION": 3, "RIGID": 6, "AFFINE": 12}[kind] :] = 0
             energy *= longest**2 / energy.sum()
             before = left + np.diag(energy)
             if rng.random() < 0.5:  # as far as what is not known goes the same way

@@ -333,6 +333,13 @@ def test_what_is_shown_moves_at_random(bodies, monkeypatch, scale):
     assert len({s.tobytes() for s in shown}) == 64
 
 
+def test_where_steps_may_have_ended_on_their_way(bodies):
+    """Few of them, without the centres of mass: a warning says so."""
+    with pytest.warns(UserWarning, match="moved by .* mm, and hidden steps add up to"):
+        whole(bodies(2), pipeline=["rigid"], level_iters=[2, 2, 2])
+
+
+@pytest.mark.filterwarnings("ignore:the image was moved")
 def test_a_result_that_was_shown_before_an_interruption_counts(
     bodies, monkeypatch, tmp_path
 ):

@@ -151,9 +151,9 @@ class Blur:
 
     An evaluation shows :math:`A = T R`. Whatever is thought of T, say :math:`T_0`, it
     shows :math:`T_0^{-1} A = (1 + \epsilon) R`: to first order what T is besides, and
-    Gaussian noise, of variance N at least along every one of D directions. Let S be the
-    sum over them of the variance of what is not known of T before it, divided by N.
-    Then it shows at most
+    Gaussian noise, of variance N at least along every one of the D directions that T
+    may have been changed in. Let S be the sum over them of the variance of what is not
+    known of T before it, divided by N. Then it shows at most
 
     .. math:: \frac12 \log_2 \det (1 + P / N) \le \frac D2 \log_2 (1 + S / D)
 
@@ -176,11 +176,16 @@ class Blur:
     """
 
     def __init__(self, dim):
-        rigid = dim * (dim + 1) // 2
-        move, strain = MOVE**2 / rigid, STRAIN**2 / dim**2
+        move, strain = MOVE**2 / (dim * (dim + 1) // 2), STRAIN**2 / dim**2
         # Beyond the first order the noise is smaller, for stretches by up to 1/20.
-        self._rigid = rigid, move / SECOND_ORDER
-        self._all = dim * (dim + 1), min(move, strain) / SECOND_ORDER
+        rigid, least = move / SECOND_ORDER, min(move, strain) / SECOND_ORDER
+        self._hiding = {
+            kind: (
+                regtransforms[kind, dim].get_number_of_parameters(),
+                rigid if kind in _RIGID else least,
+            )
+            for kind in GROUPS
+        }
         #: Sum of variances of what is not known, in the square of a step's unit; what
         #: a step since the last evaluation was no longer than, if there was one; and
         #: in how many directions, with what noise.
@@ -201,8 +206,7 @@ class Blur:
         bits : float
         """
         # As many directions as it may have been changed in before.
-        here = self._rigid if kind in _RIGID else self._all
-        directions, noise = max(self._hidden_by, here)
+        directions, noise = max(self._hidden_by, self._hiding[kind])
         last, self._last, self._hidden_by = self._last, longest, (directions, noise)
         if last is None:
             return 0.0

@@ -6,12 +6,19 @@ frame that moves at every evaluation (`frames`), and the transform once it is fo
 """
 
 from typing import NamedTuple
+from warnings import warn
 
 import numpy as np
 
 from dipy_ppir.align import plan
 from dipy_ppir.align.frames import Blur, Frame, nearest_parameters
-from dipy_ppir.align.quasinewton import State, Taken, parts_by_size, update
+from dipy_ppir.align.quasinewton import (
+    SIZE_PART,
+    State,
+    Taken,
+    parts_by_size,
+    update,
+)
 from dipy_ppir.align.secretmetric import SecretMutualInformation, secret_numbers
 from dipy_ppir.align.validation import check_starting_affine
 from dipy_ppir.mpc.arrays import SharedArray
@@ -45,6 +52,8 @@ RESULT_PLACES = RESULT_DIGITS + LARGEST_RESULT.bit_length()
 #: Steps of a pipeline are not longer than this together: even if each went the same
 #: way, the transform would stay in the range that it is computed with.
 LONGEST_PATH = 330.0
+#: A result that is further than this part of the steps may be on its way still.
+FAR = 1 / 3
 #: Of a start, largest part by which distances along its axes differ: as small a part
 #: of what moves a rigid transform is off.
 _SIMILAR = 1e-3
@@ -70,13 +79,16 @@ class Hidden(NamedTuple):
         from the static to the moving space, mm; at the moving owner.
     kinds : tuple of Transform
         what it has been changed by.
+    reach : float
+        no further than this it has been moved, in the unit of steps.
     """
 
     matrix: SharedArray
     frame: Frame
     blur: Blur
     start: np.ndarray
-    kinds: tuple
+    kinds: tuple = ()
+    reach: float = 0.0
 
 
 def hide(session, frame, start):
@@ -95,7 +107,7 @@ def hide(session, frame, start):
     """
     identity = np.eye(frame.dim + 1)[:-1]
     matrix = secret_numbers(session).public(identity)
-    return Hidden(matrix, frame, Blur(frame.dim), start, ())
+    return Hidden(matrix, frame, Blur(frame.dim), start)
 
 
 def check_start(start, kind):
@@ -126,6 +138,12 @@ def check_start(start, kind):
         )
 
 
+def reach(counts):
+    """What the steps of a transform add up to, by evaluations at each level."""
+    caps = (plan.cap(level, hidden=True) for level in range(len(counts)))
+    return sum(n * PART * cap for n, cap in zip(counts, caps, strict=True))
+
+
 def check_path(counts):
     """Refuse steps that could take a transform out of its range.
 
@@ -138,12 +156,7 @@ def check_path(counts):
     ------
     ValueError
     """
-    path = sum(
-        count * PART * plan.cap(level, hidden=True)
-        for levels in counts
-        for level, count in enumerate(levels)
-    )
-    if path > LONGEST_PATH:
+    if sum(map(reach, counts)) > LONGEST_PATH:
         raise ValueError(
             f"{sum(map(sum, counts))} steps are too many to hide; lower the option "
             '"evaluations", give level_iters that are smaller, or take fewer steps in '
@@ -171,8 +184,27 @@ def show(session, hidden):
     )
     if shown is None:
         return None, None
+    _check_reach(shown, hidden)
     transform = max(hidden.kinds, key=lambda t: t.get_number_of_parameters())
     return transform, nearest_parameters(transform, shown, hidden.start, hidden.frame)
+
+
+def _check_reach(shown, hidden):
+    """Warn where so short steps may not have been enough."""
+    frame, dim = hidden.frame, hidden.frame.dim
+    moved = shown - np.eye(dim + 1)[:dim]
+    linear = moved[:, :dim] @ np.linalg.cholesky(frame.covariance)
+    far = np.hypot(np.linalg.norm(linear), np.linalg.norm(moved[:, dim])) * frame.size
+    most = hidden.reach * SIZE_PART * frame.size
+    if far > FAR * most:
+        warn(
+            f"the image was moved by {far:.0f} mm, and hidden steps add up to "
+            f"{most:.0f} mm if all go the same way: they may have ended on their way. "
+            "Look at the result; start nearer (center_of_mass, starting_affine), take "
+            'more steps (optimizer_options={"evaluations": 2}), or do not hide them',
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 class FramedMutualInformation(SecretMutualInformation):

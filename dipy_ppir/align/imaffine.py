@@ -50,6 +50,7 @@ from dipy_ppir.align.hidden import (
     check_start,
     hide,
     minimise_hidden,
+    reach,
     show,
 )
 from dipy_ppir.align.mimetric import SecureMutualInformationMetric
@@ -642,7 +643,9 @@ class SecureAffineRegistration(AffineRegistration):
                     numbers, metric, hidden.matrix, count, longest, on_step
                 )
             hidden = hidden._replace(matrix=matrix)
-        return hidden._replace(kinds=(*hidden.kinds, self.transform))
+        return hidden._replace(
+            kinds=(*hidden.kinds, self.transform), reach=hidden.reach + reach(counts)
+        )
 
     def _shown(self, images, hidden, ret_metric):
         """Show the moving owner what was found, and how well it matches if asked."""

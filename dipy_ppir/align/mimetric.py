@@ -55,7 +55,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     hide_steps : bool, optional
         with ``reveal="transform"``: show the moving owner no step, but at every
         evaluation the transform blurred by a fresh random movement of the static
-        image's frame (`frames`), some 150 bits in all, and the result. For
+        image's frame (`frames`), some 170 bits in all, and the result. For
         translation, rigid, rigid_isoscaling and affine. It takes 52 evaluations for 44
         and half more traffic.
     backend : {"packed", "mpyc"}, optional

@@ -17,7 +17,7 @@ HIDDEN_LAST = {"TRANSLATION": (8, 4, 8), "RIGID": (12, 8, 16)}
 HIDDEN_FULL = (12, 14, 16)
 #: Longest step at the coarsest, the middle and the finest levels, in 64ths of the
 #: object's size; about mm of a human brain.
-CAPS, HIDDEN_CAPS = (8.0, 4.0, 2.0), (8.0, 4.0, 1.0)
+CAPS, HIDDEN_CAPS = (8.0, 4.0, 2.0), (12.0, 4.0, 1.0)
 #: Bins of the joint histogram at all levels but the finest, at most: as good as 32.
 COARSE_BINS = 16
 #: A single level makes up for the others.
