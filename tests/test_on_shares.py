@@ -162,6 +162,52 @@ def test_wherever_it_starts(bodies, monkeypatch, start, sampling):
     assert distance(found.affine, expected.affine, pair[0], pair[2]) < 0.3
 
 
+@pytest.mark.parametrize("start", ["mass", "voxel-origin", "centers", "list"])
+def test_the_function_starts_there_too(bodies, start):
+    static, moving, *grids = pair = bodies(3)
+    if start == "list":
+        start = np.eye(4).tolist()
+    _, found = affine_registration(
+        moving,
+        static,
+        static_affine=grids[0],
+        moving_affine=grids[1],
+        pipeline=["rigid"],
+        starting_affine=start,
+        level_iters=[12, 12],
+        **LEVELS,
+    )
+    expected = clear(pair, ("RIGID", 3))
+    assert distance(found, expected.affine, static, grids[0]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("middle", "must be a matrix or one of .*'mass', 'voxel-origin', 'centers'"),
+        ([[1, 0], [0]], "must be a matrix or one of"),
+        (np.eye(4), "has shape .4, 4., but 2D images need .3, 3."),
+        (np.diag([1, np.nan, 1]), "contains NaN"),
+        (np.diag([1.0, 1, 2]), "last row of starting_affine must be 0 but for a 1"),
+        (np.diag([1.0, 0, 1]), "starting_affine is not invertible"),
+    ],
+)
+def test_starts_that_are_none(bodies, start, message):
+    """Before any process is started."""
+    static, moving, static_affine, moving_affine = pair = bodies(2)
+    with pytest.raises(ValueError, match=message):
+        affine_registration(
+            moving,
+            static,
+            static_affine=static_affine,
+            moving_affine=moving_affine,
+            pipeline=["rigid"],
+            starting_affine=start,
+        )
+    with pytest.raises(ValueError, match=message):
+        register(pair, ("RIGID", 2), start=start)
+
+
 def ball(image, part):
     grid = np.indices(image.shape)
     centre = np.array(image.shape).reshape(-1, *[1] * image.ndim) / 2

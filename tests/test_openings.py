@@ -45,6 +45,15 @@ def test_a_session_that_breaks_off_counts_as_a_whole_one_until_it_has_ended(tmp_
     assert count.bits == 1900
 
 
+def test_a_count_is_never_less_than_what_was_opened(tmp_path):
+    """Where the file was moved away between an interruption and the end, say."""
+    count = Openings(tmp_path, IMAGE)
+    session(count)
+    (tmp_path / FILE).unlink()
+    session(count, 1900, resumed=1)
+    assert count.bits == 1900
+
+
 def test_resuming_what_never_began_is_a_session_of_its_own(tmp_path):
     count = Openings(tmp_path, IMAGE)
     session(count, 1500)

@@ -7,7 +7,11 @@ import nibabel as nib
 import numpy as np
 from ports import free_port
 import pytest
-from sites import SEEDED, Launcher, Sites
+from sites import ROLES, SEEDED, Launcher, Sites
+
+from dipy_ppir.align import affine_registration as secure_registration
+from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.mpc.session import Session
 
 # Affine transforms of bodies that are nearly round are too sensitive to compare.
 AFFINE = {
@@ -140,6 +144,31 @@ def test_on_shares(affine_sites, bodies, layout):
     assert "bits were opened about this image" in sites.last_line("static")
     assert "--limit_bits" in sites.last_line("static")
     assert "Traceback" not in sites.log("static")
+
+
+@pytest.mark.parametrize("role", ["moving", "helper"])
+def test_some_parties_by_their_commands_and_others_from_python(
+    affine_sites, bodies, role
+):
+    """All get their results, and nobody's checkpoint is left."""
+    sites = affine_sites(reveal="transform", parameters=RIGID)
+    others = [name for name in ROLES if name != role]
+    processes = sites.start(sites=others)
+    checkpoint = Checkpoint(sites.folder / "checkpoint")
+    images = {"moving": "remote", "static": "remote"}
+    if role == "moving":
+        images["moving"], images["moving_affine"] = bodies(3)[1::2]
+    with Session.load(sites.file, identity=sites.folder / "keys" / role) as session:
+        _, found = secure_registration(
+            session=session, checkpoint=checkpoint, **images, **session.parameters
+        )
+    checkpoint.discard()
+    assert sites.wait(processes) == dict.fromkeys(others, 0)
+    assert not [*sites.folder.rglob("*.checkpoint")]
+    if role == "moving":
+        assert np.abs(matrix_of(sites, "static") - found).max() < 1e-9
+    else:
+        assert found is None
 
 
 @pytest.mark.parametrize("layout", ["direct", "relayed"])
