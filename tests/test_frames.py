@@ -226,7 +226,7 @@ def test_a_mean_is_known_no_worse_than_a_step_says(kinds, levels, scale):
         most = [10**4] * levels
         counts = plan.evaluations(kind, levels, most, scale=scale, hidden=True)
         for level, count in enumerate(counts):
-            longest, left = hidden.PART * plan.cap(level, hidden=True), []
+            longest, left = hidden.longest_step(level), []
             for _ in range(count):
                 blur.show(kind, longest)
                 left.append(np.sqrt(blur._unknown))

@@ -1,6 +1,8 @@
 """Affine registration with hidden steps: what it finds, and what it shows."""
 
 from pathlib import Path
+import re
+import threading
 
 from dipy.align import vector_fields as vf
 from dipy.align.imaffine import AffineRegistration, MutualInformationMetric
@@ -28,6 +30,7 @@ from dipy_ppir.align.frames import GROUPS, Frame
 from dipy_ppir.align.hidden import (
     FRAME_DIGITS,
     LARGEST_FRAME,
+    FramedMutualInformation,
     averaged,
     minimise_hidden,
     result_bits,
@@ -178,7 +181,7 @@ def test_as_its_clear_twin(bodies, ttype, monkeypatch):
     again = iter(draws)
     monkeypatch.setattr(Frame, "draw", lambda frame: next(again))
     metric = ClearFramed(pair, kind, start)
-    change = minimise_hidden(ClearNumbers(), metric, np.eye(dim + 1)[:dim], 4, 8.0)
+    change = minimise_hidden(ClearNumbers(), metric, np.eye(dim + 1)[:dim], 4, 3.2)
     change = metric.frame.world(np.vstack([change, np.eye(dim + 1)[-1]]))
     moved = distance(found.affine, start, pair[0], pair[2])
     assert moved > 0.15
@@ -413,28 +416,40 @@ def test_progress_is_without_values(bodies):
     assert not any("value" in step for step in steps)
 
 
-def test_what_is_sent_does_not_depend_on_the_images(bodies, trio, tap):
-    seen = []
-    for seed in (1, 2):
-        pair = bodies(2)
-        if seed == 2:
-            rng = np.random.default_rng(seed)
-            pair = (
-                rng.random(pair[0].shape),
-                rng.random(pair[1].shape) ** 3,
-                *pair[2:],
-            )
-        frames = tap(trio)
-        run_trio(trio, lambda s, pair=pair: with_own_images(s, pair, hide_steps=True))
-        by_link = {}
-        for sender, receiver, kind, op, payload in frames:
-            by_link.setdefault((sender, receiver), []).append((kind, op, len(payload)))
-        seen.append(by_link)
-    assert seen[0].keys() == seen[1].keys()
-    for link, frames in seen[0].items():
-        # Receipts hold the bytes of a phase: their digits may be more or fewer.
-        same = [a == b for a, b in zip(frames, seen[1][link], strict=True)]
-        assert same.count(False) <= 4, link
+@pytest.mark.parametrize("ttype", [("RIGID", 2), ("AFFINE", 3)])
+def test_rounds_of_an_evaluation(bodies, trio, depth, monkeypatch, ttype):
+    """What its docstring adds to those of an evaluation that is not in a frame."""
+    kind, dim = ttype
+    pair, together, counted = bodies(dim), threading.Barrier(3), {}
+
+    def measured(session, name, function):
+        together.wait()
+        if session.pid == MOVING:
+            count = depth(trio)
+        together.wait()
+        function()
+        together.wait()
+        if session.pid == MOVING:
+            counted[name] = count()
+
+    def evaluations(numbers, metric, matrix, *_):
+        pid, square = numbers.session.pid, np.eye(dim + 1)
+        jacobian = np.zeros((metric.columns, dim, dim + 1))
+        looked_up = (square, jacobian) if pid == MOVING else ()
+        metric.evaluate(matrix)  # the first one finds a curvature as well
+        for name, function in {
+            "framed": lambda: metric.evaluate(matrix),
+            "plain": lambda: metric._evaluate(*looked_up),
+        }.items():
+            measured(numbers.session, name, function)
+        return matrix
+
+    monkeypatch.setattr("dipy_ppir.align.imaffine.minimise_hidden", evaluations)
+    monkeypatch.setattr("test_on_shares.local_trio", lambda **_: trio)
+    register(pair, ttype, metric=HIDDEN, settings=ONE_LEVEL)
+    text = FramedMutualInformation.evaluate.__doc__
+    stated = int(re.search(r"rounds: (\d+)", text)[1])
+    assert counted["framed"] - counted["plain"] == stated
 
 
 # -- the plan, and what is refused ---------------------------------------------------

@@ -362,7 +362,8 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
         assert listed[label] == pytest.approx(bits, abs=0.2), label
 
 
-def test_what_is_sent_does_not_depend_on_the_images(bodies, trio, tap):
+@pytest.mark.parametrize("hide_steps", [False, True])
+def test_what_is_sent_does_not_depend_on_the_images(bodies, trio, tap, hide_steps):
     """Shapes of messages and numbers of rounds: the same for any images."""
 
     def program(frames):
@@ -379,7 +380,9 @@ def test_what_is_sent_does_not_depend_on_the_images(bodies, trio, tap):
                 *pair[2:],
             )
         frames = tap(trio)
-        run_trio(trio, lambda s, pair=pair: with_own_images(s, pair))
+        run_trio(
+            trio, lambda s, pair=pair: with_own_images(s, pair, hide_steps=hide_steps)
+        )
         by_link = {}
         for sender, receiver, *rest in program(frames):
             by_link.setdefault((sender, receiver), []).append(rest)

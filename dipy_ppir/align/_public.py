@@ -11,7 +11,12 @@ import numpy as np
 
 from dipy_ppir.align import plan
 from dipy_ppir.align.frames import Blur
-from dipy_ppir.align.hidden import PART, check_path, check_start, result_bits
+from dipy_ppir.align.hidden import (
+    check_path,
+    check_start,
+    longest_step,
+    result_bits,
+)
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
@@ -29,6 +34,7 @@ from dipy_ppir.align.validation import (
     check_pyramid,
     check_slices,
     check_starting_affine,
+    is_named,
     masked,
     usable_mask,
 )
@@ -101,7 +107,7 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
         )
         if hide_steps:
             for level, count in enumerate(counts):
-                longest = PART * plan.cap(level, hidden=True)
+                longest = longest_step(level)
                 total += sum(blur.show(kind, longest) for _ in range(count))
             total += result_bits(dim) if i == len(steps) - 1 else 0
         else:
@@ -235,9 +241,7 @@ def affine_registration(
     starts_here = session is None or session.pid == MOVING
     if starts_here and starting_affine is None and "center_of_mass" not in steps:
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
-    if "center_of_mass" in steps or (
-        isinstance(starting_affine, str) and starting_affine == "mass"
-    ):
+    if "center_of_mass" in steps or is_named(starting_affine, "mass"):
         check_centers(
             static=(static, static_affine, static_mask),
             moving=(moving, moving_affine, moving_mask),

@@ -25,8 +25,8 @@ MOVE, STRAIN = 10.0, 8.0
 #: By this factor, at most, jitter hides less than its size says: changes that come one
 #: after the other do not quite add up. Measured, by the Fisher information.
 SECOND_ORDER = 1.05
-#: Transforms that are the same in every space with the same shapes: after another one,
-#: and seen from wherever a start has moved it to, one is of the same kind.
+#: Transforms that are groups, and stay of their kind wherever a start turns and moves
+#: them to.
 GROUPS = "TRANSLATION", "RIGID", "RIGIDISOSCALING", "AFFINE"
 _RIGID = "TRANSLATION", "RIGID"
 

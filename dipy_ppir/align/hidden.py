@@ -138,10 +138,14 @@ def check_start(start, kind):
         )
 
 
+def longest_step(level):
+    """No step at a level, 0 being the coarsest, is longer."""
+    return PART * plan.cap(level, hidden=True)
+
+
 def reach(counts):
     """What the steps of a transform add up to, by evaluations at each level."""
-    caps = (plan.cap(level, hidden=True) for level in range(len(counts)))
-    return sum(n * PART * cap for n, cap in zip(counts, caps, strict=True))
+    return sum(n * longest_step(level) for level, n in enumerate(counts))
 
 
 def check_path(counts):
@@ -228,7 +232,7 @@ class FramedMutualInformation(SecretMutualInformation):
     kind : str
         the transform.
     longest : float
-        no step is longer.
+        no step is longer; see `longest_step`.
     """
 
     def __init__(self, metric, numbers, hidden, kind, longest):
@@ -242,7 +246,7 @@ class FramedMutualInformation(SecretMutualInformation):
     def evaluate(self, matrix):
         """Value and gradient by the components of a step, times `SCALE`, on shares.
 
-        Besides what an evaluation costs where samples may be left out, rounds: 3.
+        Besides what an evaluation costs where samples may be left out, rounds: 4.
         Bytes: 48 for each number of the matrix, 16 for each of the gradient and each
         of its columns, 48 for each of the gradient, and ``4 categories`` a sample.
 
@@ -328,7 +332,7 @@ def minimise_hidden(numbers, metric, matrix, evaluations, longest, on_step=None)
     evaluations : int
         as many as steps.
     longest : float
-        step before it is damped.
+        no step is longer; see `longest_step`.
     on_step : callable, optional
         called after each.
 
@@ -337,7 +341,7 @@ def minimise_hidden(numbers, metric, matrix, evaluations, longest, on_step=None)
     matrix : array, shape (dim, dim + 1)
         secret.
     """
-    parts, recent = parts_by_size(longest, PART), []
+    parts, recent = parts_by_size(longest / PART, PART), []
     state = step = None
     for _ in range(evaluations):
         value, gradient = metric.evaluate(matrix)

@@ -42,13 +42,13 @@ from dipy_ppir.align.checkpoint import (
 )
 from dipy_ppir.align.frames import GROUPS, Frame
 from dipy_ppir.align.hidden import (
-    PART,
     RESULT_PLACES,
     FramedMutualInformation,
     Hidden,
     check_path,
     check_start,
     hide,
+    longest_step,
     minimise_hidden,
     reach,
     show,
@@ -65,6 +65,7 @@ from dipy_ppir.align.validation import (
     check_pyramid,
     check_slices,
     check_starting_affine,
+    is_named,
     masked,
     usable_mask,
 )
@@ -264,7 +265,7 @@ class SecureAffineRegistration(AffineRegistration):
             self.planned(transform)
         if self.metric.hide_steps and isinstance(starting_affine, np.ndarray):
             check_start(starting_affine, _TRANSFORM_NAMES[type(transform)][0])
-        if isinstance(starting_affine, str) and starting_affine == "mass":
+        if is_named(starting_affine, "mass"):
             check_centers(
                 static=(static, static_grid2world, static_mask),
                 moving=(moving, moving_grid2world, moving_mask),
@@ -387,9 +388,7 @@ class SecureAffineRegistration(AffineRegistration):
             parameters["transform"] = list(_TRANSFORM_NAMES[type(transform)])
         parameters["checkpoint"] = self.checkpoint is not None
         parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
-        parameters["starts_at_mass"] = (
-            isinstance(starting_affine, str) and starting_affine == "mass"
-        )
+        parameters["starts_at_mass"] = is_named(starting_affine, "mass")
         with self.session.phase("agreement"):
             self.session.agree("registration", parameters)
 
@@ -633,9 +632,9 @@ class SecureAffineRegistration(AffineRegistration):
             if not count:
                 continue
             self._set_up(level, images)
-            longest = plan.cap(self.levels - 1 - level, hidden=True)
+            longest = longest_step(self.levels - 1 - level)
             metric = FramedMutualInformation(
-                self.metric, numbers, hidden, kind, PART * longest
+                self.metric, numbers, hidden, kind, longest
             )
             on_step = self._counting(count)
             with session.phase("optimizer"):

@@ -36,6 +36,11 @@ def check_grid2world(matrix, dim, name):
 STARTS = ("mass", "voxel-origin", "centers")
 
 
+def is_named(start, name):
+    """Whether a start is the one of this name; it may be a matrix."""
+    return isinstance(start, str) and start == name
+
+
 def check_starting_affine(start, dim):
     """Where a registration starts, or ValueError.
 

@@ -167,7 +167,7 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             value and gradient, which give far more away; ``'histogram'``: the
             joint intensity histogram as well. The latter run DIPY's own optimizer.
         hide_steps : boolean, optional
-            Show the owner of the moving image no step but the result: a tenth of
+            Show the owner of the moving image no step but the result: an eighth of
             the bits before it, for half more traffic. Not for 'rigid_scaling'.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
