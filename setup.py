@@ -19,13 +19,21 @@ KERNELS = (
     "ring32",
     "ring64",
     "ring128",
+    "carry",
     "windows",
     "parzen",
     "sampling",
 )
 SHARED = [
     f"cython_kernels/{name}"
-    for name in ("dispatch.h", "dispatch.pxi", "rows.h", "rows.pxi")
+    for name in (
+        "dispatch.h",
+        "dispatch.pxi",
+        "filters.h",
+        "rows.h",
+        "rows.pxi",
+        "u128.h",
+    )
 ]
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 

@@ -17,6 +17,8 @@ from dipy_ppir.align.metrics import GuardedCCMetric, SecureCCMetric
 TWO_MM, PAPER, ONE_MM = (99, 117, 95), (192, 160, 192), (197, 233, 189)
 
 MODES = {
+    "map": {},
+    "map2": {"map_spacing": 2},
     "force": {"reveal": "force"},
     "update": {"reveal": "update"},
     "stride2": {"reveal": "update", "stride": 2},

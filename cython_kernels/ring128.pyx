@@ -16,11 +16,8 @@ cdef extern from *:
     #include <math.h>
     #include <string.h>
     #include "dispatch.h"
-
-    typedef unsigned __int128 u128 __attribute__((aligned(8), may_alias));
-    typedef __int128 i128 __attribute__((aligned(8), may_alias));
-
-    static u128 of_words(uint64_t low, uint64_t high) { return (u128)high << 64 | low; }
+    #include "filters.h"
+    #include "u128.h"
 
     #define EACH(name, PARAMS, expression)                                         \\
         static void name PARAMS {                                                  \\
@@ -36,6 +33,15 @@ cdef extern from *:
     EACH(c_widen, (const int64_t *a, u128 *out, int64_t n), (u128)(i128)a[i])
     EACH(c_decode, (const u128 *a, double scale, double *out, int64_t n),
          (double)(i128)a[i] / scale)
+
+    /* One owner's part of a sum without its low bits: see `protocols.truncate_part`. */
+    static void c_shift(const u128 *a, u128 offset, int64_t bits, int64_t minus, u128 *out,
+                        int64_t n) {
+        if (minus)
+            for (int64_t i = 0; i < n; i++) out[i] = -((-a[i]) >> bits);
+        else
+            for (int64_t i = 0; i < n; i++) out[i] = ((a[i] + offset) >> bits) - (offset >> bits);
+    }
 
     static u128 c_dot(const u128 *a, const u128 *b, int64_t n) {
         u128 sum = 0;
@@ -79,115 +85,16 @@ cdef extern from *:
         }
     }
 
-    /* One row of a filter: weights times `taps` rows of `width` words each. Halves of
-       words times weights of 16 bits are summed apart, then put together. */
-    #define MOST_TAPS 4096
-    #define STRIP 128
-    #define SUM_HALVES                                                             \\
-        for (int64_t k = 0; k < taps; k++) {                                       \\
-            const uint64_t *row = x + k * stride + at;                             \\
-            uint64_t w = weights[k];                                               \\
-            for (int64_t j = 0; j < m; j++) {                                      \\
-                low[j] += (row[j] & 0xffffffff) * w;                               \\
-                high[j] += (row[j] >> 32) * w;                                     \\
-            }                                                                      \\
-        }
-    ALWAYS void join_halves(const uint64_t *low, const uint64_t *high, int64_t m,
-                            uint64_t *out) {
-        for (int64_t j = 0; j < m; j += 2) {
-            u128 sum = low[j] + ((u128)high[j] << 32);
-            sum += (u128)low[j + 1] << 64;
-            sum += (u128)high[j + 1] << 96;
-            out[j] = (uint64_t)sum;
-            out[j + 1] = (uint64_t)(sum >> 64);
-        }
-    }
-    static void filter_row_0(const uint64_t *x, int64_t stride, const uint32_t *weights,
-                             int64_t taps, int64_t width, uint64_t *out) {
-        uint64_t low[STRIP], high[STRIP];
-        for (int64_t at = 0; at < width; at += STRIP) {
-            int64_t m = width - at < STRIP ? width - at : STRIP;
-            memset(low, 0, sizeof low);
-            memset(high, 0, sizeof high);
-            SUM_HALVES
-            join_halves(low, high, m, out + at);
-        }
-    }
-    #if HAVE_TARGETS
-    TARGET_1 static void filter_row_1(const uint64_t *x, int64_t stride,
-            const uint32_t *weights, int64_t taps, int64_t width, uint64_t *out) {
-        int64_t at = 0;
-        uint64_t low[16], high[16];
-        for (; at + 16 <= width; at += 16) {
-            __m256i l[4], h[4];
-            for (int v = 0; v < 4; v++) l[v] = h[v] = _mm256_setzero_si256();
-            for (int64_t k = 0; k < taps; k++) {
-                const uint64_t *row = x + k * stride + at;
-                __m256i w = _mm256_set1_epi64x(weights[k]);
-                for (int v = 0; v < 4; v++) {
-                    __m256i word = _mm256_loadu_si256((const __m256i *)(row + 4 * v));
-                    l[v] = _mm256_add_epi64(l[v], _mm256_mul_epu32(word, w));
-                    word = _mm256_srli_epi64(word, 32);
-                    h[v] = _mm256_add_epi64(h[v], _mm256_mul_epu32(word, w));
-                }
-            }
-            for (int v = 0; v < 4; v++) {
-                _mm256_storeu_si256((__m256i *)(low + 4 * v), l[v]);
-                _mm256_storeu_si256((__m256i *)(high + 4 * v), h[v]);
-            }
-            join_halves(low, high, 16, out + at);
-        }
-        if (at < width) filter_row_0(x + at, stride, weights, taps, width - at, out + at);
-    }
-    TARGET_2 static void filter_row_2(const uint64_t *x, int64_t stride,
-            const uint32_t *weights, int64_t taps, int64_t width, uint64_t *out) {
-        int64_t at = 0;
-        uint64_t low[32], high[32];
-        for (; at + 32 <= width; at += 32) {
-            __m512i l[4], h[4];
-            for (int v = 0; v < 4; v++) l[v] = h[v] = _mm512_setzero_si512();
-            for (int64_t k = 0; k < taps; k++) {
-                const uint64_t *row = x + k * stride + at;
-                __m512i w = _mm512_set1_epi64(weights[k]);
-                for (int v = 0; v < 4; v++) {
-                    __m512i word = _mm512_loadu_si512(row + 8 * v);
-                    l[v] = _mm512_add_epi64(l[v], _mm512_mul_epu32(word, w));
-                    word = _mm512_srli_epi64(word, 32);
-                    h[v] = _mm512_add_epi64(h[v], _mm512_mul_epu32(word, w));
-                }
-            }
-            for (int v = 0; v < 4; v++) {
-                _mm512_storeu_si512(low + 8 * v, l[v]);
-                _mm512_storeu_si512(high + 8 * v, h[v]);
-            }
-            join_halves(low, high, 32, out + at);
-        }
-        if (at < width) filter_row_1(x + at, stride, weights, taps, width - at, out + at);
-    }
-    #endif
-    /* The same for rows of one element. */
-    static u128 filter_one(const u128 *x, const uint32_t *weights, int64_t taps) {
-        u128 sum = 0;
-        for (int64_t k = 0; k < taps; k++) sum += x[k] * weights[k];
-        return sum;
-    }
     /* `count` rows of output, each from `taps` rows of x. */
-    static void c_filter(const uint64_t *x, const int64_t *first, const uint32_t *weights,
+    static void c_filter(const uint64_t *x, const int64_t *first, const int32_t *weights,
                          int64_t taps, int64_t count, int64_t width, uint64_t *out) {
         for (int64_t i = 0; i < count; i++) {
             const uint64_t *from = x + first[i] * width;
-            const uint32_t *w = weights + i * taps;
-            if (width == 2) {
+            const int32_t *w = weights + i * taps;
+            if (width == 2)
                 ((u128 *)out)[i] = filter_one((const u128 *)from, w, taps);
-                continue;
-            }
-    #if HAVE_TARGETS
-            if (cpu_level == 2) { filter_row_2(from, width, w, taps, width, out + i * width);
-                                  continue; }
-            if (cpu_level == 1) { filter_row_1(from, width, w, taps, width, out + i * width);
-                                  continue; }
-    #endif
-            filter_row_0(from, width, w, taps, width, out + i * width);
+            else
+                filter_row(from, width, w, taps, width, out + i * width);
         }
     }
     """
@@ -203,20 +110,21 @@ cdef extern from *:
     void c_widen(const int64_t *a, u128 *out, int64_t n) nogil
     void c_decode(const u128 *a, double scale, double *out, int64_t n) nogil
     u128 c_dot(const u128 *a, const u128 *b, int64_t n) nogil
+    void c_shift(const u128 *a, u128 offset, int64_t bits, int64_t minus, u128 *out,
+                 int64_t n) nogil
     int64_t c_encode(const double *x, double scale, double limit, u128 *out,
                      int64_t n) nogil
     void c_box(const u128 *x, int64_t n, int64_t inner, int64_t radius, int64_t first,
                int64_t count, u128 *out) nogil
-    void c_filter(const uint64_t *x, const int64_t *first, const unsigned int *weights,
+    void c_filter(const uint64_t *x, const int64_t *first, const int *weights,
                   int64_t taps, int64_t count, int64_t width, uint64_t *out) nogil
-    int MOST_TAPS
 
 include "dispatch.pxi"
 
 BITS = 128
 WORDS = 2
-#: Weights of a filter are below this, so that sums of halves of words fit a word.
-MOST_WEIGHT = 1 << 16
+#: The magnitudes of a filter's weights add up to less, so that sums of halves fit words.
+MOST_WEIGHT = 1 << 31
 
 
 cdef const u128* reading(const uint64_t[:, ::1] a) except? NULL:
@@ -299,6 +207,21 @@ def addmul(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, c,
         c_addmul(p, q, factor, r, a.shape[0])
 
 
+def shift(const uint64_t[:, ::1] a, offset, int bits, bint minus, uint64_t[:, ::1] out):
+    """Drop low bits of one owner's part of a sum.
+
+    ``((a + offset) >> bits) - (offset >> bits)``, or with `minus` ``-(-a >> bits)``.
+    """
+    same(a.shape[0], out.shape[0])
+    if not 0 <= bits < 128:
+        raise ValueError(f"there are no {bits} bits to drop")
+    cdef const u128 *p = reading(a)
+    cdef u128 *r = writing(out)
+    cdef u128 c = constant(offset)
+    with nogil:
+        c_shift(p, c, bits, minus, r, a.shape[0])
+
+
 def dot(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out):
     """Sum of products; `out` is one element."""
     same(a.shape[0], b.shape[0])
@@ -373,7 +296,7 @@ def box(const uint64_t[:, :, ::1] x, Py_ssize_t radius, Py_ssize_t first,
 
 
 def filter_axis(const uint64_t[:, :, ::1] x, const int64_t[::1] first,
-                const unsigned int[:, ::1] weights, uint64_t[:, :, ::1] out,
+                const int[:, ::1] weights, uint64_t[:, :, ::1] out,
                 int threads=1):
     """Weighted sums of neighbours along one axis.
 
@@ -382,8 +305,8 @@ def filter_axis(const uint64_t[:, :, ::1] x, const int64_t[::1] first,
     x : array, shape (outer, n, 2 * inner)
     first : array of int64, shape (count,)
         index along the axis of each sum's first term.
-    weights : array of uint32, shape (count, taps)
-        non-negative weights below `MOST_WEIGHT`.
+    weights : array of int32, shape (count, taps)
+        the magnitudes of each row's weights add up to less than `MOST_WEIGHT`.
     out : array, shape (outer, count, 2 * inner)
     threads : int, optional
     """
@@ -396,8 +319,8 @@ def filter_axis(const uint64_t[:, :, ::1] x, const int64_t[::1] first,
     same(count, weights.shape[0])
     if outer == 0 or count == 0 or width == 0:
         return
-    if not 0 < taps <= MOST_TAPS or np.max(weights) >= MOST_WEIGHT:
-        raise ValueError("the filter is too long or its weights too large")
+    if taps == 0 or np.abs(weights, dtype=np.int64).sum(axis=1).max() >= MOST_WEIGHT:
+        raise ValueError("the filter has no weights or too large ones")
     if np.min(first) < 0 or np.max(first) > n - taps:
         raise ValueError("the filter reaches outside the array")
     for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):

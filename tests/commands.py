@@ -19,13 +19,13 @@ from dipy_ppir.align.{module} import {name}
 
 inner, calls = {name}.{method}, []
 
-def halting(*args):
+def halting(*args, **options):
     calls.append(0)
     if len(calls) == 2:
         print("halted", flush=True)
         while True:
             time.sleep(0.01)
-    return inner(*args)
+    return inner(*args, **options)
 
 {name}.{method} = halting
 """

@@ -163,8 +163,9 @@ def depth():
 
             def receiving(arrays, name):
                 receive_all(arrays, name)
-                for peer in arrays:
-                    heard(peer)
+                for peer, given in arrays.items():
+                    for _ in given if isinstance(given, list) else [given]:
+                        heard(peer)
 
             def receiving_json(peer, name):
                 received = receive_json(peer, name)
@@ -176,7 +177,7 @@ def depth():
 
         for session in sessions:
             follow(session.network, session.pid)
-        return lambda: max(clocks.values())
+        return lambda: max(clocks.values(), default=0)
 
     return watch
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import warnings
 
 from dipy.align import VerbosityLevels, floating
 from dipy.align import imwarp as dipy_imwarp
@@ -30,6 +31,8 @@ from dipy_ppir.mpc.transport import DATA
 
 pytestmark = pytest.mark.filterwarnings("ignore:update_spacing:UserWarning")
 HEAVY = pytest.mark.heavy
+#: What opens a step at every iteration, as DIPY takes it.
+UPDATE = {"reveal": "update"}
 
 
 def brains(dim, seed=0):
@@ -124,8 +127,8 @@ def distance(one, other, images):
     [
         ({"reveal": "force"}, 2e-3),
         ({"reveal": "paper"}, 2e-3),
-        ({"update_spacing": 1}, 5e-3),
-        ({}, 0.1),
+        ({**UPDATE, "update_spacing": 1}, 5e-3),
+        (UPDATE, 0.1),
     ],
     ids=["force", "paper", "update-1", "update-2"],
 )
@@ -165,7 +168,18 @@ def test_without_the_guard_the_map_is_dipys_as_well():
 )
 def test_stride_and_wide_spacing_still_register(dim, stride):
     images = brains(dim)
-    secure, _ = secure_map(dim, images, metric={"stride": stride}, level_iters=[10, 10])
+    metric = {**UPDATE, "stride": stride}
+    assert registers(dim, images, metric=metric, level_iters=[10, 10])
+
+
+@pytest.mark.parametrize("dim", [2, pytest.param(3, marks=HEAVY)])
+def test_where_only_the_map_is_opened_it_still_registers(dim):
+    assert registers(dim, brains(dim), level_iters=[10, 10])
+
+
+def registers(dim, images, **options):
+    """Whether a registration takes away a third of what images differ by."""
+    secure, _ = secure_map(dim, images, **options)
     static, moving, *grids, prealign = images
     before = dipy_imwarp.DiffeomorphicMap(
         dim,
@@ -181,7 +195,7 @@ def test_stride_and_wide_spacing_still_register(dim, stride):
         (static**0.5).ravel(), np.asarray(before.transform(moving)).ravel()
     )[0, 1]
     end = np.corrcoef((static**0.5).ravel(), secure.transform(moving).ravel())[0, 1]
-    assert 1 - end < 0.7 * (1 - start)
+    return 1 - end < 0.7 * (1 - start)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -202,47 +216,77 @@ def test_inside_dipys_own_optimizer(dim):
     assert all(sum(p.values()) for p in receipt["bytes_sent"].values())
 
 
-@pytest.mark.parametrize("result_to", ["both", "moving", "static"])
-def test_each_owner_has_only_its_own(three, result_to):
-    dim = 2
-    images = brains(dim)
-    whole, _ = secure_map(dim, images, metric={"update_spacing": 1})
+GETS = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
+
+
+def run_parties(three, images, metric, result_to):
+    """At each party: the map, which halves of it there are, and the receipt."""
 
     def party(session):
         mapping, registration = secure_map(
-            dim,
-            as_party(session.pid, images),
-            session,
-            {"update_spacing": 1},
-            result_to=result_to,
+            2, as_party(session.pid, images), session, metric, result_to=result_to
         )
         halves = [
-            hasattr(getattr(registration, name), "forward")
-            and getattr(registration, name).forward is not None
+            getattr(getattr(registration, name), "forward", None) is not None
             for name in ("static_to_ref", "moving_to_ref")
         ]
         return mapping, halves, registration.receipt
 
     results = three(party)
-    gets = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
-    for pid, (mapping, halves, receipt) in enumerate(results):
-        if pid in gets[result_to]:
-            assert distance(whole, mapping, images)[1] <= 0.02
-            assert halves == [True, True]
-        else:
-            assert mapping is None
-            assert halves == [pid == STATIC, pid == MOVING]
-        labels = {e["label"] for v in receipt["learned"].values() for e in v}
-        assert ("static_to_ref" in labels) == (MOVING in gets[result_to])
-        assert ("moving_to_ref" in labels) == (STATIC in gets[result_to])
-        assert ("prealign" in labels) == (STATIC in gets[result_to])
-        assert not receipt["learned"]["helper"]
     if result_to == "both":
         a, b = (r[0] for r in results[:2])
         assert np.array_equal(a.forward, b.forward)
         assert np.array_equal(a.backward, b.backward)
         warped = a.transform(images[1]), b.transform(images[1])
         assert np.allclose(*warped, atol=1e-5)
+    return results
+
+
+@pytest.mark.parametrize("result_to", GETS)
+def test_each_owner_has_only_its_own(three, result_to):
+    images, metric = brains(2), {**UPDATE, "update_spacing": 1}
+    whole, _ = secure_map(2, images, metric=metric)
+    results = run_parties(three, images, metric, result_to)
+    gets = GETS[result_to]
+    for pid, (mapping, halves, receipt) in enumerate(results):
+        if pid in gets:
+            assert distance(whole, mapping, images)[1] <= 0.02
+            assert halves == [True, True]
+        else:
+            assert mapping is None
+            assert halves == [pid == STATIC, pid == MOVING]
+        labels = {e["label"] for v in receipt["learned"].values() for e in v}
+        assert ("static_to_ref" in labels) == (MOVING in gets)
+        assert ("moving_to_ref" in labels) == (STATIC in gets)
+        assert ("prealign" in labels) == (STATIC in gets)
+        assert not receipt["learned"]["helper"]
+
+
+@pytest.mark.parametrize("result_to", GETS)
+def test_the_map_goes_to_who_gets_the_result(three, result_to):
+    """It is opened to an eighth of a voxel, by chance up or down, a half at a time.
+
+    An owner who gets none has its own half as it was at the end of a level.
+    """
+    images, gets = brains(2), GETS[result_to]
+    whole, _ = secure_map(2, images)
+    results = run_parties(three, images, {}, result_to)
+    for pid, (mapping, halves, receipt) in enumerate(results):
+        if pid in gets:
+            root, largest = distance(whole, mapping, images)
+            assert root <= 0.125 and largest <= 0.5
+            assert halves == [True, True]
+        else:
+            assert mapping is None
+            assert halves == [pid == STATIC, pid == MOVING]
+        for owner, name in ((MOVING, "moving"), (STATIC, "static")):
+            entries = receipt["learned"][f"{name} owner"]
+            labels = {e["label"] for e in entries}
+            assert f"level_{name}" in labels
+            for half in ("map_moving", "map_static"):
+                assert (half in labels) == (owner in gets)
+            assert ("prealign" in labels) == (owner == STATIC and owner in gets)
+        assert {e["label"] for e in receipt["learned"]["helper"]} <= {"whole", "stop"}
 
 
 def test_stopping_rule(three):
@@ -296,7 +340,7 @@ def test_syn_registration_takes_dipys_arguments():
         ret_receipt=True,
     )
     assert np.array_equal(warped, mapping.transform(moving))
-    assert receipt["parameters"]["metric"]["reveal"] == "update"
+    assert receipt["parameters"]["metric"]["reveal"] == "map"
     with pytest.raises(ValueError, match="metric must be 'CC'"):
         syn_registration(moving, static, metric="EM")
 
@@ -306,7 +350,7 @@ def test_syn_registration_takes_dipys_arguments():
 
 def spread(dim, runs):
     images = brains(dim)
-    maps = [secure_map(dim, images)[0] for _ in range(runs)]
+    maps = [secure_map(dim, images, metric=UPDATE)[0] for _ in range(runs)]
     inside = images[0] > 0.1 * images[0].max()
     spacing = np.linalg.norm(images[2][:-1, :-1], axis=0)
     fields = [np.asarray(m.get_forward_field())[inside] / spacing for m in maps]
@@ -384,7 +428,12 @@ def test_bad_arguments():
         ({"stride": 3}, "stride must be 1 or 2"),
         ({"sigma_diff": -1.0}, "sigma_diff must be"),
         ({"sigma_diff": float("nan")}, "sigma_diff must be"),
-        ({"sigma_diff": 0.5}, "shows the force"),
+        ({**UPDATE, "sigma_diff": 0.5}, "shows the force"),
+        ({"map_spacing": 0}, "map_spacing must be"),
+        ({"map_precision": 0}, "map_precision must lie between"),
+        ({"map_precision": 1.5}, "map_precision must lie between"),
+        ({"map_precision": float("nan")}, "map_precision must lie between"),
+        ({"opens": "all"}, "opens must be one of"),
     ):
         with pytest.raises(ValueError, match=words):
             SecureCCMetric(3, **options)
@@ -397,7 +446,20 @@ def test_bad_arguments():
 @pytest.mark.parametrize(("spacing", "stride"), [(1, 1), (2, 2), (3, 2)])
 def test_a_spacing_that_hides_little_warns(spacing, stride):
     with pytest.warns(UserWarning, match="as revealing as"):
-        SecureCCMetric(3, update_spacing=spacing, stride=stride)
+        SecureCCMetric(3, **UPDATE, update_spacing=spacing, stride=stride)
+
+
+@pytest.mark.parametrize("reveal", ["update", "force", "paper"])
+def test_what_opens_at_every_iteration_warns(reveal):
+    with pytest.warns(UserWarning, match=f'"{reveal}" opens at every iteration'):
+        SecureCCMetric(3, reveal=reveal)
+
+
+def test_opening_the_map_only_does_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SecureCCMetric(3).reveal == "map"
+        SecureCCMetric(3, reveal="map", update_spacing=1)
 
 
 def test_default_spacing_is_twice_the_stride():
@@ -457,6 +519,8 @@ def test_images_of_another_dimension_are_refused(no_connection):
         ({}, {"radius": 3}, "radius"),
         ({}, {"sigma_diff": 2.5}, "sigma_diff"),
         ({}, {"update_spacing": 3}, "update_spacing"),
+        ({}, {"map_spacing": 2}, "map_spacing"),
+        ({}, {"map_precision": 0.25}, "map_precision"),
         ({}, {"stride": 2}, "stride"),
         ({}, {"reveal": "force"}, "reveal"),
         ({"level_iters": [4, 4]}, {}, "level_iters"),
@@ -515,28 +579,43 @@ def test_more_iterations_than_agreed_are_refused(trio, outcomes, monkeypatch):
         SecureSymmetricDiffeomorphicRegistration, "_continues", insatiable
     )
     results = outcomes(
-        trio, lambda s: secure_map(2, as_party(s.pid, images), s, level_iters=[2])
+        trio,
+        lambda s: secure_map(2, as_party(s.pid, images), s, UPDATE, level_iters=[2]),
     )
     assert isinstance(results[STATIC], (ProtocolError, PeerError))
     assert any("more than the 2 iterations" in str(r) for r in results)
 
 
-@pytest.mark.parametrize("what", ["nan", "singular"])
-def test_a_result_of_nonsense_is_refused(trio, outcomes, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("what", "metric"),
+    [
+        ("nan", UPDATE),
+        ("singular", UPDATE),
+        ("singular", {}),
+        ("infinite", {}),
+    ],
+)
+def test_a_result_of_nonsense_is_refused(trio, outcomes, monkeypatch, what, metric):
     images = brains(2)
-    compose = SecureSymmetricDiffeomorphicRegistration._compose
+    share = SecureSymmetricDiffeomorphicRegistration._hand_over
+    name = "_hand_over"
+    if metric != UPDATE or what == "singular":
+        name = "_share_prealign"
+        share = SecureSymmetricDiffeomorphicRegistration._share_prealign
 
-    def lie(self):
+    def lie(self, *args):
         if self.session.pid == MOVING:
             if what == "nan":
                 self.moving_to_ref.forward[3, 3] = np.nan
             else:
-                self.moving_to_ref.prealign = np.diag([1e9, 1e9, 1.0])
-        return compose(self)
+                large = 1e9 if what == "singular" else 1e-310
+                self.moving_to_ref.prealign = np.diag([large, large, 1.0])
+        return share(self, *args)
 
-    monkeypatch.setattr(SecureSymmetricDiffeomorphicRegistration, "_compose", lie)
+    monkeypatch.setattr(SecureSymmetricDiffeomorphicRegistration, name, lie)
     result = outcomes(
-        trio, lambda s: secure_map(2, as_party(s.pid, images), s, level_iters=[1])
+        trio,
+        lambda s: secure_map(2, as_party(s.pid, images), s, metric, level_iters=[1]),
     )[STATIC]
     assert isinstance(result, ProtocolError) and result.culprit == MOVING
 
@@ -576,7 +655,7 @@ def test_images_stay_as_they_are():
 
 
 def test_metric_needs_one_grid_and_a_session():
-    metric = SecureCCMetric(2)
+    metric = SecureCCMetric(2, **UPDATE)
     image = brains(2)[0].astype(floating)
     place = (np.eye(3), np.ones(2), np.eye(3))
     metric.set_static_image(image, *place)
@@ -585,6 +664,16 @@ def test_metric_needs_one_grid_and_a_session():
         metric.initialize_iteration()
     metric.set_moving_image(RemoteImage(image.shape), *place)
     with pytest.raises(ValueError, match="pass a session"):
+        metric.initialize_iteration()
+
+
+def test_no_iteration_where_only_the_map_is_opened():
+    metric = SecureCCMetric(2)
+    image = brains(2)[0].astype(floating)
+    place = (np.eye(3), np.ones(2), np.eye(3))
+    metric.set_static_image(image, *place)
+    metric.set_moving_image(image + 1, *place)
+    with pytest.raises(ValueError, match='opens no step .* reveal="update"'):
         metric.initialize_iteration()
 
 
@@ -639,28 +728,34 @@ def test_prealign_is_the_moving_owners(trio):
         secure_map(2, mine, trio[STATIC])
 
 
-def test_the_same_objects_register_again(three):
+@pytest.mark.parametrize("metric", [{}, {**UPDATE, "stride": 2}], ids=["map", "update"])
+def test_the_same_objects_register_again(three, metric):
     """Nothing of the first registration is left in the second."""
     images = brains(2)
 
     def party(session):
         static, moving, *grids, prealign = as_party(session.pid, images)
         registration = SecureSymmetricDiffeomorphicRegistration(
-            SecureCCMetric(2, stride=2, sigma_diff=3.0),
-            level_iters=[3],
+            SecureCCMetric(2, sigma_diff=3.0, **metric),
+            level_iters=[3, 2],
             session=session,
         )
-        energies = []
+        energies, maps = [], []
         for _ in range(2):
-            registration.optimize(
+            mapping = registration.optimize(
                 static,
                 moving,
                 static_grid2world=grids[0],
                 moving_grid2world=grids[1],
                 prealign=prealign,
             )
-            energies.append(list(registration.full_energy_profile))
-        return energies
+            maps.append(mapping)
+            energies.append(list(getattr(registration, "full_energy_profile", ())))
+        return maps, energies
 
-    first, second = three(party)[MOVING]
-    assert np.allclose(first, second, rtol=1e-4)
+    maps, energies = three(party)[MOVING]
+    if metric:
+        assert len(energies[0]) == 5
+        assert np.allclose(*energies, rtol=1e-4)
+    else:
+        assert distance(*maps, images)[0] <= 0.125

@@ -97,7 +97,12 @@ def sites_for(folder, operation, bodies, **options):
         operation,
         (static, moving, matrix, matrix),
         parameters=SYN if operation == "syn" else AFFINE,
-        **{"timeouts": {"checkpoint": 0}, **options},
+        **{
+            "timeouts": {"checkpoint": 0},
+            # There are most states, and most to count, where every iteration opens.
+            "reveal": "update" if operation == "syn" else None,
+            **options,
+        },
     )
 
 
@@ -417,6 +422,81 @@ def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
     apart = (result(sites) - whole) @ points
     # It is one voxel that they find; what is rounded afresh moves where they end.
     assert np.sqrt((apart**2).sum(axis=0).mean()) < 1
+
+
+def learned(sites, site):
+    """By a site's receipt: what was opened to it, by label; and how often resumed."""
+    receipt = json.loads((sites.folder / f"out_{site}" / "receipt.json").read_text())
+    entries = receipt["learned"][f"{site} owner"]
+    return {e["label"]: e["values"] for e in entries}, receipt["resumed"]
+
+
+#: Of a run that opens the map only; a record for the end of each level.
+LEVELS = {"level_iters": [3, 2, 2], "radius": 1, "opt_tol": -1e9}
+
+
+def map_sites(tmp_path, bodies, **options):
+    sites = sites_for(tmp_path / "sites", "syn", bodies, reveal="map", **options)
+    sites.parameters = LEVELS
+    sites.file = sites.write("session.toml")
+    return sites
+
+
+@pytest.mark.parametrize(
+    ("victim", "at"), [("moving", 3), ("static", 2), ("helper", 3), ("moving", 1)]
+)
+def test_a_run_that_opens_the_map_goes_on_after_the_last_level(
+    tmp_path, bodies, victim, at
+):
+    """What a level opens is opened again only if its end had been reached."""
+    sites = map_sites(tmp_path, bodies)
+    sites.run()
+    whole = result(sites)
+    once, resumed = learned(sites, "moving")
+    assert resumed == 0 and once["level_moving"] > 0
+    kill_at(sites, victim, at)
+    sites.run("--resume")
+    opened, resumed = learned(sites, "moving")
+    assert resumed == 1
+    assert opened.keys() == once.keys()
+    for label in ("map_moving", "map_static"):
+        assert once[label] <= opened[label] <= 2 * once[label]
+    # Once more at most what one level opened, and less than both.
+    assert once["level_moving"] <= opened["level_moving"] < 2 * once["level_moving"]
+    # Rounded by chance to an eighth of a voxel of 1 mm, each half.
+    apart = np.linalg.norm(result(sites) - whole, axis=3)
+    assert np.sqrt((apart**2).mean()) < 0.2
+    assert not any("checkpoint" in f for s in ROLES for f in sites.outputs(s))
+
+
+def test_a_run_that_opens_the_map_killed_at_random(tmp_path, bodies, descendants):
+    """No hang, no orphan, no result of half a run; and it ends all the same."""
+    sites = map_sites(tmp_path, bodies)
+    sites.run()
+    whole = result(sites)
+    rng, before = random.Random(3), set(descendants(os.getpid()))
+    for _ in range(3):
+        remove_outputs(sites)
+        code = DIES_SENDING.format(at=rng.randint(1, 3 * FRAMES))
+        if kill(sites, rng.choice(list(ROLES)), code):
+            sites.run("--resume")
+        assert set(descendants(os.getpid())) <= before
+        apart = np.linalg.norm(result(sites) - whole, axis=3)
+        assert np.sqrt((apart**2).mean()) < 0.2
+
+
+def test_the_end_of_a_level_is_not_opened_for_ever(tmp_path, bodies):
+    sites = map_sites(tmp_path, bodies)
+    kill_at(sites, "moving", 2)
+    folder = sites.folder / "out_static" / "session.1.checkpoint"
+    with open(folder / "journal.jsonl", "a") as journal:
+        for _ in range(2):
+            journal.write(json.dumps({"level": 1}) + "\n")
+    assert set(sites.wait(sites.start("--resume")).values()) == {1}
+    assert "shows more than was agreed; start anew" in sites.last_line("static")
+    for site in ("moving", "helper"):
+        assert "party 1 (static owner) ended" in sites.last_line(site)
+    assert results_written(sites) == []
 
 
 def test_a_level_is_not_begun_anew_for_ever():

@@ -351,10 +351,15 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
         if len(cells) == 4 and cells[0].startswith("`") and cells[3][:1].isdigit():
             for label in re.findall("`([a-z_]+)`", cells[0]):
                 listed[label] = float(re.match(r"[\d.]+", cells[3])[0])
-    opened = {"final_value"}
+    opened = {"final_value", "whole", "stop"}
     for operation in OPERATIONS.values():
         opened.update(operation.hidden)
-        for names in (*operation.opens.values(), *operation.result.values()):
+        results = [r for x in operation.results.values() for r in x.values()]
+        for names in (
+            *operation.opens.values(),
+            *operation.result.values(),
+            *results,
+        ):
             opened.update(names)
     declared = {label: DECLARATIONS[label].bits for label in opened}
     assert listed.keys() == declared.keys()

@@ -26,7 +26,7 @@ WORD_EDGES = [0, 1, 2, WORD, WORD - 1, 1 << 63, (1 << 63) - 1, 1 << 32, (1 << 32
 EDGES = [0, 1, 2, WORD, WORD + 1, WORD + 2, ALL - 1, ALL - 2, ALL - WORD]
 EDGES += [ALL // 2, ALL // 2 - 1, ALL // 2 + 1, 1 << 96, (1 << 96) - 1, WORD << 32]
 LIMIT = math.nextafter(2.0**127, 0)  # the largest real that can be encoded
-MOST_TAPS = 4096
+MOST_WEIGHT = 1 << 31  # magnitudes of a row of weights add up to less
 THREADS = [1, 2, 5]
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -138,7 +138,7 @@ def plain_filter(x, first, weights):
 
 
 def test_names():
-    assert (ring128.BITS, ring128.WORDS, ring128.MOST_WEIGHT) == (128, 2, 1 << 16)
+    assert (ring128.BITS, ring128.WORDS, ring128.MOST_WEIGHT) == (128, 2, 1 << 31)
     public = {n for n in dir(ring128) if callable(getattr(ring128, n)) and n[0] != "_"}
     assert public == {*matching(), "encode", "decode"}
 
@@ -180,11 +180,25 @@ def test_known_answers():
     expected = [[WORD, 0], [0, 1]]
     assert run("box", x, 2, 3, np.zeros_like(x[:, :2])).tolist() == [expected]
     first = np.array([3, 0, 1])
-    weights = np.array([[2, 1], [1, 2], [65535, 3]], np.uint32)
+    weights = np.array([[2, 1], [1, 2], [65535, 3]], np.int32)
     # 3 2^127, 1 - 2 and 3 2^64 - 65535
     expected = [[0, 1 << 63], [WORD, WORD], [WORD - 65534, 2]]
     out = run("filter_axis", x, first, weights, np.zeros((1, 3, 2), np.uint64))
     assert out.tolist() == [expected]
+    weights[:, 1] = -3, -2, -(2**31) + 65536
+    # -2^127, 1 + 2 and -65535 - 2^64 (2^31 - 65536)
+    expected = [[0, 1 << 63], [3, 0], [WORD - 65534, WORD - 2**31 + 65536]]
+    out = run("filter_axis", x, first, weights, np.zeros((1, 3, 2), np.uint64))
+    assert out.tolist() == [expected]
+
+    a = pack([5, -5, 7 << 100, (7 << 100) + 1])
+    # Without an offset, numbers of 128 bits; with one of 2^127, signed ones.
+    expected = [[2, 0], [WORD - 2, WORD >> 1], [0, 7 << 35], [0, 7 << 35]]
+    assert run("shift", a, 0, 1, False, zero).tolist() == expected
+    expected = [[2, 0], [WORD - 2, WORD], [0, 7 << 35], [0, 7 << 35]]
+    assert run("shift", a, 1 << 127, 1, False, zero).tolist() == expected
+    expected = pack([-((ALL - 5) >> 1), -2, -((ALL - (7 << 100)) >> 1)]).tolist()
+    assert run("shift", a[:3], 0, 1, True, zero[:3]).tolist() == expected
 
 
 # -- element by element ---------------------------------------------------------
@@ -245,6 +259,66 @@ def test_in_place():
     out = a.copy()
     ring128.addmul(out, out, -5, out)
     assert same_ints(out, x - 5 * x * x)
+
+
+def plain_shift(x, offset, bits, minus):
+    """One owner's part of a sum of Python integers without its low bits."""
+    if minus:
+        return [-((-v % ALL) >> bits) for v in x]
+    offset %= ALL
+    return [((v + offset) % ALL >> bits) - (offset >> bits) for v in x]
+
+
+@quick(80)
+@given(SEEDS, SIZES, CONSTANTS, st.integers(0, 127), st.booleans())
+@example(1, 0, 1, 5, False)
+@example(2, 1, 0, 0, True)
+@example(3, 257, ALL - 1, 127, False)
+def test_shift(seed, n, offset, bits, minus):
+    rng = np.random.default_rng(seed)
+    a = elements(rng, n)
+    expected = plain_shift(ints(a)[:, 0], int(offset), bits, minus)
+    assert same_ints(run("shift", a, offset, bits, minus, elements(rng, n)), expected)
+    out, check = guarded(a)
+    ring128.shift(out, offset, bits, minus, out)
+    assert same_ints(out, expected)
+    check()
+
+
+@pytest.mark.parametrize("bits", range(128))
+def test_shift_of_edges(bits):
+    """By every number of bits; sums with the offset wrap."""
+    a = pack(EDGES)
+    for offset in [*EDGES, 1 << bits, (1 << bits) - 1, -1, -(1 << bits), ALL + 3]:
+        out = run("shift", a, offset, bits, False, a)
+        assert same_ints(out, plain_shift(EDGES, offset, bits, False)), offset
+        # Of the other part no offset is taken.
+        out = run("shift", a, offset, bits, True, a)
+        assert same_ints(out, plain_shift(EDGES, 0, bits, True)), offset
+
+
+def test_two_parts_shifted_are_the_sum_shifted():
+    """But for one unit, as long as no part wraps: of 3000 one does once in 2**53."""
+    rng = np.random.default_rng(6)
+    values = np.array([-5, -1, 0, 2**60 - 1, -(2**60), 12345 << 40] * 500, object)
+    one = rng.integers(0, WORD, (len(values), 2), dtype=np.uint64, endpoint=True)
+    other = pack(values - ints(one)[:, 0])
+    for bits in (1, 20, 40):
+        parts = (
+            run("shift", one, 1 << 61, bits, False, one),
+            run("shift", other, 1 << 61, bits, True, other),
+        )
+        found = sum(ints(p)[:, 0] for p in parts)
+        assert set((found - (values >> bits)) % ALL) <= {0, 1}
+
+
+@pytest.mark.parametrize("bits", [-1, 128, 129, 2**31 - 1, -(2**31)])
+def test_bits_that_are_not_there_are_refused(bits):
+    a, out = pack([1, 2]), pack([7, 7])
+    for minus in (False, True):
+        with pytest.raises(ValueError, match="no .* bits to drop"):
+            ring128.shift(a, 1, bits, minus, out)
+    assert same_ints(out, [7, 7])
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 2049])
@@ -436,12 +510,33 @@ WIDTHS = [2, 4, 14, 16, 18, 30, 32, 34, 46, 48, 50, 64, 66, 126, 128, 130, 162, 
 
 
 def weighting(rng, n, taps, count):
-    """Draw starts and weights of a filter; a fifth of the weights are extreme."""
+    """Draw starts and weights of a filter, of both signs.
+
+    A fifth of the weights are extreme, and in some rows one weight takes all that the
+    others leave.
+    """
     first = rng.integers(0, n - taps + 1, count)
-    weights = rng.integers(0, 1 << 16, (count, taps), dtype=np.uint32)
-    edge = rng.random(weights.shape) < 0.2
-    weights[edge] = rng.choice([0, 1, (1 << 16) - 1], np.count_nonzero(edge))
+    weights = some_weights(rng, count, taps)
+    for row in weights:
+        if rng.random() < 0.5:
+            continue
+        if rng.random() < 0.3:
+            row[...] = 0
+        at = rng.integers(taps)
+        row[at] = 0
+        rest = MOST_WEIGHT - 1 - int(np.abs(row.astype(np.int64)).sum())
+        row[at] = rng.choice([rest, -rest])
     return first, weights
+
+
+def some_weights(rng, *shape):
+    """Draw weights of which each may be as large as all can."""
+    most = (MOST_WEIGHT - 1) // shape[-1]
+    weights = rng.integers(-most, most, shape, dtype=np.int32, endpoint=True)
+    edge = rng.random(weights.shape) < 0.2
+    edges = np.array([0, 1, -1, most, -most], np.int32)
+    weights[edge] = rng.choice(edges, np.count_nonzero(edge))
+    return weights
 
 
 @quick(120)
@@ -469,23 +564,45 @@ def test_filter_of_any_width(width):
 
 
 @pytest.mark.parametrize("width", [2, 4, 16, 34, 64, 66, 130])
-@pytest.mark.parametrize("taps", [1, MOST_TAPS - 1, MOST_TAPS])
+@pytest.mark.parametrize("taps", [1, 2, 3, 4096, 5000])
 def test_filter_with_the_largest_sums(width, taps):
-    """Halves of all-ones words times the largest weight, as often as allowed."""
-    most = (1 << 16) - 1
-    weights = np.full((2, taps), most, np.uint32)
-    first = np.array([0, 3])
+    """Halves of all-ones words times weights that add up to the most, of both signs."""
+    each, left = divmod(MOST_WEIGHT - 1, taps)
+    weights = np.full((4, taps), each, np.int64)
+    weights[:, -1] += left
+    weights[1] *= -1
+    weights[2, ::2] *= -1
+    weights[3] = 0
+    weights[3, 0] = 1 - MOST_WEIGHT
+    total = [int(v) for v in weights.sum(axis=1)]
+    assert (np.abs(weights).sum(axis=1) == MOST_WEIGHT - 1).all()
+    first = np.array([0, 3, 1, 2])
     for value in (ALL - 1, ALL - WORD - 1, WORD, WORD << 32, ALL // 2):
         x = np.tile(pack(value), (1, taps + 3, width // 2))
-        out = run("filter_axis", x, first, weights, np.zeros((1, 2, width), np.uint64))
-        assert same_ints(out, [taps * most * value] * width)
+        out = np.zeros((1, 4, width), np.uint64)
+        out = run("filter_axis", x, first, weights.astype(np.int32), out)
+        assert same_ints(out, [t * value for t in total for _ in range(width // 2)])
+
+
+@pytest.mark.parametrize("inner", [1, 9, 33])
+def test_filter_where_signs_do_not_cancel(inner):
+    """Words of ones where weights are positive, and of zeros where they are not."""
+    taps = 6
+    weights = np.full((1, taps), (MOST_WEIGHT - 1) // taps, np.int32)
+    weights[0, 1::2] *= -1
+    for even, odd in ((WORD, 0), (0, WORD)):
+        x = np.empty((1, taps, 2 * inner), np.uint64)
+        x[:, ::2], x[:, 1::2] = even, odd
+        out = np.zeros((1, 1, 2 * inner), np.uint64)
+        out = run("filter_axis", x, np.zeros(1, np.int64), weights, out)
+        assert same_ints(out, plain_filter(ints(x), [0], weights))
 
 
 def test_filter_of_many_taps():
     rng = np.random.default_rng(0)
-    for inner in (1, 9):
-        x = lines(rng, 1, MOST_TAPS + 5, inner)
-        first, weights = weighting(rng, MOST_TAPS + 5, MOST_TAPS, 2)
+    for inner, taps in ((1, 4097), (9, 4097), (1, 70000)):
+        x = lines(rng, 1, taps + 5, inner)
+        first, weights = weighting(rng, taps + 5, taps, 2)
         out = run("filter_axis", x, first, weights, np.zeros_like(x[:, :2]))
         assert same_ints(out, plain_filter(ints(x), first, weights))
 
@@ -495,13 +612,15 @@ def test_filter_at_the_ends_of_the_axis():
     for inner in (1, 8, 17):
         x = lines(rng, 2, 6, inner)
         first = np.array([4, 0, 4, 2, 0])
-        weights = rng.integers(0, 1 << 16, (5, 2), dtype=np.uint32)
+        weights = some_weights(rng, 5, 2)
         out = run("filter_axis", x, first, weights, lines(rng, 2, 5, inner))
         assert same_ints(out, plain_filter(ints(x), first, weights))
-        # a single weight of 1 copies
-        one = np.ones((6, 1), np.uint32)
-        copied = run("filter_axis", x, np.arange(6)[::-1].copy(), one, np.zeros_like(x))
+        # a single weight of 1 copies, and one of -1 turns signs
+        one, reverse = np.ones((6, 1), np.int32), np.arange(6)[::-1].copy()
+        copied = run("filter_axis", x, reverse, one, np.zeros_like(x))
         assert np.array_equal(copied, x[:, ::-1])
+        turned = run("filter_axis", x, reverse, -one, np.zeros_like(x))
+        assert same_ints(turned, -ints(x[:, ::-1]))
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (1, 4), (4, 5, 3), (5, 1, 6)])
@@ -510,7 +629,7 @@ def test_filter_along_every_axis(shape):
     image = elements(rng, *shape)
     x, expected, size = image, ints(image)[..., 0], list(shape)
     for axis, n in enumerate(shape):
-        dense = rng.integers(0, 1 << 16, (3, n), dtype=np.uint32)
+        dense = some_weights(rng, 3, n)
         x = x.reshape(int(np.prod(size[:axis])), n, -1)
         out = np.zeros((len(x), 3, x.shape[2]), np.uint64)
         x = run("filter_axis", x, np.zeros(3, np.int64), dense, out)
@@ -569,6 +688,7 @@ def matching():
         "mul": [elements(rng, 3) for _ in range(3)],
         "scale": [elements(rng, 3), 5, elements(rng, 3)],
         "addmul": [elements(rng, 3), elements(rng, 3), 5, elements(rng, 3)],
+        "shift": [elements(rng, 3), 5, 7, True, elements(rng, 3)],
         "dot": [elements(rng, 3), elements(rng, 3), elements(rng, 1)],
         "encode_int": [np.array([1, -2, 3]), elements(rng, 3)],
         "box": [lines(rng, 2, 6, 2), 1, 2, lines(rng, 2, 4, 2)],
@@ -602,7 +722,7 @@ def test_mismatched_arrays_are_refused(name):
                 shape = [*array.shape[:axis], length, *array.shape[axis + 1 :]]
                 wrong[k] = np.resize(array, shape)
                 before = wrong[-1].copy()
-                with pytest.raises(ValueError, match="match|outside|too long"):
+                with pytest.raises(ValueError, match="match|outside|no weights"):
                     getattr(ring128, name)(*wrong)
                 assert np.array_equal(wrong[-1], before)
                 tried += 1
@@ -676,20 +796,37 @@ def test_filters_outside_are_refused(bad):
 def test_filters_too_large_are_refused():
     x, first, weights, out = matching()["filter_axis"]
     before = out.copy()
-    for bad in (1 << 16, (1 << 16) + 1, 1 << 31, (1 << 32) - 1):
+    zero = np.zeros_like(weights)
+    for bad in (2**31 - 1, -(2**31) + 1, -(2**31)):
         for where in np.ndindex(weights.shape):
-            wrong = weights.copy()
+            wrong = zero.copy()
             wrong[where] = bad
-            with pytest.raises(ValueError, match="too large"):
+            if bad != -(2**31):
+                ring128.filter_axis(x, first, wrong, out.copy())
+                wrong[where[0], where[1] - 1] = 1
+            with pytest.raises(ValueError, match="no weights or too large ones"):
                 ring128.filter_axis(x, first, wrong, out)
-    with pytest.raises(ValueError, match="too long"):
-        ring128.filter_axis(x, first, np.zeros((4, 0), np.uint32), out)
+    # No weight is large, but their magnitudes add up to 2**31; of both signs.
+    wrong[...] = 2**30, -(2**29), 2**29
+    with pytest.raises(ValueError, match="no weights or too large ones"):
+        ring128.filter_axis(x, first, wrong, out)
+    # They are added up without wrapping: to 2**32 and a bit.
+    for bad in (2**31 - 1, -(2**31)):
+        wrong[...] = bad, bad, 3
+        with pytest.raises(ValueError, match="no weights or too large ones"):
+            ring128.filter_axis(x, first, wrong, out)
+    with pytest.raises(ValueError, match="no weights or too large ones"):
+        ring128.filter_axis(x, first, np.zeros((4, 0), np.int32), out)
     assert np.array_equal(out, before)
-    x, out = np.ones((1, MOST_TAPS + 1, 2), np.uint64), np.ones((1, 1, 2), np.uint64)
-    weights = np.ones((1, MOST_TAPS + 1), np.uint32)
-    with pytest.raises(ValueError, match="too long"):
+    taps = 1 << 16
+    x, out = np.ones((1, taps, 2), np.uint64), np.ones((1, 1, 2), np.uint64)
+    weights = np.full((1, taps), 1 << 15, np.int32)
+    with pytest.raises(ValueError, match="no weights or too large ones"):
         ring128.filter_axis(x, np.zeros(1, np.int64), weights, out)
     assert (out == 1).all()
+    weights[0, 7] -= 1
+    ring128.filter_axis(x, np.zeros(1, np.int64), weights, out)
+    assert out.tolist() == [[[2**31 - 1, 2**31 - 1]]]
 
 
 @pytest.mark.parametrize("name", matching())

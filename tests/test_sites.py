@@ -171,11 +171,14 @@ def test_some_parties_by_their_commands_and_others_from_python(
         assert found is None
 
 
-@pytest.mark.parametrize("layout", ["direct", "relayed"])
-def test_syn(syn_sites, layout):
+@pytest.mark.parametrize(
+    ("layout", "reveal"),
+    [("direct", "map"), ("relayed", "map"), ("direct", "update")],
+)
+def test_syn(syn_sites, layout, reveal):
     """The second as its users start it."""
-    fresh = layout == "relayed"
-    sites = syn_sites(addresses=loopback(layout), before=SEEDED, fresh=fresh)
+    options = {"addresses": loopback(layout), "fresh": layout == "relayed"}
+    sites = syn_sites(reveal=reveal, before=SEEDED, **options)
     sites.run("--force")
     assert sites.outputs("moving") == [
         "displacement_field.nii.gz",

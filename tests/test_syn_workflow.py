@@ -19,8 +19,8 @@ import pytest
 from scipy import ndimage
 
 from dipy_ppir.align import syn_registration
-from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc import local
+from dipy_ppir.mpc.carried import CarriedCorrelation
 from dipy_ppir.mpc.ledger import HELPER, ROLES, STATIC
 from dipy_ppir.workflows import cli, figures, inputs, mapping, syn
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
@@ -250,7 +250,15 @@ def _umask():
 
 
 def test_progress_lines(command, pair):
-    _, out, _ = command(ALIGN, *pair, *FAST, *NO_PICTURES)
+    """How well the images match is not known where nothing is opened on the way."""
+    _, out, _ = command(ALIGN, *pair, *FAST, *NO_PICTURES, "--out_dir", "a")
+    lines = [line for line in out.splitlines() if "done" in line]
+    for level, (line, count) in enumerate(zip(lines, (3, 2), strict=True), 1):
+        where, sent = line.rsplit(", ", 1)
+        assert where == f"INFO: deformation, level {level} of 2 done: iteration {count}"
+        assert sent.endswith("B sent")
+    update = [*NO_PICTURES, "--reveal", "update"]
+    _, out, _ = command(ALIGN, *pair, *FAST, *update, "--out_dir", "b")
     lines = [line for line in out.splitlines() if "done" in line]
     values = []
     for level, (line, count) in enumerate(zip(lines, (3, 2), strict=True), 1):
@@ -263,9 +271,9 @@ def test_progress_lines(command, pair):
     assert "INFO" not in command(ALIGN, *pair, *FAST, *NO_PICTURES, *quiet)[1]
 
 
-def test_the_result_is_dipys(runs):
+def test_the_result_is_dipys(pair, tmp_path):
     """With "force" but for rounding; "update" interpolates the steps besides."""
-    folder, *files, _ = runs["plain"]
+    files, warped = pair, {}
     static, moving = map(load, files)
     # DIPY announces what it does on a logger of its own.
     logging.getLogger("dipy").setLevel(logging.WARNING)
@@ -286,16 +294,17 @@ def test_the_result_is_dipys(runs):
         codomain_grid2world=MOVING_GRID,
     ).transform(moving)
     moved = np.abs(expected - before).mean()
-    assert np.abs(load(folder / "warped_moved.nii.gz") - expected).mean() < moved / 10
-    flow = SecureSynRegistrationFlow()
-    flow.run(
-        *files,
-        level_iters=(3, 2),
-        reveal="force",
-        no_pictures=True,
-        out_dir=str(folder / "force"),
-    )
-    assert_allclose(load(folder / "force" / "warped_moved.nii.gz"), expected, atol=1e-3)
+    for reveal in ("update", "force"):
+        SecureSynRegistrationFlow().run(
+            *files,
+            level_iters=(3, 2),
+            reveal=reveal,
+            no_pictures=True,
+            out_dir=str(tmp_path / reveal),
+        )
+        warped[reveal] = load(tmp_path / reveal / "warped_moved.nii.gz")
+    assert np.abs(warped["update"] - expected).mean() < moved / 10
+    assert_allclose(warped["force"], expected, atol=1e-3)
 
 
 def test_volumes_of_a_series(command, pair, tmp_path):
@@ -510,24 +519,51 @@ def test_labels_stay_labels(command, runs, tmp_path, kind, dtype):
 # -- the receipt -----------------------------------------------------------
 
 
+def learned_by(receipt):
+    """What was opened to whom, without the numbers."""
+    return {
+        who: {e["label"] for e in entries}
+        for who, entries in receipt["learned"].items()
+    }
+
+
 def test_receipt(runs, pair):
     folder, _, _, (receipt,) = runs["plain"]
     assert json.loads((folder / "receipt.json").read_text()) == receipt
     assert (receipt["m"], receipt["t"]) == (3, 1)
-    learned = {
-        who: {e["label"] for e in entries}
-        for who, entries in receipt["learned"].items()
+    result = {"map_moving", "map_static"}
+    assert learned_by(receipt) == {
+        "moving owner": {"level_moving", *result, "whole"},
+        "static owner": {"level_static", *result, "prealign", "whole"},
+        "helper": {"whole"},
     }
-    assert learned == {
+    parameters = receipt["parameters"]
+    assert parameters["level_iters"] == [3, 2]
+    metric = parameters["metric"]
+    assert (metric["reveal"], metric["opens"]) == ("map", "levels")
+    assert (metric["map_spacing"], metric["map_precision"]) == (3, 0.125)
+    assert parameters["ss_sigma_factor"] == 0.4
+    for name in pair:
+        assert Path(name).name not in json.dumps(receipt)
+
+
+def test_receipt_of_what_opens_every_iteration(pair, tmp_path):
+    flow = SecureSynRegistrationFlow()
+    flow.run(
+        *pair,
+        level_iters=(3, 2),
+        reveal="update",
+        no_pictures=True,
+        out_dir=str(tmp_path),
+    )
+    (receipt,) = flow.receipts
+    assert learned_by(receipt) == {
         "moving owner": {"update_moving", "correlation", "static_to_ref"},
         "static owner": {"update_static", "correlation", "moving_to_ref", "prealign"},
         "helper": set(),
     }
-    parameters = receipt["parameters"]
-    assert parameters["level_iters"] == [3, 2]
-    assert parameters["metric"]["reveal"] == "update"
-    for name in pair:
-        assert Path(name).name not in json.dumps(receipt)
+    assert receipt["parameters"]["metric"]["reveal"] == "update"
+    assert receipt["parameters"]["ss_sigma_factor"] == 0.2
 
 
 def _determinants(field, grid2world):
@@ -566,7 +602,7 @@ def test_folds_are_counted(command, tmp_path):
     for name in "sm":
         noise = ndimage.gaussian_filter(rng.standard_normal((22, 20, 18)), 2.5)
         save(tmp_path / f"{name}.nii", noise.astype(np.float32))
-    rough = "--step_length 2 --mopt_sigma_diff 1 --mopt_radius 2 --inv_iter 1".split()
+    rough = "--step_length 0.5 --mopt_radius 2 --inv_iter 1".split()
     levels = ["--level_iters", "6", "6"]
     status, out, _ = command(ALIGN, "s.nii", "m.nii", *levels, *rough, *NO_PICTURES)
     assert status == 0
@@ -710,18 +746,25 @@ def test_bad_image(command, no_parties, pair, tmp_path, kind, role):
     ("flags", "words"),
     [
         ("--metric mi", ("--metric mi", "leave it out")),
-        ("--reveal updat", ("--reveal updat", "update, force, paper")),
+        ("--reveal updat", ("--reveal updat", "map, update, force, paper")),
         ("--level_iters 0 2", ("--level_iters 0", "at least 1")),
         ("--level_iters -3", ("--level_iters -3", "at least 1")),
         ("--mopt_radius 0", ("radius", "at least 1")),
         ("--mopt_radius 50", ("radius", "at most 20")),
         ("--mopt_radius 8", ("too small", "radius (8)")),
-        ("--mopt_sigma_diff 0", ("sigma_diff", "at least 1")),
+        ("--reveal update --mopt_sigma_diff 0", ("sigma_diff", "at least 1")),
         ("--mopt_sigma_diff -1", ("sigma_diff", "positive")),
         ("--mopt_sigma_diff nan", ("sigma_diff", "positive")),
         ("--stride 3", ("stride", "1 or 2")),
         ("--update_spacing 0", ("update_spacing", "at least 1")),
+        ("--map_spacing 0", ("map_spacing", "at least 2")),
+        ("--map_precision 0", ("map_precision", "between")),
+        ("--map_precision 2", ("map_precision", "between")),
+        ("--map_precision nan", ("map_precision", "between")),
+        ("--opens all", ("opens", "levels")),
         ("--step_length 0", ("--step_length 0", "above zero")),
+        # A step that long leaves the range of what is carried along on shares.
+        ("--step_length 2", ("step_length",)),
         ("--step_length nan", ("--step_length nan", "above zero")),
         ("--inv_iter 0", ("--inv_iter 0", "above zero")),
         ("--inv_tol -1", ("--inv_tol -1", "above zero")),
@@ -838,14 +881,16 @@ def test_an_image_of_zero_mean(command, pair, tmp_path):
 
 def test_a_warning_is_one_line(command, pair):
     """A spacing of 1 hides nothing: said to users, not with lines of the source."""
-    args = [*pair, *FAST, *NO_PICTURES, "--update_spacing", "1"]
+    args = [*pair, *FAST, *NO_PICTURES, "--reveal", "update", "--update_spacing", "1"]
     with warnings.catch_warnings(record=True) as raw:
         warnings.simplefilter("always")
         status, out, err = command(ALIGN, *args)
     assert status == 0
     assert [str(w.message) for w in raw] == []
-    lines = [x for x in (out + err).splitlines() if "update_spacing 1 " in x]
-    assert len(lines) == 1
+    lines = (out + err).splitlines()
+    for words in ("update_spacing 1 ", 'reveal="update" opens at every iteration'):
+        assert len([x for x in lines if words in x]) == 1
+    assert "opens at every iteration" not in command(ALIGN, *args[:-4], "--force")[1]
 
 
 # -- mistakes with what is applied -----------------------------------------
@@ -1115,16 +1160,17 @@ def test_unexpected_failure_is_one_line(command, pair, monkeypatch):
 
 @pytest.mark.parametrize("pid", [pytest.param(STATIC, marks=pytest.mark.heavy), HELPER])
 def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
-    inner = SecureCCMetric.initialize_iteration
-    children = {}
+    inner = CarriedCorrelation.iterate
+    children, calls = {}, []
 
-    def killing(metric):
-        if metric.iterations == 2 and not children:
+    def killing(*args, **options):
+        calls.append(0)
+        if len(calls) == 3:
             children.update(local._shared._children)
             children[pid].kill()
-        inner(metric)
+        return inner(*args, **options)
 
-    monkeypatch.setattr(SecureCCMetric, "initialize_iteration", killing)
+    monkeypatch.setattr(CarriedCorrelation, "iterate", killing)
     result = command(ALIGN, *pair, *FAST, "--out_dir", "res")
     assert_refused(result, f"party {pid} ({ROLES[pid]})")
     assert all(c.returncode is not None for c in children.values()), "one outlived it"
@@ -1132,9 +1178,7 @@ def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
     assert command(ALIGN, *pair, *FAST, *NO_PICTURES)[0] == 0
 
 
-HALTING = HALT.format(
-    module="metrics", name="SecureCCMetric", method="initialize_iteration"
-)
+HALTING = HALT.format(module="carried", name="CarriedCorrelation", method="iterate")
 
 
 @pytest.mark.parametrize(

@@ -456,7 +456,7 @@ def syn_registration(
     dim=3,
     level_iters=None,
     prealign=None,
-    ss_sigma_factor=0.2,
+    ss_sigma_factor=None,
     opt_tol=1e-5,
     inv_iter=20,
     inv_tol=1e-3,
@@ -500,7 +500,9 @@ def syn_registration(
         also return, last, what each party learned and what it cost.
     checkpoint : Checkpoint, optional
         where this party keeps its state in a session, to go on after an interruption.
-    sigma_diff, radius, reveal, update_spacing, stride : optional
+    sigma_diff, radius, reveal, map_spacing, opens, map_precision : optional
+        see `SecureCCMetric`.
+    update_spacing, stride : optional
         see `SecureCCMetric`.
 
     Returns

@@ -25,6 +25,13 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 import numpy.linalg as npl
 
+from dipy_ppir.align.carried import (
+    MOST_STEP,
+    CarriedLevels,
+    compose,
+    composed,
+    winsorized,
+)
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
     agree_on_state,
@@ -35,6 +42,7 @@ from dipy_ppir.align.checkpoint import (
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import (
+    OWNERS,
     RemoteImage,
     check_roles,
     grid2world_of,
@@ -44,10 +52,11 @@ from dipy_ppir.align.remote import (
 )
 from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
 from dipy_ppir.mpc import local
+from dipy_ppir.mpc.algebra import Secret, Shares
 from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.crosscorr import check_grid
 from dipy_ppir.mpc.errors import ProtocolError
-from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC, declare
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
 
 __all__ = [
     "DiffeomorphicMap",
@@ -74,6 +83,9 @@ declare(
     meaning="the affine transform from which the registration started",
     bits=64,
 )
+
+#: Of the scale space: what DIPY has, and what carried images need.
+SIGMA_FACTORS = {False: 0.2, True: 0.4}
 
 RESULT_TO = {
     "both": (MOVING, STATIC),
@@ -107,8 +119,11 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     metric : SecureCCMetric
     level_iters : list of int, optional
         iterations at each level, from the coarsest to the finest.
-    step_length, ss_sigma_factor, opt_tol, inv_iter, inv_tol
+    step_length, opt_tol, inv_iter, inv_tol
         as in DIPY.
+    ss_sigma_factor : float, optional
+        as in DIPY; by default 0.4 where the metric opens the map only, else DIPY's 0.2,
+        which leaves coarse levels undersampled.
     callback : callable, optional
         called with this object and a `RegistrationStages`, as in DIPY; at the helper
         only at the ends of levels and iterations.
@@ -141,7 +156,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         *,
         level_iters=None,
         step_length=0.25,
-        ss_sigma_factor=0.2,
+        ss_sigma_factor=None,
         opt_tol=1e-5,
         inv_iter=20,
         inv_tol=1e-3,
@@ -150,6 +165,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         result_to="both",
         checkpoint=None,
     ):
+        if ss_sigma_factor is None:
+            ss_sigma_factor = SIGMA_FACTORS[getattr(metric, "reveal", None) == "map"]
         if metric is not None and not isinstance(metric, SecureCCMetric):
             raise ValueError(
                 "SecureSymmetricDiffeomorphicRegistration needs a SecureCCMetric; any "
@@ -172,6 +189,11 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         for name, value in (("step_length", step_length), ("inv_tol", inv_tol)):
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive, got {value}")
+        if metric is not None and metric.reveal == "map" and step_length > MOST_STEP:
+            raise ValueError(
+                f"step_length must be at most {MOST_STEP} voxel where images are "
+                f"carried along, got {step_length}: longer steps do not come out right"
+            )
         if not (np.isfinite(ss_sigma_factor) and ss_sigma_factor >= 0):
             raise ValueError(
                 f"ss_sigma_factor must be zero or positive, got {ss_sigma_factor}"
@@ -187,6 +209,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self.result_to = result_to
         self.checkpoint = checkpoint
         self.receipt = None
+        #: Voxels of the own image that were outliers, see `carried.winsorized`.
+        self.winsorized = 0
 
     def config(self):
         """Public parameters of the registration, JSON-able."""
@@ -305,7 +329,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             if self.level_iters[self.levels - 1 - level]:
                 at_level = scales.get_domain_shape(level)
                 check_size(at_level, self.metric.radius, "static")
-                check_grid(at_level, self.metric.reveal)
+                if self.metric.reveal != "map":
+                    check_grid(at_level, self.metric.reveal)
         if is_remote(images["moving"]):
             return  # where the prealign matrix puts it is the moving owner's to check
         start = grid2world if prealign is None else prealign.dot(grid2world)
@@ -356,6 +381,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         }
         if self.static_to_moving is not None:
             facts["quality"] = map_quality(self.static_to_moving)
+        if self.winsorized:
+            facts["winsorized_voxels"] = self.winsorized
         self.receipt = self.session.receipt(**facts)
         return self.static_to_moving
 
@@ -375,6 +402,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         if remote:
             # Only the grids are needed; without smoothing they cost little.
             image = np.zeros(image.shape, dtype=floating)
+        elif self.metric.reveal == "map":
+            image, self.winsorized = winsorized(np.asarray(image))
         with np.errstate(all="ignore" if remote else None):
             return ScaleSpace(
                 np.asarray(image).astype(floating),
@@ -439,6 +468,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             self.callback(self, stage)
 
     def _optimize(self):
+        if self.metric.reveal == "map":
+            self._carry()
+            return
         self.full_energy_profile = []
         self._tell(RegistrationStages.OPT_START)
         first, resumed = self.levels - 1, self._restore()
@@ -498,6 +530,84 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             self._save()
         return command != END_LEVEL
 
+    # -- nothing opened within a level -----------------------------------
+
+    def _carry(self):
+        """Register by images carried along on shares; see `carried`."""
+        session = self.session
+        self.full_energy_profile = []  # no energy is opened
+        images = {"static": self._static, "moving": self._moving}
+        here = [OWNERS[name] for name, image in images.items() if not is_remote(image)]
+        world = Shares(session)
+        levels = CarriedLevels(self, world, here)
+        receivers = RESULT_TO[self.result_to]
+        self._tell(RegistrationStages.OPT_START)
+        session.ledger.about(None)
+        with session.phase("cross correlation"):
+            displacements = levels.run(*self._go_on(world))
+        with session.phase("result"):
+            if displacements is not None:
+                self._before_opening(0)
+                levels.show_map(displacements, receivers)
+            elif session.pid in receivers:
+                levels.take_nothing()
+            self._share_prealign()
+        if session.pid in receivers:
+            compose(self)
+        self._tell(RegistrationStages.OPT_END)
+
+    def _before_opening(self, level):
+        """Count what is opened at the end of a level, before it is.
+
+        Each time it is rounded anew, so that many times would show more digits.
+        """
+        self._done[level] += 1
+        if self._done[level] > REPEATS:
+            raise CheckpointError(
+                f"after interruptions the end of this level was opened {REPEATS} times "
+                "already, which shows more than was agreed; start anew at all parties, "
+                "without --resume"
+            )
+        journal(self.session, self.checkpoint, level=level)
+
+    def _level_ended(self, level, displacements):
+        """Write down this party's own state at the end of a level."""
+        journal(self.session, self.checkpoint)
+        if self.checkpoint is None:
+            return
+        world, arrays = Shares(self.session), {}
+        facts = {"current_level": level, "units": {}}
+        for owner, fields in displacements.items():
+            for axis, field in enumerate(fields):
+                name = f"part-{owner}-{axis}"
+                facts["units"][name] = field.unit
+                if self.session.pid != HELPER:
+                    arrays[name] = world.kept(field)
+        for half in self._own_halves():
+            arrays |= {name: getattr(half, name) for name in _HALF}
+        self.checkpoint.save(self.levels - level, facts, arrays)
+
+    def _go_on(self, world):
+        """The level to go on with, and the halves so far; see `_level_ended`."""
+        state = self._newest()
+        if state is None:
+            return None, None
+        facts, arrays = state
+        for half in self._own_halves():
+            for name in _HALF:
+                setattr(half, name, arrays[name])
+        parts = []
+        shape = CarriedLevels(self, world, ()).level(facts["current_level"])
+        for name, unit in facts["units"].items():
+            parts.append(Secret(arrays.get(name), unit, shape.operators.coarse))
+        parts = world.masked(*parts)
+        owners = (STATIC, MOVING)
+        displacements = {
+            owner: parts[k * self.dim : (k + 1) * self.dim]
+            for k, owner in enumerate(owners)
+        }
+        return facts["current_level"] - 1, displacements
+
     # -- checkpoints -----------------------------------------------------
 
     def _save(self):
@@ -514,13 +624,10 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     def _restore(self):
         """Go back to the newest state that all parties have; False without any."""
-        if not self._goes_on:
+        state = self._newest()
+        if state is None:
             return False
-        number = agree_on_state(self.session, self.checkpoint)
-        self.checkpoint.forget_after(number)
-        if number is None:
-            return False
-        facts, arrays = self.checkpoint.load(number)
+        facts, arrays = state
         for name in _STATE:
             setattr(self, name, facts[name])
         self.metric.iterations = facts["iterations"]
@@ -529,6 +636,14 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             for name in _HALF:
                 setattr(half, name, arrays[name])
         return True
+
+    def _newest(self):
+        """The newest state that all parties have, None without any."""
+        if not self._goes_on:
+            return None
+        number = agree_on_state(self.session, self.checkpoint)
+        self.checkpoint.forget_after(number)
+        return None if number is None else self.checkpoint.load(number)
 
     def _iterate(self):
         """One iteration at this party; see ``dipy.align.imwarp``."""
@@ -607,31 +722,30 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         with session.phase("result"):
             if STATIC in RESULT_TO[self.result_to]:
                 self._hand_over(MOVING, STATIC, "moving_to_ref", shape)
-                inverse = self.moving_to_ref.prealign
-                matrix = np.eye(self.dim + 1) if inverse is None else npl.inv(inverse)
-                matrix = OwnedArray(
-                    MOVING, matrix, (self.dim + 1, self.dim + 1), np.float64
-                )
-                matrix = session.open(matrix, "prealign", (STATIC,))
-                if matrix is not None:
-                    check_received(matrix, MOVING)
-                    if abs(npl.det(matrix)) < 1e-12:
-                        raise ProtocolError(
-                            "the moving owner sent a prealign matrix that is singular",
-                            MOVING,
-                        )
-                    self.moving_to_ref.prealign = npl.inv(matrix)
-                    self.moving_to_ref.prealign_inv = matrix
+                self._share_prealign()
             if MOVING in RESULT_TO[self.result_to]:
                 self._hand_over(STATIC, MOVING, "static_to_ref", shape)
         if session.pid not in RESULT_TO[self.result_to]:
             return
-        self.static_to_moving = self.moving_to_ref.warp_endomorphism(
-            self.static_to_ref.inverse()
-        ).inverse()
-        for name in ("forward", "backward"):
-            field = np.array(getattr(self.static_to_moving, name))
-            setattr(self.static_to_moving, name, field)
+        self.static_to_moving = composed(self.static_to_ref, self.moving_to_ref)
+
+    def _share_prealign(self):
+        """Show the static owner where it started, if it gets the result."""
+        if STATIC not in RESULT_TO[self.result_to]:
+            return
+        inverse = self.moving_to_ref.prealign
+        matrix = np.eye(self.dim + 1) if inverse is None else npl.inv(inverse)
+        matrix = OwnedArray(MOVING, matrix, (self.dim + 1, self.dim + 1), np.float64)
+        matrix = self.session.open(matrix, "prealign", (STATIC,))
+        if matrix is None:
+            return
+        check_received(matrix, MOVING)
+        if abs(npl.det(matrix)) < 1e-12:
+            raise ProtocolError(
+                "the moving owner sent a prealign matrix that is singular", MOVING
+            )
+        self.moving_to_ref.prealign = npl.inv(matrix)
+        self.moving_to_ref.prealign_inv = matrix
 
     def _hand_over(self, owner, receiver, name, shape):
         half = getattr(self, name)

@@ -25,12 +25,17 @@ from dipy_ppir.mpc.crosscorr import (
     Half,
     LocalCrossCorrelation,
     check_reveal,
-    threads,
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.literalcc import LiteralCrossCorrelation
+from dipy_ppir.mpc.threads import threads
 
 __all__ = ["GuardedCCMetric", "SecureCCMetric"]
 
+OPENS = ("levels",)
+BACKENDS = ("packed", "mpyc")
+#: The result is not opened to less than this part of a voxel.
+MOST_PRECISE = 2.0**-10
 #: Beyond this, exact window sums might not fit a word.
 MOST_RADIUS = 20
 #: With a stride of 2, where the grid of forces begins, iteration by iteration.
@@ -81,11 +86,21 @@ class SecureCCMetric(CCMetric):
         standard deviation in voxels of the Gaussian that smooths each step.
     radius : int, optional
         radius in voxels of the windows.
-    reveal : {"update", "force", "paper"}, optional
-        what each owner learns at every iteration: the smoothed step of its own half of
-        the map (the default), the force on every voxel of its own image (half the
-        traffic), or the terms that the published method opens, which give away most of
-        the other image and are meant for comparisons. See ``doc/security.md``.
+    reveal : {"map", "update", "force", "paper"}, optional
+        "map", the default, opens nothing within a level: the images, what is known of
+        their windows and both halves of the map are carried along on shares. The others
+        are for comparisons with DIPY and with the published method, and open at every
+        iteration what gives away most of the other image: the smoothed step of an
+        owner's half of the map, the force on every voxel of its image, or the terms
+        that the published method opens. See ``doc/security.md``.
+    map_spacing : int, optional
+        with "map": spacing in voxels of the grid on which the map is computed and in
+        the end opened; 2 at most along axes of fewer than 20 voxels.
+    opens : {"levels"}, optional
+        with "map": at the end of a level each owner is shown its half of the map, at
+        every 4th voxel to a quarter of a voxel, and warps its next image by it.
+    map_precision : float, optional
+        with "map": to how much of a voxel the result is opened.
     update_spacing : int, optional
         with "update": the step is opened at every so many voxels along each axis, and
         interpolated between them. By default twice the stride; less hides little.
@@ -93,6 +108,10 @@ class SecureCCMetric(CCMetric):
         forces are computed at every so many voxels along each axis; the grid moves
         from iteration to iteration. 2 takes a fifth of the traffic, and is not DIPY's
         answer any more.
+    backend : {"packed", "mpyc"}, optional
+        what computes the forces. ``"mpyc"`` does so literally, with MPyC's secure arrays:
+        an independent and very slow twin, for images of some thousand voxels with
+        ``reveal="force"``.
     session : Session, optional
         this party's session; by default the other parties are started on this
         machine when first needed.
@@ -118,12 +137,27 @@ class SecureCCMetric(CCMetric):
         *,
         sigma_diff=2.0,
         radius=4,
-        reveal="update",
+        reveal="map",
+        map_spacing=3,
+        opens="levels",
+        map_precision=0.125,
         update_spacing=None,
         stride=1,
+        backend="packed",
         session=None,
     ):
         check_reveal(reveal)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+        if backend == "mpyc" and reveal != "force":
+            raise ValueError('backend="mpyc" needs reveal="force"')
+        if opens not in OPENS:
+            raise ValueError(f"opens must be one of {OPENS}, got {opens!r}")
+        if not MOST_PRECISE <= map_precision <= 1:
+            raise ValueError(
+                f"map_precision must lie between {MOST_PRECISE} and 1 voxel, got "
+                f"{map_precision}"
+            )
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2, got {stride}")
         if update_spacing is None:
@@ -133,6 +167,7 @@ class SecureCCMetric(CCMetric):
         for name, value, least in (
             ("radius", radius, 1),
             ("update_spacing", update_spacing, 1),
+            ("map_spacing", map_spacing, 2),
         ):
             if value != int(value) or value < least:
                 raise ValueError(
@@ -140,6 +175,14 @@ class SecureCCMetric(CCMetric):
                 )
         if radius > MOST_RADIUS:
             raise ValueError(f"radius must be at most {MOST_RADIUS}, got {radius}")
+        if reveal != "map":
+            warn(
+                f'reveal="{reveal}" opens at every iteration what gives away most of '
+                "the other image (doc/security.md): use it to compare with other "
+                'software; reveal="map" opens the map only',
+                UserWarning,
+                stacklevel=3,
+            )
         if reveal == "update":
             if sigma_diff < 1:
                 raise ValueError(
@@ -156,8 +199,10 @@ class SecureCCMetric(CCMetric):
                 )
         super().__init__(dim, sigma_diff=sigma_diff, radius=int(radius))
         self.reveal = reveal
+        self.map_spacing, self.opens = int(map_spacing), opens
+        self.map_precision = float(map_precision)
         self.update_spacing = int(update_spacing)
-        self.stride = int(stride)
+        self.stride, self.backend = int(stride), backend
         self.session = session
         self.energy = None
         #: Number of iterations so far.
@@ -173,8 +218,12 @@ class SecureCCMetric(CCMetric):
             "sigma_diff": float(self.sigma_diff),
             "radius": self.radius,
             "reveal": self.reveal,
+            "map_spacing": self.map_spacing,
+            "opens": self.opens,
+            "map_precision": self.map_precision,
             "update_spacing": self.update_spacing,
             "stride": self.stride,
+            "backend": self.backend,
         }
 
     def join(self, session):
@@ -197,6 +246,12 @@ class SecureCCMetric(CCMetric):
             if an image is smaller than a window.
         """
         self._check_sizes()
+        if self.reveal == "map":
+            raise ValueError(
+                'reveal="map" opens no step of an iteration: register with '
+                "SecureSymmetricDiffeomorphicRegistration, or give the metric "
+                'reveal="update"'
+            )
         offset = (0,) * self.dim
         if self.stride > 1:
             offset = OFFSETS[self.dim][self.iterations % len(OFFSETS[self.dim])]
@@ -261,7 +316,10 @@ class SecureCCMetric(CCMetric):
         shape = tuple(self.static_image.shape)
         correlation = self._correlation
         if correlation is None or correlation.shape != shape:
-            correlation = self._correlation = LocalCrossCorrelation(
+            kind = LocalCrossCorrelation
+            if self.backend == "mpyc":
+                kind = LiteralCrossCorrelation
+            correlation = self._correlation = kind(
                 session,
                 shape,
                 self.radius,

@@ -51,7 +51,6 @@ All of this is uniform, whatever the images: a simulator draws it at random.
 """
 
 from dataclasses import dataclass
-import os
 
 import numpy as np
 
@@ -60,8 +59,9 @@ from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.protocols import blur, check_truncation, dither, truncate_part
+from dipy_ppir.mpc.threads import threads
 
-REVEAL = ("update", "force", "paper")
+REVEAL = ("map", "update", "force", "paper")
 OWNERS = {STATIC: "static", MOVING: "moving"}
 
 for _owner, _name in OWNERS.items():
@@ -676,12 +676,6 @@ class LocalCrossCorrelation:
         return np.divide(force, e, out=np.zeros_like(e), where=e > 0), energy
 
 
-def threads():
-    """Threads of a kernel: what OMP_NUM_THREADS says, or all processors."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else os.cpu_count() or 1
-
-
 def gaussian_filter_matrix(n, centers, positions, sigma):
     """Integer weights of a Gaussian filter along one axis.
 
@@ -703,7 +697,7 @@ def gaussian_filter_matrix(n, centers, positions, sigma):
     -------
     first : array of int64, shape (p,)
         index into `centers` of the first term of each sum.
-    weights : array of uint32, shape (p, taps)
+    weights : array of int32, shape (p, taps)
     """
     reach = int(4.0 * sigma + 0.5)
     taps = np.arange(-reach, reach + 1)
@@ -714,7 +708,7 @@ def gaussian_filter_matrix(n, centers, positions, sigma):
     dense = np.zeros((len(positions), n))
     for row, p in zip(dense, positions, strict=True):
         np.add.at(row, source[p : p + 2 * reach + 1], gauss)
-    dense = np.rint(dense[:, list(centers)] * 2.0**WEIGHT_BITS).astype(np.uint32)
+    dense = np.rint(dense[:, list(centers)] * 2.0**WEIGHT_BITS).astype(np.int32)
     used = dense > 0
     width = dense.shape[1]
     first = np.where(used.any(axis=1), used.argmax(axis=1), 0)

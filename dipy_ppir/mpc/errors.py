@@ -70,5 +70,15 @@ class FixedPointOverflowError(MPCError, OverflowError):
     """A value, or what may become of it, does not fit the field."""
 
 
+class RoundingError(MPCError, ArithmeticError):
+    """A rounding of shares went wrong, as once in very many registrations."""
+
+    def __init__(self):
+        super().__init__(
+            "a rounding of shares went wrong, as happens by chance once in more than a "
+            "million registrations, and spoilt the result; start again"
+        )
+
+
 class UndeclaredOpeningError(MPCError, PermissionError):
     """The program tried to open a value that no protocol declared."""

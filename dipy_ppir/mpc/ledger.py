@@ -275,6 +275,10 @@ REBUILDS = {
 }
 
 
+#: Maps to few digits: what shows little of the other image, see doc/security.md.
+MAPS = {f"{kind}_{name}" for kind in ("level", "map") for name in ("static", "moving")}
+
+
 #: What shows little because of what it is blurred by, where the program is followed.
 BLURRED = {"moved_frame"}
 
@@ -359,6 +363,12 @@ def receipt_text(receipt):
         lines.append(
             "CAUTION: no image was sent, but an owner who sets out to can rebuild most "
             "of the other image from what was opened (doc/security.md)."
+        )
+    elif labels & MAPS:
+        lines.append(
+            "No voxel of an image was shown to anybody but the image's owner. What can "
+            "be made of maps to so few digits was measured (doc/security.md): hardly "
+            "more than an owner's own image says."
         )
     elif labels & CHOSEN:
         lines.append(

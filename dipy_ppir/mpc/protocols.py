@@ -187,10 +187,12 @@ def reduce(session, array, name="reduce"):
     )
 
 
-def _drawn(session, peer, purpose, shape, dtype):
-    out = np.zeros(shape, dtype=dtype)
+def _drawn(session, peer, purpose, shape, dtype, out=None):
+    out = np.empty(shape, dtype=dtype) if out is None else out
     if session.threshold:
         session.stream(peer, purpose.encode()).fill(out)
+    else:
+        out[...] = 0
     return out
 
 
@@ -223,7 +225,9 @@ def pad(session, name, shape, dtype=np.uint64, plus=np.add):
     return _drawn(session, HELPER, purpose, shape, dtype)
 
 
-def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract):
+def deal(
+    session, name, numbers, shape, dtype=np.uint64, minus=np.subtract, out=None
+):
     """Share numbers that the helper knows between the owners.
 
     The moving owner's part comes from the seed it shares with the helper; the static
@@ -242,6 +246,8 @@ def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract):
         of the numbers, as for `pad`.
     minus : callable, optional
         how a part is taken off.
+    out : array, optional
+        where to put the part.
 
     Returns
     -------
@@ -250,12 +256,12 @@ def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract):
     """
     purpose = "dealt-" + name
     if session.pid == MOVING:
-        return _drawn(session, HELPER, purpose, shape, dtype)
+        return _drawn(session, HELPER, purpose, shape, dtype, out)
     if session.pid == HELPER:
         rest = minus(numbers, _drawn(session, MOVING, purpose, shape, dtype))
         session.network.send(STATIC, name, rest)
         return None
-    part = np.empty(shape, dtype=dtype)
+    part = np.empty(shape, dtype=dtype) if out is None else out
     session.network.receive(HELPER, name, part)
     return part
 
@@ -376,6 +382,11 @@ def truncate_part(pid, source, part, bound, bits, target):
     bits : int
         low bits to drop.
     """
+    if source is R128 and target is R128:
+        out = np.empty_like(part)
+        offset, minus = _offset(bound, bits), pid != MOVING
+        R128.kernels.shift(R128.flat(part), offset, bits, minus, R128.flat(out))
+        return out
     if pid == MOVING:
         offset = _offset(bound, bits)
         u = source.add(part, constant(source, offset, part))

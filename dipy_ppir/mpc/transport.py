@@ -539,20 +539,20 @@ class Network:
         Parameters
         ----------
         arrays : dict
-            maps party numbers to the contiguous arrays to fill.
+            maps party numbers to the contiguous array to fill, or to a list of arrays
+            that were sent one after the other.
         name : str
             the protocol step.
         """
         op = operation_code(name)
         limit = MAX_PAYLOAD[DATA]
         pending = {}
-        for peer, array in arrays.items():
-            view = memoryview(array).cast("B")
-            parts = deque(
-                view[start : start + limit]
-                for start in range(0, max(len(view), 1), limit)
-            )
-            pending[peer] = parts
+        for peer, given in arrays.items():
+            pending[peer] = deque()
+            for array in given if isinstance(given, list) else [given]:
+                view = memoryview(array).cast("B")
+                for start in range(0, max(len(view), 1), limit):
+                    pending[peer].append(view[start : start + limit])
         self.ledger().record_round()
         while True:
             for peer, parts in list(pending.items()):

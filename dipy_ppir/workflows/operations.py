@@ -1,6 +1,6 @@
 """What a session file may ask for, and what that means in plain words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import inspect
 import warnings
 
@@ -13,7 +13,15 @@ from dipy_ppir.align.imaffine import (
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc.errors import SessionFileError
-from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, REBUILDS, ROLES, STATIC
+from dipy_ppir.mpc.ledger import (
+    DECLARATIONS,
+    HELPER,
+    MAPS,
+    MOVING,
+    REBUILDS,
+    ROLES,
+    STATIC,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Operation:
         maps party numbers to labels opened to them at the end, if they get the result.
     hidden : tuple
         labels that are opened where steps are hidden.
+    results : dict
+        maps values of ``reveal`` to what takes the place of `result`.
     """
 
     function: object
@@ -48,6 +58,11 @@ class Operation:
     build: object
     result: dict
     hidden: tuple = ()
+    results: dict = field(default_factory=dict)
+
+    def shown(self, reveal, pid):
+        """Labels opened to a party at the end, if it gets the result."""
+        return self.results.get(reveal, self.result).get(pid, ())
 
 
 def _build_affine(parameters):
@@ -66,9 +81,7 @@ def _build_affine(parameters):
 
 def _build_syn(parameters):
     parameters = dict(parameters)
-    metric = _taken(
-        parameters, "sigma_diff", "radius", "reveal", "update_spacing", "stride"
-    )
+    metric = _taken(parameters, "sigma_diff", "radius", "reveal", *METRIC_ARGUMENTS)
     metric = SecureCCMetric(parameters.pop("dim", 3), **metric)
     return SecureSymmetricDiffeomorphicRegistration(metric, **parameters)
 
@@ -78,6 +91,14 @@ def _taken(parameters, *names):
 
 
 _MATCH = ("correlation",)
+#: What `SecureCCMetric` takes besides its windows and its smoothing.
+METRIC_ARGUMENTS = (
+    "map_spacing",
+    "opens",
+    "map_precision",
+    "update_spacing",
+    "stride",
+)
 OPERATIONS = {
     "affine": Operation(
         function=affine_registration,
@@ -127,16 +148,22 @@ OPERATIONS = {
             "inv_tol",
             "sigma_diff",
             "radius",
-            "update_spacing",
-            "stride",
+            *METRIC_ARGUMENTS,
         ),
         opens={
+            "map": ("level_moving", "level_static", "whole", "stop"),
             "update": ("update_moving", "update_static", *_MATCH),
             "force": ("force_moving", "force_static", *_MATCH),
             "paper": ("paper_factor", "bracket_moving", "bracket_static", *_MATCH),
         },
         build=_build_syn,
         result={MOVING: ("static_to_ref",), STATIC: ("moving_to_ref", "prealign")},
+        results={
+            "map": {
+                MOVING: ("map_static", "map_moving"),
+                STATIC: ("map_static", "map_moving", "prealign"),
+            }
+        },
     ),
 }
 
@@ -254,7 +281,7 @@ def explain(plan):
         lines.append(f"{name} ({ROLES[pid]}) learns")
         for d in declarations:
             lines.append(f"  - {d.meaning}: {d.shape} ({d.label}).")
-        shown = operation.result.get(pid) or "transform" in labels
+        shown = operation.shown(plan.reveal, pid) or "transform" in labels
         if pid in gets[plan.result_to] and not shown:
             lines.append("  - the resulting transform.")
         if not declarations:
@@ -281,6 +308,11 @@ def explain(plan):
         "Two of the three parties that pool what they hold can rebuild both images.",
         "Every party follows the program (semi-honest). The code is not audited.",
     ]
+    if set(labels) & MAPS:
+        lines.append(
+            "What can be made of a map to so few digits was measured "
+            "(doc/security.md): hardly more than an owner's own image says."
+        )
     if set(labels) & REBUILDS:
         lines.append(
             "CAUTION: no image is sent, but an owner who sets out to can rebuild most "
@@ -313,7 +345,8 @@ TEMPLATE = """\
 title = "{title}"
 operation = "{operation}"          # affine or syn
 # What the owners learn beside the result: for affine "transform" (the steps that lead
-# to it), "gradient" or "histogram" (far more), for syn "update" or "force". See:
+# to it), "gradient" or "histogram" (far more), for syn "map" (rounded copies of it), or
+# "update" and "force" (nearly the images). See:
 # dipy_ppir_session check FILE
 reveal = "{reveal}"
 result_to = "both"            # both, moving, or for syn static: who gets the transform

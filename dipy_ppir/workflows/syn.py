@@ -26,6 +26,7 @@ from dipy_ppir.workflows.flow import (
 )
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
+from dipy_ppir.workflows.operations import METRIC_ARGUMENTS
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import deformation_callback, display
 from dipy_ppir.workflows.remote import (
@@ -57,7 +58,7 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         mopt_sigma_diff=2.0,
         mopt_radius=4,
         step_length=0.25,
-        ss_sigma_factor=0.2,
+        ss_sigma_factor=None,
         opt_tol=1e-5,
         inv_iter=20,
         inv_tol=1e-3,
@@ -67,7 +68,10 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         out_warped="warped_moved.nii.gz",
         out_inv_static="inc_static.nii.gz",
         out_field="displacement_field.nii.gz",
-        reveal="update",
+        reveal="map",
+        map_spacing=3,
+        opens="levels",
+        map_precision=0.125,
         update_spacing=None,
         stride=1,
         receipt="receipt.json",
@@ -117,7 +121,8 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         ss_sigma_factor : float, optional
             Parameter of the scale-space smoothing kernel. For example, the
             std. dev. of the kernel will be factor*(2^i) in the isotropic case
-            where i = 0, 1, ..., n_scales is the scale.
+            where i = 0, 1, ..., n_scales is the scale. None (the default) is
+            0.4 with reveal 'map', else 0.2.
         opt_tol : float, optional
             The optimization will stop when the estimated derivative of the
             energy profile w.r.t. time falls below this threshold.
@@ -143,11 +148,20 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         out_field : string, optional
             Name of the file to save the diffeomorphic map.
         reveal : string, optional
-            What each owner learns at every iteration. ``'update'``: the
-            smoothed step of its own half of the map; ``'force'``: the force on
-            every voxel of its image, with half the traffic and less privacy;
-            ``'paper'``: the terms of the published method, which give away
-            most of the other image.
+            What the owners learn. ``'map'``: the resulting map, and rounded
+            copies of its own half at the ends of levels. The others are for
+            comparisons, and give away most of the other image: at every
+            iteration, ``'update'`` shows the smoothed step of an owner's half,
+            ``'force'`` the force on every voxel of its image, ``'paper'`` the
+            terms of the published method.
+        map_spacing : int, optional
+            With 'map', spacing in voxels of the grid on which the map is
+            computed and opened; 2 at most along axes of fewer than 20 voxels.
+        opens : string, optional
+            With 'map', when owners are shown their half: at the ends of
+            'levels'.
+        map_precision : float, optional
+            With 'map', to how much of a voxel the map is opened.
         update_spacing : int, optional
             With 'update', the step is opened at every so many voxels along each
             axis: more hide more, and change the result more. None (the
@@ -189,6 +203,9 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
                     "inv_iter": inv_iter,
                     "inv_tol": inv_tol,
                     "reveal": reveal,
+                    "map_spacing": map_spacing,
+                    "opens": opens,
+                    "map_precision": map_precision,
                     "update_spacing": update_spacing,
                     "stride": stride,
                 },
@@ -246,19 +263,26 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
                 "inv_iter": inv_iter,
                 "inv_tol": inv_tol,
             },
-            not_negative={"ss_sigma_factor": ss_sigma_factor},
+            not_negative={}
+            if ss_sigma_factor is None
+            else {"ss_sigma_factor": ss_sigma_factor},
             finite={"opt_tol": opt_tol},
         )
         options = {
             "level_iters": [int(n) for n in level_iters],
             "step_length": float(step_length),
-            "ss_sigma_factor": float(ss_sigma_factor),
+            "ss_sigma_factor": None
+            if ss_sigma_factor is None
+            else float(ss_sigma_factor),
             "opt_tol": float(opt_tol),
             "inv_iter": int(inv_iter),
             "inv_tol": float(inv_tol),
             "sigma_diff": float(mopt_sigma_diff),
             "radius": int(mopt_radius),
             "reveal": reveal.lower(),
+            "map_spacing": int(map_spacing),
+            "opens": opens.lower(),
+            "map_precision": float(map_precision),
             "update_spacing": None if update_spacing is None else int(update_spacing),
             "stride": int(stride),
         }
@@ -377,10 +401,8 @@ def _load(paths, vol_idx, prealign, registration):
 
 def _registration(options):
     """Let the classes check their own arguments, before any file is read."""
-    metric = {
-        name: options[name]
-        for name in ("sigma_diff", "radius", "reveal", "update_spacing", "stride")
-    }
+    names = ("sigma_diff", "radius", "reveal", *METRIC_ARGUMENTS)
+    metric = {name: options[name] for name in names}
     options = {name: value for name, value in options.items() if name not in metric}
     with warnings.catch_warnings():
         # The one that registers warns as well.

@@ -1,0 +1,362 @@
+"""Products of coarse and fine arrays modulo 2**128, plane by plane.
+
+What carries an image along on shares (`dipy_ppir.mpc.carried`): coarse fields are
+interpolated where they are multiplied, so that no array of theirs is ever as large as
+the image. Elements are two words, low word first, on a trailing axis of length 2; images
+of two dimensions are one plane. Shapes are checked here, because a mismatch would
+overrun memory. All loops run without the GIL.
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #include <string.h>
+    #include "dispatch.h"
+    #include "filters.h"
+    #include "u128.h"
+
+    /* Weights of one axis: `taps` of them a row, the first at first[row]. */
+    typedef struct { const int64_t *first; const int32_t *weights; int64_t taps; } band;
+
+    /* Row of the interpolation along one axis, of rows of `width` elements. */
+    static void weigh_rows(const u128 *x, band b, int64_t row, int64_t width, u128 *out) {
+        filter_row((const uint64_t *)(x + b.first[row] * width), 2 * width,
+                   b.weights + row * b.taps, b.taps, 2 * width, (uint64_t *)out);
+    }
+    /* The same of neighbouring elements, for a whole row. */
+    static void weigh_along(const u128 *x, band b, int64_t n, u128 *out) {
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t *w = b.weights + i * b.taps;
+            const u128 *from = x + b.first[i];
+            u128 sum = 0;
+            for (int64_t k = 0; k < b.taps; k++) sum += times(from[k], w[k]);
+            out[i] = sum;
+        }
+    }
+    /* sum += (row of the interpolation along the middle axis) * y, for a number of weights
+       that are not zero that the compiler knows. */
+    ALWAYS void weigh_multiply(const u128 *const *x, const int64_t *w, const int count,
+                               const u128 *y, int64_t n, u128 *sum) {
+        for (int64_t i = 0; i < n; i++) {
+            u128 field = times(x[0][i], w[0]);
+            for (int k = 1; k < count; k++) field += times(x[k][i], w[k]);
+            sum[i] += field * y[i];
+        }
+    }
+    static void add_products(const u128 *wide, band b, int64_t row, const u128 *y, int64_t n,
+                             u128 *sum) {
+        const u128 *x[4];
+        int64_t w[4];
+        int count = 0;
+        for (int64_t k = 0; k < b.taps; k++) {
+            int64_t weight = b.weights[row * b.taps + k];
+            if (!weight) continue;
+            x[count] = wide + (b.first[row] + k) * n;
+            w[count++] = weight;
+        }
+        switch (count) {
+        case 1: weigh_multiply(x, w, 1, y, n, sum); break;
+        case 2: weigh_multiply(x, w, 2, y, n, sum); break;
+        case 3: weigh_multiply(x, w, 3, y, n, sum); break;
+        case 4: weigh_multiply(x, w, 4, y, n, sum); break;
+        }
+    }
+    /* A field, interpolated along the first and the last axis for one plane: `wide` has
+       c[1] rows of n2 elements, times a factor; `flat` is scratch of c[1] * c[2]. */
+    static void weigh_plane(const u128 *field, const int64_t *c, const band *b, int64_t plane,
+                            int64_t n2, int64_t factor, u128 *flat, u128 *wide) {
+        int64_t coarse = c[1] * c[2];
+        weigh_rows(field, b[0], plane, coarse, flat);
+        if (factor != 1) for (int64_t l = 0; l < coarse; l++) flat[l] = times(flat[l], factor);
+        for (int64_t j = 0; j < c[1]; j++)
+            weigh_along(flat + j * c[2], b[2], n2, wide + j * n2);
+    }
+
+    /* out += factor * (field, interpolated) * y, for one plane of n1 by n2 voxels. */
+    static int64_t c_spread(const u128 *field, const int64_t *c, const band *b, int64_t plane,
+                            int64_t factor, const u128 *y, int64_t n1, int64_t n2, u128 *out) {
+        u128 *flat = malloc((size_t)(c[1] * (c[2] + n2)) * sizeof(u128));
+        if (!flat) return 0;
+        u128 *wide = flat + c[1] * c[2];
+        weigh_plane(field, c, b, plane, n2, factor, flat, wide);
+        for (int64_t j = 0; j < n1; j++, y += n2, out += n2)
+            add_products(wide, b[1], j, y, n2, out);
+        free(flat);
+        return 1;
+    }
+
+    /* out += t * (difference of x's neighbours along an axis), for one plane; nothing at
+       the borders of that axis. */
+    static void c_slope(const u128 *t, const u128 *x, int64_t stride, int64_t axis, int64_t n1,
+                        int64_t n2, u128 *out) {
+        int64_t from = axis == 1 ? n2 : 0, to = axis == 1 ? (n1 - 1) * n2 : n1 * n2;
+        if (axis < 2) {
+            for (int64_t i = from; i < to; i++) out[i] += t[i] * (x[i + stride] - x[i - stride]);
+            return;
+        }
+        for (int64_t j = 0; j < n1; j++)
+            for (int64_t i = j * n2 + 1; i < (j + 1) * n2 - 1; i++)
+                out[i] += t[i] * (x[i + 1] - x[i - 1]);
+    }
+
+    /* Taps [1 -8 0 8 -1] and [-1 16 -30 16 -1] on five elements. */
+    static inline u128 first_of(u128 a, u128 b, u128 d, u128 e) {
+        return (a - e) + ((d - b) << 3);
+    }
+    static inline u128 second_of(u128 a, u128 b, u128 c, u128 d, u128 e) {
+        u128 near = b + d;
+        return (near << 4) - (a + e) - (c << 5) + (c << 1);
+    }
+    static inline int64_t clip(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
+
+    static void first_rows(const u128 *a, const u128 *b, const u128 *d, const u128 *e,
+                           int64_t n, u128 *out) {
+        for (int64_t i = 0; i < n; i++) out[i] = first_of(a[i], b[i], d[i], e[i]);
+    }
+    static void second_rows(const u128 *a, const u128 *b, const u128 *c, const u128 *d,
+                            const u128 *e, int64_t n, u128 *out) {
+        for (int64_t i = 0; i < n; i++) out[i] = second_of(a[i], b[i], c[i], d[i], e[i]);
+    }
+    static void first_along(const u128 *x, int64_t n, u128 *out) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = first_of(x[clip(i - 2, n)], x[clip(i - 1, n)], x[clip(i + 1, n)],
+                              x[clip(i + 2, n)]);
+    }
+    static void second_along(const u128 *x, int64_t n, u128 *out) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = second_of(x[clip(i - 2, n)], x[clip(i - 1, n)], x[i], x[clip(i + 1, n)],
+                               x[clip(i + 2, n)]);
+    }
+
+    /* Most fields: three first, six second derivatives. */
+    #define FIELDS 9
+    /* out += factor * sum of (field, interpolated) * (derivative of x), for one plane. Codes:
+       0 1 2 along an axis, 3 a + b (a <= b) along two; first and unmixed ones are multiplied by
+       12, so that all are 144 times the derivative. */
+    static int64_t c_carry(const u128 *const *fields, const int64_t *codes, int64_t count,
+                           const int64_t *c, const band *curved, const band *straight,
+                           int64_t plane, int64_t factor, const u128 *x, const int64_t *n,
+                           u128 *out) {
+        int64_t n0 = n[0], n1 = n[1], n2 = n[2], size = n1 * n2, coarse = c[1] * c[2];
+        int64_t wide = c[1] * n2;
+        u128 *memory = malloc((size_t)(coarse + count * (wide + n2) + size) * sizeof(u128));
+        if (!memory) return 0;
+        u128 *flat = memory, *rows = flat + coarse, *depth = rows + count * wide;
+        u128 *slopes = depth + size;
+        const u128 *at[5];
+        for (int k = 0; k < 5; k++) at[k] = x + clip(plane + k - 2, n0) * size;
+        if (n0 > 1) first_rows(at[0], at[1], at[3], at[4], size, depth);
+        for (int64_t k = 0; k < count; k++) {
+            u128 *to = rows + k * wide;
+            int mixed = codes[k] == 4 || codes[k] == 5 || codes[k] == 8;
+            weigh_plane(fields[k], c, codes[k] < 3 ? curved : straight, plane, n2,
+                        mixed ? factor : 12 * factor, flat, to);
+        }
+        for (int64_t j = 0; j < n1; j++) {
+            int64_t near[5];
+            for (int k = 0; k < 5; k++) near[k] = clip(j + k - 2, n1) * n2;
+            const u128 *here = at[2] + j * n2;
+            for (int64_t k = 0; k < count; k++) {
+                u128 *to = slopes + k * n2;
+                switch (codes[k]) {
+                case 0: memcpy(to, depth + j * n2, (size_t)n2 * sizeof(u128)); break;
+                case 1: first_rows(at[2] + near[0], at[2] + near[1], at[2] + near[3],
+                                   at[2] + near[4], n2, to); break;
+                case 2: first_along(here, n2, to); break;
+                case 3: second_rows(at[0] + j * n2, at[1] + j * n2, here, at[3] + j * n2,
+                                    at[4] + j * n2, n2, to); break;
+                case 4: first_rows(depth + near[0], depth + near[1], depth + near[3],
+                                   depth + near[4], n2, to); break;
+                case 5: first_along(depth + j * n2, n2, to); break;
+                case 6: second_rows(at[2] + near[0], at[2] + near[1], here, at[2] + near[3],
+                                    at[2] + near[4], n2, to); break;
+                case 7: second_along(here, n2, to); break;
+                case 8: {
+                    /* the row of the first derivative along axis 1 is the one of code 1 */
+                    for (int64_t i = 0; i < count; i++)
+                        if (codes[i] == 1) first_along(slopes + i * n2, n2, to);
+                    break;
+                }
+                }
+            }
+            u128 *sum = out + j * n2;
+            for (int64_t k = 0; k < count; k++) {
+                const u128 *slope = slopes + k * n2;
+                add_products(rows + k * wide, codes[k] < 3 ? curved[1] : straight[1], j, slope,
+                             n2, sum);
+            }
+        }
+        free(memory);
+        return 1;
+    }
+    """
+    ctypedef struct u128:
+        pass
+    ctypedef struct band:
+        const int64_t *first
+        const int32_t *weights
+        int64_t taps
+    int FIELDS
+    int64_t c_spread(const u128 *, const int64_t *, const band *, int64_t, int64_t,
+                     const u128 *, int64_t, int64_t, u128 *) noexcept nogil
+    void c_slope(const u128 *, const u128 *, int64_t, int64_t, int64_t, int64_t,
+                 u128 *) noexcept nogil
+    int64_t c_carry(const u128 **, const int64_t *, int64_t, const int64_t *, const band *,
+                    const band *, int64_t, int64_t, const u128 *, const int64_t *,
+                    u128 *) noexcept nogil
+
+include "dispatch.pxi"
+
+#: Codes of derivatives, by axes of three: what `carry` multiplies a field with.
+CODES = {(0,): 0, (1,): 1, (2,): 2, (0, 0): 3, (0, 1): 4, (0, 2): 5, (1, 1): 6, (2, 2): 7,
+         (1, 2): 8}
+
+
+cdef class Bands:
+    """Weights of an interpolation along three axes.
+
+    Parameters
+    ----------
+    bands : sequence of (first, weights)
+        for each axis: array of int64, shape (n,), of each row's first input, and array of
+        int32, shape (n, taps).
+    inputs : sequence of int
+        sizes of the coarse grid.
+    """
+
+    cdef band each[3]
+    cdef int64_t inputs[3]
+    cdef int64_t outputs[3]
+    cdef list kept
+
+    def __init__(self, bands, inputs):
+        cdef const int64_t[::1] first
+        cdef const int32_t[:, ::1] weights
+        self.kept = []
+        for axis in range(3):
+            first, weights = bands[axis]
+            same(first.shape[0], weights.shape[0])
+            if (weights.shape[0] == 0 or weights.shape[1] == 0 or np.min(first) < 0
+                    or np.max(first) > inputs[axis] - weights.shape[1]):
+                raise ValueError("the weights reach outside the array")
+            self.kept += [first, weights]
+            self.inputs[axis], self.outputs[axis] = inputs[axis], weights.shape[0]
+            self.each[axis].first = &first[0]
+            self.each[axis].weights = &weights[0, 0]
+            self.each[axis].taps = weights.shape[1]
+            if np.count_nonzero(weights, axis=1).max() > 4:
+                raise ValueError("no more than four weights of a row may not be zero")
+
+
+cdef const u128* elements(const uint64_t[:, :, :, ::1] x, const int64_t *shape) except NULL:
+    for axis in range(3):
+        same(x.shape[axis], shape[axis])
+    same(x.shape[3], 2)
+    return <const u128 *>&x[0, 0, 0, 0]
+
+
+def spread(const uint64_t[:, :, :, ::1] field, Bands bands, const uint64_t[:, :, :, ::1] y,
+           int64_t factor, uint64_t[:, :, :, ::1] out, int threads=1):
+    """Add `factor` times an interpolated field times an array to `out`.
+
+    Parameters
+    ----------
+    field : array, shape (c0, c1, c2, 2)
+    bands : Bands
+    y, out : array, shape (n0, n1, n2, 2)
+    factor : int
+        small.
+    threads : int, optional
+    """
+    cdef const u128 *f = elements(field, bands.inputs)
+    cdef const u128 *p = elements(y, bands.outputs)
+    cdef u128 *q = <u128 *>elements(out, bands.outputs)
+    cdef int64_t n1 = y.shape[1], n2 = y.shape[2], size = n1 * n2, done = 1
+    cdef Py_ssize_t i
+    for i in prange(y.shape[0], nogil=True, num_threads=threads, schedule="static"):
+        if not c_spread(f, bands.inputs, bands.each, i, factor, p + i * size, n1, n2,
+                        q + i * size):
+            done = 0
+    if not done:
+        raise MemoryError
+
+
+def slope_products(const uint64_t[:, :, :, ::1] t, const uint64_t[:, :, :, ::1] x,
+                   Py_ssize_t axis, Py_ssize_t begin, uint64_t[:, :, :, ::1] out,
+                   int threads=1):
+    """Add t times the difference of x's two neighbours along an axis to `out`.
+
+    Nothing is added at the borders of that axis.
+
+    Parameters
+    ----------
+    t, x : array, shape (n0, n1, n2, 2)
+    axis : int
+    begin : int
+        plane of t at which the first of `out` lies.
+    out : array, shape (planes, n1, n2, 2)
+    threads : int, optional
+    """
+    cdef int64_t shape[3]
+    for k in range(3):
+        shape[k] = x.shape[k]
+    cdef const u128 *p = elements(t, shape)
+    cdef const u128 *q = elements(x, shape)
+    cdef int64_t n0 = x.shape[0], n1 = x.shape[1], n2 = x.shape[2], size = n1 * n2
+    cdef int64_t stride = size if axis == 0 else n2 if axis == 1 else 1
+    shape[0] = out.shape[0]
+    cdef u128 *r = <u128 *>elements(out, shape)
+    cdef Py_ssize_t i
+    if not 0 <= axis < 3 or begin < 0 or begin + out.shape[0] > n0:
+        raise ValueError("the planes lie outside the array")
+    for i in prange(out.shape[0], nogil=True, num_threads=threads, schedule="static"):
+        if axis > 0 or 0 < begin + i < n0 - 1:
+            c_slope(p + (begin + i) * size, q + (begin + i) * size, stride, axis, n1, n2,
+                    r + i * size)
+
+
+def carry(fields, codes, Bands curved, Bands straight, const uint64_t[:, :, :, ::1] x,
+          int64_t factor, uint64_t[:, :, :, ::1] out, int threads=1):
+    """Add the sum of interpolated fields times derivatives of an image to `out`.
+
+    Derivatives are of five points, edges repeated, and times 144.
+
+    Parameters
+    ----------
+    fields : sequence of array, shape (c0, c1, c2, 2)
+    codes : sequence of int
+        what each is multiplied with, see `CODES`; first derivatives before others.
+    curved, straight : Bands
+        how fields of first and of second derivatives are interpolated.
+    x, out : array, shape (n0, n1, n2, 2)
+    factor : int
+        of the whole sum, small.
+    threads : int, optional
+    """
+    cdef const u128 *each[9]
+    cdef int64_t code[9]
+    cdef int64_t count = len(fields), done = 1, size = x.shape[1] * x.shape[2]
+    cdef Py_ssize_t i
+    if count > FIELDS or count != len(codes) or (8 in codes and 1 not in codes):
+        raise ValueError("these fields do not make a polynomial")
+    for axis in range(3):
+        same(curved.inputs[axis], straight.inputs[axis])
+        same(curved.outputs[axis], straight.outputs[axis])
+    for k in range(count):
+        each[k] = elements(fields[k], curved.inputs)
+        code[k] = codes[k]
+        if not 0 <= code[k] < 9:
+            raise ValueError("there is no such derivative")
+    cdef const u128 *p = elements(x, curved.outputs)
+    cdef u128 *q = <u128 *>elements(out, curved.outputs)
+    for i in prange(x.shape[0], nogil=True, num_threads=threads, schedule="static"):
+        if not c_carry(each, code, count, curved.inputs, curved.each, straight.each, i,
+                       factor, p, curved.outputs, q + i * size):
+            done = 0
+    if not done:
+        raise MemoryError

@@ -1,0 +1,517 @@
+"""Symmetric diffeomorphic registration that opens the map only.
+
+Both images and both halves of the map are carried along by `dipy_ppir.mpc.carried`, on
+shares or, for `ClearSymmetricDiffeomorphicRegistration`, in the clear. Here is what an
+owner does with its own image: warp it at the start of a level by a rounded copy of its
+half, which it was shown at the end of the level before.
+"""
+
+from typing import NamedTuple
+
+from dipy.align import VerbosityLevels, floating
+from dipy.align.imwarp import RegistrationStages, SymmetricDiffeomorphicRegistration
+from dipy.testing.decorators import warning_for_keywords
+import numpy as np
+from scipy.interpolate import make_interp_spline
+
+from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
+from dipy_ppir.mpc.carried import (
+    DISPLACEMENT,
+    SMALL_RADIUS,
+    CarriedCorrelation,
+    Operators,
+    Start,
+    inverse_norm,
+    points,
+    sum_of,
+)
+from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.linear import AxisMap, Linear, along
+
+#: Which owner has which image.
+IMAGES = {STATIC: "static", MOVING: "moving"}
+#: At the end of a level but the last, every so many voxels along each axis are opened,
+#: to this part of a voxel of that level.
+LEVEL_SPACING, LEVEL_PRECISION = 4, 0.25
+#: Along axes of fewer voxels, the coarse grid has at most every second one.
+THIN = 20
+#: Unit of the weights that bring displacements from one grid to another.
+GRID_UNIT = 2.0**-14
+#: Part of an image's voxels on either side that is no measure of its range, and most of
+#: them that may be outliers: see `winsorized`.
+TAIL, MOST_OUTLIERS = 0.005, 0.002
+#: Inverse norms of windows are improved at every so many iterations; on a coarse grid
+#: of every second voxel they drift less, those of small windows more: at each.
+REFINEMENT, REFINEMENT_FINE = 3, 5
+#: Largest step length, voxels: Taylor polynomials of longer steps are none.
+MOST_STEP = 0.5
+#: A step moves a voxel by no more than this many times the step length.
+LONGEST_STEP = 2.0
+
+for _owner, _name in IMAGES.items():
+    _other = IMAGES[MOVING + STATIC - _owner]
+    declare(
+        f"level_{_name}",
+        receivers=(_owner,),
+        shape=f"dim numbers for every {LEVEL_SPACING}th voxel along each axis of a "
+        "level's grid, at the end of each level but the last",
+        meaning="its half of the map so far, rounded to a quarter of a voxel of that "
+        "level",
+        bits=16,
+    )
+    declare(
+        f"map_{_name}",
+        receivers=(MOVING, STATIC),
+        shape="dim numbers for every map_spacing-th voxel along each axis of the "
+        "static image, once",
+        meaning=f"the half of the resulting map that belongs to the {_name} image, "
+        "rounded to map_precision",
+        bits=24,
+    )
+declare(
+    "stop",
+    receivers=(MOVING, STATIC, 2),
+    shape="1 for each iteration of a level from the 13th on",
+    meaning="whether the match has stopped to get better",
+    bits=1,
+)
+
+
+def span(image):
+    """Range of an image without outliers, and the range with them that is kept.
+
+    Half a percent of the voxels on either side are left out of the range. What lies
+    outside of it by more than half its width is an outlier, if they are no more than
+    two voxels in a thousand. Without outliers the range is that of all voxels.
+
+    Parameters
+    ----------
+    image : array
+
+    Returns
+    -------
+    low, high : float
+    least, most : float
+    """
+    low, high = np.quantile(image, [TAIL, 1 - TAIL])
+    reach = (high - low) / 2
+    least, most = low - reach, high + reach
+    outside = int(((image < least) | (image > most)).sum())
+    if not 0 < outside <= MOST_OUTLIERS * image.size or not reach > 0:
+        low, high = float(image.min()), float(image.max())
+        return low, high, low, high
+    return low, high, least, most
+
+
+def winsorized(image):
+    """An image without outliers, and how many voxels were changed; see `span`.
+
+    A few voxels of metal would otherwise leave no digits to all others.
+    """
+    _, _, least, most = span(image)
+    changed = int(((image < least) | (image > most)).sum())
+    return (np.clip(image, least, most) if changed else image), changed
+
+
+def spacings(shape, spacing):
+    """Spacing of the coarse grid along each axis of a level's grid."""
+    return [spacing if n >= THIN else min(spacing, 2) for n in shape]
+
+
+def spline(n, m, positions):
+    """Cubic spline through points n at positions m, as a matrix."""
+    spline = make_interp_spline(n, np.eye(len(n)), k=min(3, len(n) - 1))
+    return spline(np.clip(positions, 0, m))
+
+
+class Level(NamedTuple):
+    """A level's grid.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    operators : Operators
+    directions : array, shape (dim, dim)
+        takes displacements in voxels to mm.
+    """
+
+    shape: tuple
+    operators: Operators
+    directions: np.ndarray
+
+
+class CarriedLevels:
+    """The levels of one registration.
+
+    Parameters
+    ----------
+    registration : SymmetricDiffeomorphicRegistration
+        with its scale spaces and halves of the map; of images that are elsewhere, None.
+    world : Clear or Shares
+    here : sequence of int
+        owners whose images are here.
+    """
+
+    def __init__(self, registration, world, here):
+        self.r, self.world, self.here = registration, world, tuple(here)
+        self.dim = registration.dim
+
+    def run(self, level=None, displacements=None):
+        """Carry both images through all levels.
+
+        Parameters
+        ----------
+        level : int, optional
+            the first one; the coarsest by default.
+        displacements : dict, optional
+            maps each owner to its half of the map at the end of the level above.
+            Its own half, rounded, is in the registration.
+
+        Returns
+        -------
+        displacements : dict or None
+            the same at the end of the finest level; None if nothing was done.
+        """
+        r = self.r
+        for at in range(r.levels - 1 if level is None else level, -1, -1):
+            r.current_level, r.niter, r.energy_list = at, 0, []
+            limit = r.level_iters[-1 - at]
+            if at < r.levels - 1:
+                self.expand(at)
+                displacements = self.first(at, displacements)
+            r._tell(RegistrationStages.SCALE_START)
+            if limit:
+                displacements = self._iterate(at, limit, displacements)
+            r._tell(RegistrationStages.SCALE_END)
+            if limit and at:
+                r._before_opening(at)
+                self.show_level(at, displacements)
+                r._level_ended(at, displacements)
+        return displacements
+
+    def _iterate(self, level, limit, displacements):
+        r, correlations, stops = self.r, [], False
+        carried, halves = self.begin(level, displacements)
+        static, moving = halves[STATIC], halves[MOVING]
+        while r.niter < limit and not stops:
+            r._tell(RegistrationStages.ITER_START)
+            before = static, moving
+            (static, moving), correlation = carried.iterate(
+                *before,
+                refine=self.refines(r.niter),
+                last=r.niter == limit - 1,
+            )
+            if r.niter < limit - 1:
+                stops = self.stops(correlations)
+            correlations.append(correlation)
+            r._tell(RegistrationStages.ITER_END)
+            r.niter += 1
+        carried.check(before, (static, moving))
+        return {STATIC: static.displacement, MOVING: moving.displacement}
+
+    def refines(self, iteration):
+        """Whether an iteration of a level, from 0, improves the inverse norms."""
+        metric = self.r.metric
+        every = REFINEMENT if metric.map_spacing > 2 else REFINEMENT_FINE
+        if metric.radius <= SMALL_RADIUS:
+            every = 1
+        return iteration % every == every - 1
+
+    def level(self, level):
+        """See `Level`."""
+        r, metric = self.r, self.r.metric
+        shape = tuple(int(n) for n in r.static_ss.get_domain_shape(level))
+        spacing = np.asarray(r.static_ss.get_spacing(level), dtype=np.float64)
+        operators = Operators(
+            shape,
+            metric.radius,
+            metric.sigma_diff,
+            spacings(shape, metric.map_spacing),
+            # A step is along the gradient per mm, and counts in voxels.
+            (spacing.min() / spacing) ** 2,
+        )
+        directions = r.static_ss.get_affine(level)[: self.dim, : self.dim]
+        return Level(shape, operators, np.asarray(directions))
+
+    def first(self, level, displacements):
+        """`displacements` at a level, brought there from the level above."""
+        if displacements is None:
+            return None
+        before, now = self.level(level + 1), self.level(level)
+        factors = np.asarray(self.r.static_ss.get_expand_factors(level + 1, level))
+        axes = [
+            spline(p, n - 1, q * f)
+            for p, n, q, f in zip(
+                before.operators.points,
+                before.shape,
+                now.operators.points,
+                factors,
+                strict=True,
+            )
+        ]
+        w, wanted = self.world, []
+        for fields in displacements.values():
+            for a, field in enumerate(fields):
+                maps = [
+                    AxisMap(m / factors[a] if b == a else m, GRID_UNIT)
+                    for b, m in enumerate(axes)
+                ]
+                moved = w.map(Linear(maps), field)
+                wanted.append((expression(moved), DISPLACEMENT))
+        fresh = w.fresh(*wanted)
+        return {
+            owner: fresh[k * self.dim : (k + 1) * self.dim]
+            for k, owner in enumerate(displacements)
+        }
+
+    def begin(self, level, displacements):
+        """The halves at the start of a level, and its `CarriedCorrelation`."""
+        at = self.level(level)
+        starts = {owner: self._start(owner, level, at) for owner in IMAGES}
+        correlation = CarriedCorrelation(
+            self.world, at.operators, float(self.r.step_length)
+        )
+        return correlation, correlation.begin(starts, displacements)
+
+    def _start(self, owner, level, at):
+        if owner not in self.here:
+            return None
+        half, scales = self._own(owner)
+        image = half.transform_inverse(
+            scales.get_image(level),
+            interpolation="linear",
+            image_world2grid=None,
+            out_shape=np.array(at.shape, dtype=np.int32),
+            out_grid2world=self.r.static_ss.get_affine(level),
+        )
+        image = np.asarray(image, dtype=np.float64)
+        low, high, least, most = span(image)
+        image = np.clip(image, least, most) - low
+        image = image / (high - low) if high > low else np.zeros_like(image)
+        backward = np.asarray(half.backward, dtype=np.float64)
+        backward = backward @ np.linalg.inv(at.directions).T
+        known = np.moveaxis(backward[np.ix_(*at.operators.points)], -1, 0)
+        return Start(image, inverse_norm(image, at.operators), known)
+
+    def _own(self, owner):
+        r = self.r
+        if owner == STATIC:
+            return r.static_to_ref, r.static_ss
+        return r.moving_to_ref, r.moving_ss
+
+    def show_level(self, level, displacements):
+        """Show each owner its half at the end of a level, rounded."""
+        at = self.level(level)
+        coarse = [points(n, LEVEL_SPACING if n >= THIN else 2) for n in at.shape]
+        each = zip(at.operators.points, at.shape, coarse, strict=True)
+        maps = Linear([AxisMap(spline(p, n - 1, q), GRID_UNIT) for p, n, q in each])
+        wanted = [
+            Opening(
+                [self.world.map(maps, field) for field in fields],
+                LEVEL_PRECISION,
+                self.farthest(level),
+                f"level_{IMAGES[owner]}",
+                (owner,),
+            )
+            for owner, fields in displacements.items()
+        ]
+        for owner, shown in zip(displacements, self.world.shown(*wanted), strict=True):
+            if owner in self.here:
+                self.take(owner, level, coarse, shown)
+
+    def take(self, owner, level, coarse, fields):
+        """Take displacements at some points, in voxels, for a half of the map."""
+        at = self.level(level)
+        whole = []
+        for x in fields:
+            for axis, (p, n) in enumerate(zip(coarse, at.shape, strict=True)):
+                x = along(x, spline(p, n - 1, np.arange(n)), axis)
+            whole.append(x)
+        half = self.r.static_to_ref if owner == STATIC else self.r.moving_to_ref
+        half.disp_shape = np.array(at.shape, dtype=np.int32)
+        half.disp_grid2world = self.r.static_ss.get_affine(level)
+        half.disp_world2grid = self.r.static_ss.get_affine_inv(level)
+        half.backward = np.ascontiguousarray(
+            np.stack(whole, -1) @ at.directions.T, dtype=floating
+        )
+        half.forward = np.zeros_like(half.backward)
+
+    def take_nothing(self):
+        """Take halves of the map that move nothing."""
+        at = self.level(0)
+        corners = [np.unique([0, n - 1]) for n in at.shape]
+        zero = np.zeros([len(p) for p in corners])
+        for owner in IMAGES:
+            self.take(owner, 0, corners, [zero] * self.dim)
+
+    def farthest(self, level):
+        """No displacement at the end of a level is larger, in voxels."""
+        r, total = self.r, 1.0
+        for k in range(r.levels - 1, level - 1, -1):
+            total = 2 * total + LONGEST_STEP * r.step_length * r.level_iters[-1 - k]
+        return min(total, DISPLACEMENT.bound)
+
+    def show_map(self, displacements, receivers):
+        """Show the receivers both halves, rounded, at the end of the finest level."""
+        at = self.level(0)
+        wanted = [
+            Opening(
+                fields,
+                self.r.metric.map_precision,
+                self.farthest(0),
+                f"map_{IMAGES[owner]}",
+                receivers,
+            )
+            for owner, fields in displacements.items()
+        ]
+        for owner, shown in zip(displacements, self.world.shown(*wanted), strict=True):
+            if shown is not None:
+                self.take(owner, 0, at.operators.points, shown)
+
+    def expand(self, level):
+        """Bring the halves that are here from the level above to a level's grid."""
+        factors = self.r.static_ss.get_expand_factors(level + 1, level)
+        shape = self.r.static_ss.get_domain_shape(level)
+        for owner in self.here:
+            self._own(owner)[0].expand_fields(factors, shape)
+
+    def stops(self, correlations):
+        """Whether DIPY's rule ends a level, after these correlations.
+
+        It fits a parabola to the last energies and asks whether the slope in the
+        middle, relative to their sum, is at most `opt_tol`: the sign of a weighted sum.
+        """
+        n = self.r.energy_window
+        if len(correlations) < n:
+            return False
+        x = np.arange(n)
+        powers = np.vstack((x**2, x, np.ones(n)))
+        fit = np.linalg.solve(powers @ powers.T, powers)
+        weights = 2 * fit[0] * (0.5 * n) + fit[1] - self.r.opt_tol
+        unit = 2.0**-20
+        weighted = sum_of(
+            c.times(round(x / unit))
+            for c, x in zip(correlations[-n:], weights, strict=True)
+        ).over(1 / unit)
+        most = float(np.prod(self.level(self.r.current_level).operators.coarse))
+        digits = Digits(most * 2.0**-46, 8.0 * most)
+        return self.world.is_negative(weighted, digits, "stop")
+
+
+class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
+    """What `SecureSymmetricDiffeomorphicRegistration` does, without parties.
+
+    Of both images in the clear, the same formulas and roundings: to see what the
+    algorithm does, and to compare with.
+
+    Parameters
+    ----------
+    metric : SecureCCMetric
+        with ``reveal="map"``.
+    level_iters, step_length, ss_sigma_factor, opt_tol, inv_iter, inv_tol, callback
+        as in DIPY.
+
+    Raises
+    ------
+    ValueError
+        if the metric opens steps.
+    """
+
+    @warning_for_keywords()
+    def __init__(
+        self,
+        metric,
+        *,
+        level_iters=None,
+        step_length=0.25,
+        ss_sigma_factor=0.4,
+        opt_tol=1e-5,
+        inv_iter=20,
+        inv_tol=1e-3,
+        callback=None,
+    ):
+        if getattr(metric, "reveal", None) != "map":
+            raise ValueError('this needs a SecureCCMetric with reveal="map"')
+        if not 0 < step_length <= MOST_STEP:
+            raise ValueError(
+                f"step_length must be above 0 and at most {MOST_STEP} voxel, got "
+                f"{step_length}"
+            )
+        super().__init__(
+            metric,
+            level_iters=level_iters,
+            step_length=step_length,
+            ss_sigma_factor=ss_sigma_factor,
+            opt_tol=opt_tol,
+            inv_iter=inv_iter,
+            inv_tol=inv_tol,
+            callback=callback,
+        )
+        self.verbosity = VerbosityLevels.NONE
+        #: Displacements at the coarse points of the finest grid, before rounding.
+        self.displacements = None
+
+    @warning_for_keywords()
+    def optimize(
+        self,
+        static,
+        moving,
+        *,
+        static_grid2world=None,
+        moving_grid2world=None,
+        prealign=None,
+    ):
+        """Register; see ``dipy.align.imwarp``."""
+        whole = np.eye(self.dim + 1)
+        return super().optimize(
+            winsorized(np.asarray(static))[0],
+            winsorized(np.asarray(moving))[0],
+            static_grid2world=whole if static_grid2world is None else static_grid2world,
+            moving_grid2world=whole if moving_grid2world is None else moving_grid2world,
+            prealign=prealign,
+        )
+
+    def _optimize(self):
+        levels = CarriedLevels(self, Clear(), tuple(IMAGES))
+        self._tell(RegistrationStages.OPT_START)
+        self.displacements = levels.run()
+        if self.displacements is None:
+            levels.take_nothing()
+        else:
+            levels.show_map(self.displacements, tuple(IMAGES))
+        compose(self)
+        self._tell(RegistrationStages.OPT_END)
+
+    def _tell(self, stage):
+        if self.callback is not None:
+            self.callback(self, stage)
+
+    def _before_opening(self, level):
+        pass
+
+    def _level_ended(self, level, displacements):
+        pass
+
+
+def compose(registration):
+    """The map from static to moving, of both halves' ways back."""
+    r = registration
+    for half in (r.static_to_ref, r.moving_to_ref):
+        options = (
+            half.disp_world2grid,
+            r.static_ss.get_spacing(0),
+            r.inv_iter,
+            r.inv_tol,
+        )
+        half.forward = np.array(
+            r.invert_vector_field(half.backward, *options, start=-half.backward)
+        )
+    r.static_to_moving = composed(r.static_to_ref, r.moving_to_ref)
+
+
+def composed(static_to_ref, moving_to_ref):
+    """The map from static to moving, of the finished halves."""
+    mapping = moving_to_ref.warp_endomorphism(static_to_ref.inverse()).inverse()
+    for name in ("forward", "backward"):
+        setattr(mapping, name, np.array(getattr(mapping, name)))
+    return mapping

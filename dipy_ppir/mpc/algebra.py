@@ -1,0 +1,738 @@
+r"""A small language for protocols: masked values, and sums of products of them.
+
+A protocol is written once, as formulas, and runs in two worlds: on the shares of three
+parties (`Shares`), and in the clear (`Clear`), where the same formulas and roundings
+are done with real numbers. Its words are
+
+- `own`: numbers that one owner knows; nothing is sent;
+- `Masked`: numbers x of which both owners know x - a, with a mask a that the helper
+  knows and the owners hold parts of. They may be multiplied;
+- sums of products of masked numbers, with public linear maps before and after
+  (`Expression`); nothing is computed when they are written down;
+- `fresh`: sums of products, with the digits dropped that are not needed, masked again.
+
+**Products.** With x = X + a and y = Y + b,
+
+.. math:: x y = X (Y + b) + a Y + a b.
+
+The moving owner holds parts a', b' and the static owner a'', b'' of the masks. They
+compute X (Y + b') + a' Y and X b'' + a'' Y; the helper computes a b, the *correction*,
+of which it sends the static owner what is left when a part is taken off that the moving
+owner draws too. All this is bilinear: a linear map of a sum of products costs what its
+outputs cost, not its terms.
+
+**Rounding.** Each owner shifts its part (`protocols.truncate_part`): the result is
+rounded up or down by chance, and wrong with a probability of its magnitude over the
+ring's size, see `Shares.failures`.
+
+===========  ======  =========================================================
+verb         rounds  elements of 16 bytes, on all links
+===========  ======  =========================================================
+`own`        0       0
+`masked`     1       2 per number
+`fresh`      1       3 per number: 1 from the helper, 2 between the owners
+`secret`     0       1 per number, from the helper
+===========  ======  =========================================================
+
+What each party sees: the helper nothing. An owner sees the other's part less a part of
+a mask that the other and the helper draw, and corrections less numbers that the moving
+owner and the helper draw. No mask serves twice, so that all of this is uniform and
+independent of the secrets: a simulator draws it at random.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+import math
+import secrets
+from typing import NamedTuple
+
+import numpy as np
+
+from dipy_ppir.mpc import mpyc_bridge, protocols, steps
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.errors import FixedPointOverflowError, RoundingError
+from dipy_ppir.mpc.fields import P127, R128
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
+from dipy_ppir.mpc.linear import scratch
+from dipy_ppir.mpc.prg import Stream
+
+#: Elements that are sent at a time, 32 MB; no more than twice as many are under way.
+PIECE = 1 << 21
+
+
+def _pieces(x):
+    """A flat array of elements in pieces."""
+    return [x[start : start + PIECE] for start in range(0, len(x), PIECE)]
+
+
+def add_into(total, x):
+    """Add packed elements to others, in their place."""
+    R128.kernels.add(R128.flat(total), R128.flat(x), R128.flat(total))
+
+
+class Digits(NamedTuple):
+    """How a number is kept.
+
+    Attributes
+    ----------
+    unit : float
+        numbers are multiples of it, or of one near it; 0 to drop no digits.
+    bound : float
+        promised to be larger than any of them.
+    """
+
+    unit: float
+    bound: float
+
+
+declare(
+    "whole",
+    receivers=(MOVING, STATIC, HELPER),
+    shape="1 at the end of each level",
+    meaning="whether no number of the computation left its range",
+    bits=1,
+)
+
+
+@dataclass
+class Masked:
+    """Numbers that may be multiplied; see the module.
+
+    Attributes
+    ----------
+    shown : array or None
+        the number less its mask, at the owners; in the clear the number itself.
+    part : array or None
+        this owner's part of the mask; at the helper the mask.
+    unit : float
+    shape : tuple of int
+    """
+
+    shown: np.ndarray
+    part: np.ndarray
+    unit: float
+    shape: tuple
+
+    @cached_property
+    def with_part(self):
+        """What both owners know and this one's part of the mask, added up."""
+        return R128.add(self.shown, self.part)
+
+    def __mul__(self, other):
+        return product(PRODUCT, (self,), (other,))
+
+
+@dataclass
+class Secret:
+    """Numbers that the owners hold parts of; in the clear the numbers.
+
+    Attributes
+    ----------
+    part : array or None
+    unit : float
+    shape : tuple of int
+    """
+
+    part: np.ndarray
+    unit: float
+    shape: tuple
+
+
+class Product:
+    """Elementwise product of two masked arrays: the plainest form.
+
+    A form is a bilinear map of some masked arrays on its left and some on its right.
+    Whatever defines these three methods is one.
+    """
+
+    def result(self, left, right):
+        """Unit and shape of what comes of masked numbers."""
+        (x,), (y,) = left, right
+        return x.unit * y.unit, np.broadcast_shapes(x.shape, y.shape)
+
+    def clear(self, left, right):
+        """Of real numbers."""
+        return left[0] * right[0]
+
+    def ring(self, pairs, out, factor):
+        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
+        for (x,), (y,) in pairs:
+            x, y = (np.broadcast_to(k, out.shape) for k in (x, y))
+            R128.addmul(out, *map(np.ascontiguousarray, (x, y)), factor)
+
+
+PRODUCT = Product()
+
+
+class Total(Product):
+    """Sum of the elementwise products."""
+
+    def result(self, left, right):
+        """Unit and shape of what comes of masked numbers."""
+        return super().result(left, right)[0], (1,)
+
+    def clear(self, left, right):
+        """Of real numbers."""
+        return np.array([np.vdot(left[0], right[0])])
+
+    def ring(self, pairs, out, factor):
+        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
+        for (x,), (y,) in pairs:
+            out += 0
+            out[...] = R128.add(out, R128.scale(R128.dot(x, y), factor))
+
+
+@dataclass
+class Expression:
+    """A sum of products and of masked or secret numbers, not yet computed.
+
+    Attributes
+    ----------
+    products : list of (form, left, right, factor)
+    terms : list of (array, factor)
+    unit : float
+    shape : tuple of int
+    """
+
+    unit: float
+    shape: tuple
+    products: list = field(default_factory=list)
+    terms: list = field(default_factory=list)
+
+    def __add__(self, other):
+        other = expression(other)
+        if self.shape != other.shape or not math.isclose(self.unit, other.unit):
+            raise ValueError(
+                f"cannot add numbers of units {self.unit} and {other.unit}, of shapes "
+                f"{self.shape} and {other.shape}"
+            )
+        return Expression(
+            self.unit,
+            self.shape,
+            self.products + other.products,
+            self.terms + other.terms,
+        )
+
+    def __neg__(self):
+        return self.times(-1)
+
+    def __sub__(self, other):
+        return self + -expression(other)
+
+    def times(self, factor):
+        """A public integer times it."""
+        return Expression(
+            self.unit,
+            self.shape,
+            [(*p, c * factor) for *p, c in self.products],
+            [(x, c * factor) for x, c in self.terms],
+        )
+
+    def over(self, divisor):
+        """Divided by a public number: another unit."""
+        return Expression(self.unit / divisor, self.shape, self.products, self.terms)
+
+
+def expression(x):
+    """Masked or secret numbers as an `Expression`."""
+    return x if isinstance(x, Expression) else Expression(x.unit, x.shape, [], [(x, 1)])
+
+
+def product(form, left, right):
+    """An `Expression` of one product."""
+    unit, shape = form.result(left, right)
+    return Expression(unit, tuple(shape), [(form, tuple(left), tuple(right), 1)])
+
+
+def dropped(x, digits, plus=()):
+    """How many low bits of an expression are dropped, and the unit that is left.
+
+    The unit is within a factor of sqrt(2) of the one wanted.
+    """
+    bits = round(math.log2(digits.unit / x.unit)) if digits.unit else 0
+    unit = x.unit * 2.0**bits
+    if bits < 0 or not all(math.isclose(unit, m.unit) for m in plus):
+        raise ValueError(f"numbers of unit {x.unit} cannot get the unit {digits.unit}")
+    # Else what the last digits of units lose would grow from product to product.
+    return bits, digits.unit if math.isclose(unit, digits.unit) else unit
+
+
+class Opening(NamedTuple):
+    """Numbers about to be opened.
+
+    Attributes
+    ----------
+    numbers : sequence of Expression, Masked or Secret
+        of one unit and shape.
+    precision : float
+    bound : float
+        promised to be larger than any of them.
+    label : str
+    receivers : sequence of int
+    """
+
+    numbers: tuple
+    precision: float
+    bound: float
+    label: str
+    receivers: tuple
+
+
+def blur(session, array, bits):
+    """Bury the low bits of numbers about to be opened, by what the helper draws.
+
+    Local.
+
+    Parameters
+    ----------
+    array : SharedArray
+        of degree 2, in the ring of 128 bits.
+    bits : int
+        above 63.
+    """
+    share = array.share
+    if session.pid == HELPER:
+        noise = Stream(secrets.token_bytes(32)).words(share.shape)
+        noise[..., 1] &= np.uint64((1 << bits - 64) - 1)
+        noise = R128.sub(noise, protocols.constant(R128, 1 << bits - 1, noise))
+        share = R128.add(share, noise)
+    return SharedArray(R128, share, 2, array.frac_bits, array.bound, noise_bits=bits)
+
+
+#: Between these powers of two `rates` tells numbers apart.
+RATE_STEPS = range(8, steps.BITS - 2, 2)
+
+
+def step_heights(unit, longest, power, digit):
+    """What `rates` makes of numbers from 2**k units to four times that, in digits."""
+    middles = unit * 2.0 ** (np.array(RATE_STEPS) + 1.0)
+    return [round(h) for h in longest / middles ** (1 / power) / digit]
+
+
+class Clear:
+    """Protocols in the clear: the same formulas and roundings on real numbers."""
+
+    def phase(self, name):
+        """Nothing; see `Shares.phase`."""
+        return nullcontext()
+
+    def own(self, values, owner, shape, digits):
+        """Numbers of an owner."""
+        return self._kept(np.asarray(values, dtype=np.float64), digits.unit)
+
+    def map(self, linear, x):
+        """A public linear map of masked numbers."""
+        y = linear.clear(x.shown)
+        return Masked(y, None, x.unit * linear.unit, y.shape)
+
+    def masked(self, *numbers):
+        """Numbers ready to be multiplied."""
+        return [Masked(x.part, None, x.unit, x.shape) for x in numbers]
+
+    def fresh(self, *wanted):
+        """Expressions with the digits wanted, ready to be multiplied."""
+        return self.masked(*(self.secret(*w) for w in wanted))
+
+    def secret(self, x, digits, plus=()):
+        """An expression with the digits wanted; those of `plus` are added."""
+        x = expression(x)
+        x = self._kept(self._value(x), dropped(x, digits, plus)[1])
+        for masked in plus:
+            x.part += masked.shown
+        return x
+
+    def rates(self, norms, longest, power, digits):
+        """See `Shares.rates`."""
+        heights = step_heights(norms[0].unit, longest, power, digits.unit)
+        out = []
+        for x in norms:
+            k = np.searchsorted(2.0 ** np.array(RATE_STEPS), x.part / x.unit, "right")
+            height = heights[max(int(k[0]) - 1, 0)] * digits.unit
+            out.append(Secret(np.array([height]), digits.unit, (1,)))
+        return self.masked(*out)
+
+    def plus(self, x, constant):
+        """Masked numbers and a public one."""
+        return Masked(x.shown + constant, None, x.unit, x.shape)
+
+    def shown(self, *wanted):
+        """Numbers to their precision; see `Shares.shown`."""
+        out = []
+        for w in wanted:
+            x = np.stack([self._value(expression(x)) for x in w.numbers])
+            out.append(np.rint(x / w.precision) * w.precision)
+        return out
+
+    def is_negative(self, x, digits, label):
+        """Whether a sum is below zero; see `Shares.is_negative`."""
+        return bool(self._value(expression(x))[0] < 0)
+
+    def check(self, *numbers):
+        """Nothing; see `Shares.check`."""
+
+    def _kept(self, x, unit):
+        x = np.rint(x / unit) * unit
+        return Secret(x, unit, x.shape)
+
+    def _value(self, x):
+        total = np.zeros(x.shape)
+        for form, left, right, factor in x.products:
+            value = form.clear([m.shown for m in left], [m.shown for m in right])
+            unit = form.result(left, right)[0]
+            total += value * (factor * x.unit / unit)
+        for term, factor in x.terms:
+            value = term.shown if isinstance(term, Masked) else term.part
+            total += value * (factor * x.unit / term.unit)
+        return total
+
+
+class Shares:
+    """Protocols on the shares of a session's three parties; see the module.
+
+    Parameters
+    ----------
+    session : Session
+
+    Attributes
+    ----------
+    failures : float
+        bound on the expected number of roundings that went wrong so far.
+    """
+
+    def __init__(self, session):
+        self.session = session
+        self.failures = 0.0
+        self._ahead = 0
+
+    def phase(self, name):
+        """Count traffic under `name` while inside."""
+        return self.session.phase(name)
+
+    def own(self, values, owner, shape, digits):
+        """Numbers of an owner; raises FixedPointOverflowError beyond the bound."""
+        part = None
+        if self.session.pid == owner:
+            part = R128.encode(
+                np.asarray(values) / digits.unit, 0, digits.bound / digits.unit
+            )
+        elif self.session.pid != HELPER:
+            part = R128.zeros(shape)
+        return Secret(part, digits.unit, tuple(shape))
+
+    def map(self, linear, x):
+        """A public linear map of masked numbers; local."""
+        shown = None if x.shown is None else linear.ring(x.shown)
+        part = linear.ring(x.part)
+        return Masked(shown, part, x.unit * linear.unit, part.shape[:-1])
+
+    def kept(self, x):
+        """This owner's part of masked numbers, None at the helper: to be stored.
+
+        It is uniform; the numbers are the sum of both parts.
+        """
+        if self.session.pid == HELPER:
+            return None
+        return x.with_part if self.session.pid == MOVING else x.part
+
+    def plus(self, x, constant):
+        """Masked numbers and a public one, rounded to their unit; local."""
+        if x.shown is None:
+            return x
+        number = R128.from_ints(round(constant / x.unit))
+        shown = R128.add(x.shown, np.broadcast_to(number, x.shown.shape).copy())
+        return Masked(shown, x.part, x.unit, x.shape)
+
+    def masked(self, *numbers):
+        """Numbers ready to be multiplied.
+
+        Rounds: 1. Elements: 2 per number.
+        """
+        return self._exchanged(numbers)
+
+    def _exchanged(self, numbers):
+        """Mask numbers one after the other, and exchange them between the owners.
+
+        What is sent is on its way while the next are computed. Large arrays go in
+        pieces: what is not yet received must not pile up at the other owner.
+        """
+        s, out, pending, size = self.session, [], [], 0
+        for x in numbers:
+            part = protocols.pad(s, "masked", (*x.shape, 2), plus=R128.add)
+            shown = None
+            if s.pid != HELPER:
+                shown = R128.sub(x.part, part)
+                for piece in _pieces(R128.flat(shown)):
+                    s.network.send(MOVING + STATIC - s.pid, "masked", piece)
+                    pending.append(piece)
+                    size += len(piece)
+                    if size > 2 * PIECE:
+                        self._receive(pending[:-1])
+                        pending, size = pending[-1:], len(piece)
+            out.append(Masked(shown, part, x.unit, x.shape))
+        self._receive(pending)
+        return out
+
+    def _receive(self, pending):
+        """Add to what was sent what the other owner has sent."""
+        if not pending:
+            return
+        peer = MOVING + STATIC - self.session.pid
+        theirs = [scratch(f"theirs-{k}", (len(x),)) for k, x in enumerate(pending)]
+        self.session.network.receive_all({peer: theirs}, "masked")
+        for mine, received in zip(pending, theirs, strict=True):
+            R128.kernels.add(mine, received, mine)
+
+    def fresh(self, *wanted):
+        """Expressions with the digits wanted, ready to be multiplied.
+
+        Rounds: 1. Elements: 3 per number, 2 for what is no product.
+        """
+        return self._exchanged(self.secret(*w) for w in wanted)
+
+    def secret(self, x, digits, plus=()):
+        """An expression with the digits wanted; those of `plus` are added in the end.
+
+        Rounds: 0. Elements: 1 per number, from the helper.
+
+        Parameters
+        ----------
+        x : Expression, Masked or Secret
+        digits : Digits
+        plus : sequence of Masked, optional
+            of the unit wanted.
+
+        Raises
+        ------
+        FixedPointOverflowError
+            if the ring has no room for the numbers promised.
+        """
+        x = expression(x)
+        s = self.session
+        part = self._part(x)
+        if x.products:
+            part = self._corrected(part, x.shape)
+        bits, unit = dropped(x, digits, plus)
+        bound = int(digits.bound / x.unit) + 1
+        if 2 * bound >= R128.modulus:
+            raise FixedPointOverflowError(
+                f"numbers of {bound.bit_length()} bits do not fit {R128!r}"
+            )
+        if bits:
+            self.failures += (bound << 1) / R128.modulus * math.prod(x.shape)
+        if s.pid == HELPER:
+            return Secret(None, unit, x.shape)
+        if bits:
+            part = protocols.truncate_part(s.pid, R128, part, bound, bits, R128)
+        for masked in plus:
+            add_into(part, masked.with_part if s.pid == MOVING else masked.part)
+        return Secret(part, unit, x.shape)
+
+    def rates(self, norms, longest, power, digits):
+        """`longest` over a power's root of each number.
+
+        The root of the middle of the two powers of four that the number lies between,
+        in units of its own; of numbers below 2**8 units that of 2**8.
+
+        Rounds: 2. Bytes: 128 + 64 per number, and what `steps.deal` costs.
+
+        Parameters
+        ----------
+        norms : sequence of Secret, shape (1,)
+            not negative; below 2**102 units.
+        longest : float
+        power : int
+        digits : Digits
+
+        Returns
+        -------
+        rates : list of Masked, shape (1,)
+        """
+        s, n = self.session, len(norms)
+        values = R128.from_ints(
+            step_heights(norms[0].unit, longest, power, digits.unit)
+        )
+        thresholds = R128.from_ints([1 << k for k in RATE_STEPS[1:]])
+        jumps = R128.sub(values[1:], values[:-1])
+        part = R128.zeros((n,))
+        if s.pid != HELPER:
+            part = np.concatenate([x.part for x in norms])
+        part = self._step_function(part, thresholds, jumps, "norm")
+        if s.pid == MOVING:
+            part = R128.add(part, np.repeat(values[:1], n, axis=0))
+        parts = [None] * n if s.pid == HELPER else list(part[:, None])
+        return self.masked(*(Secret(part, digits.unit, (1,)) for part in parts))
+
+    def shown(self, *wanted):
+        """Open numbers to a precision; what this party sees of them.
+
+        The helper adds a number to each that is uniform and as wide as the precision
+        and that no receiver knows, so that what is opened is as good as rounded.
+
+        Rounds: 1. Elements: 2 per number and receiver.
+
+        Parameters
+        ----------
+        wanted : sequence of Opening
+
+        Returns
+        -------
+        values : list of array or None
+            those of each opening, stacked.
+        """
+        openings = []
+        for w in wanted:
+            x = [expression(x) for x in w.numbers]
+            # In units of which the precision is a power of two, of more than a word.
+            bits = 76
+            factor = max(round(x[0].unit / w.precision * 2.0**bits), 1)
+            bound = round(w.bound / w.precision * 2.0**bits)
+            part = np.stack([R128.scale(self._part(k), factor) for k in x])
+            array = SharedArray(R128, part, 2, bits, bound)
+            openings.append(
+                (blur(self.session, array, bits), w.label, tuple(w.receivers))
+            )
+        opened = self.session.open_all(openings)
+        return [
+            None if x is None else x * w.precision
+            for x, w in zip(opened, wanted, strict=True)
+        ]
+
+    def is_negative(self, x, digits, label):
+        """Whether a sum is below zero: one bit, opened to all.
+
+        Rounds: 2, and MPyC's and 1. Elements: 1, 2 in the field, and MPyC's.
+
+        Parameters
+        ----------
+        x : Expression, shape (1,)
+        digits : Digits
+            what is below their unit may be taken for 0.
+        label : str
+        """
+        s, secret = self.session, self.secret(x, digits)
+        bound = int(digits.bound / secret.unit)
+        part = R128.zeros((1,)) if s.pid == HELPER else secret.part
+        array = SharedArray(R128, part, 2, 0, bound)
+        array = protocols.share_owners(s, array, 0, P127, label)
+
+        async def compare(mpc):
+            bit = mpyc_bridge.to_mpyc(array, "integer") < 0
+            return await mpyc_bridge.from_mpyc(mpc, bit, P127, bound=1)
+
+        bit = mpyc_bridge.run(s, compare)
+        bit.choices = 2
+        return bool(s.open(bit, label, (MOVING, STATIC, HELPER))[0])
+
+    def check(self, *numbers):
+        """Find out whether a rounding went wrong: one bit, opened to all.
+
+        Such a number is off by the size of the ring, and so is what is computed of it.
+        A sum of all with small random weights, which only the owners know, is in its
+        range if no rounding went wrong, and else hardly ever.
+
+        Rounds: 2. Bytes: 128 and 96, and what `steps.deal` costs for two steps.
+
+        Parameters
+        ----------
+        numbers : sequence of (Masked, Digits)
+
+        Raises
+        ------
+        RoundingError
+            at all parties.
+        """
+        s, total, bound = self.session, R128.zeros((1,)), 0
+        for x, digits in numbers:
+            n = math.prod(x.shape)
+            bound += int(digits.bound / x.unit) * n * 256
+            if s.pid == HELPER:
+                continue
+            weights = np.zeros(n, dtype=np.uint8)
+            s.stream(MOVING + STATIC - s.pid, b"check").fill(weights)
+            part = R128.flat(self.kept(x))
+            add_into(total, R128.dot(part, R128.encode_int(weights)))
+        if bound >> steps.MOST_BITS - 4:
+            raise FixedPointOverflowError(
+                f"numbers that add up to {bound.bit_length()} bits cannot be checked"
+            )
+        if s.pid == MOVING:
+            add_into(total, R128.from_ints([bound]))
+        thresholds = R128.from_ints([0, 2 * bound])
+        jumps = R128.from_ints([1, -1])
+        part = self._step_function(total, thresholds, jumps, "check", steps.MOST_BITS)
+        inside = SharedArray(R128, part, 2, 0, 1, choices=2)
+        if round(s.open(inside, "whole", (MOVING, STATIC, HELPER))[0]) != 1:
+            raise RoundingError
+
+    def _step_function(self, part, thresholds, jumps, name, bits=steps.BITS):
+        """This party's part of a step function of numbers; see `steps`. Rounds: 1."""
+        s, n = self.session, len(part)
+        self._count(steps.elements(n, len(thresholds), bits))
+        mask = protocols.pad(s, name, (n, 2), plus=R128.add)
+        receive, dealt = protocols.with_dealt(
+            s,
+            lambda: steps.deal(s, mask, thresholds, jumps, bits),
+            lambda: protocols.open_masked(
+                s, SharedArray(R128, part, 2, 0, 1 << bits - 2), mask, name
+            ),
+        )
+        masked = receive()
+        if s.pid == HELPER:
+            return R128.zeros((n,))
+        return steps.look_up(s, masked, dealt, jumps)
+
+    def _corrected(self, part, shape):
+        """An owner's part with its part of the correction; the helper sends it."""
+        s = self.session
+        for piece in _pieces(R128.flat(part)):
+            self._count(len(piece))
+            dealt = protocols.deal(
+                s,
+                "correction",
+                piece if s.pid == HELPER else None,
+                piece.shape,
+                minus=R128.sub,
+                out=scratch("correction", piece.shape[:1]),
+            )
+            if s.pid != HELPER:
+                R128.kernels.add(piece, dealt, piece)
+        return part
+
+    def _count(self, elements):
+        """Count what the helper sends ahead, and let it wait for the owners in time.
+
+        It needs nothing of them, and would fill their memory. The owners say that they
+        are here, and the helper waits for that.
+        """
+        self._ahead += elements
+        if self._ahead <= 2 * PIECE:
+            return
+        self._ahead = elements
+        network = self.session.network
+        if self.session.pid == HELPER:
+            words = {p: np.empty(1, dtype=np.uint64) for p in (MOVING, STATIC)}
+            network.receive_all(words, "pace")
+        else:
+            network.send(HELPER, "pace", np.zeros(1, dtype=np.uint64))
+
+    def _part(self, x):
+        """This party's part of an expression, without the correction."""
+        pid = self.session.pid
+        out = R128.zeros(x.shape)
+        for form, left, right, factor in x.products:
+            a, b = ([m.part for m in side] for side in (left, right))
+            if pid == HELPER:
+                form.ring([(a, b)], out, factor)
+                continue
+            shown = [[m.shown for m in side] for side in (left, right)]
+            if pid == MOVING:
+                b = [m.with_part for m in right]
+            form.ring([(shown[0], b), (a, shown[1])], out, factor)
+        for term, factor in x.terms:
+            if pid == HELPER:
+                continue
+            whole = pid == MOVING and isinstance(term, Masked)
+            part = term.with_part if whole else term.part
+            add_into(out, part if factor == 1 else R128.scale(part, factor))
+        return out
