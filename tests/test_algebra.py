@@ -1,5 +1,7 @@
 """The language of protocols: on shares what it is in the clear."""
 
+import time
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -169,6 +171,29 @@ def test_the_helper_receives_nothing_but_that_the_owners_are_there(
     assert words and {(f[3], f[4]) for f in words} == {
         (operation_code("pace"), bytes(8))
     }
+
+
+def test_large_arrays_do_not_keep_parties_waiting_for_each_other(three, monkeypatch):
+    """More than connections hold, in pieces: nobody waits for who waits for it."""
+    monkeypatch.setattr(algebra, "PIECE", 1 << 17)
+    numbers = owned(7, (300_000,))
+
+    def run(session):
+        send = session.network.send
+
+        def slowly(*args):
+            time.sleep(0.2)
+            send(*args)
+
+        if session.pid == MOVING:
+            session.network.send = slowly
+        world = Shares(session)
+        x, y = shared(world, numbers)
+        for _ in range(2):
+            x, y = world.fresh((x * y, KEPT), (y * y, KEPT))
+        return True
+
+    assert all(three(run, timeout=30))
 
 
 def received(trio, tap, numbers):

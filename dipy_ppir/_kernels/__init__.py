@@ -12,5 +12,6 @@ trust: each is reached through the modules named here, and from nowhere else.
                      ──> _kernels.ring32      integers modulo 2^32, sums of products
                      ──> _kernels.ring64      the same modulo 2^64
                      ──> _kernels.ring128     integers modulo 2^128, filters
+    mpc.carried      ──> _kernels.carry       products of coarse and fine arrays
     align.metrics    ──> _kernels.windows     window statistics of an owner's image
 """

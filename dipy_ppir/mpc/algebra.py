@@ -448,7 +448,10 @@ class Shares:
 
         Rounds: 1. Elements: 2 per number.
         """
-        return self._exchanged(numbers)
+        return self._exchanged(
+            x if x.part is None else Secret(x.part.copy(), x.unit, x.shape)
+            for x in numbers
+        )
 
     def _exchanged(self, numbers):
         """Mask numbers one after the other, and exchange them between the owners.
@@ -461,7 +464,9 @@ class Shares:
             part = protocols.pad(s, "masked", (*x.shape, 2), plus=R128.add)
             shown = None
             if s.pid != HELPER:
-                shown = R128.sub(x.part, part)
+                # In its place: fresh memory costs more than the sums.
+                shown = x.part
+                R128.kernels.sub(R128.flat(shown), R128.flat(part), R128.flat(shown))
                 for piece in _pieces(R128.flat(shown)):
                     s.network.send(MOVING + STATIC - s.pid, "masked", piece)
                     pending.append(piece)
@@ -523,7 +528,7 @@ class Shares:
         if s.pid == HELPER:
             return Secret(None, unit, x.shape)
         if bits:
-            part = protocols.truncate_part(s.pid, R128, part, bound, bits, R128)
+            protocols.truncate_part(s.pid, R128, part, bound, bits, R128, out=part)
         for masked in plus:
             add_into(part, masked.with_part if s.pid == MOVING else masked.part)
         return Secret(part, unit, x.shape)
@@ -700,21 +705,21 @@ class Shares:
         return part
 
     def _count(self, elements):
-        """Count what the helper sends ahead, and let it wait for the owners in time.
+        """Count what the helper sends ahead, and let it wait in time.
 
-        It needs nothing of them, and would fill their memory. The owners say that they
-        are here, and the helper waits for that.
+        It needs nothing of them, and would fill the memory of the static owner, to whom
+        nearly all of it goes. That one says that it is here, and the helper waits for
+        that; not for the moving owner, which may have to wait for the static one first.
         """
         self._ahead += elements
         if self._ahead <= 2 * PIECE:
             return
         self._ahead = elements
-        network = self.session.network
+        word = np.zeros(1, dtype=np.uint64)
         if self.session.pid == HELPER:
-            words = {p: np.empty(1, dtype=np.uint64) for p in (MOVING, STATIC)}
-            network.receive_all(words, "pace")
-        else:
-            network.send(HELPER, "pace", np.zeros(1, dtype=np.uint64))
+            self.session.network.receive(STATIC, "pace", word)
+        elif self.session.pid == STATIC:
+            self.session.network.send(HELPER, "pace", word)
 
     def _part(self, x):
         """This party's part of an expression, without the correction."""

@@ -824,15 +824,7 @@ class CarriedCorrelation:
             *self._stepped((e, f) if refine else (), ratios, CAUTIOUS_GUESS),
         )
         beta, gamma = w.fresh((p * p, FACTOR), (q * q, FACTOR))
-        cs, cm = (w.map(self.o.residual, x) for x in (s, m))
-
-        def force(field, x):
-            return product(self.spread, (field,), (x,))
-
-        forces = w.fresh(
-            (force(alpha, cm) - force(beta, cs), FORCE),
-            (force(alpha, cs) - force(gamma, cm), FORCE),
-        )
+        forces = self._forces(s, m, alpha, beta, gamma)
         speeds = w.fresh(
             *(
                 (product(form, (force,), (x,)), SPEED)
@@ -843,6 +835,18 @@ class CarriedCorrelation:
         inner = w.map(self._inner, rho)
         correlation = product(Total(), (inner,), (inner,))
         return speeds, correlation, tuple(inverses) or (e, f)
+
+    def _forces(self, s, m, alpha, beta, gamma):
+        """tau of both images."""
+        cs, cm = (self.world.map(self.o.residual, x) for x in (s, m))
+
+        def force(field, x):
+            return product(self.spread, (field,), (x,))
+
+        return self.world.fresh(
+            (force(alpha, cm) - force(beta, cs), FORCE),
+            (force(alpha, cs) - force(gamma, cm), FORCE),
+        )
 
     def rates(self, speeds):
         """By what to multiply each image's speeds for the longest step to be right."""

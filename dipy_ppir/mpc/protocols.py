@@ -366,7 +366,7 @@ def _offset(bound, bits):
     return 1 << max(bound.bit_length(), bits)
 
 
-def truncate_part(pid, source, part, bound, bits, target):
+def truncate_part(pid, source, part, bound, bits, target, out=None):
     """One owner's part of a sum without its low bits; local.
 
     Parameters
@@ -381,9 +381,11 @@ def truncate_part(pid, source, part, bound, bits, target):
         bound on the magnitude of the sum.
     bits : int
         low bits to drop.
+    out : array, optional
+        where to put the result; may be `part`. In the ring of 128 bits only.
     """
     if source is R128 and target is R128:
-        out = np.empty_like(part)
+        out = np.empty_like(part) if out is None else out
         offset, minus = _offset(bound, bits), pid != MOVING
         R128.kernels.shift(R128.flat(part), offset, bits, minus, R128.flat(out))
         return out
