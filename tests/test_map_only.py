@@ -157,12 +157,12 @@ def test_what_each_party_learns(three, result_to):
                 assert out[pid][1] is None
         found = learned[ROLES[pid]]
         assert found.keys() == expected
-        assert found["whole"] == (2, 2, 2.0)
+        assert found["whole"] == (2, 2, 3.2)
         for label, (_, values, bits) in found.items():
             if label.startswith("level"):
-                assert values == level and bits / values < 7
+                assert values == level and bits / values < 9
             if label.startswith("map"):
-                assert values == points and bits / values < 9
+                assert values == points and bits / values < 10
     # Each owner's half before it was opened is in the clear nowhere else.
     if result_to == "moving":
         assert not np.any(out[STATIC][0].moving_to_ref.backward)

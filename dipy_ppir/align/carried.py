@@ -181,6 +181,7 @@ class CarriedLevels:
                 displacements = self.first(at, displacements)
             r._tell(RegistrationStages.SCALE_START)
             if limit:
+                r._before_level(at)
                 displacements = self._iterate(at, limit, displacements)
             r._tell(RegistrationStages.SCALE_END)
             if limit and at:
@@ -393,8 +394,10 @@ class CarriedLevels:
             c.times(round(x / unit))
             for c, x in zip(correlations[-n:], weights, strict=True)
         ).over(1 / unit)
-        most = float(np.prod(self.level(self.r.current_level).operators.coarse))
-        digits = Digits(most * 2.0**-46, 8.0 * most)
+        points = float(np.prod(self.level(self.r.current_level).operators.coarse))
+        # A correlation is hardly larger than 1; 50 bits are compared.
+        most = 4 * points * np.abs(weights).sum()
+        digits = Digits(most * 2.0**-48, most)
         return self.world.is_negative(weighted, digits, "stop")
 
 
@@ -485,6 +488,9 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
     def _tell(self, stage):
         if self.callback is not None:
             self.callback(self, stage)
+
+    def _before_level(self, level):
+        pass
 
     def _before_opening(self, level):
         pass

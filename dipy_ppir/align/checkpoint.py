@@ -1,9 +1,9 @@
 """What a party keeps so that an interrupted registration can go on.
 
-Each party writes down its own state only: its half of the map, or the numbers that
-were opened to it. No share and no random number is ever written. A registration that
-goes on is a new session with new keys, in which the parties agree on the last state
-that all of them have and do what follows again.
+Each party writes down its own state only: its half of the map, the numbers that were
+opened to it, or, of halves of a map that stay on shares, its own part, which is uniform
+by itself. A registration that goes on is a new session with new keys, in which the
+parties agree on the last state that all of them have and do what follows again.
 """
 
 from contextlib import contextmanager, suppress
@@ -120,6 +120,8 @@ class Checkpoint:
         while old.exists():
             number += 1
             old = self.folder.with_name(f"{self.folder.name}.old-{number}")
+        # What was opened stays on record; states, which may be shares, do not.
+        self.forget_after(None)
         os.replace(self.folder, old)
 
     # -- a journal of small records --------------------------------------

@@ -371,6 +371,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         )
         records = self.checkpoint.records() if self._goes_on else []
         self._done = Counter(r["level"] for r in records if "level" in r)
+        self._begun = Counter(r["begun"] for r in records if "begun" in r)
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
@@ -549,12 +550,23 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             if displacements is not None:
                 self._before_opening(0)
                 levels.show_map(displacements, receivers)
+                journal(session, self.checkpoint)
             elif session.pid in receivers:
                 levels.take_nothing()
             self._share_prealign()
         if session.pid in receivers:
             compose(self)
         self._tell(RegistrationStages.OPT_END)
+
+    def _before_level(self, level):
+        """Count how often a level is begun: each time a few bits are opened."""
+        self._begun[level] += 1
+        if self._begun[level] > REPEATS + 1:
+            raise CheckpointError(
+                f"after interruptions this level was begun {REPEATS + 1} times "
+                "already; start anew at all parties, without --resume"
+            )
+        journal(self.session, self.checkpoint, begun=level)
 
     def _before_opening(self, level):
         """Count what is opened at the end of a level, before it is.

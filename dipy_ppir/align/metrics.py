@@ -109,9 +109,9 @@ class SecureCCMetric(CCMetric):
         from iteration to iteration. 2 takes a fifth of the traffic, and is not DIPY's
         answer any more.
     backend : {"packed", "mpyc"}, optional
-        what computes the forces. ``"mpyc"`` does so literally, with MPyC's secure arrays:
-        an independent and very slow twin, for images of some thousand voxels with
-        ``reveal="force"``.
+        what computes the forces. ``"mpyc"`` does so literally, with MPyC's secure
+        arrays: an independent and very slow twin, for images of some thousand voxels
+        with ``reveal="force"``.
     session : Session, optional
         this party's session; by default the other parties are started on this
         machine when first needed.
@@ -183,12 +183,12 @@ class SecureCCMetric(CCMetric):
                 UserWarning,
                 stacklevel=3,
             )
+        if reveal in ("map", "update") and sigma_diff < 1:
+            raise ValueError(
+                f"sigma_diff {sigma_diff} smooths so little that steps are no map of a "
+                'few numbers; give at least 1, or reveal="force"'
+            )
         if reveal == "update":
-            if sigma_diff < 1:
-                raise ValueError(
-                    f"sigma_diff {sigma_diff} smooths so little that the step shows "
-                    'the force; give at least 1, or reveal="force"'
-                )
             if update_spacing < 2 * stride:
                 warn(
                     f"update_spacing {update_spacing} opens as many numbers as there "

@@ -91,7 +91,7 @@ declare(
     receivers=(MOVING, STATIC, HELPER),
     shape="1 at the end of each level",
     meaning="whether no number of the computation left its range",
-    bits=1,
+    bits=math.log2(3),
 )
 
 
@@ -465,7 +465,7 @@ class Shares:
             shown = None
             if s.pid != HELPER:
                 # In its place: fresh memory costs more than the sums.
-                shown = x.part
+                shown = np.ascontiguousarray(x.part)
                 R128.kernels.sub(R128.flat(shown), R128.flat(part), R128.flat(shown))
                 for piece in _pieces(R128.flat(shown)):
                     s.network.send(MOVING + STATIC - s.pid, "masked", piece)
@@ -524,7 +524,7 @@ class Shares:
                 f"numbers of {bound.bit_length()} bits do not fit {R128!r}"
             )
         if bits:
-            self.failures += (bound << 1) / R128.modulus * math.prod(x.shape)
+            self.failures += 3 * bound / R128.modulus * math.prod(x.shape)
         if s.pid == HELPER:
             return Secret(None, unit, x.shape)
         if bits:
@@ -588,16 +588,21 @@ class Shares:
         openings = []
         for w in wanted:
             x = [expression(x) for x in w.numbers]
-            # In units of which the precision is a power of two, of more than a word.
-            bits = 76
+            if any(k.products or not math.isclose(k.unit, x[0].unit) for k in x):
+                raise ValueError("only numbers of one unit are shown, no products")
+            # In units of which the precision is a power of two, so large that the ring
+            # has no room for more than what is promised: the rest cannot be shown.
+            bits = 126 - math.ceil(w.bound / w.precision).bit_length()
             factor = max(round(x[0].unit / w.precision * 2.0**bits), 1)
-            bound = round(w.bound / w.precision * 2.0**bits)
             part = np.stack([R128.scale(self._part(k), factor) for k in x])
-            array = SharedArray(R128, part, 2, bits, bound)
+            array = SharedArray(R128, part, 2, bits, (1 << 127) - 1)
             openings.append(
                 (blur(self.session, array, bits), w.label, tuple(w.receivers))
             )
         opened = self.session.open_all(openings)
+        for x, w in zip(opened, wanted, strict=True):
+            if x is not None and np.abs(x).max() > w.bound / w.precision + 1:
+                raise RoundingError
         return [
             None if x is None else x * w.precision
             for x, w in zip(opened, wanted, strict=True)
@@ -615,11 +620,14 @@ class Shares:
             what is below their unit may be taken for 0.
         label : str
         """
-        s, secret = self.session, self.secret(x, digits)
+        s = self.session
+        # Two more digits, dropped on the way: the field has fewer bits than the ring.
+        x = expression(x).times(4).over(4)
+        secret = self.secret(x, digits._replace(unit=digits.unit / 4))
         bound = int(digits.bound / secret.unit)
         part = R128.zeros((1,)) if s.pid == HELPER else secret.part
         array = SharedArray(R128, part, 2, 0, bound)
-        array = protocols.share_owners(s, array, 0, P127, label)
+        array = protocols.share_owners(s, array, 2, P127, label)
 
         async def compare(mpc):
             bit = mpyc_bridge.to_mpyc(array, "integer") < 0
@@ -630,7 +638,7 @@ class Shares:
         return bool(s.open(bit, label, (MOVING, STATIC, HELPER))[0])
 
     def check(self, *numbers):
-        """Find out whether a rounding went wrong: one bit, opened to all.
+        """Find out whether a rounding went wrong: below, in or above its range.
 
         Such a number is off by the size of the ring, and so is what is computed of it.
         A sum of all with small random weights, which only the owners know, is in its
@@ -653,8 +661,9 @@ class Shares:
             bound += int(digits.bound / x.unit) * n * 256
             if s.pid == HELPER:
                 continue
-            weights = np.zeros(n, dtype=np.uint8)
+            weights = np.empty(n, dtype=np.uint8)
             s.stream(MOVING + STATIC - s.pid, b"check").fill(weights)
+            weights = weights % np.uint8(255) + np.uint8(1)
             part = R128.flat(self.kept(x))
             add_into(total, R128.dot(part, R128.encode_int(weights)))
         if bound >> steps.MOST_BITS - 4:
@@ -666,7 +675,7 @@ class Shares:
         thresholds = R128.from_ints([0, 2 * bound])
         jumps = R128.from_ints([1, -1])
         part = self._step_function(total, thresholds, jumps, "check", steps.MOST_BITS)
-        inside = SharedArray(R128, part, 2, 0, 1, choices=2)
+        inside = SharedArray(R128, part, 2, 0, 1, choices=3)
         if round(s.open(inside, "whole", (MOVING, STATIC, HELPER))[0]) != 1:
             raise RoundingError
 

@@ -47,19 +47,19 @@ alpha, p, q                                              9
 beta, gamma                                              6
 tau                                        6
 v                                                        18
-abs(v)**2, its square                                    12 (h = 2: 1.5)
+abs(v)**2, its square                                    12
 c: 2 norms and rates
 delta                                                    18
 products of delta                                        36
 s, m; e, f; U, V                           6             6 + 18
 e, f improved, every third time (h = 2:                  24 / 3 (24 / 5)
 every fifth)
-**sum**                                    **12**        **140 (126)**
+**sum**                                    **12**        **140 (137)**
 =========================================  ============  =====================
 
 In large grids 12 + 140 / 27 = 17.2 elements or 276 bytes a voxel and iteration with h =
-3, 12 + 126 / 8 = 27.8 or 445 with h = 2; with windows of radius 2 and less e is
-improved each time, 12 + 156 / 27 and 12 + 146 / 8. The last iteration of a level
+3, 12 + 137 / 8 = 29.2 or 467 with h = 2; with windows of radius 2 and less e is
+improved each time, 12 + 156 / 27 and 12 + 156 / 8. The last iteration of a level
 carries no images. The norms take 4 x 47 x 3.4 kB an iteration besides, from the helper
 (`steps`). 13 rounds, two of them for the norm.
 
@@ -121,8 +121,8 @@ FACTOR = Digits(2.0**-12, 2.0**14)
 FORCE = Digits(2.0**-16, 2.0**8)
 SPEED = Digits(2.0**-16, 2.0**5)
 SQUARE = Digits(0.0, 2.0**10)
-FOURTH = Digits(2.0**-36, 2.0**12)
-EIGHTH = Digits(0.0, 2.0**28)
+FOURTH = Digits(2.0**-32, 2.0**16)
+EIGHTH = Digits(0.0, 2.0**36)
 VARIANCE = Digits(2.0**-28, 2.0)
 RECIPROCAL = Digits(2.0**-10, 2.0**15)
 RATIO = Digits(2.0**-16, 2.0**6)
@@ -202,23 +202,6 @@ class Residual:
         R128.kernels.scale(R128.flat(x), self.o.window, R128.flat(whole))
         R128.kernels.sub(R128.flat(whole), R128.flat(sums), R128.flat(sums))
         return sums
-
-
-class Every:
-    """Some of the points along each axis."""
-
-    unit = 1.0
-
-    def __init__(self, strides):
-        self._index = tuple(slice(None, None, k) for k in strides)
-
-    def clear(self, x):
-        """Of real numbers."""
-        return x[self._index]
-
-    def ring(self, x):
-        """Of packed elements."""
-        return np.ascontiguousarray(x[self._index])
 
 
 class Box:
@@ -394,11 +377,6 @@ class Operators:
                     axes[a] = AxisMap(matrix * DERIVATIVE_UNIT, DERIVATIVE_UNIT)
             maps[key] = Linear(axes)
         return maps
-
-    @cached_property
-    def sparse(self):
-        """The coarse points of which norms are made; none is far from one."""
-        return Every([2 if h <= 2 else 1 for h in self.spacing])
 
     @cached_property
     def inner(self):
@@ -851,19 +829,16 @@ class CarriedCorrelation:
     def rates(self, speeds):
         """By what to multiply each image's speeds for the longest step to be right."""
         w, dim = self.world, self.o.dim
-        some = [w.map(self.o.sparse, v) for v in speeds]
         squares = w.fresh(
             *(
-                (sum_of(v * v for v in some[k : k + dim]), SQUARE)
-                for k in range(0, len(some), dim)
+                (sum_of(v * v for v in speeds[k : k + dim]), SQUARE)
+                for k in range(0, len(speeds), dim)
             )
         )
         fourths = w.fresh(*((x * x, FOURTH) for x in squares))
         eighths = [w.secret(product(Total(), (x,), (x,)), EIGHTH) for x in fourths]
         digits = Digits(BEND_UNIT * STEP.unit / speeds[0].unit, MOST_RATE)
-        # Of fewer points the norm is so much smaller.
-        part = (math.prod(some[0].shape) / math.prod(speeds[0].shape)) ** (1 / 8)
-        return w.rates(eighths, self.step / NORM_PART * part, 8, digits)
+        return w.rates(eighths, self.step / NORM_PART, 8, digits)
 
     def check(self, before, halves):
         """Raise RoundingError if a rounding went wrong; see `Shares.check`.

@@ -367,8 +367,7 @@ def receipt_text(receipt):
     elif labels & MAPS:
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner. What can "
-            "be made of maps to so few digits was measured (doc/security.md): hardly "
-            "more than an owner's own image says."
+            "be made of maps to so few digits is in doc/security.md."
         )
     elif labels & CHOSEN:
         lines.append(

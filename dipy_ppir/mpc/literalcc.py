@@ -7,8 +7,8 @@ the fast one with. Both owners share their numbers as integers modulo 2**127 - 1
 .. math:: N D = N \Sigma s m - \Sigma s\, \Sigma m, \quad \rho = N D\, e f, \quad
     t_s = \rho (b - \rho a), \quad t_m = \rho (a - \rho b)
 
-are MPyC's sums and products, with no use of who knows what; window sums are products with
-public matrices of ones. Only :math:`\rho` is rounded, by `protocols.truncate`.
+are MPyC's sums and products, with no use of who knows what; window sums are products
+with public matrices of ones. Only :math:`\rho` is rounded, by `protocols.truncate`.
 
 Rounds: 1 for the inputs, then MPyC's, 2 for each rounding and 1 for what is opened.
 Bytes: those of MPyC's arrays, 16 for each number shared and 96 for each product.

@@ -310,8 +310,7 @@ def explain(plan):
     ]
     if set(labels) & MAPS:
         lines.append(
-            "What can be made of a map to so few digits was measured "
-            "(doc/security.md): hardly more than an owner's own image says."
+            "What can be made of a map to so few digits is in doc/security.md."
         )
     if set(labels) & REBUILDS:
         lines.append(
