@@ -179,7 +179,8 @@ def test_where_only_the_map_is_opened_it_still_registers(dim):
 
 def registers(dim, images, **options):
     """Whether a registration takes away a third of what images differ by."""
-    secure, _ = secure_map(dim, images, **options)
+    metric = options.pop("metric", None) or {"map_precision": 1 / 8}
+    secure, _ = secure_map(dim, images, metric=metric, **options)
     static, moving, *grids, prealign = images
     before = dipy_imwarp.DiffeomorphicMap(
         dim,
@@ -264,7 +265,7 @@ def test_each_owner_has_only_its_own(three, result_to):
 
 @pytest.mark.parametrize("result_to", GETS)
 def test_the_map_goes_to_who_gets_the_result(three, result_to):
-    """It is opened to an eighth of a voxel, by chance up or down, a half at a time.
+    """It is opened to half a voxel, by chance up or down, a half at a time.
 
     An owner who gets none has its own half as it was at the end of a level.
     """
@@ -274,7 +275,7 @@ def test_the_map_goes_to_who_gets_the_result(three, result_to):
     for pid, (mapping, halves, receipt) in enumerate(results):
         if pid in gets:
             root, largest = distance(whole, mapping, images)
-            assert root <= 0.125 and largest <= 0.5
+            assert root <= 0.5 and largest <= 2.0
             assert halves == [True, True]
         else:
             assert mapping is None
@@ -758,4 +759,4 @@ def test_the_same_objects_register_again(three, metric):
         assert len(energies[0]) == 5
         assert np.allclose(*energies, rtol=1e-4)
     else:
-        assert distance(*maps, images)[0] <= 0.125
+        assert distance(*maps, images)[0] <= 0.5

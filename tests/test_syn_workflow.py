@@ -407,7 +407,7 @@ def test_back_and_forth(runs):
     moved = np.linalg.norm(there - points, axis=-1)[4:-4, 4:-4, 4:-4]
     assert np.median(moved) > 0.5
     # Interpolated between voxels of 2 mm, and inverted to inv_tol.
-    assert apart.mean() < 0.03 and apart.max() < 0.3
+    assert apart.mean() < 0.08 and apart.max() < 0.6
 
 
 @pytest.fixture
@@ -541,7 +541,7 @@ def test_receipt(runs, pair):
     assert parameters["level_iters"] == [3, 2]
     metric = parameters["metric"]
     assert (metric["reveal"], metric["opens"]) == ("map", "levels")
-    assert (metric["map_spacing"], metric["map_precision"]) == (3, 0.125)
+    assert (metric["map_spacing"], metric["map_precision"]) == (3, 0.5)
     assert parameters["ss_sigma_factor"] == 0.4
     for name in pair:
         assert Path(name).name not in json.dumps(receipt)

@@ -140,7 +140,7 @@ class SecureCCMetric(CCMetric):
         reveal="map",
         map_spacing=3,
         opens="levels",
-        map_precision=0.125,
+        map_precision=0.5,
         update_spacing=None,
         stride=1,
         backend="packed",
