@@ -185,8 +185,8 @@ class SecureCCMetric(CCMetric):
             )
         if reveal in ("map", "update") and sigma_diff < 1:
             raise ValueError(
-                f"sigma_diff {sigma_diff} smooths so little that a step shows the force; "
-                'give at least 1, or reveal="force"'
+                f"sigma_diff {sigma_diff} smooths so little that a step shows the "
+                'force; give at least 1, or reveal="force"'
             )
         if reveal == "update":
             if update_spacing < 2 * stride:
