@@ -22,11 +22,10 @@ from dipy_ppir.mpc.carried import (
     Operators,
     Start,
     inverse_norm,
-    points,
     sum_of,
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
-from dipy_ppir.mpc.linear import AxisMap, Linear, along
+from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
 
 #: Which owner has which image.
 IMAGES = {STATIC: "static", MOVING: "moving"}
@@ -49,7 +48,6 @@ MOST_STEP = 0.5
 LONGEST_STEP = 2.0
 
 for _owner, _name in IMAGES.items():
-    _other = IMAGES[MOVING + STATIC - _owner]
     declare(
         f"level_{_name}",
         receivers=(_owner,),

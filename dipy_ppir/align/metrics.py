@@ -27,6 +27,7 @@ from dipy_ppir.mpc.crosscorr import (
     check_reveal,
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.linear import along, points
 from dipy_ppir.mpc.literalcc import LiteralCrossCorrelation
 from dipy_ppir.mpc.threads import threads
 
@@ -573,17 +574,9 @@ def interpolate(values, shape, spacing):
     values : array, shape `shape`
     """
     for axis, n in enumerate(shape):
-        *before, m = values.shape[: axis + 1]
-        if m == n:
-            continue
-        after = values.shape[axis + 1 :]
-        matrix = interpolation_matrix(n, spacing)
-        # As products of matrices, the quickest way to touch every voxel.
-        if after:
-            x = np.matmul(matrix, values.reshape(-1, m, int(np.prod(after))))
-        else:
-            x = values.reshape(-1, m) @ matrix.T
-        values = x.reshape(*before, n, *after)
+        if values.shape[axis] != n:
+            # As products of matrices, the quickest way to touch every voxel.
+            values = along(values, interpolation_matrix(n, spacing), axis)
     return values
 
 
@@ -595,8 +588,8 @@ def interpolation_matrix(n, spacing):
     -------
     matrix : array, shape (n, points)
     """
-    points = np.unique(np.append(np.arange(0, n, spacing), n - 1))
-    spline = make_interp_spline(points, np.eye(len(points)), k=min(3, len(points) - 1))
+    at = points(n, spacing)
+    spline = make_interp_spline(at, np.eye(len(at)), k=min(3, len(at) - 1))
     return spline(np.arange(n))
 
 

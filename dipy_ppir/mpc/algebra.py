@@ -40,11 +40,9 @@ owner and the helper draw. No mask serves twice, so that all of this is uniform 
 independent of the secrets: a simulator draws it at random.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 import math
-import secrets
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +53,6 @@ from dipy_ppir.mpc.errors import FixedPointOverflowError, RoundingError
 from dipy_ppir.mpc.fields import P127, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import scratch
-from dipy_ppir.mpc.prg import Stream
 
 #: Elements that are sent at a time, 32 MB; no more than twice as many are under way.
 PIECE = 1 << 21
@@ -179,8 +176,7 @@ class Total(Product):
     def ring(self, pairs, out, factor):
         """Add the sum over pairs of packed arrays, times an integer, to `out`."""
         for (x,), (y,) in pairs:
-            out += 0
-            out[...] = R128.add(out, R128.scale(R128.dot(x, y), factor))
+            add_into(out, R128.scale(R128.dot(x, y), factor))
 
 
 @dataclass
@@ -279,27 +275,6 @@ class Opening(NamedTuple):
     receivers: tuple
 
 
-def blur(session, array, bits):
-    """Bury the low bits of numbers about to be opened, by what the helper draws.
-
-    Local.
-
-    Parameters
-    ----------
-    array : SharedArray
-        of degree 2, in the ring of 128 bits.
-    bits : int
-        above 63.
-    """
-    share = array.share
-    if session.pid == HELPER:
-        noise = Stream(secrets.token_bytes(32)).words(share.shape)
-        noise[..., 1] &= np.uint64((1 << bits - 64) - 1)
-        noise = R128.sub(noise, protocols.constant(R128, 1 << bits - 1, noise))
-        share = R128.add(share, noise)
-    return SharedArray(R128, share, 2, array.frac_bits, array.bound, noise_bits=bits)
-
-
 #: Between these powers of two `rates` tells numbers apart.
 RATE_STEPS = range(8, steps.BITS - 2, 2)
 
@@ -312,10 +287,6 @@ def step_heights(unit, longest, power, digit):
 
 class Clear:
     """Protocols in the clear: the same formulas and roundings on real numbers."""
-
-    def phase(self, name):
-        """Nothing; see `Shares.phase`."""
-        return nullcontext()
 
     def own(self, values, owner, shape, digits):
         """Numbers of an owner."""
@@ -404,10 +375,6 @@ class Shares:
         self.session = session
         self.failures = 0.0
         self._ahead = 0
-
-    def phase(self, name):
-        """Count traffic under `name` while inside."""
-        return self.session.phase(name)
 
     def own(self, values, owner, shape, digits):
         """Numbers of an owner; raises FixedPointOverflowError beyond the bound."""
@@ -596,9 +563,8 @@ class Shares:
             factor = max(round(x[0].unit / w.precision * 2.0**bits), 1)
             part = np.stack([R128.scale(self._part(k), factor) for k in x])
             array = SharedArray(R128, part, 2, bits, (1 << 127) - 1)
-            openings.append(
-                (blur(self.session, array, bits), w.label, tuple(w.receivers))
-            )
+            array = protocols.blur(self.session, array, bits, HELPER)
+            openings.append((array, w.label, tuple(w.receivers)))
         opened = self.session.open_all(openings)
         for x, w in zip(opened, wanted, strict=True):
             if x is not None and np.abs(x).max() > w.bound / w.precision + 1:

@@ -86,7 +86,7 @@ from dipy_ppir.mpc.algebra import (
     product,
 )
 from dipy_ppir.mpc.fields import R128
-from dipy_ppir.mpc.linear import AxisMap, Linear, along, scratch
+from dipy_ppir.mpc.linear import AxisMap, Linear, along, points, scratch
 from dipy_ppir.mpc.threads import threads
 
 #: Taps of the first and second derivative of five points, times 12.
@@ -133,11 +133,6 @@ CAUTIOUS_GUESS = 14
 #: Unit of a step before it is rounded, in steps.
 BEND_UNIT = 2.0**-14
 MOST_RATE = 2.0**6
-
-
-def points(n, spacing):
-    """Every `spacing`-th of n voxels, and the last."""
-    return np.unique(np.append(np.arange(0, n, spacing), n - 1))
 
 
 def five_point(taps, n):
@@ -364,7 +359,7 @@ class Operators:
 
     @cached_property
     def derivatives(self):
-        """Derivatives of images by key, and the divisor of each."""
+        """Derivatives of images by key."""
         maps = {}
         for key in self.keys:
             axes = [None] * self.dim

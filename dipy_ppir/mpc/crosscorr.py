@@ -58,6 +58,7 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
+from dipy_ppir.mpc.linear import banded, points
 from dipy_ppir.mpc.protocols import blur, check_truncation, dither, truncate_part
 from dipy_ppir.mpc.threads import threads
 
@@ -249,10 +250,7 @@ class LocalCrossCorrelation:
 
     def positions(self):
         """Indices along each axis of the voxels whose step is opened."""
-        return [
-            np.unique(np.append(np.arange(0, n, self.spacing), n - 1))
-            for n in self.shape
-        ]
+        return [points(n, self.spacing) for n in self.shape]
 
     # -- plumbing --------------------------------------------------------
 
@@ -394,7 +392,8 @@ class LocalCrossCorrelation:
             for owner, name in OWNERS.items():
                 bound = int(most * (1 << bits)) * 2
                 array = SharedArray(self.ring, parts[owner], 2, bits, bound)
-                array = blur(s, array, bits - OPEN_BITS[self.reveal], owner)
+                other = MOVING + STATIC - owner
+                array = blur(s, array, bits - OPEN_BITS[self.reveal], other)
                 openings.append((array, f"{self.reveal}_{name}", (owner,)))
             return self._opened(openings)
 
@@ -709,13 +708,4 @@ def gaussian_filter_matrix(n, centers, positions, sigma):
     for row, p in zip(dense, positions, strict=True):
         np.add.at(row, source[p : p + 2 * reach + 1], gauss)
     dense = np.rint(dense[:, list(centers)] * 2.0**WEIGHT_BITS).astype(np.int32)
-    used = dense > 0
-    width = dense.shape[1]
-    first = np.where(used.any(axis=1), used.argmax(axis=1), 0)
-    last = np.where(used.any(axis=1), width - used[:, ::-1].argmax(axis=1), 1)
-    taps = max(int((last - first).max()), 1)
-    first = np.minimum(first, width - taps)
-    index = first[:, None] + np.arange(taps)
-    return first.astype(np.int64), np.ascontiguousarray(
-        np.take_along_axis(dense, index, axis=1)
-    )
+    return banded(dense)

@@ -275,7 +275,7 @@ REBUILDS = {
 }
 
 
-#: Maps to few digits: what shows little of the other image, see doc/security.md.
+#: Maps to few digits; what can be made of them is in doc/security.md.
 MAPS = {f"{kind}_{name}" for kind in ("level", "map") for name in ("static", "moving")}
 
 

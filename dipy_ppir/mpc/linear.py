@@ -17,6 +17,34 @@ from dipy_ppir.mpc.threads import threads
 MOST_WEIGHT = 1 << 31
 
 
+def points(n, spacing):
+    """Every `spacing`-th of n voxels, and the last."""
+    return np.unique(np.append(np.arange(0, n, spacing), n - 1))
+
+
+def banded(integers):
+    """A matrix by its band, as filters of the ring take it.
+
+    Parameters
+    ----------
+    integers : array of int, shape (outputs, inputs)
+
+    Returns
+    -------
+    first : array of int64, shape (outputs,)
+        index of each row's first weight.
+    weights : array of int32, shape (outputs, taps)
+    """
+    used = integers != 0
+    width = used.shape[1]
+    first = np.where(used.any(axis=1), used.argmax(axis=1), 0)
+    last = np.where(used.any(axis=1), width - used[:, ::-1].argmax(axis=1), 1)
+    taps = max(int((last - first).max()), 1)
+    first = np.minimum(first, width - taps)
+    weights = np.take_along_axis(integers, first[:, None] + np.arange(taps), axis=1)
+    return first.astype(np.int64), np.ascontiguousarray(weights, dtype=np.int32)
+
+
 _kept = threading.local()
 
 
@@ -69,15 +97,7 @@ class AxisMap:
     @cached_property
     def band(self):
         """Where each row begins, and its weights as integers, of one length."""
-        used = self.integers != 0
-        width = used.shape[1]
-        first = np.where(used.any(axis=1), used.argmax(axis=1), 0)
-        last = np.where(used.any(axis=1), width - used[:, ::-1].argmax(axis=1), 1)
-        taps = max(int((last - first).max()), 1)
-        first = np.minimum(first, width - taps)
-        index = first[:, None] + np.arange(taps)
-        weights = np.take_along_axis(self.integers, index, axis=1)
-        return first.astype(np.int64), np.ascontiguousarray(weights, dtype=np.int32)
+        return banded(self.integers)
 
     def clear(self, x, axis):
         """Apply it along an axis of real numbers."""

@@ -699,11 +699,11 @@ def dither(session, array, magnitude, by=STATIC):
     return array._with(field.add(array.share, noise), noise_bits=bits)
 
 
-def blur(session, array, bits, receiver):
-    """Bury the low bits of an array about to be opened to one owner.
+def blur(session, array, bits, by):
+    """Bury the low bits of an array about to be opened.
 
-    The other owner adds secret uniform numbers of that size, with mean zero; see
-    `dither`, which is for few values. Local.
+    A party that will not see it adds secret uniform numbers of that size, with mean
+    zero; see `dither`, which is for few values. Local.
 
     Parameters
     ----------
@@ -711,10 +711,10 @@ def blur(session, array, bits, receiver):
         of degree 2, in a ring.
     bits : int
         above 63 in the ring of 128 bits, below 64 in that of 64.
-    receiver : int
-        the owner that will see the values.
+    by : int
+        the party that adds them.
     """
-    if session.pid != MOVING + STATIC - receiver:
+    if session.pid != by:
         return array._with(array.share, noise_bits=bits)
     field = array.field
     noise = Stream(secrets.token_bytes(32)).words(array.share.shape)

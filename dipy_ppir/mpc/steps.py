@@ -34,8 +34,6 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 #: Bits of a masked number, at most and where not all are needed.
 MOST_BITS, BITS = 128, 104
 _OTHERS = ~np.uint64(1)
-
-
 #: Contexts of a cipher serve one thread at a time.
 _here = threading.local()
 
@@ -228,9 +226,8 @@ def deal(session, mask, thresholds, jumps, bits=BITS):
     if session.pid == HELPER:
         a = R128.add(np.repeat(mask, steps, axis=0), np.tile(thresholds, (n, 1)))
         jumps = np.tile(jumps, (n, 1))
-        above = (
-            _bit(a, bits - 1) == 0
-        )  # what it is where C has no highest bit, no borrow
+        # What it is where C has no highest bit, and nothing is borrowed.
+        above = _bit(a, bits - 1) == 0
         base = np.where(above[:, None], jumps, np.uint64(0))
         values = _signed(jumps, above)
         seeds = np.stack(
