@@ -63,12 +63,15 @@ class Scenario(NamedTuple):
         None if it does not get the result.
     steps : bool
         whether it is shown its step at each iteration, not blurred.
+    halves : bool
+        whether it is shown both halves of the map, and not the map composed of them.
     """
 
     spacing: int = 3
     level_precision: float = registration.LEVEL_PRECISION
     map_precision: float = None
     steps: bool = False
+    halves: bool = False
 
 
 SCENARIOS = {
@@ -84,8 +87,14 @@ SCENARIOS = {
     "exact": Scenario(level_precision=0, map_precision=0),
     "exact2": Scenario(spacing=2, level_precision=0, map_precision=0),
     "exact1": Scenario(spacing=1, level_precision=0, map_precision=0),
+    # And if both halves of the map were opened?
+    "halves": Scenario(level_precision=0, map_precision=0, halves=True),
+    "halves-receiver": Scenario(map_precision=0.125, halves=True),
+    "halves-half": Scenario(map_precision=0.5, halves=True),
     # Much like reveal="update".
-    "steps": Scenario(spacing=2, level_precision=0, map_precision=0, steps=True),
+    "steps": Scenario(
+        spacing=2, level_precision=0, map_precision=0, steps=True, halves=True
+    ),
 }
 
 
@@ -127,7 +136,7 @@ class Recorded(Clear):
         """See `Clear.rates`; keeps how far the rates are from exact ones."""
         rates = super().rates(norms, longest, power, digits)
         exact = [longest / max(x.part[0], 1e-300) ** (1 / power) for x in norms]
-        self.ratios.append([r.shown[0] / x for r, x in zip(rates, exact, strict=True)])
+        self.ratios.append([r.factor[0] / x for r, x in zip(rates, exact, strict=True)])
         return rates
 
     def shown(self, *wanted):
@@ -139,9 +148,13 @@ class Recorded(Clear):
             width = s.level_precision if level else s.map_precision or 0
             numbers = [self._value(expression(x)) for x in w.numbers]
             value = np.stack(numbers)
-            out.append(value + width * self.rng.uniform(-0.5, 0.5, value.shape))
+            out.append(value + self.blur(width, value.shape))
             self.opened.setdefault(w.label, []).append((value, out[-1]))
         return out
+
+    def blur(self, width, shape):
+        """Noise as wide as a precision."""
+        return width * self.rng.uniform(-0.5, 0.5, shape)
 
 
 class RecordedLevels(registration.CarriedLevels):
@@ -176,8 +189,11 @@ class Recording(registration.ClearSymmetricDiffeomorphicRegistration):
     def _optimize(self):
         self.levels_run = RecordedLevels(self, self.world, (STATIC, MOVING))
         self.displacements = self.levels_run.run()
-        self.levels_run.show_map(self.displacements, (STATIC, MOVING))
-        registration.compose(self)
+        field = self.levels_run.show_map(self.displacements, (STATIC, MOVING))
+        self.static_to_moving = registration.mapping(self, field)
+        halves = np.stack([u.factor for x in self.displacements.values() for u in x])
+        blur = self.world.blur(self.world.scenario.map_precision or 0, halves.shape)
+        self.world.opened["halves"] = [(halves, halves + blur)]
 
     def _end_optimizer(self):
         """Keep the scale spaces, which DIPY throws away."""
@@ -254,7 +270,19 @@ class LevelMaps:
 
     def carried(self, moves, x):
         """A coarse array carried along, without what is added to it."""
-        return x + sum(d(x) * m for d, m in zip(self.slopes, moves, strict=True))
+        return x + sum(d(x) * m for d, m in zip(self.slopes, moves, strict=False))
+
+    def composed(self, back, away, times):
+        """See `Carrier.composed`."""
+        dim = self.o.dim
+        for _ in range(times):
+            step = back / times
+            drift = jnp.stack([self.carried(step, u) - u for u in step])
+            moves = [*(drift - step), *self.moves(step)[dim:]]
+            back, away = (
+                jnp.stack([self.carried(moves, u) for u in x]) for x in (back, away)
+            )
+        return away - back
 
     def carried_image(self, moves, x):
         """An image carried along."""
@@ -265,7 +293,7 @@ class LevelMaps:
 
     def iterate(self, halves, refine, ratios, longest):
         """One iteration: the new halves, and the steps of the static one."""
-        o, n = self.o, self.o.window
+        n = self.o.window
         (s, e, u), (m, f, v) = halves
         weight = e * f
         rho = self.window(s, m) * weight
@@ -282,10 +310,8 @@ class LevelMaps:
                     for slopes, smooth in self.smooths
                 ]
             )
-            some = jnp.stack([o.sparse.clear(x) for x in speed])
-            part = (some.size / speed.size) ** (1 / 8)
-            norm = ((some**2).sum(0) ** 4).sum() + 1e-22
-            step = speed * (longest / NORM_PART * part * norm ** (-1 / 8) * ratios[k])
+            norm = ((speed**2).sum(0) ** 4).sum() + 1e-22
+            step = speed * (longest / NORM_PART * norm ** (-1 / 8) * ratios[k])
             if k == 0:
                 steps = step
             step = step + jnp.stack([sum(b(x) for b in self.bends) for x in field])
@@ -442,7 +468,7 @@ class Prediction:
         return jnp.stack([apply(axes, x) for x in u])
 
     def __call__(self, image):
-        """What is opened, by label: level_static, map_static, map_moving, steps."""
+        """What is opened, by label: level_static, map, halves, steps."""
         out, u, v = {"level_static": [], "steps": []}, None, None
         for level in range(self.levels - 1, -1, -1):
             maps, count = self.maps[level], self.iters[-1 - level]
@@ -458,7 +484,10 @@ class Prediction:
             out["steps"].append(steps)
             if level:
                 out["level_static"].append(self._shown(level, u))
-        out["map_static"], out["map_moving"] = [u], [v]
+        longest = self.recorded.longest(0, 0) / registration.COMPOSED_STEP
+        times = registration.power_of_two(longest)
+        out["map"] = [self.maps[0].composed(u, v, times)]
+        out["halves"] = [jnp.concatenate([u, v])]
         return out
 
 
@@ -562,7 +591,7 @@ class Attack:
         self.starts["doubled"] = self._doubled(static)
         self.labels = ["level_static"]
         if scenario.map_precision is not None:
-            self.labels += ["map_static", "map_moving"]
+            self.labels.append("halves" if scenario.halves else "map")
         self._collect()
         self.detail = Detail(moving, self.starts["finished"])
         self.detail_own = Detail(moving, static)

@@ -28,6 +28,13 @@ cdef extern from *:
     EACH(c_neg, (const u128 *a, u128 *out, int64_t n), -a[i])
     EACH(c_mul, (const u128 *a, const u128 *b, u128 *out, int64_t n), a[i] * b[i])
     EACH(c_scale, (const u128 *a, u128 c, u128 *out, int64_t n), a[i] * c)
+    static void c_join(u128 *hidden, const u128 *other, u128 *mask, int moving, int64_t n) {
+        for (int64_t i = 0; i < n; i++) {
+            u128 known = hidden[i] + other[i], part = mask[i];
+            hidden[i] = known + 2 * part;
+            if (moving) mask[i] = known + part;
+        }
+    }
     EACH(c_addmul, (const u128 *a, const u128 *b, u128 c, u128 *out, int64_t n),
          out[i] + c * (a[i] * b[i]))
     EACH(c_widen, (const int64_t *a, u128 *out, int64_t n), (u128)(i128)a[i])
@@ -106,6 +113,7 @@ cdef extern from *:
     void c_neg(const u128 *a, u128 *out, int64_t n) nogil
     void c_mul(const u128 *a, const u128 *b, u128 *out, int64_t n) nogil
     void c_scale(const u128 *a, u128 c, u128 *out, int64_t n) nogil
+    void c_join(u128 *hidden, const u128 *other, u128 *mask, int moving, int64_t n) nogil
     void c_addmul(const u128 *a, const u128 *b, u128 c, u128 *out, int64_t n) nogil
     void c_widen(const int64_t *a, u128 *out, int64_t n) nogil
     void c_decode(const u128 *a, double scale, double *out, int64_t n) nogil
@@ -162,6 +170,31 @@ def sub(const uint64_t[:, ::1] a, const uint64_t[:, ::1] b, uint64_t[:, ::1] out
     cdef u128 *r = writing(out)
     with nogil:
         c_sub(p, q, r, a.shape[0])
+
+
+def join(uint64_t[:, ::1] hidden, const uint64_t[:, ::1] other, bint moving,
+         uint64_t[:, ::1] mask):
+    """Of both owners' hidden parts of numbers, what one of them multiplies and adds up.
+
+    Parameters
+    ----------
+    hidden : array, shape (n, 2)
+        this owner's part less its part of the mask; in its place comes the sum of both
+        owners', and twice the mask.
+    other : array, shape (n, 2)
+        the other owner's part less its part of the mask.
+    moving : bool
+    mask : array, shape (n, 2)
+        this owner's part of it. With `moving` the sum of both owners' hidden parts is
+        added.
+    """
+    same(hidden.shape[0], other.shape[0])
+    same(hidden.shape[0], mask.shape[0])
+    cdef u128 *h = writing(hidden)
+    cdef const u128 *o = reading(other)
+    cdef u128 *m = writing(mask)
+    with nogil:
+        c_join(h, o, m, moving, hidden.shape[0])
 
 
 def neg(const uint64_t[:, ::1] a, uint64_t[:, ::1] out):

@@ -674,6 +674,19 @@ def test_kernels_from_threads():
         assert np.array_equal(filtered, results[0][1])
 
 
+# -- factors and parts of masked numbers ------------------------------------------
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_join(moving):
+    rng = np.random.default_rng(3)
+    hidden, other, mask = (elements(rng, 5) for _ in range(3))
+    x, y, a = (R128.to_ints(v) for v in (hidden, other, mask))
+    ring128.join(hidden, other, moving, mask)
+    assert same_ints(hidden, x + y + 2 * a)
+    assert same_ints(mask, x + y + a if moving else a)
+
+
 # -- arguments ------------------------------------------------------------------
 
 
@@ -688,6 +701,7 @@ def matching():
         "mul": [elements(rng, 3) for _ in range(3)],
         "scale": [elements(rng, 3), 5, elements(rng, 3)],
         "addmul": [elements(rng, 3), elements(rng, 3), 5, elements(rng, 3)],
+        "join": [elements(rng, 3), elements(rng, 3), True, elements(rng, 3)],
         "shift": [elements(rng, 3), 5, 7, True, elements(rng, 3)],
         "dot": [elements(rng, 3), elements(rng, 3), elements(rng, 1)],
         "encode_int": [np.array([1, -2, 3]), elements(rng, 3)],
@@ -829,7 +843,8 @@ def test_filters_too_large_are_refused():
     assert out.tolist() == [[[2**31 - 1, 2**31 - 1]]]
 
 
-@pytest.mark.parametrize("name", matching())
+# `join` has two outputs.
+@pytest.mark.parametrize("name", sorted(matching().keys() - {"join"}))
 def test_inputs_may_be_read_only(name):
     args = matching()[name]
     expected = run(name, *args)

@@ -6,24 +6,28 @@ owner does with its own image: warp it at the start of a level by a rounded copy
 half, which it was shown at the end of the level before.
 """
 
+import math
 from typing import NamedTuple
 
 from dipy.align import VerbosityLevels, floating
-from dipy.align.imwarp import RegistrationStages, SymmetricDiffeomorphicRegistration
+from dipy.align.imwarp import (
+    DiffeomorphicMap,
+    RegistrationStages,
+    SymmetricDiffeomorphicRegistration,
+)
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
 from dipy_ppir.mpc.carried import (
-    DISPLACEMENT,
     SMALL_RADIUS,
     CarriedCorrelation,
     Operators,
     Start,
     inverse_norm,
-    sum_of,
 )
+from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
 
@@ -46,6 +50,11 @@ REFINEMENT, REFINEMENT_FINE = 3, 5
 MOST_STEP = 0.5
 #: A step moves a voxel by no more than this many times the step length.
 LONGEST_STEP = 2.0
+#: Lengths in voxels of the steps in which maps are composed and images carried by
+#: whole halves, if all steps of the registration went the same way (they hardly ever
+#: go half as far). Polynomials of more than half a voxel make an image's finest detail
+#: grow, of more than a quarter hardly.
+COMPOSED_STEP, TRANSPORTED_STEP = 5.0, 0.5
 
 for _owner, _name in IMAGES.items():
     declare(
@@ -57,15 +66,15 @@ for _owner, _name in IMAGES.items():
         "level",
         bits=16,
     )
-    declare(
-        f"map_{_name}",
-        receivers=(MOVING, STATIC),
-        shape="dim numbers for every map_spacing-th voxel along each axis of the "
-        "static image, once",
-        meaning=f"the half of the resulting map that belongs to the {_name} image, "
-        "rounded to map_precision",
-        bits=24,
-    )
+declare(
+    "map",
+    receivers=(MOVING, STATIC),
+    shape="dim numbers for every map_spacing-th voxel along each axis of the static "
+    "image, once",
+    meaning="the resulting map from the static to the moving image, rounded to "
+    "map_precision",
+    bits=24,
+)
 declare(
     "stop",
     receivers=(MOVING, STATIC, 2),
@@ -116,6 +125,11 @@ def spacings(shape, spacing):
     return [spacing if n >= THIN else min(spacing, 2) for n in shape]
 
 
+def power_of_two(x):
+    """The smallest power of two, from 2 on, that is no less than a number."""
+    return 2 ** max(math.ceil(math.log2(x)), 1)
+
+
 def spline(n, m, positions):
     """Cubic spline through points n at positions m, as a matrix."""
     spline = make_interp_spline(n, np.eye(len(n)), k=min(3, len(n) - 1))
@@ -163,7 +177,8 @@ class CarriedLevels:
             the first one; the coarsest by default.
         displacements : dict, optional
             maps each owner to its half of the map at the end of the level above.
-            Its own half, rounded, is in the registration.
+            Where halves are opened at the ends of levels, its own half, rounded, is in
+            the registration.
 
         Returns
         -------
@@ -183,8 +198,9 @@ class CarriedLevels:
                 displacements = self._iterate(at, limit, displacements)
             r._tell(RegistrationStages.SCALE_END)
             if limit and at:
-                r._before_opening(at)
-                self.show_level(at, displacements)
+                if r.metric.opens == "levels":
+                    r._before_opening(at)
+                    self.show_level(at, displacements)
                 r._level_ended(at, displacements)
         return displacements
 
@@ -263,14 +279,32 @@ class CarriedLevels:
             for k, owner in enumerate(displacements)
         }
 
-    def begin(self, level, displacements):
+    def begin(self, level, displacements=None):
         """The halves at the start of a level, and its `CarriedCorrelation`."""
         at = self.level(level)
         starts = {owner: self._start(owner, level, at) for owner in IMAGES}
-        correlation = CarriedCorrelation(
+        carried = CarriedCorrelation(
             self.world, at.operators, float(self.r.step_length)
         )
-        return correlation, correlation.begin(starts, displacements)
+        halves = carried.begin(starts, displacements)
+        if displacements is None:
+            return carried, halves
+        if self.r.metric.opens == "levels":
+            return carried, carried.adjust(halves, starts)
+        longest = self.longest(level, level + 1)
+        times = power_of_two(longest / COMPOSED_STEP)
+        parts = power_of_two(longest / TRANSPORTED_STEP / times)
+        return carried, carried.transport(halves, times, parts)
+
+    def longest(self, level, end):
+        """How far steps of level `end` and those above may move a voxel of a level.
+
+        If all went the same way: hardly ever more than half as far.
+        """
+        iters = self.r.level_iters[::-1]
+        return self.r.step_length * sum(
+            n * 2.0 ** (k - level) for k, n in enumerate(iters) if k >= end
+        )
 
     def _start(self, owner, level, at):
         if owner not in self.here:
@@ -321,27 +355,22 @@ class CarriedLevels:
     def take(self, owner, level, coarse, fields):
         """Take displacements at some points, in voxels, for a half of the map."""
         at = self.level(level)
+        half = self.r.static_to_ref if owner == STATIC else self.r.moving_to_ref
+        half.disp_shape = np.array(at.shape, dtype=np.int32)
+        half.disp_grid2world = self.r.static_ss.get_affine(level)
+        half.disp_world2grid = self.r.static_ss.get_affine_inv(level)
+        half.backward = self._whole(at, coarse, fields)
+        half.forward = np.zeros_like(half.backward)
+
+    def _whole(self, at, coarse, fields):
+        """Displacements at some points, in voxels, as a field at all of them, in mm."""
         whole = []
         for x in fields:
             for axis, (p, n) in enumerate(zip(coarse, at.shape, strict=True)):
                 x = along(x, spline(p, n - 1, np.arange(n)), axis)
             whole.append(x)
-        half = self.r.static_to_ref if owner == STATIC else self.r.moving_to_ref
-        half.disp_shape = np.array(at.shape, dtype=np.int32)
-        half.disp_grid2world = self.r.static_ss.get_affine(level)
-        half.disp_world2grid = self.r.static_ss.get_affine_inv(level)
-        half.backward = np.ascontiguousarray(
-            np.stack(whole, -1) @ at.directions.T, dtype=floating
-        )
-        half.forward = np.zeros_like(half.backward)
-
-    def take_nothing(self):
-        """Take halves of the map that move nothing."""
-        at = self.level(0)
-        corners = [np.unique([0, n - 1]) for n in at.shape]
-        zero = np.zeros([len(p) for p in corners])
-        for owner in IMAGES:
-            self.take(owner, 0, corners, [zero] * self.dim)
+        whole = np.stack(whole, -1) @ at.directions.T
+        return np.ascontiguousarray(whole, dtype=floating)
 
     def farthest(self, level):
         """No displacement at the end of a level is larger, in voxels."""
@@ -350,22 +379,41 @@ class CarriedLevels:
             total = 2 * total + LONGEST_STEP * r.step_length * r.level_iters[-1 - k]
         return min(total, DISPLACEMENT.bound)
 
+    def composed(self, displacements):
+        """The map from the static to the moving image, at the coarse points, voxels."""
+        carrier = Carrier(self.world, self.level(0).operators)
+        times = power_of_two(self.longest(0, 0) / COMPOSED_STEP)
+        return carrier.composed(displacements[STATIC], displacements[MOVING], times)
+
     def show_map(self, displacements, receivers):
-        """Show the receivers both halves, rounded, at the end of the finest level."""
+        """Show the receivers the map, rounded, at the end of the finest level.
+
+        Parameters
+        ----------
+        displacements : dict or None
+            None for a map that moves nothing, which needs not be shown.
+        receivers : sequence of int
+
+        Returns
+        -------
+        field : array, shape (*static, dim), or None
+            displacements, mm; None where the map is not shown.
+        """
         at = self.level(0)
-        wanted = [
-            Opening(
-                fields,
+        if displacements is None:
+            shown = np.zeros((self.dim, *at.operators.coarse))
+        else:
+            opening = Opening(
+                self.composed(displacements),
                 self.r.metric.map_precision,
-                self.farthest(0),
-                f"map_{IMAGES[owner]}",
+                2 * self.farthest(0),
+                "map",
                 receivers,
             )
-            for owner, fields in displacements.items()
-        ]
-        for owner, shown in zip(displacements, self.world.shown(*wanted), strict=True):
-            if shown is not None:
-                self.take(owner, 0, at.operators.points, shown)
+            (shown,) = self.world.shown(opening)
+        if shown is None:
+            return None
+        return self._whole(at, at.operators.points, shown)
 
     def expand(self, level):
         """Bring the halves that are here from the level above to a level's grid."""
@@ -464,23 +512,23 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
     ):
         """Register; see ``dipy.align.imwarp``."""
         whole = np.eye(self.dim + 1)
-        return super().optimize(
+        result = super().optimize(
             winsorized(np.asarray(static))[0],
             winsorized(np.asarray(moving))[0],
             static_grid2world=whole if static_grid2world is None else static_grid2world,
             moving_grid2world=whole if moving_grid2world is None else moving_grid2world,
             prealign=prealign,
         )
+        self.static_to_ref = self.moving_to_ref = None
+        return result
 
     def _optimize(self):
         levels = CarriedLevels(self, Clear(), tuple(IMAGES))
         self._tell(RegistrationStages.OPT_START)
         self.displacements = levels.run()
-        if self.displacements is None:
-            levels.take_nothing()
-        else:
-            levels.show_map(self.displacements, tuple(IMAGES))
-        compose(self)
+        self.static_to_moving = mapping(
+            self, levels.show_map(self.displacements, tuple(IMAGES))
+        )
         self._tell(RegistrationStages.OPT_END)
 
     def _tell(self, stage):
@@ -497,25 +545,38 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
         pass
 
 
-def compose(registration):
-    """The map from static to moving, of both halves' ways back."""
-    r = registration
-    for half in (r.static_to_ref, r.moving_to_ref):
-        options = (
-            half.disp_world2grid,
-            r.static_ss.get_spacing(0),
-            r.inv_iter,
-            r.inv_tol,
-        )
-        half.forward = np.array(
-            r.invert_vector_field(half.backward, *options, start=-half.backward)
-        )
-    r.static_to_moving = composed(r.static_to_ref, r.moving_to_ref)
+def mapping(registration, field):
+    """The map from the static to the moving image, of its displacements.
 
+    Parameters
+    ----------
+    registration : SymmetricDiffeomorphicRegistration
+    field : array, shape (*static, dim)
+        mm.
 
-def composed(static_to_ref, moving_to_ref):
-    """The map from static to moving, of the finished halves."""
-    mapping = moving_to_ref.warp_endomorphism(static_to_ref.inverse()).inverse()
-    for name in ("forward", "backward"):
-        setattr(mapping, name, np.array(getattr(mapping, name)))
-    return mapping
+    Returns
+    -------
+    mapping : DiffeomorphicMap
+    """
+    r, half, scales = registration, registration.moving_to_ref, registration.static_ss
+    backward = DiffeomorphicMap(
+        r.dim,
+        np.array(field.shape[:-1], dtype=np.int32),
+        disp_grid2world=scales.get_affine(0),
+        domain_shape=half.domain_shape,
+        domain_grid2world=half.domain_grid2world,
+        codomain_shape=half.codomain_shape,
+        codomain_grid2world=half.codomain_grid2world,
+        prealign=half.prealign,
+    )
+    backward.backward = field
+    inverse = r.invert_vector_field(
+        field,
+        scales.get_affine_inv(0),
+        scales.get_spacing(0),
+        r.inv_iter,
+        r.inv_tol,
+        start=-field,
+    )
+    backward.forward = np.array(inverse)
+    return backward.inverse()

@@ -28,8 +28,7 @@ import numpy.linalg as npl
 from dipy_ppir.align.carried import (
     MOST_STEP,
     CarriedLevels,
-    compose,
-    composed,
+    mapping,
     winsorized,
 )
 from dipy_ppir.align.checkpoint import (
@@ -549,13 +548,13 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         with session.phase("result"):
             if displacements is not None:
                 self._before_opening(0)
-                levels.show_map(displacements, receivers)
+            field = levels.show_map(displacements, receivers)
+            if displacements is not None:
                 journal(session, self.checkpoint)
-            elif session.pid in receivers:
-                levels.take_nothing()
             self._share_prealign()
         if session.pid in receivers:
-            compose(self)
+            self.static_to_moving = mapping(self, field)
+        self.static_to_ref = self.moving_to_ref = None
         self._tell(RegistrationStages.OPT_END)
 
     def _before_level(self, level):
@@ -739,7 +738,11 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
                 self._hand_over(STATIC, MOVING, "static_to_ref", shape)
         if session.pid not in RESULT_TO[self.result_to]:
             return
-        self.static_to_moving = composed(self.static_to_ref, self.moving_to_ref)
+        composed = self.moving_to_ref.warp_endomorphism(self.static_to_ref.inverse())
+        self.static_to_moving = composed.inverse()
+        for name in ("forward", "backward"):
+            whole = np.array(getattr(self.static_to_moving, name))
+            setattr(self.static_to_moving, name, whole)
 
     def _share_prealign(self):
         """Show the static owner where it started, if it gets the result."""

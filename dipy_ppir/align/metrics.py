@@ -33,7 +33,7 @@ from dipy_ppir.mpc.threads import threads
 
 __all__ = ["GuardedCCMetric", "SecureCCMetric"]
 
-OPENS = ("levels",)
+OPENS = "levels", "end"
 BACKENDS = ("packed", "mpyc")
 #: The result is not opened to less than this part of a voxel.
 MOST_PRECISE = 2.0**-10

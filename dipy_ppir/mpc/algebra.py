@@ -5,21 +5,24 @@ parties (`Shares`), and in the clear (`Clear`), where the same formulas and roun
 are done with real numbers. Its words are
 
 - `own`: numbers that one owner knows; nothing is sent;
-- `Masked`: numbers x of which both owners know x - a, with a mask a that the helper
-  knows and the owners hold parts of. They may be multiplied;
+- `Masked`: numbers x of which both owners know x - a, with a mask a whose two parts the
+  owners hold, and the helper knows both. They may be multiplied;
 - sums of products of masked numbers, with public linear maps before and after
   (`Expression`); nothing is computed when they are written down;
 - `fresh`: sums of products, with the digits dropped that are not needed, masked again.
 
-**Products.** With x = X + a and y = Y + b,
+**Products.** Let the moving owner hold the parts a', b' of the masks and the static
+owner a'', b''. Of x = X + a' + a'' the *factors* X + 2 a' and X + 2 a'' are x plus and
+less a' - a'', so that with the same of y
 
-.. math:: x y = X (Y + b) + a Y + a b.
+.. math::
 
-The moving owner holds parts a', b' and the static owner a'', b'' of the masks. They
-compute X (Y + b') + a' Y and X b'' + a'' Y; the helper computes a b, the *correction*,
-of which it sends the static owner what is left when a part is taken off that the moving
-owner draws too. All this is bilinear: a linear map of a sum of products costs what its
-outputs cost, not its terms.
+    2 x y = (X + 2 a') (Y + 2 b') + (X + 2 a'') (Y + 2 b'') - 2 (a' - a'') (b' - b'').
+
+Each party computes one of the three products. Of the last, the *correction*, the helper
+sends the static owner what is left when a part is taken off that the moving owner draws
+too. All this is bilinear: a linear map of a sum of products costs what its outputs
+cost, not its terms.
 
 **Rounding.** Each owner shifts its part (`protocols.truncate_part`): the result is
 rounded up or down by chance, and wrong with a probability of its magnitude over the
@@ -98,26 +101,40 @@ class Masked:
 
     Attributes
     ----------
-    shown : array or None
-        the number less its mask, at the owners; in the clear the number itself.
+    factor : array
+        at the owners what they know of the number and twice their part of its mask, at
+        the helper the difference of the two parts; in the clear the number itself.
     part : array or None
-        this owner's part of the mask; at the helper the mask.
+        this owner's part of the number.
     unit : float
     shape : tuple of int
     """
 
-    shown: np.ndarray
+    factor: np.ndarray
     part: np.ndarray
     unit: float
     shape: tuple
 
-    @cached_property
-    def with_part(self):
-        """What both owners know and this one's part of the mask, added up."""
-        return R128.add(self.shown, self.part)
-
     def __mul__(self, other):
         return product(PRODUCT, (self,), (other,))
+
+
+class Mapped(Masked):
+    """A public linear map of masked numbers, of which only what is used is computed."""
+
+    def __init__(self, linear, x):
+        self.linear, self.x = linear, x
+        self.unit, self.shape = x.unit * linear.unit, linear.shape(x.shape)
+
+    @cached_property
+    def factor(self):
+        """See `Masked`."""
+        return self.linear.ring(self.x.factor)
+
+    @cached_property
+    def part(self):
+        """See `Masked`."""
+        return None if self.x.part is None else self.linear.ring(self.x.part)
 
 
 @dataclass
@@ -152,11 +169,10 @@ class Product:
         """Of real numbers."""
         return left[0] * right[0]
 
-    def ring(self, pairs, out, factor):
-        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
-        for (x,), (y,) in pairs:
-            x, y = (np.broadcast_to(k, out.shape) for k in (x, y))
-            R128.addmul(out, *map(np.ascontiguousarray, (x, y)), factor)
+    def ring(self, left, right, out, factor):
+        """Add that of packed arrays, times an integer, to `out`."""
+        x, y = (np.broadcast_to(k, out.shape) for k in (*left, *right))
+        R128.addmul(out, *map(np.ascontiguousarray, (x, y)), factor)
 
 
 PRODUCT = Product()
@@ -173,10 +189,9 @@ class Total(Product):
         """Of real numbers."""
         return np.array([np.vdot(left[0], right[0])])
 
-    def ring(self, pairs, out, factor):
-        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
-        for (x,), (y,) in pairs:
-            add_into(out, R128.scale(R128.dot(x, y), factor))
+    def ring(self, left, right, out, factor):
+        """Add that of packed arrays, times an integer, to `out`."""
+        add_into(out, R128.scale(R128.dot(*left, *right), factor))
 
 
 @dataclass
@@ -244,10 +259,12 @@ def product(form, left, right):
 def dropped(x, digits, plus=()):
     """How many low bits of an expression are dropped, and the unit that is left.
 
-    The unit is within a factor of sqrt(2) of the one wanted.
+    On shares products come twice as large. The unit is within a factor of sqrt(2) of
+    the one wanted.
     """
-    bits = round(math.log2(digits.unit / x.unit)) if digits.unit else 0
-    unit = x.unit * 2.0**bits
+    whole = x.unit / 2 if x.products else x.unit
+    bits = round(math.log2(digits.unit / whole)) if digits.unit else 0
+    unit = whole * 2.0**bits
     if bits < 0 or not all(math.isclose(unit, m.unit) for m in plus):
         raise ValueError(f"numbers of unit {x.unit} cannot get the unit {digits.unit}")
     # Else what the last digits of units lose would grow from product to product.
@@ -294,7 +311,7 @@ class Clear:
 
     def map(self, linear, x):
         """A public linear map of masked numbers."""
-        y = linear.clear(x.shown)
+        y = linear.clear(x.factor)
         return Masked(y, None, x.unit * linear.unit, y.shape)
 
     def masked(self, *numbers):
@@ -310,7 +327,7 @@ class Clear:
         x = expression(x)
         x = self._kept(self._value(x), dropped(x, digits, plus)[1])
         for masked in plus:
-            x.part += masked.shown
+            x.part += masked.factor
         return x
 
     def rates(self, norms, longest, power, digits):
@@ -325,7 +342,7 @@ class Clear:
 
     def plus(self, x, constant):
         """Masked numbers and a public one."""
-        return Masked(x.shown + constant, None, x.unit, x.shape)
+        return Masked(x.factor + constant, None, x.unit, x.shape)
 
     def shown(self, *wanted):
         """Numbers to their precision; see `Shares.shown`."""
@@ -349,11 +366,11 @@ class Clear:
     def _value(self, x):
         total = np.zeros(x.shape)
         for form, left, right, factor in x.products:
-            value = form.clear([m.shown for m in left], [m.shown for m in right])
+            value = form.clear([m.factor for m in left], [m.factor for m in right])
             unit = form.result(left, right)[0]
             total += value * (factor * x.unit / unit)
         for term, factor in x.terms:
-            value = term.shown if isinstance(term, Masked) else term.part
+            value = term.factor if isinstance(term, Masked) else term.part
             total += value * (factor * x.unit / term.unit)
         return total
 
@@ -389,26 +406,24 @@ class Shares:
 
     def map(self, linear, x):
         """A public linear map of masked numbers; local."""
-        shown = None if x.shown is None else linear.ring(x.shown)
-        part = linear.ring(x.part)
-        return Masked(shown, part, x.unit * linear.unit, part.shape[:-1])
+        return Mapped(linear, x)
 
     def kept(self, x):
         """This owner's part of masked numbers, None at the helper: to be stored.
 
         It is uniform; the numbers are the sum of both parts.
         """
-        if self.session.pid == HELPER:
-            return None
-        return x.with_part if self.session.pid == MOVING else x.part
+        return x.part
 
     def plus(self, x, constant):
         """Masked numbers and a public one, rounded to their unit; local."""
-        if x.shown is None:
+        pid = self.session.pid
+        if pid == HELPER:
             return x
         number = R128.from_ints(round(constant / x.unit))
-        shown = R128.add(x.shown, np.broadcast_to(number, x.shown.shape).copy())
-        return Masked(shown, x.part, x.unit, x.shape)
+        number = np.broadcast_to(number, x.factor.shape).copy()
+        part = R128.add(x.part, number) if pid == MOVING else x.part
+        return Masked(R128.add(x.factor, number), part, x.unit, x.shape)
 
     def masked(self, *numbers):
         """Numbers ready to be multiplied.
@@ -428,32 +443,36 @@ class Shares:
         """
         s, out, pending, size = self.session, [], [], 0
         for x in numbers:
-            part = protocols.pad(s, "masked", (*x.shape, 2), plus=R128.add)
-            shown = None
-            if s.pid != HELPER:
-                # In its place: fresh memory costs more than the sums.
-                shown = np.ascontiguousarray(x.part)
-                R128.kernels.sub(R128.flat(shown), R128.flat(part), R128.flat(shown))
-                for piece in _pieces(R128.flat(shown)):
-                    s.network.send(MOVING + STATIC - s.pid, "masked", piece)
-                    pending.append(piece)
-                    size += len(piece)
-                    if size > 2 * PIECE:
-                        self._receive(pending[:-1])
-                        pending, size = pending[-1:], len(piece)
-            out.append(Masked(shown, part, x.unit, x.shape))
+            # The helper needs no more of a mask than the difference of its parts.
+            mask = protocols.pad(s, "masked", (*x.shape, 2), plus=R128.sub)
+            if s.pid == HELPER:
+                out.append(Masked(mask, None, x.unit, x.shape))
+                continue
+            # In its place: fresh memory costs more than the sums.
+            hidden = np.ascontiguousarray(x.part)
+            R128.kernels.sub(R128.flat(hidden), R128.flat(mask), R128.flat(hidden))
+            both = (_pieces(R128.flat(array)) for array in (hidden, mask))
+            for piece in zip(*both, strict=True):
+                s.network.send(MOVING + STATIC - s.pid, "masked", piece[0])
+                pending.append(piece)
+                size += len(piece[0])
+                if size > 2 * PIECE:
+                    self._receive(pending[:-1])
+                    pending, size = pending[-1:], len(piece[0])
+            out.append(Masked(hidden, mask, x.unit, x.shape))
         self._receive(pending)
         return out
 
     def _receive(self, pending):
-        """Add to what was sent what the other owner has sent."""
+        """Make factors and parts of what was sent, the masks and what is received."""
         if not pending:
             return
-        peer = MOVING + STATIC - self.session.pid
-        theirs = [scratch(f"theirs-{k}", (len(x),)) for k, x in enumerate(pending)]
-        self.session.network.receive_all({peer: theirs}, "masked")
-        for mine, received in zip(pending, theirs, strict=True):
-            R128.kernels.add(mine, received, mine)
+        s = self.session
+        sizes = [(len(hidden),) for hidden, _ in pending]
+        theirs = [scratch(f"theirs-{k}", n) for k, n in enumerate(sizes)]
+        s.network.receive_all({MOVING + STATIC - s.pid: theirs}, "masked")
+        for (hidden, mask), received in zip(pending, theirs, strict=True):
+            R128.kernels.join(hidden, received, s.pid == MOVING, mask)
 
     def fresh(self, *wanted):
         """Expressions with the digits wanted, ready to be multiplied.
@@ -485,7 +504,7 @@ class Shares:
         if x.products:
             part = self._corrected(part, x.shape)
         bits, unit = dropped(x, digits, plus)
-        bound = int(digits.bound / x.unit) + 1
+        bound = int(digits.bound / unit * 2.0**bits) + 1
         if 2 * bound >= R128.modulus:
             raise FixedPointOverflowError(
                 f"numbers of {bound.bit_length()} bits do not fit {R128!r}"
@@ -497,7 +516,7 @@ class Shares:
         if bits:
             protocols.truncate_part(s.pid, R128, part, bound, bits, R128, out=part)
         for masked in plus:
-            add_into(part, masked.with_part if s.pid == MOVING else masked.part)
+            add_into(part, masked.part)
         return Secret(part, unit, x.shape)
 
     def rates(self, norms, longest, power, digits):
@@ -697,22 +716,19 @@ class Shares:
             self.session.network.send(HELPER, "pace", word)
 
     def _part(self, x):
-        """This party's part of an expression, without the correction."""
-        pid = self.session.pid
+        """This party's part of an expression, without the correction.
+
+        Where there are products, twice that; see the module.
+        """
+        helps = self.session.pid == HELPER
         out = R128.zeros(x.shape)
         for form, left, right, factor in x.products:
-            a, b = ([m.part for m in side] for side in (left, right))
-            if pid == HELPER:
-                form.ring([(a, b)], out, factor)
-                continue
-            shown = [[m.shown for m in side] for side in (left, right)]
-            if pid == MOVING:
-                b = [m.with_part for m in right]
-            form.ring([(shown[0], b), (a, shown[1])], out, factor)
+            left, right = ([m.factor for m in side] for side in (left, right))
+            form.ring(left, right, out, -2 * factor if helps else factor)
+        if helps:
+            return out
         for term, factor in x.terms:
-            if pid == HELPER:
-                continue
-            whole = pid == MOVING and isinstance(term, Masked)
-            part = term.with_part if whole else term.part
-            add_into(out, part if factor == 1 else R128.scale(part, factor))
+            factor *= 2 if x.products else 1
+            part = term.part if factor == 1 else R128.scale(term.part, factor)
+            add_into(out, part)
         return out

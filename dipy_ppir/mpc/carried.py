@@ -85,14 +85,20 @@ from dipy_ppir.mpc.algebra import (
     expression,
     product,
 )
+from dipy_ppir.mpc.carrier import (
+    DERIVATIVE_UNIT,
+    DISPLACEMENT,
+    FIRST,
+    IMAGE,
+    SECOND,
+    STEP,
+    Carrier,
+    solid,
+    sum_of,
+)
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points, scratch
 from dipy_ppir.mpc.threads import threads
-
-#: Taps of the first and second derivative of five points, times 12.
-FIRST = np.array([1, -8, 0, 8, -1])
-SECOND = np.array([-1, 16, -30, 16, -1])
-DERIVATIVE_UNIT = 1 / 12
 
 #: Units of the weights of interpolation and of smoothing, along one axis.
 SPREAD_UNIT, SMOOTH_UNIT = 2.0**-8, 2.0**-12
@@ -106,11 +112,6 @@ PLANES = 8
 #: A longest step is some 0.8 times the norm.
 NORM_PART = 0.8
 
-IMAGE = Digits(2.0**-16, 4.0)
-#: Steps and displacements in voxels. 144 is the divisor of mixed derivatives: with it
-#: in the unit what a step adds to an image counts multiples of a power of two.
-STEP = Digits(144 * 2.0**-25, 1.0)
-DISPLACEMENT = Digits(STEP.unit, 2.0**9)
 #: sqrt(N) e, N e f, rho, and so on; see `CarriedCorrelation`.
 INVERSE = Digits(2.0**-12, 2.0**8)
 WEIGHT = Digits(2.0**-12, 2.0**15)
@@ -186,6 +187,10 @@ class Residual:
     def __init__(self, operators):
         self.o = operators
         self.unit = 1 / operators.window
+
+    def shape(self, shape):
+        """Shape of the output."""
+        return shape
 
     def clear(self, x):
         """Of real numbers: the difference itself."""
@@ -404,12 +409,6 @@ class Operators:
         return [kernels.CODES[tuple(a + first for a in key)] for key in self.keys]
 
 
-def solid(x):
-    """A packed array of two or three dimensions as one of three."""
-    x = np.ascontiguousarray(x)
-    return x if x.ndim == 4 else x[None]
-
-
 # -- forms -----------------------------------------------------------------------
 
 
@@ -428,13 +427,13 @@ class Window:
         (x,), (y,), n, box = left, right, self.o.window, self.o.box_coarse.clear
         return box(x * y) / n - box(x) * box(y) / n**2
 
-    def ring(self, pairs, out, factor):
-        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
-        box, products = self.o.box_coarse.ring, scratch("window", self.o.shape)
+    def ring(self, left, right, out, factor):
+        """Add that of packed arrays, times an integer, to `out`."""
+        (x,), (y,), box = left, right, self.o.box_coarse.ring
+        products = scratch("window", self.o.shape)
         products[...] = 0
-        for (x,), (y,) in pairs:
-            R128.addmul(products, x, y)
-            R128.addmul(out, box(x), box(y), -factor)
+        R128.addmul(products, x, y)
+        R128.addmul(out, box(x), box(y), -factor)
         sums = R128.scale(box(products), self.o.window * factor)
         add_into(out, sums)
 
@@ -453,11 +452,10 @@ class Spread:
         """Of real numbers."""
         return self.o.straight.clear(left[0]) * right[0]
 
-    def ring(self, pairs, out, factor):
-        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
-        bands = self.o.straight_bands
-        for (field,), (y,) in pairs:
-            kernels.spread(solid(field), bands, solid(y), factor, solid(out), threads())
+    def ring(self, left, right, out, factor):
+        """Add that of packed arrays, times an integer, to `out`."""
+        field, y, out = solid(left[0]), solid(right[0]), solid(out)
+        kernels.spread(field, self.o.straight_bands, y, factor, out, threads())
 
 
 class Smooth:
@@ -480,65 +478,22 @@ class Smooth:
             slope[tuple(edge)] = 0
         return self.map.clear(left[0] * slope)
 
-    def ring(self, pairs, out, factor):
-        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
-        first = 3 - self.o.dim
+    def ring(self, left, right, out, factor):
+        """Add that of packed arrays, times an integer, to `out`."""
+        first, t, x = 3 - self.o.dim, solid(left[0]), solid(right[0])
         axes = [None] * first + self.map.axes
-        pairs = [(solid(t), solid(x)) for (t,), (x,) in pairs]
-        n0, n1, n2, _ = pairs[0][0].shape
+        n0, n1, n2, _ = t.shape
         thin = scratch("thin", (n0, *self.o.coarse[-2:]))
         for begin in range(0, n0, PLANES):
             planes = min(PLANES, n0 - begin)
             products = scratch("smooth", (planes, n1, n2))
             products[...] = 0
-            for t, x in pairs:
-                kernels.slope_products(
-                    t, x, self.axis + first, begin, products, threads()
-                )
+            kernels.slope_products(t, x, self.axis + first, begin, products, threads())
             rows = axes[1].ring(products, 1)
             thin[begin : begin + planes] = axes[2].ring(rows, 2)
         if axes[0] is not None:
             thin = axes[0].ring(thin, 0)
         add_into(out, R128.scale(thin.reshape(out.shape), factor))
-
-
-class Carry:
-    """What an image changes by when a displacement carries it: a Taylor polynomial.
-
-    On the left the displacement and its products (`Operators.keys`), on the coarse
-    grid; on the right the image.
-    """
-
-    def __init__(self, operators):
-        self.o = operators
-
-    def result(self, left, right):
-        """Unit and shape of what comes of masked numbers."""
-        unit = left[0].unit * right[0].unit * self.o.cubic.unit
-        return unit * DERIVATIVE_UNIT**2, self.o.shape
-
-    def clear(self, left, right):
-        """Of real numbers."""
-        out = np.zeros(self.o.shape)
-        for key, field in zip(self.o.keys, left, strict=True):
-            spread = self.o.cubic if len(key) == 1 else self.o.straight
-            out += spread.clear(field) * self.o.derivatives[key].clear(right[0])
-        return out
-
-    def ring(self, pairs, out, factor):
-        """Add the sum over pairs of packed arrays, times an integer, to `out`."""
-        o = self.o
-        for fields, (x,) in pairs:
-            kernels.carry(
-                [solid(f) for f in fields],
-                o.codes,
-                o.cubic_bands,
-                o.straight_bands,
-                solid(x),
-                factor,
-                solid(out),
-                threads(),
-            )
 
 
 # -- the protocol ------------------------------------------------------------------
@@ -606,7 +561,7 @@ class CarriedCorrelation:
         self.world, self.o, self.step = world, operators, step
         self.window, self.spread = Window(operators), Spread(operators)
         self.smooth = [Smooth(operators, a) for a in range(operators.dim)]
-        self.carry = Carry(operators)
+        self.carrier = Carrier(world, operators)
         n = operators.window
         # Products of two of these and a sum over N voxels twice: a power of two again.
         self.inverse = INVERSE._replace(
@@ -619,8 +574,7 @@ class CarriedCorrelation:
     def begin(self, starts, displacements=None):
         """Share what each owner knows at the start of a level.
 
-        Where the owners warped their images by something else than the halves of the
-        map, the difference is carried into the images.
+        Rounds: 1.
 
         Parameters
         ----------
@@ -635,8 +589,7 @@ class CarriedCorrelation:
         halves : dict
             maps each owner to a `Half`.
         """
-        w, o = self.world, self.o
-        own = []
+        w, o, own = self.world, self.o, []
         for owner, start in starts.items():
             image, inverse = (None, None) if start is None else start[:2]
             own.append(w.own(image, owner, o.shape, IMAGE))
@@ -656,34 +609,90 @@ class CarriedCorrelation:
             if displacements is not None:
                 u = displacements[owner]
             halves[owner] = Half(*images[2 * k : 2 * k + 2], u)
-        if displacements is None:
-            return halves
-        moves = []
+        return halves
+
+    def adjust(self, halves, starts):
+        """Carry images by what their halves differ from those they were warped by.
+
+        Rounds: 9.
+
+        Parameters
+        ----------
+        halves, starts : dict
+            see `begin`.
+
+        Returns
+        -------
+        halves : dict
+        """
+        w, o, steps = self.world, self.o, []
         for owner, start in starts.items():
-            for a, u in enumerate(displacements[owner]):
+            for a, u in enumerate(halves[owner].displacement):
                 known = None if start is None else start.displacement[a]
                 known = w.own(
                     known, owner, o.coarse, Digits(u.unit, DISPLACEMENT.bound)
                 )
-                moves.append((expression(u) - known, STEP))
-        moves = self._moves(w.fresh(*moves))
-        changed = iter(
-            w.fresh(
-                *(
-                    change
-                    for half, move in zip(halves.values(), moves, strict=True)
-                    for change in self._images(half, move)
-                )
-            )
-        )
-        images = [next(changed) for _ in range(2 * len(halves))]
-        inverses = self._improved(images[::2], images[1::2])
+                steps.append((expression(u) - known, STEP))
+        return self.settle(self.move(halves, self._moves(w.fresh(*steps))))
+
+    def transport(self, halves, times, parts):
+        """Carry images that were not warped by their halves of the map.
+
+        Rounds: 2 per time, and for each time 5 and the number of parts, and 6. Elements
+        of both images in 3D: 6 per voxel, time and part; per point of the coarse grid
+        72 + 48 + 24 per time, 6 per time and part, and 42.
+
+        Parameters
+        ----------
+        halves : dict
+            see `begin`.
+        times, parts : int
+            in how many steps, see `Carrier.advancing`; powers of two.
+
+        Returns
+        -------
+        halves : dict
+        """
+        w = self.world
+        each = [
+            self.carrier.advancing(half.displacement, times, parts)
+            for half in halves.values()
+        ]
+        for both in zip(*each, strict=True):
+            steps = [(x, STEP) for step in both for x in step]
+            moves = self._moves(w.fresh(*steps))
+            for _ in range(parts):
+                halves = self.move(halves, moves)
+            images, inverses = self._known(halves)
+            squares = w.fresh(*self._squares(images, inverses))
+            ratios = w.fresh(*self._ratios(squares, CAUTIOUS_GUESS))
+            inverses = w.fresh(*self._stepped(inverses, ratios, CAUTIOUS_GUESS))
+            halves = self._with(halves, inverses)
+        return self.settle(halves)
+
+    def move(self, halves, moves):
+        """Images and their inverse norms, carried along by moves. Rounds: 1."""
+        wanted = []
+        for half, move in zip(halves.values(), moves, strict=True):
+            wanted += self._images(half, move)
+        fresh = self.world.fresh(*wanted)
         return {
-            owner: Half(image, inverse, half.displacement)
-            for (owner, half), image, inverse in zip(
-                halves.items(), images[::2], inverses, strict=True
-            )
+            owner: Half(*fresh[2 * k : 2 * k + 2], half.displacement)
+            for k, (owner, half) in enumerate(halves.items())
         }
+
+    def settle(self, halves):
+        """Halves whose inverse norms were carried far, with better ones. Rounds: 6."""
+        return self._with(halves, self._improved(*self._known(halves)))
+
+    def _known(self, halves):
+        """Images and inverse norms."""
+        return zip(*((h.image, h.inverse) for h in halves.values()), strict=True)
+
+    def _with(self, halves, inverses):
+        """Halves with other inverse norms."""
+        each = zip(halves.items(), inverses, strict=True)
+        return {owner: half._replace(inverse=x) for (owner, half), x in each}
 
     # -- inverse norms ---------------------------------------------------
 
@@ -759,7 +768,8 @@ class CarriedCorrelation:
             if not last:
                 wanted += self._images(half._replace(inverse=inverse), move)
             for u, step in zip(half.displacement, move, strict=False):
-                wanted.append((self._carried(move, u), DISPLACEMENT, (u, step)))
+                change = self.carrier.change(move, u)
+                wanted.append((change, DISPLACEMENT, (u, step)))
         fresh = w.fresh(*wanted)
         each = len(fresh) // 2
         halves = []
@@ -851,37 +861,19 @@ class CarriedCorrelation:
         self.world.check(*numbers)
 
     def _moves(self, steps):
-        """Steps of both images, with the products that Taylor polynomials need."""
-        dim, products = self.o.dim, []
+        """Moves of the steps of both images. Rounds: 1."""
+        dim = self.o.dim
         steps = [steps[:dim], steps[dim:]]
-        for step in steps:
-            for a, b in self.o.keys[dim:]:
-                # 9 makes the unit of a product that of a step, but for a power of two.
-                x = (step[a] * step[b]).times(9).over(18 if a == b else 9)
-                products.append((x, STEP))
-        products = self.world.fresh(*products)
+        products = self.world.fresh(
+            *((x, STEP) for step in steps for x in self.carrier.products(step))
+        )
         each = len(products) // 2
         return [[*steps[k], *products[k * each : (k + 1) * each]] for k in range(2)]
 
     def _images(self, half, moves):
         """What an image and its inverse norms become."""
-        image = product(self.carry, moves, (half.image,))
+        change = self.carrier.change(moves, half.inverse)
         return [
-            (image, IMAGE, (half.image,)),
-            (self._carried(moves, half.inverse), self.inverse, (half.inverse,)),
+            self.carrier.image(moves, half.image),
+            (change, self.inverse, (half.inverse,)),
         ]
-
-    def _carried(self, moves, x):
-        """By what a coarse array changes when it is carried along."""
-        return sum_of(
-            self.world.map(self.o.slopes[key], x) * move
-            for move, key in zip(moves, self.o.keys, strict=True)
-        )
-
-
-def sum_of(expressions):
-    """Sum of expressions."""
-    first, *rest = expressions
-    for x in rest:
-        first = first + x
-    return first

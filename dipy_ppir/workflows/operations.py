@@ -160,8 +160,8 @@ OPERATIONS = {
         result={MOVING: ("static_to_ref",), STATIC: ("moving_to_ref", "prealign")},
         results={
             "map": {
-                MOVING: ("map_static", "map_moving"),
-                STATIC: ("map_static", "map_moving", "prealign"),
+                MOVING: ("map",),
+                STATIC: ("map", "prealign"),
             }
         },
     ),
@@ -258,6 +258,8 @@ def explain(plan):
     lines += ["", "Who will learn what", "-" * 19]
     hidden = plan.parameters.get("hide_steps", False)
     labels = [*(operation.hidden if hidden else operation.opens[plan.reveal])]
+    if plan.parameters.get("opens") == "end":
+        labels = [label for label in labels if not label.startswith("level_")]
     pipeline = plan.parameters.get("pipeline")
     if pipeline and "center_of_mass" not in pipeline:
         labels.remove("center_of_mass")
