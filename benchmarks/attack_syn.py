@@ -36,7 +36,7 @@ from scipy import ndimage
 from dipy_ppir.align import carried as registration
 from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc.algebra import Clear, expression
-from dipy_ppir.mpc.carried import CAUTIOUS_GUESS, FIRST_GUESS, NORM_PART, points
+from dipy_ppir.mpc.carried import NEAR, NEARER, NORM_PART, points
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.linear import AxisMap
 
@@ -252,15 +252,13 @@ class LevelMaps:
         )
 
     def inverse_norm(self, image):
-        """See `carried.inverse_norm`."""
-        squares = jnp.maximum(self.window(image, image), 0) + self.o.guard**2
-        return 1 / jnp.sqrt(squares)
-
-    def newton(self, image, inverse, guess):
-        """One step towards the inverse norm, from so many sixteenths of a guess."""
-        y = inverse * guess / 16
-        ratio = (self.window(image, image) + self.o.guard**2) * y * y
-        return y * (3 - ratio) / 2
+        """See `CarriedCorrelation._normalizing`."""
+        r = self.window(image, image) + self.o.guard**2
+        y = NEAR[0] + NEAR[1] * r
+        for a, b, c in NEARER:
+            z = r * y * y
+            y = y * (a + b * z + c * z * z)
+        return y
 
     def moves(self, step):
         """A step and the products of it that a Taylor polynomial needs."""
@@ -316,11 +314,11 @@ class LevelMaps:
                 steps = step
             step = step + jnp.stack([sum(b(x) for b in self.bends) for x in field])
             moves = self.moves(step)
-            refined = self.newton(image, inverse, CAUTIOUS_GUESS)
+            anew = self.inverse_norm(image)
             out.append(
                 (
                     self.carried_image(moves, image),
-                    self.carried(moves, jnp.where(refine, refined, inverse)),
+                    jnp.where(refine, anew, inverse),
                     jnp.stack([self.carried(moves, x) for x in field]) + step,
                 )
             )
@@ -413,27 +411,24 @@ class Prediction:
         whole = whole * spacing.reshape(-1, *[1] * len(spacing))
         image = map_coordinates(image, list(whole), order=1, mode="constant")
         image = (jnp.clip(image, least, most) - low) / (high - low)
-        inverse = maps.inverse_norm(image)
         if v is None:
-            return image, inverse, jnp.zeros((len(spacing), *at.operators.coarse))
-        return self._begun(level, image, inverse, known, self._first(level, v))
+            zero = jnp.zeros((len(spacing), *at.operators.coarse))
+            return image, maps.inverse_norm(image), zero
+        return self._begun(level, image, known, self._first(level, v))
 
-    def _begun(self, level, image, inverse, known, field):
+    def _begun(self, level, image, known, field):
         """A half at the start of a level, carried by what its owner was not shown."""
         maps = self.maps[level]
-        moves = maps.moves(field - known)
-        image, inverse = maps.carried_image(moves, image), maps.carried(moves, inverse)
-        inverse = maps.newton(image, inverse, FIRST_GUESS)
-        return image, maps.newton(image, inverse, 16), field
+        image = maps.carried_image(maps.moves(field - known), image)
+        return image, maps.inverse_norm(image), field
 
     def _static(self, level, u):
         """The static image at the start of a level; what its owner knows, as it was."""
-        start, o = self.recorded.starts[STATIC, level], self.maps[level].o
-        image, inverse = jnp.asarray(start.image), jnp.asarray(start.inverse)
+        start, maps = self.recorded.starts[STATIC, level], self.maps[level]
+        image, o = jnp.asarray(start.image), maps.o
         if u is None:
-            return image, inverse, jnp.zeros((o.dim, *o.coarse))
-        field = self._first(level, u)
-        return self._begun(level, image, inverse, start.displacement, field)
+            return image, maps.inverse_norm(image), jnp.zeros((o.dim, *o.coarse))
+        return self._begun(level, image, start.displacement, self._first(level, u))
 
     def _first(self, level, fields):
         """Fields at a level, brought there from the level above."""
@@ -473,7 +468,8 @@ class Prediction:
         for level in range(self.levels - 1, -1, -1):
             maps, count = self.maps[level], self.iters[-1 - level]
             halves = self._static(level, u), self._moving(image, level, v)
-            refine = np.array([self.recorded.refines(k) for k in range(count)])
+            every = registration.REFINEMENT
+            refine = np.arange(count) % every == every - 1
 
             def iterate(halves, each, maps=maps):
                 return maps.iterate(halves, *each, self.step)
@@ -818,10 +814,9 @@ SETTINGS |= {f"{k}-damped": s._replace(solver="damped") for k, s in SETTINGS.ite
 
 
 def smoothed(image, detail):
-    """Best detail of an image lightly smoothed."""
-    return max(
-        detail(ndimage.gaussian_filter(image, s)) for s in (0.5, 0.75, 1.0, 1.25, 1.5)
-    )
+    """Best detail of an image lightly smoothed, 0 if it is best as it is."""
+    widths = 0.5, 0.75, 1.0, 1.25, 1.5
+    return max(0.0, *(detail(ndimage.gaussian_filter(image, s)) for s in widths))
 
 
 def main():

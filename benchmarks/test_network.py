@@ -120,7 +120,7 @@ PARAMETERS = {
     "affine": {"sampling_proportion": 0.1},
     "syn": {"level_iters": [10, 10, 5]},
 }
-REVEAL = {"affine": "transform", "syn": "update"}
+REVEAL = {"affine": "transform", "syn": "map"}
 
 
 @pytest.mark.heavy

@@ -519,7 +519,7 @@ def test_images_of_another_dimension_are_refused(no_connection):
         ({}, {"sigma_diff": 2.5}, "sigma_diff"),
         ({}, {"update_spacing": 3}, "update_spacing"),
         ({}, {"map_spacing": 2}, "map_spacing"),
-        ({}, {"map_precision": 0.25}, "map_precision"),
+        ({}, {"map_precision": 0.75}, "map_precision"),
         ({}, {"stride": 2}, "stride"),
         ({}, {"reveal": "force"}, "reveal"),
         ({"level_iters": [4, 4]}, {}, "level_iters"),

@@ -113,8 +113,10 @@ def test_on_shares_it_is_what_it_is_in_the_clear(three, monkeypatch, dim, option
             sizes.append(np.abs(expected).max())
     errors = np.abs(np.concatenate(errors))
     assert max(sizes) > 0.3
-    assert np.sqrt((errors**2).mean()) < 0.005
-    assert np.quantile(errors, 0.999) < 0.02
+    # Some 0.0003 and 0.002; but where a norm lies on a limit of `rates`, chance decides
+    # whether a step is 9 % longer.
+    assert np.sqrt((errors**2).mean()) < 0.02
+    assert np.quantile(errors, 0.999) < 0.08
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -540,7 +540,7 @@ def test_receipt(runs, pair):
     assert parameters["level_iters"] == [3, 2]
     metric = parameters["metric"]
     assert (metric["reveal"], metric["opens"]) == ("map", "levels")
-    assert (metric["map_spacing"], metric["map_precision"]) == (3, 0.5)
+    assert (metric["map_spacing"], metric["map_precision"]) == (3, 0.25)
     assert parameters["ss_sigma_factor"] == 0.4
     for name in pair:
         assert Path(name).name not in json.dumps(receipt)

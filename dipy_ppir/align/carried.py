@@ -21,11 +21,9 @@ from scipy.interpolate import make_interp_spline
 
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
 from dipy_ppir.mpc.carried import (
-    SMALL_RADIUS,
     CarriedCorrelation,
     Operators,
     Start,
-    inverse_norm,
 )
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
@@ -43,9 +41,8 @@ GRID_UNIT = 2.0**-14
 #: Part of an image's voxels on either side that is no measure of its range, and most of
 #: them that may be outliers: see `winsorized`.
 TAIL, MOST_OUTLIERS = 0.005, 0.002
-#: Inverse norms of windows are improved at every so many iterations; on a coarse grid
-#: of every second voxel they drift less, those of small windows more: at each.
-REFINEMENT, REFINEMENT_FINE = 3, 5
+#: Inverse norms of windows are computed anew at every so many iterations.
+REFINEMENT = 5
 #: Largest step length, voxels: Taylor polynomials of longer steps are none.
 MOST_STEP = 0.5
 #: A step moves a voxel by no more than this many times the step length.
@@ -210,11 +207,11 @@ class CarriedLevels:
         static, moving = halves[STATIC], halves[MOVING]
         while r.niter < limit and not stops:
             r._tell(RegistrationStages.ITER_START)
-            before = static, moving
+            before, last = (static, moving), r.niter == limit - 1
             (static, moving), correlation = carried.iterate(
                 *before,
-                refine=self.refines(r.niter),
-                last=r.niter == limit - 1,
+                refine=r.niter % REFINEMENT == REFINEMENT - 1 and not last,
+                last=last,
             )
             if r.niter < limit - 1:
                 stops = self.stops(correlations)
@@ -223,14 +220,6 @@ class CarriedLevels:
             r.niter += 1
         carried.check(before, (static, moving))
         return {STATIC: static.displacement, MOVING: moving.displacement}
-
-    def refines(self, iteration):
-        """Whether an iteration of a level, from 0, improves the inverse norms."""
-        metric = self.r.metric
-        every = REFINEMENT if metric.map_spacing > 2 else REFINEMENT_FINE
-        if metric.radius <= SMALL_RADIUS:
-            every = 1
-        return iteration % every == every - 1
 
     def level(self, level):
         """See `Level`."""
@@ -286,15 +275,12 @@ class CarriedLevels:
         carried = CarriedCorrelation(
             self.world, at.operators, float(self.r.step_length)
         )
-        halves = carried.begin(starts, displacements)
-        if displacements is None:
-            return carried, halves
-        if self.r.metric.opens == "levels":
-            return carried, carried.adjust(halves, starts)
-        longest = self.longest(level, level + 1)
-        times = power_of_two(longest / COMPOSED_STEP)
-        parts = power_of_two(longest / TRANSPORTED_STEP / times)
-        return carried, carried.transport(halves, times, parts)
+        steps = None
+        if displacements is not None and self.r.metric.opens == "end":
+            longest = self.longest(level, level + 1)
+            times = power_of_two(longest / COMPOSED_STEP)
+            steps = times, power_of_two(longest / TRANSPORTED_STEP / times)
+        return carried, carried.begin(starts, displacements, steps)
 
     def longest(self, level, end):
         """How far steps of level `end` and those above may move a voxel of a level.
@@ -324,7 +310,7 @@ class CarriedLevels:
         backward = np.asarray(half.backward, dtype=np.float64)
         backward = backward @ np.linalg.inv(at.directions).T
         known = np.moveaxis(backward[np.ix_(*at.operators.points)], -1, 0)
-        return Start(image, inverse_norm(image, at.operators), known)
+        return Start(image, known)
 
     def _own(self, owner):
         r = self.r

@@ -144,7 +144,7 @@ class SecureCCMetric(CCMetric):
         reveal="map",
         map_spacing=3,
         opens="levels",
-        map_precision=0.5,
+        map_precision=0.25,
         update_spacing=None,
         stride=1,
         backend="packed",

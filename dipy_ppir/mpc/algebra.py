@@ -293,12 +293,12 @@ class Opening(NamedTuple):
 
 
 #: Between these powers of two `rates` tells numbers apart.
-RATE_STEPS = range(8, steps.BITS - 2, 2)
+RATE_STEPS = range(8, steps.BITS - 2)
 
 
 def step_heights(unit, longest, power, digit):
-    """What `rates` makes of numbers from 2**k units to four times that, in digits."""
-    middles = unit * 2.0 ** (np.array(RATE_STEPS) + 1.0)
+    """What `rates` makes of numbers from 2**k units to twice that, in digits."""
+    middles = unit * 2.0 ** (np.array(RATE_STEPS) + 0.5)
     return [round(h) for h in longest / middles ** (1 / power) / digit]
 
 
@@ -522,7 +522,7 @@ class Shares:
     def rates(self, norms, longest, power, digits):
         """`longest` over a power's root of each number.
 
-        The root of the middle of the two powers of four that the number lies between,
+        The root of the middle of the two powers of two that the number lies between,
         in units of its own; of numbers below 2**8 units that of 2**8.
 
         Rounds: 2. Bytes: 128 + 64 per number, and what `steps.deal` costs.

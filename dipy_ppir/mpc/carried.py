@@ -2,9 +2,9 @@ r"""Local cross-correlation of two images that are carried along on shares.
 
 SyN moves the static image s and the moving image m towards each other, each by its half
 U and V of a map. Within a level nothing is opened: images, halves and what is known of
-the windows stay masked, and are carried along by the small step of an iteration, by
-polynomials of it whose derivatives are public filters. What is smooth is kept on a
-coarse grid C, of every h-th voxel along each axis.
+the windows stay masked. Images and halves are carried along by the small step of an
+iteration (`carrier`). What is smooth is kept on a coarse grid C, of every h-th voxel
+along each axis.
 
 With windows of N voxels, :math:`\Sigma` their sums (B), and :math:`e = (E + N
 g^2)^{-1/2}`, E the sum of squared deviations of s, f the same of m, an iteration is
@@ -24,16 +24,17 @@ g^2)^{-1/2}`, E the sum of squared deviations of s, f the same of m, an iteratio
     \delta_{ab} = \delta_a \delta_b, \quad \delta_{aa} = \delta_a^2 / 2 \\
     s &\mathrel{+}= \sum_a P(\delta_a) \partial_a s
         + \sum_{ab} L(\delta_{ab}) \partial_{ab} s, \quad
-    U_a \mathrel{+}= \delta_a + \text{the same of } U_a, \quad
-    e \mathrel{+}= \text{the same}
+    U_a \mathrel{+}= \delta_a + \text{the same of } U_a
 
 and alike with the images exchanged. :math:`\tau_s` is DIPY's force with its smooth
 factors from the coarse grid; L and P interpolate linearly and by cubics from C, K is
 DIPY's Gaussian at C of what is not nearer than a radius to the border, :math:`\lambda`
 the step length. The second difference does what repeated linear interpolation of its
-map does in DIPY, and is what keeps the map smooth. e is improved now and then by a step
-of Newton's, :math:`e (3 - (E + N g^2) e^2) / 2`. In code quantities are scaled by
-powers of N, so that none depends on it: N D w, sqrt(N) e, N alpha, and so on.
+map does in DIPY, and is what keeps the map smooth. e and f change slowly: every fifth time
+they are computed anew, by polynomials of E (`CarriedCorrelation._normalizing`), in the
+rounds of an iteration. To carry them along as well would not do: next to a flat window
+they jump by a factor of 20 from one coarse point to the next. In code quantities are
+scaled by powers of N, so that none depends on it: N D w, sqrt(N) e, N alpha, and so on.
 
 Elements of 16 bytes of both images together, in 3D (`algebra`: a product masked takes
 3):
@@ -51,16 +52,14 @@ abs(v)**2, its square                                    12
 c: 2 norms and rates
 delta                                                    18
 products of delta                                        36
-s, m; e, f; U, V                           6             6 + 18
-e, f improved, every third time (h = 2:                  24 / 3 (24 / 5)
-every fifth)
-**sum**                                    **12**        **140 (137)**
+s, m; U, V                                 6             18
+e, f, every fifth time                                   100 / 5
+**sum**                                    **12**        **146**
 =========================================  ============  =====================
 
-In large grids 12 + 140 / 27 = 17.2 elements or 276 bytes a voxel and iteration with h =
-3, 12 + 137 / 8 = 29.2 or 467 with h = 2; with windows of radius 2 and less e is
-improved each time, 12 + 156 / 27 and 12 + 156 / 8. The last iteration of a level
-carries no images. The norms take 4 x 47 x 3.4 kB an iteration besides, from the helper
+In large grids 12 + 146 / 27 = 17.4 elements or 279 bytes a voxel and iteration with h =
+3, 12 + 146 / 8 = 30.3 or 485 with h = 2. The last iteration of a level neither carries
+images nor computes e: five iterations take 248 and 426 each. The norms take 4 x 93 x 3.4 kB an iteration besides, from the helper
 (`steps`). 13 rounds, two of them for the norm.
 
 What each party sees is what it sees in `algebra`: uniform numbers. A rounding that goes
@@ -127,10 +126,17 @@ EIGHTH = Digits(0.0, 2.0**36)
 VARIANCE = Digits(2.0**-28, 2.0)
 RECIPROCAL = Digits(2.0**-10, 2.0**15)
 RATIO = Digits(2.0**-16, 2.0**6)
-#: Sixteenths of inverse norms from which they are improved at the start of a level.
-FIRST_GUESS = 13
-#: The same on the way: they stay 3 % too low, and do not run away from what drifted.
-CAUTIOUS_GUESS = 14
+NORM = Digits(2.0**-20, 2.0**4)
+#: Coefficients of polynomials that bring t = y sqrt(R) nearer to 1, the best of their
+#: degree one after the other: first t = a x + b x**3 with x = sqrt(R) between 2**-6 and
+#: 1, then t <- a t + b t**3 + c t**5, to within 0.08, 0.28 ... 0.985 and 1.015. See
+#: Amsel et al., "The Polar Express" (2025).
+NEAR = 5075 / 1024, -4996 / 1024
+NEARER = tuple(
+    tuple(c / 1024 for c in row)
+    for row in ((3747, -2804, 551), (2760, -2053, 467), (2013, -1380, 394))
+)
+COEFFICIENT = 2.0**-10
 #: Unit of a step before it is rounded, in steps.
 BEND_UNIT = 2.0**-14
 MOST_RATE = 2.0**6
@@ -523,27 +529,49 @@ class Start(NamedTuple):
     ----------
     image : array of float, shape of the grid
         warped, between 0 and 1.
-    inverse : array of float, coarse
-        see `inverse_norm`.
     displacement : array of float, shape (dim, coarse)
         by which it was warped, voxels.
     """
 
     image: np.ndarray
-    inverse: np.ndarray
     displacement: np.ndarray
 
 
-def inverse_norm(image, operators):
-    """sqrt(N / (E + N g**2)) at the coarse points, E a window's squared deviations.
+class Beside:
+    """Computes something in the rounds of something else.
 
-    Windows that cross the border are filled up with zeros, so that no correlation is
-    larger than 1.
+    Parameters
+    ----------
+    world : Clear or Shares
+    rounds : generator
+        yields what it wants to be made fresh, is sent what became of it, and returns
+        its result.
+
+    Attributes
+    ----------
+    result : object
+        None until there were as many rounds as it takes.
     """
-    o, box = operators, operators.box_coarse.clear
-    sums = box(image)
-    squares = np.maximum(box(image * image) - sums * sums / o.window, 0)
-    return np.sqrt(o.window / (squares + o.window * o.guard**2))
+
+    def __init__(self, world, rounds):
+        self.world, self.rounds, self.result = world, rounds, None
+        self.wanted = next(rounds)
+
+    def fresh(self, *wanted):
+        """What the world makes of expressions; and one round more of the other."""
+        fresh = self.world.fresh(*wanted, *self.wanted)
+        if self.wanted:
+            try:
+                self.wanted = self.rounds.send(fresh[len(wanted) :])
+            except StopIteration as end:
+                self.wanted, self.result = [], end.value
+        return fresh[: len(wanted)]
+
+    def finished(self):
+        """The result, in rounds of its own."""
+        while self.wanted:
+            self.fresh()
+        return self.result
 
 
 class CarriedCorrelation:
@@ -571,10 +599,11 @@ class CarriedCorrelation:
 
     # -- the start of a level --------------------------------------------
 
-    def begin(self, starts, displacements=None):
+    def begin(self, starts, displacements=None, steps=None):
         """Share what each owner knows at the start of a level.
 
-        Rounds: 1.
+        Rounds: 1, and 11 for inverse norms; where images are carried before, 3 or what
+        `_transported` takes.
 
         Parameters
         ----------
@@ -582,18 +611,31 @@ class CarriedCorrelation:
             maps each owner to a `Start`, or to None where it is not known.
         displacements : dict, optional
             maps each owner to its half of the map, list of Masked, at the coarse
-            points; zero by default.
+            points; zero by default. The images are carried by what it differs from
+            what they were warped by.
+        steps : tuple of int, optional
+            where that may be many voxels, in how many steps: see `_transported`.
 
         Returns
         -------
         halves : dict
             maps each owner to a `Half`.
         """
+        halves = self._shared(starts, displacements)
+        if steps is not None:
+            halves = self._transported(halves, *steps)
+        elif displacements is not None:
+            halves = self._adjusted(halves, starts)
+        images = [half.image for half in halves.values()]
+        inverses = Beside(self.world, self._normalizing(images)).finished()
+        each = zip(halves.items(), inverses, strict=True)
+        return {owner: half._replace(inverse=x) for (owner, half), x in each}
+
+    def _shared(self, starts, displacements):
         w, o, own = self.world, self.o, []
         for owner, start in starts.items():
-            image, inverse = (None, None) if start is None else start[:2]
+            image = None if start is None else start.image
             own.append(w.own(image, owner, o.shape, IMAGE))
-            own.append(w.own(inverse, owner, o.coarse, self.inverse))
         if displacements is None:
             zero = np.zeros(o.coarse)
             own += [
@@ -601,29 +643,21 @@ class CarriedCorrelation:
                 for owner, start in starts.items()
                 for _ in range(o.dim)
             ]
-        own = w.masked(*own)
-        images, rest = own[: 2 * len(starts)], own[2 * len(starts) :]
-        halves = {}
-        for k, owner in enumerate(starts):
-            u = rest[k * o.dim : (k + 1) * o.dim]
-            if displacements is not None:
-                u = displacements[owner]
-            halves[owner] = Half(*images[2 * k : 2 * k + 2], u)
-        return halves
+        own = iter(w.masked(*own))
+        halves = {owner: Half(next(own), None, None) for owner in starts}
+        if displacements is None:
+            displacements = {
+                owner: [next(own) for _ in range(o.dim)] for owner in starts
+            }
+        return {
+            owner: half._replace(displacement=displacements[owner])
+            for owner, half in halves.items()
+        }
 
-    def adjust(self, halves, starts):
-        """Carry images by what their halves differ from those they were warped by.
+    def _adjusted(self, halves, starts):
+        """Images carried by what their halves differ from those they were warped by.
 
-        Rounds: 9.
-
-        Parameters
-        ----------
-        halves, starts : dict
-            see `begin`.
-
-        Returns
-        -------
-        halves : dict
+        Rounds: 3.
         """
         w, o, steps = self.world, self.o, []
         for owner, start in starts.items():
@@ -633,105 +667,88 @@ class CarriedCorrelation:
                     known, owner, o.coarse, Digits(u.unit, DISPLACEMENT.bound)
                 )
                 steps.append((expression(u) - known, STEP))
-        return self.settle(self.move(halves, self._moves(w.fresh(*steps))))
+        return self._moved(halves, self._moves(w.fresh(*steps)))
 
-    def transport(self, halves, times, parts):
-        """Carry images that were not warped by their halves of the map.
+    def _transported(self, halves, times, parts):
+        """Images, that were not warped, carried by their halves of the map.
 
-        Rounds: 2 per time, and for each time 5 and the number of parts, and 6. Elements
-        of both images in 3D: 6 per voxel, time and part; per point of the coarse grid
-        72 + 48 + 24 per time, 6 per time and part, and 42.
+        Rounds: for each time 4 and the number of parts. Elements of both images in 3D:
+        6 per voxel, time and part; 120 per point of the coarse grid and time.
 
         Parameters
         ----------
         halves : dict
-            see `begin`.
         times, parts : int
             in how many steps, see `Carrier.advancing`; powers of two.
-
-        Returns
-        -------
-        halves : dict
         """
-        w = self.world
         each = [
             self.carrier.advancing(half.displacement, times, parts)
             for half in halves.values()
         ]
         for both in zip(*each, strict=True):
             steps = [(x, STEP) for step in both for x in step]
-            moves = self._moves(w.fresh(*steps))
+            moves = self._moves(self.world.fresh(*steps))
             for _ in range(parts):
-                halves = self.move(halves, moves)
-            images, inverses = self._known(halves)
-            squares = w.fresh(*self._squares(images, inverses))
-            ratios = w.fresh(*self._ratios(squares, CAUTIOUS_GUESS))
-            inverses = w.fresh(*self._stepped(inverses, ratios, CAUTIOUS_GUESS))
-            halves = self._with(halves, inverses)
-        return self.settle(halves)
+                halves = self._moved(halves, moves)
+        return halves
 
-    def move(self, halves, moves):
-        """Images and their inverse norms, carried along by moves. Rounds: 1."""
-        wanted = []
-        for half, move in zip(halves.values(), moves, strict=True):
-            wanted += self._images(half, move)
-        fresh = self.world.fresh(*wanted)
-        return {
-            owner: Half(*fresh[2 * k : 2 * k + 2], half.displacement)
-            for k, (owner, half) in enumerate(halves.items())
-        }
+    def _moved(self, halves, moves):
+        """Halves with images carried along by moves. Rounds: 1."""
+        each = zip(halves.values(), moves, strict=True)
+        wanted = [self.carrier.image(move, half.image) for half, move in each]
+        images = zip(halves.items(), self.world.fresh(*wanted), strict=True)
+        return {owner: half._replace(image=x) for (owner, half), x in images}
 
-    def settle(self, halves):
-        """Halves whose inverse norms were carried far, with better ones. Rounds: 6."""
-        return self._with(halves, self._improved(*self._known(halves)))
+    def _normalizing(self, images):
+        """Inverse norms sqrt(N) e of images, from nothing but them: for `Beside`.
 
-    def _known(self, halves):
-        """Images and inverse norms."""
-        return zip(*((h.image, h.inverse) for h in halves.values()), strict=True)
+        With R = E / N + g**2, which lies between g**2 and 1, polynomials y(R) such that
+        y sqrt(R) comes closer and closer to 1, wherever it begins; see `NEARER`.
 
-    def _with(self, halves, inverses):
-        """Halves with other inverse norms."""
-        each = zip(halves.items(), inverses, strict=True)
-        return {owner: half._replace(inverse=x) for (owner, half), x in each}
-
-    # -- inverse norms ---------------------------------------------------
-
-    def _improved(self, images, inverses):
-        """Inverse norms of images, by two of Newton's steps from a lower first guess.
-
-        Carried by as much as a voxel they are far off: from one coarse point to the
-        next they jump. The steps tend to what they shall only where R y**2 < 3.
-
-        Rounds: 6.
+        Rounds: 11. Elements: 50 per image and point of the coarse grid.
         """
-        w = self.world
-        squares = w.fresh(*self._squares(images, inverses))
-        variances = squares[len(images) :]
-        ratios = w.fresh(*self._ratios(squares, FIRST_GUESS))
-        inverses = w.fresh(*self._stepped(inverses, ratios, FIRST_GUESS))
-        squares = w.fresh(*self._squares((), inverses))
-        ratios = w.fresh(*self._ratios([*squares, *variances]))
-        return w.fresh(*self._stepped(inverses, ratios))
+        w, (first, slope) = self.world, NEAR
+        variances = yield [(product(self.window, (x,), (x,)), VARIANCE) for x in images]
+        variances = [w.plus(r, self.o.guard**2) for r in variances]
+        unit = self.inverse.unit * RATIO.unit * COEFFICIENT
+        wanted = []
+        for r in variances:
+            factor = round(slope * r.unit / unit)
+            wanted.append(
+                (expression(r).times(factor).over(r.unit / unit), self.inverse)
+            )
+        found = yield wanted
+        found = [w.plus(y, first) for y in found]
+        for a, b, c in NEARER:
+            n = len(found)
+            each = list(zip(found, variances, strict=True))
+            fresh = yield [
+                *((y * y, RECIPROCAL) for y in found),
+                *((y * r, NORM) for y, r in each),
+            ]
+            squares, norms = fresh[:n], fresh[n:]
+            fresh = yield [
+                *((y * x, RATIO) for y, x in zip(found, norms, strict=True)),
+                *((q * x, self.inverse) for q, x in zip(squares, norms, strict=True)),
+            ]
+            ratios, cubes = fresh[:n], fresh[n:]
+            found = yield [
+                (
+                    self._scaled(y, a) + self._scaled(x, b) + self._weighted(x * z, c),
+                    self.inverse,
+                )
+                for y, x, z in zip(found, cubes, ratios, strict=True)
+            ]
+        return found
 
-    def _squares(self, images, inverses):
-        """First round of Newton's y (3 - R y**2) / 2: y**2 and R - g**2."""
-        wanted = [(y * y, RECIPROCAL) for y in inverses]
-        return wanted + [(product(self.window, (x,), (x,)), VARIANCE) for x in images]
+    def _weighted(self, x, coefficient):
+        """An expression times a public number."""
+        return x.times(round(coefficient / COEFFICIENT)).over(1 / COEFFICIENT)
 
-    def _ratios(self, squares, guess=16):
-        """Second round: R y**2, with y times so many sixteenths."""
-        n, least = len(squares) // 2, self.o.guard**2
-        return [
-            ((self.world.plus(r, least) * y).times(guess**2).over(256), RATIO)
-            for y, r in zip(squares[:n], squares[n:], strict=True)
-        ]
-
-    def _stepped(self, inverses, ratios, guess=16):
-        """Third round: the new y."""
-        return [
-            ((y * self.world.plus(ratio, -3.0)).times(-guess).over(32), self.inverse)
-            for y, ratio in zip(inverses, ratios, strict=True)
-        ]
+    def _scaled(self, x, coefficient):
+        """Masked numbers times a public one, in the unit of what is times a ratio."""
+        scale = round(1 / RATIO.unit)
+        return self._weighted(expression(x).times(scale).over(scale), coefficient)
 
     # -- one iteration ---------------------------------------------------
 
@@ -742,7 +759,7 @@ class CarriedCorrelation:
         ----------
         static, moving : Half
         refine : bool, optional
-            whether to improve the inverse norms, which drift as they are carried.
+            whether to compute the inverse norms anew, of the images as they are given.
         last : bool, optional
             whether nothing but the displacements will be needed.
 
@@ -752,35 +769,45 @@ class CarriedCorrelation:
         correlation : Expression, shape (1,)
             sum of the squared local correlations at the coarse points.
         """
-        w, o = self.world, self.o
-        speeds, correlation, inverses = self.speeds(static, moving, refine)
-        rates = self.rates(speeds)
-        halves, steps = (static, moving), []
+        w, o, halves = self.world, self.o, (static, moving)
+        rounds = self._normalizing([static.image, moving.image]) if refine else idle()
+        beside = Beside(w, rounds)
+        speeds, correlation = self.speeds(static, moving, beside.fresh)
+        rates = self.rates(speeds, beside.fresh)
+        steps = []
         for k, half in enumerate(halves):
             for a in range(o.dim):
                 step = speeds[k * o.dim + a] * rates[k]
                 for bend in o.bend:
                     step = step + w.map(bend, half.displacement[a])
                 steps.append((step, STEP))
+        moves = self._moves(beside.fresh(*steps), beside.fresh)
         wanted = []
-        moves = self._moves(w.fresh(*steps))
-        for half, inverse, move in zip(halves, inverses, moves, strict=True):
+        for half, move in zip(halves, moves, strict=True):
             if not last:
-                wanted += self._images(half._replace(inverse=inverse), move)
+                wanted.append(self.carrier.image(move, half.image))
             for u, step in zip(half.displacement, move, strict=False):
                 change = self.carrier.change(move, u)
                 wanted.append((change, DISPLACEMENT, (u, step)))
-        fresh = w.fresh(*wanted)
-        each = len(fresh) // 2
-        halves = []
+        fresh = beside.fresh(*wanted)
+        inverses = beside.result or [half.inverse for half in halves]
+        each, out = len(fresh) // 2, []
         for k in range(2):
             mine = fresh[k * each : (k + 1) * each]
-            image = (None, None) if last else mine[:2]
-            halves.append(Half(*image, mine[-o.dim :]))
-        return halves, correlation
+            image = None if last else mine[0]
+            out.append(Half(image, inverses[k], mine[-o.dim :]))
+        return out, correlation
 
-    def speeds(self, static, moving, refine=False):
+    def speeds(self, static, moving, fresh=None):
         """Smoothed forces on both images, times N, per voxel, at the coarse points.
+
+        Rounds: 6.
+
+        Parameters
+        ----------
+        static, moving : Half
+        fresh : callable, optional
+            what makes expressions fresh; by default the world does.
 
         Returns
         -------
@@ -788,27 +815,17 @@ class CarriedCorrelation:
             those of the static image along each axis, then those of the moving image.
         correlation : Expression
             see `iterate`.
-        inverses : tuple of Masked
-            inverse norms, improved if asked for.
         """
-        w = self.world
+        w, fresh = self.world, fresh or self.world.fresh
         s, m, e, f = static.image, moving.image, static.inverse, moving.inverse
-        squares = self._squares((s, m), (e, f)) if refine else []
-        covariance, weight, *squares = w.fresh(
-            (product(self.window, (s,), (m,)), COVARIANCE), (e * f, WEIGHT), *squares
+        covariance, weight = fresh(
+            (product(self.window, (s,), (m,)), COVARIANCE), (e * f, WEIGHT)
         )
-        rho, *ratios = w.fresh(
-            (covariance * weight, CORRELATION), *self._ratios(squares, CAUTIOUS_GUESS)
-        )
-        alpha, p, q, *inverses = w.fresh(
-            (rho * weight, FACTOR),
-            (rho * e, SLOPE),
-            (rho * f, SLOPE),
-            *self._stepped((e, f) if refine else (), ratios, CAUTIOUS_GUESS),
-        )
-        beta, gamma = w.fresh((p * p, FACTOR), (q * q, FACTOR))
-        forces = self._forces(s, m, alpha, beta, gamma)
-        speeds = w.fresh(
+        (rho,) = fresh((covariance * weight, CORRELATION))
+        alpha, p, q = fresh((rho * weight, FACTOR), (rho * e, SLOPE), (rho * f, SLOPE))
+        beta, gamma = fresh((p * p, FACTOR), (q * q, FACTOR))
+        forces = fresh(*self._forces(s, m, alpha, beta, gamma))
+        speeds = fresh(
             *(
                 (product(form, (force,), (x,)), SPEED)
                 for force, x in zip(forces, (s, m), strict=True)
@@ -816,8 +833,7 @@ class CarriedCorrelation:
             )
         )
         inner = w.map(self._inner, rho)
-        correlation = product(Total(), (inner,), (inner,))
-        return speeds, correlation, tuple(inverses) or (e, f)
+        return speeds, product(Total(), (inner,), (inner,))
 
     def _forces(self, s, m, alpha, beta, gamma):
         """tau of both images."""
@@ -826,21 +842,24 @@ class CarriedCorrelation:
         def force(field, x):
             return product(self.spread, (field,), (x,))
 
-        return self.world.fresh(
+        return [
             (force(alpha, cm) - force(beta, cs), FORCE),
             (force(alpha, cs) - force(gamma, cm), FORCE),
-        )
+        ]
 
-    def rates(self, speeds):
-        """By what to multiply each image's speeds for the longest step to be right."""
-        w, dim = self.world, self.o.dim
-        squares = w.fresh(
+    def rates(self, speeds, fresh=None):
+        """By what to multiply each image's speeds for the longest step to be right.
+
+        Rounds: 4, the first two of which are `fresh`; see `speeds`.
+        """
+        w, dim, fresh = self.world, self.o.dim, fresh or self.world.fresh
+        squares = fresh(
             *(
                 (sum_of(v * v for v in speeds[k : k + dim]), SQUARE)
                 for k in range(0, len(speeds), dim)
             )
         )
-        fourths = w.fresh(*((x * x, FOURTH) for x in squares))
+        fourths = fresh(*((x * x, FOURTH) for x in squares))
         eighths = [w.secret(product(Total(), (x,), (x,)), EIGHTH) for x in fourths]
         digits = Digits(BEND_UNIT * STEP.unit / speeds[0].unit, MOST_RATE)
         return w.rates(eighths, self.step / NORM_PART, 8, digits)
@@ -860,20 +879,17 @@ class CarriedCorrelation:
             numbers += [(u, DISPLACEMENT) for u in half.displacement]
         self.world.check(*numbers)
 
-    def _moves(self, steps):
+    def _moves(self, steps, fresh=None):
         """Moves of the steps of both images. Rounds: 1."""
-        dim = self.o.dim
+        dim, fresh = self.o.dim, fresh or self.world.fresh
         steps = [steps[:dim], steps[dim:]]
-        products = self.world.fresh(
+        products = fresh(
             *((x, STEP) for step in steps for x in self.carrier.products(step))
         )
         each = len(products) // 2
         return [[*steps[k], *products[k * each : (k + 1) * each]] for k in range(2)]
 
-    def _images(self, half, moves):
-        """What an image and its inverse norms become."""
-        change = self.carrier.change(moves, half.inverse)
-        return [
-            self.carrier.image(moves, half.image),
-            (change, self.inverse, (half.inverse,)),
-        ]
+
+def idle():
+    """For `Beside`: nothing."""
+    yield []

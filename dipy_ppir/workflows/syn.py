@@ -71,7 +71,7 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         reveal="map",
         map_spacing=3,
         opens="levels",
-        map_precision=0.5,
+        map_precision=0.25,
         update_spacing=None,
         stride=1,
         receipt="receipt.json",
