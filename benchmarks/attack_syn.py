@@ -36,7 +36,7 @@ from scipy import ndimage
 from dipy_ppir.align import carried as registration
 from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc.algebra import Clear, expression
-from dipy_ppir.mpc.carried import NEAR, NEARER, NORM_PART, points
+from dipy_ppir.mpc.carried import AROUND, NEAR, NEARER, NORM_PART, REACH, points
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.linear import AxisMap
 
@@ -226,14 +226,14 @@ class LevelMaps:
             for n in o.shape
         ]
         self.box = partial(apply, windows)
-        self.box_coarse = partial(
-            apply, [w[p] for w, p in zip(windows, o.points, strict=True)]
-        )
+        self.near, self.around = (self._sums(r + k) for k in (0, REACH))
         self.cubic = partial(apply, matrices(o.cubic))
         self.straight = partial(apply, matrices(o.straight))
         self.bends = [partial(apply, matrices(b), mask=b.mask) for b in o.bend]
         self.slopes = [partial(apply, matrices(o.slopes[k])) for k in o.keys]
-        self.derivatives = [partial(apply, matrices(o.derivatives[k])) for k in o.keys]
+        self.derivatives = [
+            partial(apply, matrices(linear)) for linear in o.derivatives().values()
+        ]
         self.smooths = []
         for axis, linear in enumerate(o.smooth):
             # The gradient has nothing at the border, along its axis.
@@ -244,16 +244,25 @@ class LevelMaps:
             slopes[axis] = slope
             self.smooths.append((slopes, matrices(linear)))
 
-    def window(self, x, y):
+    def _sums(self, radius):
+        """Window sums at the coarse points, and how many voxels a window has."""
+        sums = [
+            (np.abs(np.subtract.outer(p, np.arange(n))) <= radius) * 1.0
+            for p, n in zip(self.o.points, self.o.shape, strict=True)
+        ]
+        return partial(apply, sums), (2 * radius + 1) ** self.o.dim
+
+    def window(self, x, y, sums=None):
         """Covariance within windows."""
-        n = self.o.window
-        return (
-            self.box_coarse(x * y) / n - self.box_coarse(x) * self.box_coarse(y) / n**2
-        )
+        sums, n = sums or self.near
+        return sums(x * y) / n - sums(x) * sums(y) / n**2
 
     def inverse_norm(self, image):
         """See `CarriedCorrelation._normalizing`."""
-        r = self.window(image, image) + self.o.guard**2
+        near, around = (
+            self.window(image, image, sums) for sums in (self.near, self.around)
+        )
+        r = (1 - AROUND) * near + AROUND * around + self.o.guard**2
         y = NEAR[0] + NEAR[1] * r
         for a, b, c in NEARER:
             z = r * y * y
@@ -468,7 +477,7 @@ class Prediction:
         for level in range(self.levels - 1, -1, -1):
             maps, count = self.maps[level], self.iters[-1 - level]
             halves = self._static(level, u), self._moving(image, level, v)
-            every = registration.REFINEMENT
+            every = self.recorded.refinement()
             refine = np.arange(count) % every == every - 1
 
             def iterate(halves, each, maps=maps):

@@ -104,9 +104,13 @@ cdef extern from *:
                 out[i] += t[i] * (x[i + 1] - x[i - 1]);
     }
 
-    /* Taps [1 -8 0 8 -1] and [-1 16 -30 16 -1] on five elements. */
+    /* Taps [1 -8 0 8 -1] and [-1 16 -30 16 -1] on five elements, [-3 29 -145 0 145 -29 3] on
+       seven. */
     static inline u128 first_of(u128 a, u128 b, u128 d, u128 e) {
         return (a - e) + ((d - b) << 3);
+    }
+    static inline u128 wide_of(u128 a, u128 b, u128 c, u128 e, u128 f, u128 g) {
+        return times(g - a, 3) - times(f - b, 29) + times(e - c, 145);
     }
     static inline u128 second_of(u128 a, u128 b, u128 c, u128 d, u128 e) {
         u128 near = b + d;
@@ -114,18 +118,31 @@ cdef extern from *:
     }
     static inline int64_t clip(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
-    static void first_rows(const u128 *a, const u128 *b, const u128 *d, const u128 *e,
-                           int64_t n, u128 *out) {
-        for (int64_t i = 0; i < n; i++) out[i] = first_of(a[i], b[i], d[i], e[i]);
+    /* Derivatives across seven rows, and along one. */
+    static void first_rows(const u128 *const *x, int wide, int64_t n, u128 *out) {
+        if (wide)
+            for (int64_t i = 0; i < n; i++)
+                out[i] = wide_of(x[0][i], x[1][i], x[2][i], x[4][i], x[5][i], x[6][i]);
+        else
+            for (int64_t i = 0; i < n; i++)
+                out[i] = first_of(x[1][i], x[2][i], x[4][i], x[5][i]);
     }
-    static void second_rows(const u128 *a, const u128 *b, const u128 *c, const u128 *d,
-                            const u128 *e, int64_t n, u128 *out) {
-        for (int64_t i = 0; i < n; i++) out[i] = second_of(a[i], b[i], c[i], d[i], e[i]);
-    }
-    static void first_along(const u128 *x, int64_t n, u128 *out) {
+    static void second_rows(const u128 *const *x, int64_t n, u128 *out) {
         for (int64_t i = 0; i < n; i++)
-            out[i] = first_of(x[clip(i - 2, n)], x[clip(i - 1, n)], x[clip(i + 1, n)],
-                              x[clip(i + 2, n)]);
+            out[i] = second_of(x[1][i], x[2][i], x[3][i], x[4][i], x[5][i]);
+    }
+    static void first_along(const u128 *x, int wide, int64_t n, u128 *out) {
+        if (wide)
+            for (int64_t i = 0; i < n; i++)
+                out[i] = wide_of(x[clip(i - 3, n)], x[clip(i - 2, n)], x[clip(i - 1, n)],
+                                 x[clip(i + 1, n)], x[clip(i + 2, n)], x[clip(i + 3, n)]);
+        else
+            for (int64_t i = 0; i < n; i++)
+                out[i] = first_of(x[clip(i - 2, n)], x[clip(i - 1, n)], x[clip(i + 1, n)],
+                                  x[clip(i + 2, n)]);
+    }
+    static void rows_of(const u128 *plane, const int64_t *near, const u128 **rows) {
+        for (int k = 0; k < 7; k++) rows[k] = plane + near[k];
     }
     static void second_along(const u128 *x, int64_t n, u128 *out) {
         for (int64_t i = 0; i < n; i++)
@@ -136,50 +153,61 @@ cdef extern from *:
     /* Most fields: three first, six second derivatives. */
     #define FIELDS 9
     /* out += factor * sum of (field, interpolated) * (derivative of x), for one plane. Codes:
-       0 1 2 along an axis, 3 a + b (a <= b) along two; first and unmixed ones are multiplied by
-       12, so that all are 144 times the derivative. */
+       0 1 2 along an axis, 3 a + b (a <= b) along two; first and unmixed ones are multiplied
+       such that all are 144 times the derivative, 144 * 256 times with seven taps. */
     static int64_t c_carry(const u128 *const *fields, const int64_t *codes, int64_t count,
                            const int64_t *c, const band *curved, const band *straight,
                            int64_t plane, int64_t factor, const u128 *x, const int64_t *n,
-                           u128 *out) {
+                           int wide_taps, u128 *out) {
         int64_t n0 = n[0], n1 = n[1], n2 = n[2], size = n1 * n2, coarse = c[1] * c[2];
         int64_t wide = c[1] * n2;
         u128 *memory = malloc((size_t)(coarse + count * (wide + n2) + size) * sizeof(u128));
         if (!memory) return 0;
         u128 *flat = memory, *rows = flat + coarse, *depth = rows + count * wide;
         u128 *slopes = depth + size;
-        const u128 *at[5];
-        for (int k = 0; k < 5; k++) at[k] = x + clip(plane + k - 2, n0) * size;
-        if (n0 > 1) first_rows(at[0], at[1], at[3], at[4], size, depth);
+        const u128 *at[7], *across[7];
+        for (int k = 0; k < 7; k++) at[k] = x + clip(plane + k - 3, n0) * size;
+        if (n0 > 1) first_rows(at, wide_taps, size, depth);
         for (int64_t k = 0; k < count; k++) {
             u128 *to = rows + k * wide;
             int mixed = codes[k] == 4 || codes[k] == 5 || codes[k] == 8;
-            weigh_plane(fields[k], c, codes[k] < 3 ? curved : straight, plane, n2,
-                        mixed ? factor : 12 * factor, flat, to);
+            int64_t scale = mixed ? factor : 12 * factor;
+            if (wide_taps && !mixed) scale *= codes[k] < 3 ? 16 : 256;
+            weigh_plane(fields[k], c, codes[k] < 3 ? curved : straight, plane, n2, scale, flat,
+                        to);
         }
         for (int64_t j = 0; j < n1; j++) {
-            int64_t near[5];
-            for (int k = 0; k < 5; k++) near[k] = clip(j + k - 2, n1) * n2;
-            const u128 *here = at[2] + j * n2;
+            int64_t near[7];
+            for (int k = 0; k < 7; k++) near[k] = clip(j + k - 3, n1) * n2;
+            const u128 *here = at[3] + j * n2;
             for (int64_t k = 0; k < count; k++) {
                 u128 *to = slopes + k * n2;
                 switch (codes[k]) {
                 case 0: memcpy(to, depth + j * n2, (size_t)n2 * sizeof(u128)); break;
-                case 1: first_rows(at[2] + near[0], at[2] + near[1], at[2] + near[3],
-                                   at[2] + near[4], n2, to); break;
-                case 2: first_along(here, n2, to); break;
-                case 3: second_rows(at[0] + j * n2, at[1] + j * n2, here, at[3] + j * n2,
-                                    at[4] + j * n2, n2, to); break;
-                case 4: first_rows(depth + near[0], depth + near[1], depth + near[3],
-                                   depth + near[4], n2, to); break;
-                case 5: first_along(depth + j * n2, n2, to); break;
-                case 6: second_rows(at[2] + near[0], at[2] + near[1], here, at[2] + near[3],
-                                    at[2] + near[4], n2, to); break;
+                case 1:
+                    rows_of(at[3], near, across);
+                    first_rows(across, wide_taps, n2, to);
+                    break;
+                case 2: first_along(here, wide_taps, n2, to); break;
+                case 3:
+                    for (int i = 0; i < 7; i++) across[i] = at[i] + j * n2;
+                    second_rows(across, n2, to);
+                    break;
+                case 4:
+                    rows_of(depth, near, across);
+                    first_rows(across, wide_taps, n2, to);
+                    break;
+                case 5: first_along(depth + j * n2, wide_taps, n2, to); break;
+                case 6:
+                    rows_of(at[3], near, across);
+                    second_rows(across, n2, to);
+                    break;
                 case 7: second_along(here, n2, to); break;
                 case 8: {
                     /* the row of the first derivative along axis 1 is the one of code 1 */
                     for (int64_t i = 0; i < count; i++)
-                        if (codes[i] == 1) first_along(slopes + i * n2, n2, to);
+                        if (codes[i] == 1)
+                            first_along(slopes + i * n2, wide_taps, n2, to);
                     break;
                 }
                 }
@@ -207,7 +235,7 @@ cdef extern from *:
     void c_slope(const u128 *, const u128 *, int64_t, int64_t, int64_t, int64_t,
                  u128 *) noexcept nogil
     int64_t c_carry(const u128 **, const int64_t *, int64_t, const int64_t *, const band *,
-                    const band *, int64_t, int64_t, const u128 *, const int64_t *,
+                    const band *, int64_t, int64_t, const u128 *, const int64_t *, int,
                     u128 *) noexcept nogil
 
 include "dispatch.pxi"
@@ -321,10 +349,11 @@ def slope_products(const uint64_t[:, :, :, ::1] t, const uint64_t[:, :, :, ::1] 
 
 
 def carry(fields, codes, Bands curved, Bands straight, const uint64_t[:, :, :, ::1] x,
-          int64_t factor, uint64_t[:, :, :, ::1] out, int threads=1):
+          int64_t factor, bint wide, uint64_t[:, :, :, ::1] out, int threads=1):
     """Add the sum of interpolated fields times derivatives of an image to `out`.
 
-    Derivatives are of five points, edges repeated, and times 144.
+    Derivatives are of five points, edges repeated, and times 144; with `wide` first ones
+    are of seven, and all times 144 * 256.
 
     Parameters
     ----------
@@ -336,6 +365,7 @@ def carry(fields, codes, Bands curved, Bands straight, const uint64_t[:, :, :, :
     x, out : array, shape (n0, n1, n2, 2)
     factor : int
         of the whole sum, small.
+    wide : bool
     threads : int, optional
     """
     cdef const u128 *each[9]
@@ -356,7 +386,7 @@ def carry(fields, codes, Bands curved, Bands straight, const uint64_t[:, :, :, :
     cdef u128 *q = <u128 *>elements(out, curved.outputs)
     for i in prange(x.shape[0], nogil=True, num_threads=threads, schedule="static"):
         if not c_carry(each, code, count, curved.inputs, curved.each, straight.each, i,
-                       factor, p, curved.outputs, q + i * size):
+                       factor, p, curved.outputs, wide, q + i * size):
             done = 0
     if not done:
         raise MemoryError

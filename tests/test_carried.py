@@ -5,7 +5,15 @@ import pytest
 from scipy import ndimage
 
 from dipy_ppir.mpc import carried
-from dipy_ppir.mpc.algebra import RATE_STEPS, Clear, Masked, Shares
+from dipy_ppir.mpc.algebra import (
+    RATE_STEPS,
+    Clear,
+    Masked,
+    Secret,
+    Shares,
+    dropped,
+    expression,
+)
 from dipy_ppir.mpc.carried import (
     DISPLACEMENT,
     CarriedCorrelation,
@@ -57,9 +65,11 @@ def starts(o, pid=None, moved=0.0):
 
 def exact_norm(image, o):
     """Root of a window's mean squared deviation and the guard's square."""
-    box, n = o.box_coarse.clear, o.window
-    variance = box(image * image) / n - (box(image) / n) ** 2
-    return np.sqrt(np.maximum(variance, 0) + o.guard**2)
+    near, around = (
+        carried.Window(o, k).clear([image], [image]) for k in (0, carried.REACH)
+    )
+    part = carried.AROUND
+    return np.sqrt(np.maximum((1 - part) * near + part * around, 0) + o.guard**2)
 
 
 def decoded(x):
@@ -151,7 +161,8 @@ def test_no_correlation_is_larger_than_one():
         images = pair(o.shape)
         e = {p: 1 / exact_norm(x, o) for p, x in images.items()}
         covariance = carried.Window(o).clear([images[STATIC]], [images[MOVING]])
-        assert np.abs(covariance * e[STATIC] * e[MOVING]).max() <= 1
+        most = 1 / (1 - carried.AROUND)
+        assert np.abs(covariance * e[STATIC] * e[MOVING]).max() <= most
 
 
 # -- iterations ------------------------------------------------------------------
@@ -199,9 +210,9 @@ def test_iterations_on_shares_are_those_in_the_clear(trio, name, moved):
             np.abs(found - expected.factor).max(),
             np.abs(expected.factor).max(),
         )
-        # Roundings are of 2**-16 and finer: displacements agree to a thousandth of a
-        # voxel, what is in units of its own to a thousandth of its size.
-        assert error < 1e-3 * max(size, 1.0), k
+        # Roundings are of 2**-16 and finer: displacements agree to two thousandths of
+        # a voxel, what is in units of its own to as much of its size.
+        assert error < 2e-3 * max(size, 1.0), k
         largest = max(largest, size)
     assert largest > 0.3
 
@@ -244,12 +255,12 @@ def test_inverse_norms_of_any_windows():
         correlation = CarriedCorrelation(Clear(), o, 0.25)
         halves = correlation.begin(dict.fromkeys((STATIC, MOVING), Start(image, None)))
         product = halves[STATIC].inverse.factor * exact_norm(image, o)
-        assert 0.98 < product.min() and product.max() < 1.02
+        assert 0.92 < product.min() and product.max() < 1.08
 
 
 def test_polynomials_of_the_inverse_root():
     """They are as near as they say, and on the way not too large for their digits."""
-    x = np.geomspace(2.0**-6, 1, 10_001)
+    x = np.geomspace(2.0**-6, 1.25, 10_001)
     t, widths = carried.NEAR[0] * x + carried.NEAR[1] * x**3, []
     for a, b, c in [*carried.NEARER, (1, 0, 0)]:
         widths.append(np.abs(t - 1).max())
@@ -259,7 +270,7 @@ def test_polynomials_of_the_inverse_root():
         assert (y * x**2).max() < carried.NORM.bound
         assert (t**2).max() < carried.RATIO.bound
         t = a * t + b * t**3 + c * t**5
-    assert widths == pytest.approx([0.92, 0.72, 0.29, 0.015], abs=0.01)
+    assert widths == pytest.approx([0.94, 0.77, 0.36, 0.03], abs=0.01)
 
 
 def test_a_window_that_was_flat_does_not_spoil_an_image():
@@ -343,22 +354,81 @@ def test_bytes_a_voxel(spacing, most, of_five):
     assert round(16 * five / 901**3) == of_five
 
 
-def test_roundings_fail_less_than_once_in_a_million_registrations(trio):
-    """[10, 10, 5] iterations of 192 x 160 x 192 voxels, from one of a small grid."""
+class Counting:
+    """Computes nothing; counts the odds of roundings as `Shares` does."""
+
+    def __init__(self):
+        self.failures = 0.0
+
+    def own(self, values, owner, shape, digits):
+        return Secret(None, digits.unit, tuple(shape))
+
+    def masked(self, *numbers):
+        return [Masked(None, None, x.unit, x.shape) for x in numbers]
+
+    def map(self, linear, x):
+        return Masked(None, None, x.unit * linear.unit, linear.shape(x.shape))
+
+    def plus(self, x, constant):
+        return x
+
+    def secret(self, x, digits, plus=()):
+        x = expression(x)
+        bits, unit = dropped(x, digits, plus)
+        bound = int(digits.bound / unit * 2.0**bits) + 1
+        assert 2 * bound < R128.modulus
+        if bits:
+            self.failures += 3 * bound / R128.modulus * np.prod(x.shape)
+        return Secret(None, unit, x.shape)
+
+    def fresh(self, *wanted):
+        return self.masked(*(self.secret(*w) for w in wanted))
+
+    def rates(self, norms, longest, power, digits):
+        return self.masked(*(Secret(None, digits.unit, (1,)) for _ in norms))
+
+
+def count_failures(shape, iters, spacing, steps):
+    """Odds that a rounding of a registration goes wrong, radius 4."""
+    world, before = Counting(), None
+    for level in range(len(iters) - 1, -1, -1):
+        at_level = [-(-n // 2**level) for n in shape]
+        o = Operators(at_level, 4, 2.0, (spacing,) * len(shape))
+        correlation = CarriedCorrelation(world, o, 0.25)
+        if before is not None:
+            zero = Secret(None, DISPLACEMENT.unit, o.coarse)
+            before = {k: world.masked(*[zero] * o.dim) for k in (STATIC, MOVING)}
+        starts = dict.fromkeys((STATIC, MOVING))
+        halves = correlation.begin(starts, before, steps if before else None)
+        so_far, before = world.failures, halves
+        correlation.iterate(halves[STATIC], halves[MOVING], refine=True)
+        world.failures += (world.failures - so_far) * (iters[-1 - level] - 1)
+    back, away = (halves[k].displacement for k in (STATIC, MOVING))
+    correlation.carrier.composed(back, away, 4)
+    return world.failures
+
+
+@pytest.mark.parametrize("spacing", [3, 2])
+@pytest.mark.parametrize("steps", [None, (4, 8)])
+def test_roundings_fail_less_than_once_in_a_million_registrations(spacing, steps):
+    """[10, 10, 5] iterations of 192 x 160 x 192 voxels; steps are of opens="end"."""
+    failures = count_failures((192, 160, 192), [10, 10, 5], spacing, steps)
+    assert 0 < failures < (2.0**-20 if steps else 2.0**-25)
+
+
+def test_failures_are_counted_as_they_are_on_shares(trio):
     o = grid("3d")
 
-    def run(session):
-        world = Shares(session)
+    def iteration(world, pid=None):
         correlation = CarriedCorrelation(world, o, 0.25)
-        halves = correlation.begin(starts(o, session.pid))
-        before = world.failures
+        halves = correlation.begin(starts(o, pid))
         correlation.iterate(halves[STATIC], halves[MOVING], refine=True)
-        return world.failures - before
+        return world.failures
 
-    for failures in run_trio(trio, run):
-        voxels = 192 * 160 * 192 * (5 + 10 / 8 + 10 / 64)
-        # A small grid has more coarse points for each voxel, not fewer.
-        assert 0 < failures / np.prod(o.shape) * voxels < 2.0**-20
+    expected = iteration(Counting())
+    for failures in run_trio(trio, lambda s: iteration(Shares(s), s.pid)):
+        # The sums of all steps, one number each, are left out.
+        assert failures == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_is_sent_does_not_depend_on_the_images(trio, tap):

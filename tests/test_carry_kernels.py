@@ -11,6 +11,7 @@ from dipy_ppir._kernels import carry
 RING = 1 << 128
 SEEDS = st.integers(0, 2**32 - 1)
 FIRST = [1, -8, 0, 8, -1]
+WIDE = [-3, 29, -145, 0, 145, -29, 3]
 SECOND = [-1, 16, -30, 16, -1]
 KEYS = {code: key for key, code in carry.CODES.items()}
 
@@ -48,21 +49,22 @@ def interpolated(field, matrices):
 
 
 def along(x, taps, axis):
-    """Correlation with five taps, edges repeated."""
+    """Correlation with an odd number of taps, edges repeated."""
     n = x.shape[axis]
     return sum(
-        w * np.take(x, np.clip(np.arange(n) + k - 2, 0, n - 1), axis)
+        w * np.take(x, np.clip(np.arange(n) + k - len(taps) // 2, 0, n - 1), axis)
         for k, w in enumerate(taps)
     )
 
 
-def derivative(x, key):
-    """144 times the derivative of integers."""
+def derivative(x, key, wide):
+    """144 times the derivative of integers; 144 * 256 times with seven taps."""
+    first, more = (WIDE, 16) if wide else (FIRST, 1)
     if len(key) == 1:
-        return 12 * along(x, FIRST, key[0])
+        return 12 * more * along(x, first, key[0])
     if key[0] == key[1]:
-        return 12 * along(x, SECOND, key[0])
-    return along(along(x, FIRST, key[0]), FIRST, key[1])
+        return 12 * more**2 * along(x, SECOND, key[0])
+    return along(along(x, first, key[0]), first, key[1])
 
 
 @quick(40)
@@ -118,13 +120,13 @@ def test_carry(seed, dim, threads):
     straight, straight_matrices = bands(rng, coarse, fine, 2)
     fields = [elements(rng, *coarse) for _ in codes]
     x, out = elements(rng, *fine), elements(rng, *fine)
-    factor = int(rng.choice([1, -1, 5]))
+    factor, wide = int(rng.choice([1, -1, 5])), bool(rng.integers(2))
     expected = ints(out)
     for code, field in zip(codes, fields, strict=True):
         matrices = curved_matrices if code < 3 else straight_matrices
-        product = interpolated(field, matrices) * derivative(ints(x), KEYS[code])
+        product = interpolated(field, matrices) * derivative(ints(x), KEYS[code], wide)
         expected = expected + factor * product
-    carry.carry(fields, codes, curved, straight, x, factor, out, threads)
+    carry.carry(fields, codes, curved, straight, x, factor, wide, out, threads)
     assert (ints(out) == expected % RING).all()
 
 
@@ -138,7 +140,7 @@ def test_every_instruction_set():
         for level in range(3):
             carry._use_level(level)
             out = np.zeros_like(x)
-            carry.carry(fields, list(range(9)), band, band, x, 1, out, 2)
+            carry.carry(fields, list(range(9)), band, band, x, 1, True, out, 2)
             found.append(out)
     finally:
         carry._use_level(2)
@@ -168,9 +170,9 @@ def test_arguments_that_do_not_match_are_refused():
         ([small], [0], "do not match"),
     ):
         with pytest.raises(ValueError, match=message):
-            carry.carry(fields, codes, band, band, x, 1, out)
+            carry.carry(fields, codes, band, band, x, 1, False, out)
     with pytest.raises(ValueError, match="do not match"):
-        carry.carry([field], [0], band, other, x, 1, out)
+        carry.carry([field], [0], band, other, x, 1, False, out)
     for begin in (-1, 3):
         with pytest.raises(ValueError, match="outside"):
             carry.slope_products(x, x, 0, begin, out[:1])

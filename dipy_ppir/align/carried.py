@@ -17,14 +17,11 @@ from dipy.align.imwarp import (
 )
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
+from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
-from dipy_ppir.mpc.carried import (
-    CarriedCorrelation,
-    Operators,
-    Start,
-)
+from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
@@ -41,17 +38,20 @@ GRID_UNIT = 2.0**-14
 #: Part of an image's voxels on either side that is no measure of its range, and most of
 #: them that may be outliers: see `winsorized`.
 TAIL, MOST_OUTLIERS = 0.005, 0.002
-#: Inverse norms of windows are computed anew at every so many iterations.
-REFINEMENT = 5
 #: Largest step length, voxels: Taylor polynomials of longer steps are none.
 MOST_STEP = 0.5
 #: A step moves a voxel by no more than this many times the step length.
 LONGEST_STEP = 2.0
+#: Inverse norms of windows are computed anew after steps of so many voxels.
+REFINED_AFTER = 1.25
 #: Lengths in voxels of the steps in which maps are composed and images carried by
 #: whole halves, if all steps of the registration went the same way (they hardly ever
 #: go half as far). Polynomials of more than half a voxel make an image's finest detail
 #: grow, of more than a quarter hardly.
 COMPOSED_STEP, TRANSPORTED_STEP = 5.0, 0.5
+#: Standard deviation in voxels by which images are smoothed that are not warped, since
+#: linear interpolation smooths those that are: on average by the root of 1/6.
+SOFTENING = 6**-0.5
 
 for _owner, _name in IMAGES.items():
     declare(
@@ -195,7 +195,8 @@ class CarriedLevels:
                 displacements = self._iterate(at, limit, displacements)
             r._tell(RegistrationStages.SCALE_END)
             if limit and at:
-                if r.metric.opens == "levels":
+                # Where no finer level follows, nobody needs its half.
+                if r.metric.opens == "levels" and any(r.level_iters[-at:]):
                     r._before_opening(at)
                     self.show_level(at, displacements)
                 r._level_ended(at, displacements)
@@ -205,12 +206,13 @@ class CarriedLevels:
         r, correlations, stops = self.r, [], False
         carried, halves = self.begin(level, displacements)
         static, moving = halves[STATIC], halves[MOVING]
+        every = self.refinement()
         while r.niter < limit and not stops:
             r._tell(RegistrationStages.ITER_START)
             before, last = (static, moving), r.niter == limit - 1
             (static, moving), correlation = carried.iterate(
                 *before,
-                refine=r.niter % REFINEMENT == REFINEMENT - 1 and not last,
+                refine=r.niter % every == every - 1 and not last,
                 last=last,
             )
             if r.niter < limit - 1:
@@ -220,6 +222,10 @@ class CarriedLevels:
             r.niter += 1
         carried.check(before, (static, moving))
         return {STATIC: static.displacement, MOVING: moving.displacement}
+
+    def refinement(self):
+        """At every how many iterations inverse norms are computed anew."""
+        return max(math.floor(REFINED_AFTER / self.r.step_length + 0.1), 1)
 
     def level(self, level):
         """See `Level`."""
@@ -304,6 +310,8 @@ class CarriedLevels:
             out_grid2world=self.r.static_ss.get_affine(level),
         )
         image = np.asarray(image, dtype=np.float64)
+        if self.r.metric.opens == "end" and level < self.r.levels - 1:
+            image = ndimage.gaussian_filter(image, SOFTENING)
         low, high, least, most = span(image)
         image = np.clip(image, least, most) - low
         image = image / (high - low) if high > low else np.zeros_like(image)

@@ -35,6 +35,8 @@ __all__ = ["GuardedCCMetric", "SecureCCMetric"]
 
 OPENS = "levels", "end"
 BACKENDS = ("packed", "mpyc")
+#: To how much of a voxel the result is opened by default, by dimension.
+PRECISION = {2: 0.5, 3: 0.25}
 #: The result is not opened to less than this part of a voxel.
 MOST_PRECISE = 2.0**-10
 #: Beyond this, exact window sums might not fit a word.
@@ -97,11 +99,14 @@ class SecureCCMetric(CCMetric):
     map_spacing : int, optional
         with "map": spacing in voxels of the grid on which the map is computed and in
         the end opened; 2 at most along axes of fewer than 20 voxels.
-    opens : {"levels"}, optional
+    opens : {"levels", "end"}, optional
         with "map": at the end of a level each owner is shown its half of the map, at
-        every 4th voxel to a quarter of a voxel, and warps its next image by it.
+        every 4th voxel to a quarter of a voxel, and warps its next image by it. With
+        "end" nothing is opened before the result: the next images are carried along on
+        shares as well, for three times the traffic.
     map_precision : float, optional
-        with "map": to how much of a voxel the result is opened.
+        with "map": to how much of a voxel the result is opened. By default a quarter in
+        3D and half of one in 2D, where more numbers are opened for each voxel.
     update_spacing : int, optional
         with "update": the step is opened at every so many voxels along each axis, and
         interpolated between them. By default twice the stride; less hides little.
@@ -125,13 +130,14 @@ class SecureCCMetric(CCMetric):
     Notes
     -----
     With "map" a 64th of the image's range is added to the deviation of every window, a
-    32nd with a radius of 2 or 1. With the others, windows whose standard deviation is
-    below 2**-10 of the range exert no force. DIPY divides by their variance, down to
-    rounding errors.
+    32nd with a radius of 2 or 1. What is opened is the composed map. With the others,
+    windows whose standard deviation is below 2**-10 of the range exert no force. DIPY
+    divides by their variance, down to rounding errors.
 
-    Bytes per voxel and iteration over all links, in large 3D grids: 276 with "map", 467
-    with a spacing of 2, 13 rounds; at most 224 with "force", 440 with "update" and its
-    spacing of 2, 85 with a stride of 2, 6 rounds.
+    Bytes per voxel and iteration over all links, in large 3D grids: 279 with "map", 485
+    with a spacing of 2, 13 rounds; with ``opens="end"`` besides for each voxel of a
+    level but the coarsest 96 for each of 32 steps, or 16; at most 224 with "force", 440
+    with "update" and its spacing of 2, 85 with a stride of 2, 6 rounds.
     """
 
     @warning_for_keywords()
@@ -144,7 +150,7 @@ class SecureCCMetric(CCMetric):
         reveal="map",
         map_spacing=3,
         opens="levels",
-        map_precision=0.25,
+        map_precision=None,
         update_spacing=None,
         stride=1,
         backend="packed",
@@ -157,6 +163,8 @@ class SecureCCMetric(CCMetric):
             raise ValueError('backend="mpyc" needs reveal="force"')
         if opens not in OPENS:
             raise ValueError(f"opens must be one of {OPENS}, got {opens!r}")
+        if map_precision is None:
+            map_precision = PRECISION.get(dim, 1)
         if not MOST_PRECISE <= map_precision <= 1:
             raise ValueError(
                 f"map_precision must lie between {MOST_PRECISE} and 1 voxel, got "

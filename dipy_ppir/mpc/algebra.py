@@ -91,7 +91,7 @@ declare(
     receivers=(MOVING, STATIC, HELPER),
     shape="1 at the end of each level",
     meaning="whether no number of the computation left its range",
-    bits=math.log2(3),
+    bits=1,
 )
 
 
@@ -349,6 +349,7 @@ class Clear:
         out = []
         for w in wanted:
             x = np.stack([self._value(expression(x)) for x in w.numbers])
+            self.check((Masked(x, None, 1.0, x.shape), Digits(1.0, w.bound)))
             out.append(np.rint(x / w.precision) * w.precision)
         return out
 
@@ -357,7 +358,10 @@ class Clear:
         return bool(self._value(expression(x))[0] < 0)
 
     def check(self, *numbers):
-        """Nothing; see `Shares.check`."""
+        """Raise RoundingError for numbers beyond their bounds; see `Shares.check`."""
+        for x, digits in numbers:
+            if not np.abs(x.factor).max(initial=0) <= digits.bound:
+                raise RoundingError
 
     def _kept(self, x, unit):
         x = np.rint(x / unit) * unit
@@ -660,7 +664,7 @@ class Shares:
         thresholds = R128.from_ints([0, 2 * bound])
         jumps = R128.from_ints([1, -1])
         part = self._step_function(total, thresholds, jumps, "check", steps.MOST_BITS)
-        inside = SharedArray(R128, part, 2, 0, 1, choices=3)
+        inside = SharedArray(R128, part, 2, 0, 1, choices=2)
         if round(s.open(inside, "whole", (MOVING, STATIC, HELPER))[0]) != 1:
             raise RoundingError
 

@@ -30,11 +30,11 @@ and alike with the images exchanged. :math:`\tau_s` is DIPY's force with its smo
 factors from the coarse grid; L and P interpolate linearly and by cubics from C, K is
 DIPY's Gaussian at C of what is not nearer than a radius to the border, :math:`\lambda`
 the step length. The second difference does what repeated linear interpolation of its
-map does in DIPY, and is what keeps the map smooth. e and f change slowly: every fifth time
-they are computed anew, by polynomials of E (`CarriedCorrelation._normalizing`), in the
-rounds of an iteration. To carry them along as well would not do: next to a flat window
-they jump by a factor of 20 from one coarse point to the next. In code quantities are
-scaled by powers of N, so that none depends on it: N D w, sqrt(N) e, N alpha, and so on.
+map does in DIPY, and is what keeps the map smooth. e and f are computed anew at every
+few iterations, in their rounds (`CarriedCorrelation._normalizing`). To carry them along
+would not do: next to a flat window they jump by a factor of 20 from one coarse point to
+the next. In code quantities are scaled by powers of N, so that none depends on it: N D
+w, sqrt(N) e, N alpha, and so on.
 
 Elements of 16 bytes of both images together, in 3D (`algebra`: a product masked takes
 3):
@@ -59,8 +59,9 @@ e, f, every fifth time                                   100 / 5
 
 In large grids 12 + 146 / 27 = 17.4 elements or 279 bytes a voxel and iteration with h =
 3, 12 + 146 / 8 = 30.3 or 485 with h = 2. The last iteration of a level neither carries
-images nor computes e: five iterations take 248 and 426 each. The norms take 4 x 93 x 3.4 kB an iteration besides, from the helper
-(`steps`). 13 rounds, two of them for the norm.
+images nor computes e: five iterations take 248 and 426 each. The norms take 4 x 93 x
+3.4 kB an iteration besides, from the helper (`steps`). 13 rounds, two of them for the
+norm.
 
 What each party sees is what it sees in `algebra`: uniform numbers. A rounding that goes
 wrong stays wrong until the end of a level. `Shares.failures` counts the odds, below
@@ -91,6 +92,8 @@ from dipy_ppir.mpc.carrier import (
     IMAGE,
     SECOND,
     STEP,
+    WIDE,
+    WIDE_UNIT,
     Carrier,
     solid,
     sum_of,
@@ -110,6 +113,9 @@ GUARD, GUARD_SMALL, SMALL_RADIUS = 2.0**-6, 2.0**-5, 2
 PLANES = 8
 #: A longest step is some 0.8 times the norm.
 NORM_PART = 0.8
+#: The deviation of a window is in part that of one whose radius is so much larger: it
+#: knows of an edge before that comes into the window.
+REACH, AROUND = 2, 0.125
 
 #: sqrt(N) e, N e f, rho, and so on; see `CarriedCorrelation`.
 INVERSE = Digits(2.0**-12, 2.0**8)
@@ -120,7 +126,7 @@ SLOPE = Digits(2.0**-14, 2.0**8)
 FACTOR = Digits(2.0**-12, 2.0**14)
 FORCE = Digits(2.0**-16, 2.0**8)
 SPEED = Digits(2.0**-16, 2.0**5)
-SQUARE = Digits(0.0, 2.0**10)
+SQUARE = Digits(2.0**-24, 2.0**10)
 FOURTH = Digits(2.0**-32, 2.0**16)
 EIGHTH = Digits(0.0, 2.0**36)
 VARIANCE = Digits(2.0**-28, 2.0)
@@ -129,12 +135,12 @@ RATIO = Digits(2.0**-16, 2.0**6)
 NORM = Digits(2.0**-20, 2.0**4)
 #: Coefficients of polynomials that bring t = y sqrt(R) nearer to 1, the best of their
 #: degree one after the other: first t = a x + b x**3 with x = sqrt(R) between 2**-6 and
-#: 1, then t <- a t + b t**3 + c t**5, to within 0.08, 0.28 ... 0.985 and 1.015. See
-#: Amsel et al., "The Polar Express" (2025).
-NEAR = 5075 / 1024, -4996 / 1024
+#: 5/4, then t <- a t + b t**3 + c t**5: to at least 0.06, 0.23, 0.64 and 0.97, and as
+#: much above 1 at most. See Amsel et al., "The Polar Express" (2025).
+NEAR = 4094 / 1024, -2582 / 1024
 NEARER = tuple(
     tuple(c / 1024 for c in row)
-    for row in ((3747, -2804, 551), (2760, -2053, 467), (2013, -1380, 394))
+    for row in ((3849, -2871, 557), (2934, -2190, 481), (2072, -1439, 399))
 )
 COEFFICIENT = 2.0**-10
 #: Unit of a step before it is rounded, in steps.
@@ -142,12 +148,12 @@ BEND_UNIT = 2.0**-14
 MOST_RATE = 2.0**6
 
 
-def five_point(taps, n):
-    """Correlation with five taps, edges repeated, as a matrix."""
-    matrix = np.zeros((n, n))
+def taps_along(taps, n):
+    """Correlation with an odd number of taps, edges repeated, as a matrix."""
+    matrix, reach = np.zeros((n, n)), len(taps) // 2
     i = np.arange(n)
     for k, w in enumerate(taps):
-        np.add.at(matrix, (i, np.clip(i + k - 2, 0, n - 1)), w)
+        np.add.at(matrix, (i, np.clip(i + k - reach, 0, n - 1)), w)
     return matrix
 
 
@@ -368,19 +374,18 @@ class Operators:
             maps[key] = Linear(axes)
         return maps
 
-    @cached_property
-    def derivatives(self):
-        """Derivatives of images by key."""
+    def derivatives(self, wide=False):
+        """Derivatives of images by key; see `Carry`."""
         maps = {}
         for key in self.keys:
             axes = [None] * self.dim
             if len(key) == 2 and key[0] == key[1]:
-                matrix = five_point(SECOND, self.shape[key[0]])
+                matrix = taps_along(SECOND, self.shape[key[0]])
                 axes[key[0]] = AxisMap(matrix * DERIVATIVE_UNIT, DERIVATIVE_UNIT)
             else:
+                taps, unit = (WIDE, WIDE_UNIT) if wide else (FIRST, DERIVATIVE_UNIT)
                 for a in key:
-                    matrix = five_point(FIRST, self.shape[a])
-                    axes[a] = AxisMap(matrix * DERIVATIVE_UNIT, DERIVATIVE_UNIT)
+                    axes[a] = AxisMap(taps_along(taps, self.shape[a]) * unit, unit)
             maps[key] = Linear(axes)
         return maps
 
@@ -419,28 +424,37 @@ class Operators:
 
 
 class Window:
-    """Covariance within windows, at the coarse points."""
+    """Covariance within windows, at the coarse points.
 
-    def __init__(self, operators):
-        self.o = operators
+    Parameters
+    ----------
+    operators : Operators
+    wider : int, optional
+        by how much the radius is larger than theirs.
+    """
+
+    def __init__(self, operators, wider=0):
+        self.o, radius = operators, operators.radius + wider
+        self.box = Box(operators.shape, radius, operators.points)
+        self.size = (2 * radius + 1) ** operators.dim
 
     def result(self, left, right):
         """Unit and shape of what comes of masked numbers."""
-        return left[0].unit * right[0].unit / self.o.window**2, self.o.coarse
+        return left[0].unit * right[0].unit / self.size**2, self.o.coarse
 
     def clear(self, left, right):
         """Of real numbers."""
-        (x,), (y,), n, box = left, right, self.o.window, self.o.box_coarse.clear
+        (x,), (y,), n, box = left, right, self.size, self.box.clear
         return box(x * y) / n - box(x) * box(y) / n**2
 
     def ring(self, left, right, out, factor):
         """Add that of packed arrays, times an integer, to `out`."""
-        (x,), (y,), box = left, right, self.o.box_coarse.ring
+        (x,), (y,), box = left, right, self.box.ring
         products = scratch("window", self.o.shape)
         products[...] = 0
         R128.addmul(products, x, y)
         R128.addmul(out, box(x), box(y), -factor)
-        sums = R128.scale(box(products), self.o.window * factor)
+        sums = R128.scale(box(products), self.size * factor)
         add_into(out, sums)
 
 
@@ -588,6 +602,7 @@ class CarriedCorrelation:
     def __init__(self, world, operators, step):
         self.world, self.o, self.step = world, operators, step
         self.window, self.spread = Window(operators), Spread(operators)
+        self.wider = Window(operators, REACH)
         self.smooth = [Smooth(operators, a) for a in range(operators.dim)]
         self.carrier = Carrier(world, operators)
         n = operators.window
@@ -689,35 +704,38 @@ class CarriedCorrelation:
             steps = [(x, STEP) for step in both for x in step]
             moves = self._moves(self.world.fresh(*steps))
             for _ in range(parts):
-                halves = self._moved(halves, moves)
+                halves = self._moved(halves, moves, wide=True)
         return halves
 
-    def _moved(self, halves, moves):
+    def _moved(self, halves, moves, wide=False):
         """Halves with images carried along by moves. Rounds: 1."""
         each = zip(halves.values(), moves, strict=True)
-        wanted = [self.carrier.image(move, half.image) for half, move in each]
+        wanted = [self.carrier.image(move, half.image, wide) for half, move in each]
         images = zip(halves.items(), self.world.fresh(*wanted), strict=True)
         return {owner: half._replace(image=x) for (owner, half), x in images}
 
     def _normalizing(self, images):
         """Inverse norms sqrt(N) e of images, from nothing but them: for `Beside`.
 
-        With R = E / N + g**2, which lies between g**2 and 1, polynomials y(R) such that
-        y sqrt(R) comes closer and closer to 1, wherever it begins; see `NEARER`.
+        With R = E / N + g**2, polynomials y(R) such that y sqrt(R) comes closer and
+        closer to 1, wherever it begins; see `NEARER`.
 
         Rounds: 11. Elements: 50 per image and point of the coarse grid.
         """
         w, (first, slope) = self.world, NEAR
-        variances = yield [(product(self.window, (x,), (x,)), VARIANCE) for x in images]
+        wanted = []
+        for x in images:
+            unit = self.window.result((x,), (x,))[0] * COEFFICIENT
+            near = self._weighted(product(self.window, (x,), (x,)), 1 - AROUND, unit)
+            around = self._weighted(product(self.wider, (x,), (x,)), AROUND, unit)
+            wanted.append((near + around, VARIANCE))
+        variances = yield wanted
         variances = [w.plus(r, self.o.guard**2) for r in variances]
         unit = self.inverse.unit * RATIO.unit * COEFFICIENT
-        wanted = []
-        for r in variances:
-            factor = round(slope * r.unit / unit)
-            wanted.append(
-                (expression(r).times(factor).over(r.unit / unit), self.inverse)
-            )
-        found = yield wanted
+        found = yield [
+            (self._weighted(expression(r), slope, unit), self.inverse)
+            for r in variances
+        ]
         found = [w.plus(y, first) for y in found]
         for a, b, c in NEARER:
             n = len(found)
@@ -734,21 +752,19 @@ class CarriedCorrelation:
             ratios, cubes = fresh[:n], fresh[n:]
             found = yield [
                 (
-                    self._scaled(y, a) + self._scaled(x, b) + self._weighted(x * z, c),
+                    self._weighted(expression(y), a, unit)
+                    + self._weighted(expression(x), b, unit)
+                    + self._weighted(x * z, c, unit),
                     self.inverse,
                 )
                 for y, x, z in zip(found, cubes, ratios, strict=True)
             ]
         return found
 
-    def _weighted(self, x, coefficient):
-        """An expression times a public number."""
-        return x.times(round(coefficient / COEFFICIENT)).over(1 / COEFFICIENT)
-
-    def _scaled(self, x, coefficient):
-        """Masked numbers times a public one, in the unit of what is times a ratio."""
-        scale = round(1 / RATIO.unit)
-        return self._weighted(expression(x).times(scale).over(scale), coefficient)
+    def _weighted(self, x, coefficient, unit):
+        """An expression times a public number, in a unit much smaller than its own."""
+        factor = round(coefficient * x.unit / unit)
+        return x.times(factor).over(x.unit / unit)
 
     # -- one iteration ---------------------------------------------------
 

@@ -33,10 +33,12 @@ from dipy_ppir._kernels import carry as kernels
 from dipy_ppir.mpc.algebra import Digits, expression, product
 from dipy_ppir.mpc.threads import threads
 
-#: Taps of the first and second derivative of five points, times 12.
+#: Taps of the first and second derivative of five points, times 12; and of the first
+#: one of seven, times 192, nearly as good as that of sixth order.
 FIRST = np.array([1, -8, 0, 8, -1])
 SECOND = np.array([-1, 16, -30, 16, -1])
-DERIVATIVE_UNIT = 1 / 12
+WIDE = np.array([-3, 29, -145, 0, 145, -29, 3])
+DERIVATIVE_UNIT, WIDE_UNIT = 1 / 12, 1 / 192
 
 IMAGE = Digits(2.0**-16, 4.0)
 #: Steps and displacements in voxels. 144 is the divisor of mixed derivatives: with it
@@ -64,22 +66,31 @@ class Carry:
 
     On the left its moves, on the coarse grid, in the order of `Operators.keys`; on the
     right the image.
+
+    Parameters
+    ----------
+    operators : Operators
+    wide : bool, optional
+        with first derivatives of seven points: waves that are carried by many voxels
+        stay together better.
     """
 
-    def __init__(self, operators):
-        self.o = operators
+    def __init__(self, operators, wide=False):
+        self.o, self.wide = operators, wide
+        self.derivatives = operators.derivatives(wide)
+        self.unit = (WIDE_UNIT if wide else DERIVATIVE_UNIT) ** 2
 
     def result(self, left, right):
         """Unit and shape of what comes of masked numbers."""
         unit = left[0].unit * right[0].unit * self.o.cubic.unit
-        return unit * DERIVATIVE_UNIT**2, self.o.shape
+        return unit * self.unit, self.o.shape
 
     def clear(self, left, right):
         """Of real numbers."""
         out = np.zeros(self.o.shape)
         for key, field in zip(self.o.keys, left, strict=True):
             spread = self.o.cubic if len(key) == 1 else self.o.straight
-            out += spread.clear(field) * self.o.derivatives[key].clear(right[0])
+            out += spread.clear(field) * self.derivatives[key].clear(right[0])
         return out
 
     def ring(self, left, right, out, factor):
@@ -92,6 +103,7 @@ class Carry:
             o.straight_bands,
             solid(right[0]),
             factor,
+            self.wide,
             solid(out),
             threads(),
         )
@@ -107,7 +119,8 @@ class Carrier:
     """
 
     def __init__(self, world, operators):
-        self.world, self.o, self._carry = world, operators, Carry(operators)
+        self.world, self.o = world, operators
+        self._carry = {wide: Carry(operators, wide) for wide in (False, True)}
 
     def products(self, step):
         """Products of the components of a step, which its moves need."""
@@ -117,9 +130,9 @@ class Carrier:
             for a, b in self.o.keys[self.o.dim :]
         ]
 
-    def image(self, moves, image):
-        """What to make fresh for an image to be carried along."""
-        return product(self._carry, moves, (image,)), IMAGE, (image,)
+    def image(self, moves, image, wide=False):
+        """What to make fresh for an image to be carried along; see `Carry`."""
+        return product(self._carry[wide], moves, (image,)), IMAGE, (image,)
 
     def change(self, moves, x):
         """By what a coarse array changes."""

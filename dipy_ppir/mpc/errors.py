@@ -71,12 +71,15 @@ class FixedPointOverflowError(MPCError, OverflowError):
 
 
 class RoundingError(MPCError, ArithmeticError):
-    """A rounding of shares went wrong, as once in very many registrations."""
+    """A number left its range, so that shares of it do not stand for it any more."""
 
     def __init__(self):
         super().__init__(
-            "a rounding of shares went wrong, as happens by chance once in more than a "
-            "million registrations, and spoilt the result; start again"
+            "a number of the computation left its range, and spoilt the result: by "
+            "chance, which happens once in more than a million registrations, or "
+            "because the images are nothing but sharp noise. Start again; if it "
+            "happens again, smooth the images, or use a smaller step_length or a "
+            "larger radius"
         )
 
 

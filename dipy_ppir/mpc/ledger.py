@@ -276,7 +276,7 @@ REBUILDS = {
 
 
 #: Maps to few digits; what can be made of them is in doc/security.md.
-MAPS = {f"{kind}_{name}" for kind in ("level", "map") for name in ("static", "moving")}
+MAPS = {"map", "level_static", "level_moving"}
 
 
 #: What shows little because of what it is blurred by, where the program is followed.

@@ -269,7 +269,8 @@ def explain(plan):
             learned[receiver].append(DECLARATIONS[label])
     gets = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
     for pid in gets[plan.result_to]:
-        learned[pid] += [DECLARATIONS[label] for label in operation.result.get(pid, ())]
+        shown = operation.shown(plan.reveal, pid)
+        learned[pid] += [DECLARATIONS[label] for label in shown]
     for pid, declarations in learned.items():
         name = plan.parties[pid].name
         if pid == HELPER:
@@ -310,7 +311,7 @@ def explain(plan):
         "Two of the three parties that pool what they hold can rebuild both images.",
         "Every party follows the program (semi-honest). The code is not audited.",
     ]
-    if set(labels) & MAPS:
+    if set(labels) & MAPS or plan.reveal == "map":
         lines.append(
             "What can be made of a map to so few digits is in doc/security.md."
         )

@@ -71,7 +71,7 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         reveal="map",
         map_spacing=3,
         opens="levels",
-        map_precision=0.25,
+        map_precision=None,
         update_spacing=None,
         stride=1,
         receipt="receipt.json",
@@ -158,10 +158,12 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
             With 'map', spacing in voxels of the grid on which the map is
             computed and opened; 2 at most along axes of fewer than 20 voxels.
         opens : string, optional
-            With 'map', when owners are shown their half: at the ends of
-            'levels'.
+            With 'map', when owners are shown their half, rounded: at the ends
+            of 'levels', or at the 'end' nothing but the map, for three times the
+            traffic.
         map_precision : float, optional
-            With 'map', to how much of a voxel the map is opened.
+            With 'map', to how much of a voxel the map is opened. None (the
+            default) is a quarter, half of one for images of two dimensions.
         update_spacing : int, optional
             With 'update', the step is opened at every so many voxels along each
             axis: more hide more, and change the result more. None (the
@@ -282,7 +284,7 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
             "reveal": reveal.lower(),
             "map_spacing": int(map_spacing),
             "opens": opens.lower(),
-            "map_precision": float(map_precision),
+            "map_precision": None if map_precision is None else float(map_precision),
             "update_spacing": None if update_spacing is None else int(update_spacing),
             "stride": int(stride),
         }
