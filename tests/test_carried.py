@@ -199,7 +199,17 @@ def iterations(world, o, n=3, moved=0.0):
 
 @pytest.mark.parametrize("moved", [0.0, 0.4])
 @pytest.mark.parametrize("name", GRIDS)
-def test_iterations_on_shares_are_those_in_the_clear(trio, name, moved):
+def test_iterations_on_shares_are_those_in_the_clear(trio, monkeypatch, name, moved):
+    """With rates that are given: where a norm lies on a limit of `rates` chance decides
+    between two that are 9 % apart."""
+
+    def given(world, norms, longest, power, digits):
+        pid = world.session.pid if isinstance(world, Shares) else MOVING
+        rates = np.array([3.0]) if pid == MOVING else None
+        return world.masked(*(world.own(rates, MOVING, (1,), digits) for _ in norms))
+
+    for world in (Clear, Shares):
+        monkeypatch.setattr(world, "rates", given)
     o = grid(name)
     clear = iterations(Clear(), o, moved=moved)
     shares = run_trio(trio, lambda s: iterations(Shares(s), o, moved=moved))

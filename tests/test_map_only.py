@@ -235,14 +235,15 @@ def test_anisotropic_voxels_step_as_dipys_do():
 
 def test_levels_without_iterations(three):
     pair = deformed(2)
-    for iterations in ([0, 0], [0, 3], [3, 0]):
+    for iterations in ([0, 0], [0, 3], [3, 0], [3, 3]):
         out = three(lambda s, n=iterations: register(s, pair, 2, level_iters=n))
         mapping = out[STATIC][1]
         moved = np.abs(mapping.get_forward_field()).max()
         assert (moved > 0.1) == (iterations != [0, 0])
         entries = out[STATIC][0].receipt["learned"]["static owner"]
         labels = {e["label"] for e in entries}
-        assert ("level_static" in labels) == (iterations == [3, 0])
+        # Where no finer level has iterations nobody needs its half.
+        assert ("level_static" in labels) == (iterations == [3, 3])
         assert ("map" in labels) == (iterations != [0, 0])
 
 

@@ -21,6 +21,7 @@ from dipy_ppir.mpc.sessionfile import (
     flatten,
     parse_address,
 )
+from dipy_ppir.workflows.operations import explain
 
 TEXT = """
 # A comment.
@@ -408,3 +409,23 @@ def test_any_text_for_an_address(given_text):
         host, port = address
         assert 0 < port < 65536
         host.encode("idna")
+
+
+@pytest.mark.parametrize("opens", ["levels", "end"])
+def test_what_syn_opens_is_what_the_file_says_in_words(tmp_path, opens):
+    """To who gets the result the map, and no half of it; at ends of levels if so."""
+    raw = text()
+    for old, new in (
+        ('operation = "affine"', 'operation = "syn"'),
+        ('reveal = "gradient"', 'reveal = "map"'),
+        ('result_to = "moving"', 'result_to = "both"'),
+        ('transform = "affine"\n', f'opens = "{opens}"\n'),
+        ("seed = 3\npad = false\n", ""),
+    ):
+        assert old in raw
+        raw = raw.replace(old, new)
+    words = explain(SessionFile.read(write(tmp_path, raw)))
+    learned = words.split("Who will learn what")[1]
+    assert learned.count("(map)") == 2 and "_to_ref" not in learned
+    assert ("(level_moving)" in learned) == (opens == "levels")
+    assert "What can be made of a map" in words
