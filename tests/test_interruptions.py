@@ -460,6 +460,9 @@ def test_a_run_that_opens_the_map_goes_on_after_the_last_level(
     assert resumed == 1
     assert opened.keys() == once.keys()
     assert once["map"] <= opened["map"] <= 2 * once["map"]
+    if at == 3 and victim != "helper":
+        # Killed right before the map was opened: it might have been right after.
+        assert learned(sites, victim)[0]["map"] == 2 * once["map"]
     # Once more at most what one level opened, and less than both.
     assert once["level_moving"] <= opened["level_moving"] < 2 * once["level_moving"]
     # Rounded by chance to half a voxel of 1 mm.
@@ -470,7 +473,10 @@ def test_a_run_that_opens_the_map_goes_on_after_the_last_level(
 
 @pytest.mark.parametrize("victim", ["moving", "static"])
 def test_a_run_that_opens_nothing_before_the_end_goes_on(tmp_path, bodies, victim):
-    """From shares at the end of a level, of which nothing had been opened."""
+    """From shares at the end of a level, of which nothing had been opened.
+
+    Killed right before the map is: it might have been right after, and is counted.
+    """
     sites = map_sites(tmp_path, bodies, opens="end")
     sites.run()
     whole, (once, _) = result(sites), learned(sites, "moving")
@@ -478,7 +484,9 @@ def test_a_run_that_opens_nothing_before_the_end_goes_on(tmp_path, bodies, victi
     kill_at(sites, victim, 1)
     sites.run("--resume")
     opened, resumed = learned(sites, "moving")
-    assert resumed == 1 and opened["map"] == once["map"]
+    assert resumed == 1
+    assert once["map"] <= opened["map"] <= 2 * once["map"]
+    assert learned(sites, victim)[0]["map"] == 2 * once["map"]
     apart = np.linalg.norm(result(sites) - whole, axis=3)
     assert np.sqrt((apart**2).mean()) < 0.6
 

@@ -197,7 +197,6 @@ class CarriedLevels:
             if limit and at:
                 # Where no finer level follows, nobody needs its half.
                 if r.metric.opens == "levels" and any(r.level_iters[-at:]):
-                    r._before_opening(at)
                     self.show_level(at, displacements)
                 r._level_ended(at, displacements)
         return displacements
@@ -342,6 +341,7 @@ class CarriedLevels:
             )
             for owner, fields in displacements.items()
         ]
+        self.r._before_opening(level, wanted)
         for owner, shown in zip(displacements, self.world.shown(*wanted), strict=True):
             if owner in self.here:
                 self.take(owner, level, coarse, shown)
@@ -404,6 +404,7 @@ class CarriedLevels:
                 "map",
                 receivers,
             )
+            self.r._before_opening(0, [opening])
             (shown,) = self.world.shown(opening)
         if shown is None:
             return None
@@ -532,7 +533,7 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
     def _before_level(self, level):
         pass
 
-    def _before_opening(self, level):
+    def _before_opening(self, level, openings):
         pass
 
     def _level_ended(self, level, displacements):

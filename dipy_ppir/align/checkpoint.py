@@ -328,7 +328,7 @@ def journal(session, checkpoint, **record):
         checkpoint.append({**record, "ledger": session.ledger.state()})
 
 
-def journal_ahead(session, checkpoint, receiver, openings, **record):
+def journal_ahead(session, checkpoint, openings, **record):
     """Write down what is about to be opened as if it were.
 
     An owner that has a result and goes on as if it had not been given one is counted
@@ -338,16 +338,15 @@ def journal_ahead(session, checkpoint, receiver, openings, **record):
     ----------
     session : Session
     checkpoint : Checkpoint or None
-    receiver : int
     openings : dict
-        maps labels to how many numbers there are, and bits of each.
+        maps labels to who receives how many numbers, of how many bits each.
     **record
         see `journal`.
     """
     if checkpoint is not None:
         ledger = deepcopy(session.ledger)
-        for label, (values, bits) in openings.items():
-            ledger.record_opening(label, (receiver,), values, bits)
+        for label, (receivers, values, bits) in openings.items():
+            ledger.record_opening(label, receivers, values, bits)
         checkpoint.append({**record, "ledger": ledger.state()})
 
 

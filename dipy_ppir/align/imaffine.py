@@ -416,8 +416,8 @@ class SecureAffineRegistration(AffineRegistration):
                 name="affine",
             )
             # A run that goes on may end at another one.
-            ahead = {"affine": ((dim + 1) ** 2, shared.open_bits)}
-            journal_ahead(session, self.checkpoint, STATIC, ahead)
+            ahead = {"affine": ((STATIC,), (dim + 1) ** 2, shared.open_bits)}
+            journal_ahead(session, self.checkpoint, ahead)
             matrix = session.open(shared, "affine", (STATIC,))
         if matrix is None:
             return affine
@@ -650,11 +650,12 @@ class SecureAffineRegistration(AffineRegistration):
         """Show the moving owner what was found, and how well it matches if asked."""
         session, conducts = self.session, self.session.pid == MOVING
         session.ledger.about(None)
-        ahead = {"transform": (self.dim * (self.dim + 1), RESULT_PLACES)}
+        numbers = self.dim * (self.dim + 1)
+        ahead = {"transform": ((MOVING,), numbers, RESULT_PLACES)}
         if ret_metric:
-            ahead["final_value"] = 1, VALUE_BITS
+            ahead["final_value"] = (MOVING,), 1, VALUE_BITS
         place = list(self._place)
-        journal_ahead(session, self.checkpoint, MOVING, ahead, place=place)
+        journal_ahead(session, self.checkpoint, ahead, place=place)
         with session.phase("result"):
             transform, xopt = show(session, hidden)
         value = None

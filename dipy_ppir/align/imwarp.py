@@ -37,6 +37,7 @@ from dipy_ppir.align.checkpoint import (
     begin_or_resume,
     digest,
     journal,
+    journal_ahead,
 )
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
@@ -546,8 +547,6 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         with session.phase("cross correlation"):
             displacements = levels.run(*self._go_on(world))
         with session.phase("result"):
-            if displacements is not None:
-                self._before_opening(0)
             field = levels.show_map(displacements, receivers)
             if displacements is not None:
                 journal(session, self.checkpoint)
@@ -567,10 +566,15 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             )
         journal(self.session, self.checkpoint, begun=level)
 
-    def _before_opening(self, level):
+    def _before_opening(self, level, openings):
         """Count what is opened at the end of a level, before it is.
 
         Each time it is rounded anew, so that many times would show more digits.
+
+        Parameters
+        ----------
+        level : int
+        openings : sequence of Opening
         """
         self._done[level] += 1
         if self._done[level] > REPEATS:
@@ -579,7 +583,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
                 "already, which shows more than was agreed; start anew at all parties, "
                 "without --resume"
             )
-        journal(self.session, self.checkpoint, level=level)
+        ahead = {x.label: (x.receivers, x.size, x.bits) for x in openings}
+        journal_ahead(self.session, self.checkpoint, ahead, level=level)
 
     def _level_ended(self, level, displacements):
         """Write down this party's own state at the end of a level."""

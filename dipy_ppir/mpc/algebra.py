@@ -291,6 +291,21 @@ class Opening(NamedTuple):
     label: str
     receivers: tuple
 
+    @property
+    def size(self):
+        """How many numbers there are."""
+        return sum(math.prod(x.shape) for x in self.numbers)
+
+    @property
+    def noise_bits(self):
+        """Of how many bits of the ring the noise is; all others may be seen."""
+        return 126 - math.ceil(self.bound / self.precision).bit_length()
+
+    @property
+    def bits(self):
+        """How many bits of each number are counted."""
+        return 128 - self.noise_bits
+
 
 #: Between these powers of two `rates` tells numbers apart.
 RATE_STEPS = range(8, steps.BITS - 2)
@@ -582,7 +597,7 @@ class Shares:
                 raise ValueError("only numbers of one unit are shown, no products")
             # In units of which the precision is a power of two, so large that the ring
             # has no room for more than what is promised: the rest cannot be shown.
-            bits = 126 - math.ceil(w.bound / w.precision).bit_length()
+            bits = w.noise_bits
             factor = max(round(x[0].unit / w.precision * 2.0**bits), 1)
             part = np.stack([R128.scale(self._part(k), factor) for k in x])
             array = SharedArray(R128, part, 2, bits, (1 << 127) - 1)
