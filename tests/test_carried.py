@@ -283,7 +283,9 @@ def test_polynomials_of_the_inverse_root():
     assert widths == pytest.approx([0.94, 0.77, 0.36, 0.03], abs=0.01)
 
 
-def test_a_window_that_was_flat_does_not_spoil_an_image():
+@pytest.mark.parametrize("step", [0.25, 0.5])
+@pytest.mark.parametrize("radius, spacing", [(4, 3), (4, 4), (3, 3), (2, 2), (1, 2)])
+def test_a_window_that_was_flat_does_not_spoil_an_image(radius, spacing, step):
     """A bright body on black moves into windows that were black."""
     shape = (48, 44)
     at = np.indices(shape)
@@ -291,19 +293,22 @@ def test_a_window_that_was_flat_does_not_spoil_an_image():
         owner: 1.0 * (np.hypot(at[0] - 24 - d, at[1] - 22) < 12)
         for owner, d in ((STATIC, 3), (MOVING, -3))
     }
-    o = Operators(shape, 4, 2.0, (3, 3))
-    correlation = CarriedCorrelation(Clear(), o, 0.25)
+    o = Operators(shape, radius, 2.0, (spacing,) * 2)
+    correlation = CarriedCorrelation(Clear(), o, step)
     starts = {owner: Start(image, None) for owner, image in bodies.items()}
     halves = correlation.begin(starts)
     static, moving = halves[STATIC], halves[MOVING]
+    every = int(1.25 / step)
     for k in range(30):
-        (static, moving), _ = correlation.iterate(static, moving, refine=k % 5 == 4)
+        (static, moving), _ = correlation.iterate(
+            static, moving, refine=k % every == every - 1
+        )
     for half in (static, moving):
-        assert np.abs(half.image.factor).max() < 1.6
-        assert 0 < half.inverse.factor.min() < half.inverse.factor.max() < 65
+        assert np.abs(half.image.factor).max() < 2.5
+        assert 0 < half.inverse.factor.min() < half.inverse.factor.max() < 66
     before = np.abs(bodies[STATIC] - bodies[MOVING]).mean()
     after = np.abs(static.image.factor - moving.image.factor).mean()
-    assert after < 0.5 * before
+    assert after < 0.75 * before
 
 
 # -- what it costs ---------------------------------------------------------------

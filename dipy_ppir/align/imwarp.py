@@ -2,9 +2,10 @@
 
 Mirrors ``dipy.align.imwarp``: `SecureSymmetricDiffeomorphicRegistration` subclasses
 its namesake there and takes the same arguments. SyN moves both images towards a common
-reference; each owner warps its own image, keeps its own half of the map, and updates
-and inverts it as DIPY does. Only the metric needs both images, and only the finished
-halves are exchanged, for the composition.
+reference. With ``reveal="map"`` images and halves of the map stay on shares (`carried`).
+With the others each owner warps its own image, keeps its own half of the map, and
+updates and inverts it as DIPY does; only the metric needs both images, and only the
+finished halves are exchanged, for the composition.
 
 Every party calls the same functions: the image it does not hold is a `RemoteImage`.
 Called with both images, the other two parties are started as processes on this machine
@@ -138,8 +139,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     Attributes
     ----------
-    static_to_ref, moving_to_ref : DiffeomorphicMap
-        the two halves; each at its owner, at the end also at who gets the result.
+    static_to_ref, moving_to_ref : DiffeomorphicMap or None
+        the two halves; each at its owner, at the end also at who gets the result. With
+        ``reveal="map"`` None at the end: the composed map is opened, and no half.
     receipt : dict or None
         what each party learned, and what it cost, since the session began its run.
 

@@ -348,7 +348,8 @@ class Clear:
     def rates(self, norms, longest, power, digits):
         """See `Shares.rates`."""
         heights = step_heights(norms[0].unit, longest, power, digits.unit)
-        out = []
+        out, most = [], Digits(0.0, norms[0].unit * 2.0 ** (steps.BITS - 2))
+        self.check(*((x, most) for x in self.masked(*norms)))
         for x in norms:
             k = np.searchsorted(2.0 ** np.array(RATE_STEPS), x.part / x.unit, "right")
             height = heights[max(int(k[0]) - 1, 0)] * digits.unit
