@@ -120,7 +120,8 @@ def test_forms_are_the_same_on_elements_and_on_real_numbers(name):
 @pytest.mark.parametrize("name", GRIDS)
 def test_linear_maps_are_the_same_on_elements_and_on_real_numbers(name):
     o, rng = grid(name), np.random.default_rng(2)
-    maps = [(m, o.shape) for m in (o.box, o.box_coarse, o.residual, *o.smooth)]
+    coarse = carried.Window(o, 1).box
+    maps = [(m, o.shape) for m in (o.box, coarse, o.residual, *o.smooth)]
     for m in (o.cubic, o.straight, *o.bend, *o.slopes.values()):
         maps.append((m, o.coarse))
     for m, shape in maps:

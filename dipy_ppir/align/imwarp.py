@@ -2,10 +2,10 @@
 
 Mirrors ``dipy.align.imwarp``: `SecureSymmetricDiffeomorphicRegistration` subclasses
 its namesake there and takes the same arguments. SyN moves both images towards a common
-reference. With ``reveal="map"`` images and halves of the map stay on shares (`carried`).
-With the others each owner warps its own image, keeps its own half of the map, and
-updates and inverts it as DIPY does; only the metric needs both images, and only the
-finished halves are exchanged, for the composition.
+reference. With ``reveal="map"`` images and halves of the map stay on shares, see
+`carried`. With the others each owner warps its own image, keeps its own half of the
+map, and updates and inverts it as DIPY does; only the metric needs both images, and
+only the finished halves are exchanged, for the composition.
 
 Every party calls the same functions: the image it does not hold is a `RemoteImage`.
 Called with both images, the other two parties are started as processes on this machine

@@ -292,11 +292,6 @@ class Operators:
         return Box(self.shape, self.radius)
 
     @cached_property
-    def box_coarse(self):
-        """Window sums at the coarse points."""
-        return Box(self.shape, self.radius, self.points)
-
-    @cached_property
     def residual(self):
         """What an image differs from the mean of its window."""
         return Residual(self)
