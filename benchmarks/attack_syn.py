@@ -441,18 +441,8 @@ class Prediction:
 
     def _first(self, level, fields):
         """Fields at a level, brought there from the level above."""
-        before, now = self.at[level + 1], self.at[level]
-        factors = self.r.static_ss.get_expand_factors(level + 1, level)
-        axes = [
-            AxisMap(registration.spline(p, n - 1, q * f), registration.GRID_UNIT).matrix
-            for p, n, q, f in zip(
-                before.operators.points,
-                before.shape,
-                now.operators.points,
-                factors,
-                strict=True,
-            )
-        ]
+        axes, factors = self.recorded.from_above(level)
+        axes = [AxisMap(m, registration.GRID_UNIT).matrix for m in axes]
         return jnp.stack(
             [apply(axes, x) / f for x, f in zip(fields, factors, strict=True)]
         )
@@ -489,8 +479,7 @@ class Prediction:
             out["steps"].append(steps)
             if level:
                 out["level_static"].append(self._shown(level, u))
-        longest = self.recorded.longest(0, 0) / registration.COMPOSED_STEP
-        times = registration.power_of_two(longest)
+        times = self.recorded.flow_steps(0, 0)
         out["map"] = [self.maps[0].composed(u, v, times)]
         out["halves"] = [jnp.concatenate([u, v])]
         return out

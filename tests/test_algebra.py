@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
+from shares import decoded
 
 from dipy_ppir.mpc import algebra, protocols
 from dipy_ppir.mpc.algebra import (
@@ -62,11 +63,6 @@ def value(masked):
     assert np.array_equal(R128.sub(whole, s.factor), masked[HELPER].factor)
     assert masked[HELPER].part is None
     return decoded(whole) * m.unit
-
-
-def decoded(x):
-    ints = R128.to_ints(x)
-    return np.where(ints >= 1 << 127, ints - (1 << 128), ints).astype(float)
 
 
 def everything(world):

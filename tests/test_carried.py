@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from shares import decoded, value
 
 from dipy_ppir.mpc import carried
 from dipy_ppir.mpc.algebra import (
@@ -70,16 +71,6 @@ def exact_norm(image, o):
     )
     part = carried.AROUND
     return np.sqrt(np.maximum((1 - part) * near + part * around, 0) + o.guard**2)
-
-
-def decoded(x):
-    ints = R128.to_ints(x)
-    return np.where(ints >= 1 << 127, ints - (1 << 128), ints).astype(float)
-
-
-def value(masked):
-    m, s = masked[MOVING], masked[STATIC]
-    return decoded(R128.add(m.part, s.part)) * m.unit
 
 
 # -- forms -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from shares import decoded, value
 
 from dipy_ppir.mpc.algebra import Clear, Shares
 from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start
@@ -58,16 +59,6 @@ def owned(world, o, field, owner=STATIC):
             for x in coarse
         )
     )
-
-
-def decoded(x):
-    ints = R128.to_ints(x)
-    return np.where(ints >= 1 << 127, ints - (1 << 128), ints).astype(float)
-
-
-def value(found):
-    m, s = found[MOVING], found[STATIC]
-    return decoded(R128.add(m.part, s.part)) * m.unit
 
 
 # -- composed maps -----------------------------------------------------------------

@@ -8,6 +8,7 @@ from dipy.align.metrics import CCMetric
 import numpy as np
 import pytest
 from scipy import ndimage
+from shares import decoded
 
 from dipy_ppir.align import RemoteImage, carried, syn_registration
 from dipy_ppir.align.carried import (
@@ -67,11 +68,6 @@ def register(session, pair, dim, **options):
     )
     static, moving = images_of(session.pid, *pair)
     return registration, registration.optimize(static, moving)
-
-
-def decoded(x):
-    ints = R128.to_ints(x)
-    return np.where(ints >= 1 << 127, ints - (1 << 128), ints).astype(float)
 
 
 @pytest.mark.parametrize(

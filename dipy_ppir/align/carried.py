@@ -246,18 +246,7 @@ class CarriedLevels:
         """`displacements` at a level, brought there from the level above."""
         if displacements is None:
             return None
-        before, now = self.level(level + 1), self.level(level)
-        factors = np.asarray(self.r.static_ss.get_expand_factors(level + 1, level))
-        axes = [
-            spline(p, n - 1, q * f)
-            for p, n, q, f in zip(
-                before.operators.points,
-                before.shape,
-                now.operators.points,
-                factors,
-                strict=True,
-            )
-        ]
+        axes, factors = self.from_above(level)
         w, wanted = self.world, []
         for fields in displacements.values():
             for a, field in enumerate(fields):
@@ -273,6 +262,26 @@ class CarriedLevels:
             for k, owner in enumerate(displacements)
         }
 
+    def from_above(self, level):
+        """What brings fields to a level from the one above.
+
+        Returns
+        -------
+        axes : list of array, shape (coarse points, coarse points of the level above)
+        factors : array, shape (dim,)
+            sizes of its voxels, in those of the level above.
+        """
+        before, now = self.level(level + 1), self.level(level)
+        factors = np.asarray(self.r.static_ss.get_expand_factors(level + 1, level))
+        each = zip(
+            before.operators.points,
+            before.shape,
+            now.operators.points,
+            factors,
+            strict=True,
+        )
+        return [spline(p, n - 1, q * f) for p, n, q, f in each], factors
+
     def begin(self, level, displacements=None):
         """The halves at the start of a level, and its `CarriedCorrelation`."""
         at = self.level(level)
@@ -282,8 +291,8 @@ class CarriedLevels:
         )
         steps = None
         if displacements is not None and self.r.metric.opens == "end":
+            times = self.flow_steps(level, level + 1)
             longest = self.longest(level, level + 1)
-            times = power_of_two(longest / COMPOSED_STEP)
             steps = times, power_of_two(longest / TRANSPORTED_STEP / times)
         return carried, carried.begin(starts, displacements, steps)
 
@@ -296,6 +305,10 @@ class CarriedLevels:
         return self.r.step_length * sum(
             n * 2.0 ** (k - level) for k, n in enumerate(iters) if k >= end
         )
+
+    def flow_steps(self, level, end):
+        """In how many steps halves become flows, see `Carrier.receding`; `longest`."""
+        return power_of_two(self.longest(level, end) / COMPOSED_STEP)
 
     def _start(self, owner, level, at):
         if owner not in self.here:
@@ -376,8 +389,8 @@ class CarriedLevels:
     def composed(self, displacements):
         """The map from the static to the moving image, at the coarse points, voxels."""
         carrier = Carrier(self.world, self.level(0).operators)
-        times = power_of_two(self.longest(0, 0) / COMPOSED_STEP)
-        return carrier.composed(displacements[STATIC], displacements[MOVING], times)
+        static, moving = displacements[STATIC], displacements[MOVING]
+        return carrier.composed(static, moving, self.flow_steps(0, 0))
 
     def show_map(self, displacements, receivers):
         """Show the receivers the map, rounded, at the end of the finest level.
