@@ -3,7 +3,11 @@
 import logging
 from types import SimpleNamespace
 
-from dipy.align.imwarp import RegistrationStages, SymmetricDiffeomorphicRegistration
+from dipy.align.imwarp import (
+    RegistrationStages,
+    ScaleSpace,
+    SymmetricDiffeomorphicRegistration,
+)
 from dipy.align.metrics import CCMetric
 import numpy as np
 import pytest
@@ -20,7 +24,8 @@ from dipy_ppir.align.carried import (
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc import algebra
-from dipy_ppir.mpc.algebra import Clear, Shares
+from dipy_ppir.mpc.algebra import Clear, Masked, Shares
+from dipy_ppir.mpc.carrier import DISPLACEMENT
 from dipy_ppir.mpc.errors import RoundingError
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
@@ -227,6 +232,27 @@ def test_anisotropic_voxels_step_as_dipys_do():
     error = np.sqrt(((ours - theirs)[inner] ** 2).sum(axis=-1).mean())
     size = np.sqrt((theirs[inner] ** 2).sum(axis=-1).mean())
     assert error < 0.5 * size
+
+
+def test_halves_are_brought_to_a_finer_level_as_they_are():
+    """Twice as many voxels, of half the size; up to cubic interpolation."""
+    image = np.eye(48, 44, dtype=np.float32)
+    scales = ScaleSpace(image, 2, image_grid2world=np.eye(3), input_spacing=np.ones(2))
+    registration = SimpleNamespace(dim=2, static_ss=scales, metric=metric(2))
+    levels = CarriedLevels(registration, Clear(), ())
+
+    def fields(level):
+        size = 2.0**level
+        y, x = np.meshgrid(*levels.level(level).operators.points, indexing="ij")
+        y, x = y * size, x * size
+        each = np.sin(y / 9) * np.cos(x / 11), np.cos(y / 12) + x / 40
+        return [Masked(f / size, None, DISPLACEMENT.unit, f.shape) for f in each]
+
+    found = levels.first(0, {STATIC: fields(1)})[STATIC]
+    for ours, exact in zip(found, fields(0), strict=True):
+        # Beyond the last point of the coarser grid the spline stays as it is.
+        inner = np.abs(ours.factor - exact.factor)[:-1, :-1]
+        assert inner.max() < 0.02 < 0.5 < np.ptp(exact.factor)
 
 
 def test_levels_without_iterations(three):
