@@ -428,20 +428,24 @@ def test_more_bits_than_declared_are_not_shown(three):
     assert all(three(run))
 
 
-@pytest.mark.parametrize("number", [-3.0, -UNIT, UNIT, 3.0])
-def test_the_sign_of_a_sum(three, number):
+@pytest.mark.parametrize(
+    "numbers", [[-3.0], [-UNIT], [UNIT], [3.0], [1.0, -UNIT], [-1.0, -2.0], [1.0, 2.0]]
+)
+def test_the_sign_of_sums(three, numbers):
     def run(session):
         world = Shares(session)
-        x = shared(world, {MOVING: np.array([number])})[0]
         y = shared(world, {STATIC: np.array([2.0])})[0]
-        sign = world.is_negative(x * y, Digits(UNIT**2, 64.0), "test-bit")
+        sums = [
+            shared(world, {MOVING: np.array([number])})[0] * y for number in numbers
+        ]
+        sign = world.any_negative(sums, Digits(UNIT**2, 64.0), "test-bit")
         learned = session.ledger.learned()[ROLES[HELPER]]
-        return sign, [(e["label"], e["bits"]) for e in learned]
+        return sign, [(e["label"], e["values"], e["bits"]) for e in learned]
 
-    assert three(run) == [(number < 0, [("test-bit", 1.0)])] * 3
-    assert Clear().is_negative(
-        Clear().own(np.array([number]), 0, (1,), KEPT), KEPT, "test-bit"
-    ) is (number < 0)
+    expected = min(numbers) < 0
+    assert three(run) == [(expected, [("test-bit", 1, 1.0)])] * 3
+    clear = [Clear().own(np.array([x]), 0, (1,), KEPT) for x in numbers]
+    assert Clear().any_negative(clear, KEPT, "test-bit") is expected
 
 
 @pytest.mark.parametrize("bits", [None, 60, 100, 119])

@@ -9,7 +9,7 @@ from dipy.io.utils import read_img_arr_or_path
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
-from dipy_ppir.align import plan
+from dipy_ppir.align import plan, plausibility
 from dipy_ppir.align.frames import Blur
 from dipy_ppir.align.hidden import (
     check_path,
@@ -18,6 +18,7 @@ from dipy_ppir.align.hidden import (
     result_bits,
 )
 from dipy_ppir.align.imaffine import (
+    Found,
     SecureAffineRegistration,
     SecureMutualInformationMetric,
     check_centers,
@@ -114,7 +115,8 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
             p = regtransforms[kind, dim].get_number_of_parameters()
             total += sum(n - 1 for n in counts if n) * opened_bits(p)
         if i == len(steps) - 1:
-            total += VALUE_BITS
+            # And whether the images match.
+            total += VALUE_BITS + 1
     return total
 
 
@@ -160,6 +162,7 @@ def affine_registration(
     result_to="both",
     ret_receipt=False,
     checkpoint=None,
+    strict=False,
     **metric_kwargs,
 ):
     """Find the affine transformation between two images that two parties hold.
@@ -203,6 +206,9 @@ def affine_registration(
         also return, last, what each party learned and what it cost.
     checkpoint : Checkpoint, optional
         where this party keeps its state in a session, to go on after an interruption.
+    strict : bool, optional
+        make a result that is not plausible an error; by default it is a warning, and in
+        the receipt. See `plausibility`.
     nbins, sampling_proportion, reveal, backend, hide_steps : optional
         see `SecureMutualInformationMetric`.
 
@@ -222,6 +228,8 @@ def affine_registration(
     ValueError
         if an image or a parameter cannot be used, before any connection is
         opened.
+    ImplausibleError
+        with `strict`, when the result is there.
     """
     if metric != "MI":
         raise ValueError(f"metric must be 'MI', got {metric!r}")
@@ -246,6 +254,11 @@ def affine_registration(
             static=(static, static_affine, static_mask),
             moving=(moving, moving_affine, moving_mask),
         )
+    concerns = []
+    if "center_of_mass" in steps or is_named(starting_affine, "mass"):
+        for name, image in (("static", static), ("moving", moving)):
+            if not is_remote(image):
+                concerns += plausibility.of_center(image, name)
     if starting_affine is not None and "center_of_mass" in steps:
         warn(
             "starting_affine overwritten by center_of_mass transform",
@@ -261,6 +274,7 @@ def affine_registration(
         callback=callback,
         result_to=result_to,
         checkpoint=checkpoint,
+        strict=strict,
     )
     check_pyramid(static.shape, static_affine, registration.factors)
     check_steps(registration, steps, len(static.shape), starting_affine)
@@ -275,7 +289,12 @@ def affine_registration(
     if session is not None:
         registration.join(session)
         results = run_pipeline(
-            registration, steps, starting_affine, images, ret_metric=ret_metric
+            registration,
+            steps,
+            starting_affine,
+            images,
+            ret_metric=ret_metric,
+            concerns=concerns,
         )
     elif is_remote(static) or is_remote(moving):
         raise ValueError(
@@ -295,7 +314,12 @@ def affine_registration(
         def run_here(own_session):
             registration.join(own_session)
             return run_pipeline(
-                registration, steps, starting_affine, here, ret_metric=ret_metric
+                registration,
+                steps,
+                starting_affine,
+                here,
+                ret_metric=ret_metric,
+                concerns=concerns,
             )
 
         results = local.run_locally(
@@ -306,6 +330,7 @@ def affine_registration(
             helper={**common, **helper},
         )[MOVING]
     matrix, xopt, fopt, receipt = results
+    plausibility.tell(receipt["warnings"], strict=strict, stacklevel=4)
     resampled = None
     if matrix is not None and not is_remote(moving):
         resampled = AffineMap(
@@ -371,8 +396,21 @@ def _check_pipeline(pipeline, ret_metric):
     return steps
 
 
-def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
+def run_pipeline(
+    registration, steps, starting_affine, images, *, ret_metric, concerns=()
+):
     """Run the steps of a pipeline at every party of a session.
+
+    Parameters
+    ----------
+    registration : SecureAffineRegistration
+    steps : list of str
+    starting_affine : str, array or None
+    images : dict
+        see `SecureAffineRegistration.optimize`.
+    ret_metric : bool
+    concerns : sequence of str, optional
+        what is odd about the images, for the receipt; see `plausibility`.
 
     Returns
     -------
@@ -392,25 +430,27 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
         steps, starting_affine, ret_metric=ret_metric, **images
     )
     affine = np.eye(dim + 1) if starting_affine is None else starting_affine
-    xopt = fopt = None
+    found = Found(affine, None, None, None)
     for registration.step_number, registration.step in enumerate(steps):
         step = registration.step
         if step == "center_of_mass":
-            affine = registration.start_at_center(
+            center = registration.start_at_center(
                 masked(images["static"], usable_mask(images["static_mask"], "static")),
                 images["static_grid2world"],
                 masked(images["moving"], usable_mask(images["moving_mask"], "moving")),
                 images["moving_grid2world"],
                 last=registration.step_number == len(steps) - 1,
-            ).affine
+            )
+            found = Found(center.affine, None, None, None)
             continue
         if session.pid != MOVING and registration.finished_before:
             continue
         last = registration.step_number == len(steps) - 1
-        affine, xopt, fopt = registration.run(
+        found = registration.run(
             regtransforms[PIPELINE_STEPS[step], dim],
             None,
-            starting_affine=affine,
+            starting_affine=found.affine,
+            origin=found.origin,
             ret_metric=ret_metric and last,
             before=steps[registration.step_number - 1]
             if registration.step_number
@@ -418,17 +458,19 @@ def run_pipeline(registration, steps, starting_affine, images, *, ret_metric):
             last=last,
             **images,
         )
-    affine = registration.share_result(affine)
+    judged = steps != ["center_of_mass"]
+    affine, odd = registration.end(found, images, judged=judged)
     receipt = session.receipt(
         parameters={**_described(registration), "pipeline": steps},
         static_grid2world=np.asarray(images["static_grid2world"]).tolist(),
         moving_grid2world=np.asarray(images["moving_grid2world"]).tolist(),
+        warnings=[*concerns, *odd],
     )
     registration.receipt = receipt
     knows = session.pid == MOVING or (
         registration.result_to == "both" and not is_remote(images["static"])
     )
-    return affine if knows else None, xopt, fopt, receipt
+    return affine if knows else None, found.xopt, found.fopt, receipt
 
 
 def _described(registration):
@@ -465,6 +507,7 @@ def syn_registration(
     result_to="both",
     ret_receipt=False,
     checkpoint=None,
+    strict=False,
     **metric_kwargs,
 ):
     """Find the diffeomorphic map between two images that two parties hold.
@@ -494,7 +537,7 @@ def syn_registration(
     session : Session, optional
         this party's session. With both images here and no session, the other
         two parties are started as processes on this machine.
-    ss_sigma_factor, opt_tol, inv_iter, inv_tol, callback, result_to : optional
+    ss_sigma_factor, opt_tol, inv_iter, inv_tol, callback, result_to, strict : optional
         see `SecureSymmetricDiffeomorphicRegistration`.
     ret_receipt : bool, optional
         also return, last, what each party learned and what it cost.
@@ -519,6 +562,8 @@ def syn_registration(
     ValueError
         if an image or a parameter cannot be used, before any connection is
         opened.
+    ImplausibleError
+        with `strict`, when the result is there.
     """
     if str(metric).upper() != "CC":
         raise ValueError(f"metric must be 'CC', got {metric!r}")
@@ -536,6 +581,7 @@ def syn_registration(
         callback=callback,
         result_to=result_to,
         checkpoint=checkpoint,
+        strict=strict,
     )
     if session is not None:
         registration.join(session)

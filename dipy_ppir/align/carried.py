@@ -20,8 +20,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
+from dipy_ppir.align.intensities import prepared, span
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
-from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start
+from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start, guard
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
@@ -35,9 +36,6 @@ LEVEL_SPACING, LEVEL_PRECISION = 4, 0.25
 THIN = 20
 #: Unit of the weights that bring displacements from one grid to another.
 GRID_UNIT = 2.0**-14
-#: Part of an image's voxels on either side that is no measure of its range, and most of
-#: them that may be outliers: see `winsorized`.
-TAIL, MOST_OUTLIERS = 0.005, 0.002
 #: Largest step length, voxels: Taylor polynomials of longer steps are none.
 MOST_STEP = 0.5
 #: A step moves a voxel by no more than this many times the step length.
@@ -49,6 +47,12 @@ REFINED_AFTER = 1.25
 #: go half as far). Polynomials of more than half a voxel make an image's finest detail
 #: grow, of more than a quarter hardly.
 COMPOSED_STEP, TRANSPORTED_STEP = 5.0, 0.5
+#: Unit of weights of sums of correlations.
+SUM_UNIT = 2.0**-20
+#: Of images that match, no smaller part of the squared correlation that is possible is
+#: there in the end, and no smaller part of that at the beginning of the level. Of two
+#: people's brains there is half of it, of a brain and noise less than a quarter.
+LEAST_CORRELATION, KEPT_CORRELATION = 0.25, 0.95
 #: Standard deviation in voxels by which images are smoothed that are not warped, since
 #: linear interpolation smooths those that are: on average by the root of 1/6.
 SOFTENING = 6**-0.5
@@ -81,45 +85,14 @@ declare(
 )
 
 
-def span(image):
-    """Range of an image without outliers, and the range with them that is kept.
-
-    Half a percent of the voxels on either side are left out of the range. What lies
-    outside of it by more than half its width is an outlier, if they are no more than
-    two voxels in a thousand. Without outliers the range is that of all voxels.
-
-    Parameters
-    ----------
-    image : array
-
-    Returns
-    -------
-    low, high : float
-    least, most : float
-    """
-    low, high = np.quantile(image, [TAIL, 1 - TAIL])
-    reach = (high - low) / 2
-    least, most = low - reach, high + reach
-    outside = int(((image < least) | (image > most)).sum())
-    if not 0 < outside <= MOST_OUTLIERS * image.size or not reach > 0:
-        low, high = float(image.min()), float(image.max())
-        return low, high, low, high
-    return low, high, least, most
-
-
-def winsorized(image):
-    """An image without outliers, and how many voxels were changed; see `span`.
-
-    A few voxels of metal would otherwise leave no digits to all others.
-    """
-    _, _, least, most = span(image)
-    changed = int(((image < least) | (image > most)).sum())
-    return (np.clip(image, least, most) if changed else image), changed
-
-
 def spacings(shape, spacing):
     """Spacing of the coarse grid along each axis of a level's grid."""
     return [spacing if n >= THIN else min(spacing, 2) for n in shape]
+
+
+def window(metric):
+    """Radius of the windows of a metric, and what deviation of theirs is flat."""
+    return metric.radius, guard(metric.radius)
 
 
 def power_of_two(x):
@@ -185,23 +158,26 @@ class CarriedLevels:
         r = self.r
         for at in range(r.levels - 1 if level is None else level, -1, -1):
             r.current_level, r.niter, r.energy_list = at, 0, []
-            limit = r.level_iters[-1 - at]
+            limit, last = (
+                r.level_iters[-1 - at],
+                not any(r.level_iters[r.levels - at :]),
+            )
             if at < r.levels - 1:
                 self.expand(at)
                 displacements = self.first(at, displacements)
             r._tell(RegistrationStages.SCALE_START)
             if limit:
                 r._before_level(at)
-                displacements = self._iterate(at, limit, displacements)
+                displacements = self._iterate(at, limit, displacements, last)
             r._tell(RegistrationStages.SCALE_END)
             if limit and at:
                 # Where no finer level follows, nobody needs its half.
-                if r.metric.opens == "levels" and any(r.level_iters[-at:]):
+                if r.metric.opens == "levels" and not last:
                     self.show_level(at, displacements)
                 r._level_ended(at, displacements)
         return displacements
 
-    def _iterate(self, level, limit, displacements):
+    def _iterate(self, level, limit, displacements, is_last):
         r, correlations, stops = self.r, [], False
         carried, halves = self.begin(level, displacements)
         static, moving = halves[STATIC], halves[MOVING]
@@ -220,6 +196,8 @@ class CarriedLevels:
             r._tell(RegistrationStages.ITER_END)
             r.niter += 1
         carried.check(before, (static, moving))
+        if is_last:
+            r._judged(self.mismatched(carried, before, correlations))
         return {STATIC: static.displacement, MOVING: moving.displacement}
 
     def refinement(self):
@@ -443,16 +421,45 @@ class CarriedLevels:
         powers = np.vstack((x**2, x, np.ones(n)))
         fit = np.linalg.solve(powers @ powers.T, powers)
         weights = 2 * fit[0] * (0.5 * n) + fit[1] - self.r.opt_tol
-        unit = 2.0**-20
-        weighted = sum_of(
-            c.times(round(x / unit))
-            for c, x in zip(correlations[-n:], weights, strict=True)
-        ).over(1 / unit)
+        return self._any_negative([(correlations[-n:], weights)], "stop")
+
+    def _any_negative(self, sums, label):
+        """Whether any of some weighted sums of correlations is below zero.
+
+        Parameters
+        ----------
+        sums : sequence of (correlations, weights)
+        label : str
+        """
+        unit, wanted = SUM_UNIT * min(x.unit for xs, _ in sums for x in xs), []
+        for correlations, weights in sums:
+            each = zip(correlations, weights, strict=True)
+            wanted.append(sum_of(x.weighted(c, unit) for x, c in each))
         points = float(np.prod(self.level(self.r.current_level).operators.coarse))
         # A correlation is hardly larger than 1; 50 bits are compared.
-        most = 4 * points * np.abs(weights).sum()
+        most = 4 * points * max(np.abs(weights).sum() for _, weights in sums)
         digits = Digits(most * 2.0**-48, most)
-        return self.world.is_negative(weighted, digits, "stop")
+        return self.world.any_negative(wanted, digits, label)
+
+    def mismatched(self, carried, halves, correlations):
+        """Whether two images hardly match, or less than when a level began.
+
+        Rounds: 1, and those of `any_negative`.
+
+        Parameters
+        ----------
+        carried : CarriedCorrelation
+        halves : sequence of Half
+            as they were given to the last iteration.
+        correlations : list of Expression
+            of the level, one for each iteration.
+        """
+        last = correlations[-1]
+        sums = [
+            ((last, carried.possible(halves)), (1.0, -LEAST_CORRELATION)),
+            ((last, correlations[0]), (1.0, -KEPT_CORRELATION)),
+        ]
+        return self._any_negative(sums, "mismatch")
 
 
 class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
@@ -521,8 +528,7 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
         """Register; see ``dipy.align.imwarp``."""
         whole = np.eye(self.dim + 1)
         result = super().optimize(
-            winsorized(np.asarray(static))[0],
-            winsorized(np.asarray(moving))[0],
+            *(prepared(x, *window(self.metric)).image for x in (static, moving)),
             static_grid2world=whole if static_grid2world is None else static_grid2world,
             moving_grid2world=whole if moving_grid2world is None else moving_grid2world,
             prealign=prealign,
@@ -550,6 +556,9 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
         pass
 
     def _level_ended(self, level, displacements):
+        pass
+
+    def _judged(self, mismatched):
         pass
 
 

@@ -13,6 +13,8 @@ Every party calls the same functions: the image it does not hold is a
 processes on this machine and run the same protocol.
 """
 
+from typing import NamedTuple
+
 from dipy.align.imaffine import (
     AffineInvalidValuesError,
     AffineInversionError,
@@ -28,7 +30,7 @@ from dipy.core.optimize import Optimizer
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
-from dipy_ppir.align import plan
+from dipy_ppir.align import plan, plausibility
 from dipy_ppir.align.centers import (
     START_PART,
     precision_for,
@@ -94,6 +96,27 @@ declare(
     bits=121.1,
 )
 
+
+class Found(NamedTuple):
+    """What a step of a pipeline found; see `SecureAffineRegistration.run`.
+
+    Attributes
+    ----------
+    affine : array, shape (dim + 1, dim + 1), or Hidden
+        at the moving owner; elsewhere the identity. With hidden steps `Hidden` but
+        after the last step.
+    xopt, fopt
+        of `optimize`, at the moving owner.
+    origin : array, shape (dim + 1, dim + 1), or None
+        where the pipeline began, at the moving owner.
+    """
+
+    affine: np.ndarray
+    xopt: np.ndarray
+    fopt: float
+    origin: np.ndarray
+
+
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
 
 
@@ -122,6 +145,9 @@ class SecureAffineRegistration(AffineRegistration):
     checkpoint : Checkpoint, optional
         where this party keeps its state, to go on after an interruption; needs a
         session.
+    strict : bool, optional
+        raise an `ImplausibleError` where a result that is not plausible otherwise is
+        an `ImplausibleWarning`; see `plausibility`.
 
     Attributes
     ----------
@@ -150,6 +176,7 @@ class SecureAffineRegistration(AffineRegistration):
         callback=None,
         result_to="both",
         checkpoint=None,
+        strict=False,
     ):
         if metric is None:
             metric = SecureMutualInformationMetric()
@@ -176,6 +203,7 @@ class SecureAffineRegistration(AffineRegistration):
         self.session = session
         self.callback = callback
         self.result_to = result_to
+        self.strict = bool(strict)
         self.receipt = None
         self.step = None
         self.checkpoint = checkpoint
@@ -252,6 +280,8 @@ class SecureAffineRegistration(AffineRegistration):
             is opened.
         ParameterMismatchError
             if the parties do not use the same parameters.
+        ImplausibleError
+            with `strict`, if the result is not plausible.
         """
         check_image(static, static_grid2world, "static")
         check_image(moving, moving_grid2world, "moving")
@@ -288,22 +318,24 @@ class SecureAffineRegistration(AffineRegistration):
             self.begin_checkpoint(
                 [name], starting_affine, ret_metric=ret_metric, **arguments
             )
-            result = self.run(
+            found = self.run(
                 transform,
                 params0,
                 starting_affine=starting_affine,
                 ret_metric=ret_metric,
                 **arguments,
             )
+            affine, concerns = self.end(found, arguments)
             affine_map = AffineMap(
-                self.share_result(result[0]),
+                affine,
                 domain_grid_shape=static.shape,
                 domain_grid2world=grid2world_of(static, static_grid2world),
                 codomain_grid_shape=moving.shape,
                 codomain_grid2world=grid2world_of(moving, moving_grid2world),
             )
-            self.receipt = self.session.receipt()
-            return (affine_map, *result[1:]) if ret_metric else affine_map
+            self.receipt = self.session.receipt(warnings=concerns)
+            plausibility.tell(concerns, strict=self.strict)
+            return (affine_map, *found[1:3]) if ret_metric else affine_map
         if is_remote(static) or is_remote(moving):
             raise ValueError(
                 "a RemoteImage needs a session with the party that holds the image"
@@ -424,6 +456,87 @@ class SecureAffineRegistration(AffineRegistration):
         matrix[-1] = np.eye(dim + 1)[-1]
         return matrix
 
+    def end(self, found, images, *, judged=True):
+        """Judge what the last step found, and share it.
+
+        Parameters
+        ----------
+        found : Found
+        images : dict
+            see `optimize`.
+        judged : bool, optional
+            whether there was a metric, by which the match can be judged.
+
+        Returns
+        -------
+        affine : array
+            see `share_result`.
+        concerns : list of str
+            what is not plausible about the result; see `plausibility`.
+        """
+        concerns = []
+        if judged and self._mismatched(found, images):
+            concerns.append(plausibility.MISMATCH)
+        if judged and self._stuck(found):
+            concerns.append(plausibility.STUCK)
+        affine = self.share_result(found.affine)
+        knows = {"both": (MOVING, STATIC), "moving": (MOVING,)}[self.result_to]
+        if self.session.pid in knows:
+            concerns += plausibility.of_transform(affine, *grid(images, "static"))
+            part = plausibility.overlap(
+                affine, *grid(images, "static"), *grid(images, "moving")
+            )
+            concerns += plausibility.of_overlap(part)
+        return affine, concerns
+
+    def _mismatched(self, found, images):
+        """Whether the images hardly match in the end, or less than at the beginning.
+
+        On shares it is judged at the coarsest level, by two evaluations, of which a bit
+        is opened to both owners. Where an optimizer at the moving owner has seen the
+        metric's values, that owner judges the last one.
+
+        Returns
+        -------
+        mismatched : bool or None
+            None at the helper.
+        """
+        session = self.session
+        with session.phase("result"):
+            if self.metric.reveal == "transform":
+                bit = self._mismatch_on_shares(found, images)
+            else:
+                known = None
+                if session.pid == MOVING:
+                    known = np.array([float(self.metric.hardly_matches(found.fopt))])
+                bit = secret_numbers(session).own(known, (1,), 0, 1)
+            session.ledger.about(None)
+            receivers = MOVING, STATIC
+            return secret_numbers(session).show_bit(bit, "mismatch", receivers)
+
+    def _mismatch_on_shares(self, found, images):
+        level = max(k for k, n in enumerate(self.level_iters[::-1]) if n)
+        self.current_level, self.starting_affine = level, found.origin
+        grid2world = grid(images, "moving")[1]
+        self._set_up(level, {**images, "moving_grid2world": grid2world})
+        if self.metric.hide_steps:
+            self.metric.share_static()
+        conducts = self.session.pid == MOVING
+        return self.metric.mismatched(found.origin, found.affine if conducts else None)
+
+    def _stuck(self, found):
+        """Whether no step was taken, which the static owner is told with the result."""
+        session = self.session
+        stuck = session.pid == MOVING and np.array_equal(found.affine, found.origin)
+        if self.result_to != "both":
+            return stuck
+        session.ledger.about(None)
+        numbers = secret_numbers(session)
+        with session.phase("result"):
+            own = np.array([float(stuck)]) if session.pid == MOVING else None
+            told = numbers.show_bit(numbers.own(own, (1,), 0, 1), "stuck", (STATIC,))
+        return stuck if told is None else told
+
     def run(
         self,
         transform,
@@ -439,6 +552,7 @@ class SecureAffineRegistration(AffineRegistration):
         ret_metric=False,
         before=None,
         last=True,
+        origin=None,
     ):
         """One registration inside a session; see `optimize`.
 
@@ -450,12 +564,13 @@ class SecureAffineRegistration(AffineRegistration):
             step of the pipeline before this one.
         last : bool, optional
             whether no step comes after it.
+        origin : array, optional
+            where the first step of the pipeline began, at the moving owner; by default
+            where this one does.
 
         Returns
         -------
-        affine, xopt, fopt
-            at the moving owner; elsewhere the identity and None. With hidden steps the
-            first is `Hidden` unless this is the last step.
+        found : Found
         """
         hidden = starting_affine if isinstance(starting_affine, Hidden) else None
         self._init_optimizer(
@@ -476,16 +591,18 @@ class SecureAffineRegistration(AffineRegistration):
             "moving": moving,
             "moving_grid2world": moving_grid2world,
         }
+        if origin is None and hidden is None:
+            origin = self._own_start()
         if self.metric.hide_steps:
             counts = self.planned(transform, before, last)
             if hidden is None:
                 frame = Frame(
                     static.shape, static_grid2world, moving.shape, moving_grid2world
                 )
-                hidden = hide(self.session, frame, self._own_start())
+                hidden = hide(self.session, frame, origin)
             hidden = self._hidden(images, counts, hidden)
             if not last:
-                return hidden, None, None
+                return Found(hidden, None, None, origin)
             xopt, fopt = self._shown(images, hidden, ret_metric)
         elif self.metric.reveal == "transform":
             counts = self.planned(transform, before, last)
@@ -493,8 +610,8 @@ class SecureAffineRegistration(AffineRegistration):
         else:
             xopt, fopt = self._at_moving_owner(images)
         if self.session.pid != MOVING:
-            return np.eye(self.dim + 1), None, None
-        return self.starting_affine, xopt, fopt
+            return Found(np.eye(self.dim + 1), None, None, None)
+        return Found(self.starting_affine, xopt, fopt, origin)
 
     def _own_start(self):
         """Where the moving owner starts; None elsewhere."""
@@ -696,6 +813,8 @@ class SecureAffineRegistration(AffineRegistration):
         options = dict(self.options or {"gtol": 1e-4})
         for level in range(self.levels - 1, -1, -1):
             self.current_level = level
+            if not self.level_iters[-1 - level]:
+                continue
             live = self._place >= self._resumption.at
             if live:
                 self._set_up(level, images)
@@ -967,6 +1086,12 @@ class SecureAffineRegistration(AffineRegistration):
         return space
 
 
+def grid(images, name):
+    """Shape and voxel-to-space transformation of one of the images of `optimize`."""
+    image = images[name]
+    return image.shape, grid2world_of(image, images[name + "_grid2world"])
+
+
 def check_centers(**images):
     """Raise ValueError if the centre of mass of an image that is here is of no use.
 
@@ -1002,12 +1127,13 @@ def registration_from(session, config):
 
 def _optimize_party(session, config, transform, starting_affine, ret_metric, **images):
     images = unite(**images)
-    registration_from(session, config).optimize(
-        images.pop("static"),
-        images.pop("moving"),
-        regtransforms[tuple(transform)],
-        None,
-        starting_affine=starting_affine,
-        ret_metric=ret_metric,
-        **images,
-    )
+    with plausibility.untold():
+        registration_from(session, config).optimize(
+            images.pop("static"),
+            images.pop("moving"),
+            regtransforms[tuple(transform)],
+            None,
+            starting_affine=starting_affine,
+            ret_metric=ret_metric,
+            **images,
+        )

@@ -26,11 +26,12 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 import numpy.linalg as npl
 
+from dipy_ppir.align import plausibility
 from dipy_ppir.align.carried import (
     MOST_STEP,
     CarriedLevels,
     mapping,
-    winsorized,
+    window,
 )
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
@@ -40,6 +41,7 @@ from dipy_ppir.align.checkpoint import (
     journal,
     journal_ahead,
 )
+from dipy_ppir.align.intensities import flat_part, prepared
 from dipy_ppir.align.metrics import SecureCCMetric, check_size
 from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import (
@@ -55,7 +57,7 @@ from dipy_ppir.align.validation import check_grid2world, check_image, check_over
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.algebra import Secret, Shares
 from dipy_ppir.mpc.arrays import OwnedArray
-from dipy_ppir.mpc.crosscorr import check_grid
+from dipy_ppir.mpc.crosscorr import LEAST_DEVIATION, check_grid
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
 
@@ -136,6 +138,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     checkpoint : Checkpoint, optional
         where this party keeps its state, to go on after an interruption; needs a
         session.
+    strict : bool, optional
+        raise an `ImplausibleError` where a result that is not plausible otherwise is
+        an `ImplausibleWarning`; see `plausibility`.
 
     Attributes
     ----------
@@ -166,6 +171,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         session=None,
         result_to="both",
         checkpoint=None,
+        strict=False,
     ):
         if ss_sigma_factor is None:
             ss_sigma_factor = SIGMA_FACTORS[getattr(metric, "reveal", None) == "map"]
@@ -210,9 +216,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self.session = session
         self.result_to = result_to
         self.checkpoint = checkpoint
+        self.strict = bool(strict)
         self.receipt = None
-        #: Voxels of the own image that were outliers, see `carried.winsorized`.
-        self.winsorized = 0
 
     def config(self):
         """Public parameters of the registration, JSON-able."""
@@ -265,6 +270,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             if an image or a parameter cannot be used; before any connection is opened.
         ParameterMismatchError
             if the parties do not use the same parameters.
+        ImplausibleError
+            with `strict`, if the result is not plausible.
         """
         images = {
             "static": static,
@@ -278,7 +285,9 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             raise ValueError("prealign belongs to the moving owner; leave it out here")
         if self.session is not None:
             check_roles(self.session.pid, static, moving)
-            return self._register(images, prealign)
+            mapping = self._register(images, prealign)
+            plausibility.tell(self.receipt["warnings"], strict=self.strict)
+            return mapping
         if is_remote(static) or is_remote(moving):
             raise ValueError(
                 "a RemoteImage needs a session with the party that holds the image"
@@ -297,13 +306,18 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             finally:
                 self.join(None)
 
-        return local.run_locally(
+        results = local.run_locally(
             run_here,
             "dipy_ppir.align.imwarp:_register_party",
             moving={},
             static={**common, **there},
             helper={**common, **helper},
-        )[MOVING]
+        )
+        # Of the images, each owner speaks of its own.
+        concerns = [*self.receipt["warnings"], *results[STATIC]]
+        self.receipt["warnings"] = list(dict.fromkeys(concerns))
+        plausibility.tell(self.receipt["warnings"], strict=self.strict)
+        return results[MOVING]
 
     # -- before the session ----------------------------------------------
 
@@ -374,20 +388,74 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         records = self.checkpoint.records() if self._goes_on else []
         self._done = Counter(r["level"] for r in records if "level" in r)
         self._begun = Counter(r["begun"] for r in records if "begun" in r)
+        images, facts, concerns = self._prepared(images)
+        self._mismatched = False
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
-        facts = {
+        facts |= {
             "parameters": self.config(),
             "static_grid2world": images["static_grid2world"].tolist(),
             "moving_grid2world": images["moving_grid2world"].tolist(),
         }
+        if self._mismatched:
+            concerns.append(plausibility.MISMATCH)
         if self.static_to_moving is not None:
             facts["quality"] = map_quality(self.static_to_moving)
-        if self.winsorized:
-            facts["winsorized_voxels"] = self.winsorized
-        self.receipt = self.session.receipt(**facts)
+            concerns += plausibility.of_map(facts["quality"])
+            concerns += self._of_overlap(images)
+        self.receipt = self.session.receipt(warnings=concerns, **facts)
         return self.static_to_moving
+
+    def _prepared(self, images):
+        """Images as they are registered, facts for the receipt, and what is odd.
+
+        Returns
+        -------
+        images, facts : dict
+        concerns : list of str
+        """
+        facts, concerns, radius = {}, [], self.metric.radius
+        for name in OWNERS:
+            image = images[name]
+            if is_remote(image):
+                continue
+            if self.metric.reveal == "map":
+                image, outliers, equal, flat = prepared(image, *window(self.metric))
+                if outliers:
+                    facts["winsorized_voxels"] = outliers
+                if equal:
+                    facts["equalized"] = True
+                images = {**images, name: image}
+            else:
+                equal, flat = False, flat_part(image, radius, LEAST_DEVIATION)
+            concerns += plausibility.of_windows(flat, equal, name)
+        scales = self._scale_space(
+            RemoteImage(images["static"].shape), images["static_grid2world"]
+        )
+        for level in range(self.levels):
+            if self.level_iters[-1 - level]:
+                shape = scales.get_domain_shape(level)
+                concerns += plausibility.of_level(level, shape, radius)
+        return images, facts, concerns
+
+    def _of_overlap(self, images):
+        """Concerns about where the two images lie from where SyN began."""
+        prealign = self.static_to_moving.prealign
+        grids = [images[n].shape for n in ("static", "moving")]
+        return plausibility.of_overlap(
+            plausibility.overlap(
+                np.eye(self.dim + 1) if prealign is None else prealign,
+                grids[0],
+                images["static_grid2world"],
+                grids[1],
+                images["moving_grid2world"],
+            )
+        )
+
+    def _judged(self, mismatched):
+        """What was opened about the match in the end."""
+        self._mismatched = mismatched
 
     def _facts(self, images, prealign):
         """What a checkpoint belongs to."""
@@ -405,8 +473,6 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         if remote:
             # Only the grids are needed; without smoothing they cost little.
             image = np.zeros(image.shape, dtype=floating)
-        elif self.metric.reveal == "map":
-            image, self.winsorized = winsorized(np.asarray(image))
         with np.errstate(all="ignore" if remote else None):
             return ScaleSpace(
                 np.asarray(image).astype(floating),
@@ -804,9 +870,12 @@ def registration_from(session, config):
 
 def _register_party(session, config, **images):
     images = unite(**images)
-    registration_from(session, config).optimize(
-        images["static"],
-        images["moving"],
-        static_grid2world=images["static_grid2world"],
-        moving_grid2world=images["moving_grid2world"],
-    )
+    registration = registration_from(session, config)
+    with plausibility.untold():
+        registration.optimize(
+            images["static"],
+            images["moving"],
+            static_grid2world=images["static_grid2world"],
+            moving_grid2world=images["moving_grid2world"],
+        )
+    return registration.receipt["warnings"]

@@ -14,13 +14,23 @@ import numpy.linalg as npl
 
 from dipy_ppir._kernels import sampling
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
+from dipy_ppir.align.quasinewton import SCALE
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
-from dipy_ppir.align.secretmetric import EVERY_VOXEL, SecretMutualInformation
+from dipy_ppir.align.secretmetric import (
+    EVERY_VOXEL,
+    SecretMutualInformation,
+    secret_numbers,
+)
+from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 REVEAL = ("transform", "gradient", "histogram")
 BACKENDS = ("packed", "mpyc")
 #: More bins than any image needs take minutes.
 MOST_BINS = 512
+#: Of images that match, the metric is no smaller part of the entropy of either, and no
+#: smaller part of what it was at the beginning. Of two brains it is a third or more, of
+#: a brain and noise at most a ninth.
+LEAST_INFORMATION, KEPT_INFORMATION = 0.2, 0.9
 
 
 def check_reveal(reveal):
@@ -215,6 +225,50 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         """Share the static image, for a metric on shares."""
         self.shared = SecretMutualInformation(self)
         self.shared.share_static(*self._static_values())
+
+    def mismatched(self, before, after):
+        """Whether the images hardly match at a transform, or less than at another.
+
+        Rounds: those of two evaluations, of `SecretNumbers.less` and 2.
+
+        Parameters
+        ----------
+        before, after : array, shape (dim + 1, dim + 1), at the moving owner only
+            the other transform, and the one that is judged.
+
+        Returns
+        -------
+        bit : SharedArray, shape (1,)
+        """
+        shared, numbers = self.shared, secret_numbers(self.session)
+        least = None
+        if self.session.pid == STATIC:
+            least = np.array([LEAST_INFORMATION * SCALE * self._entropy(STATIC)])
+        least = numbers.own(least, (1,), owner=STATIC)
+        before, after = shared.value(before), shared.value(after)
+        # They are minus the mutual information.
+        kept = round(10 * KEPT_INFORMATION)
+        little, less = numbers.less(
+            (-least, after), (before.times(kept), after.times(10))
+        )
+        return numbers.either(little, less)
+
+    def hardly_matches(self, value):
+        """Whether a value that the moving owner knows is near zero."""
+        return -value < LEAST_INFORMATION * self._entropy(MOVING)
+
+    def _entropy(self, owner):
+        """Of the bins of the own image: no metric is larger."""
+        if owner == STATIC:
+            values, mask = self._static_values()
+        else:
+            values, mask = self.moving.reshape(-1), self.moving_mask
+        if mask is not None:
+            values = np.asarray(values).reshape(-1)[np.asarray(mask).reshape(-1) != 0]
+        low, high = float(np.min(values)), float(np.max(values))
+        counts = np.histogram(values, self.histogram.nbins - 4, (low, high))[0]
+        parts = counts[counts > 0] / counts.sum()
+        return float(-(parts * np.log(parts)).sum())
 
     def _masks(self, static_mask, moving_mask):
         # As in DIPY, masks can only be used with dense sampling.

@@ -49,7 +49,8 @@ def evaluations(
         the transform: "TRANSLATION", "RIGID", ... "AFFINE".
     levels : int
     level_iters : sequence of int
-        no level has more evaluations than this, coarsest first.
+        no level has more evaluations than this, coarsest first. What 0 leaves out is
+        done by the other levels.
     scale : float, optional
         how many times as many as planned.
     rigid_before : bool, optional
@@ -65,22 +66,23 @@ def evaluations(
     evaluations : list of int
         0 for a level that is left out.
     """
+    used = [level for level in range(levels) if level_iters[level]]
     if hidden:
         plan = (HIDDEN_LAST if last else HIDDEN_BEFORE).get(kind, HIDDEN_FULL)
     else:
         plan = (LAST if last else BEFORE).get(kind, FULL)
-    if levels == 1:
+    if len(used) == 1:
         plan = (min(sum(plan), MOST_ALONE),)
     elif rigid_before and kind not in LAST:
         plan = (0, *plan[1:])
-    counts = []
-    for level in range(levels):
-        planned = plan[0] if levels == 1 else _of_level(plan, level, levels)
+    counts = [0] * levels
+    for place, level in enumerate(used):
+        planned = plan[0] if len(used) == 1 else _of_level(plan, place, len(used))
         count = min(-int(-planned * scale // 1), int(level_iters[level]))
         # An evaluation alone moves nothing, but where a step follows the last one too.
-        counts.append(count if count > 1 or hidden else 0)
-    if last and not hidden and not counts[-1]:
-        counts[-1] = 1
+        counts[level] = count if count > 1 or hidden else 0
+    if last and not hidden and used and not counts[used[-1]]:
+        counts[used[-1]] = 1
     return counts
 
 

@@ -176,6 +176,21 @@ class SecretMutualInformation:
         jacobian = linear_jacobian(self.transform, params) @ self.start
         return self._evaluate(affine, np.einsum("kde,kl->lde", jacobian, self.basis))
 
+    def value(self, affine=None):
+        """Value of the metric, times `SCALE`, on shares.
+
+        Parameters
+        ----------
+        affine : array, shape (dim + 1, dim + 1), at the moving owner only
+            from the static to the moving image's space, mm.
+        """
+        self._first = False
+        columns = None
+        if affine is not None:
+            dim = self.positions.dim
+            columns = np.zeros((self.columns, dim, dim + 1))
+        return self._evaluate(affine, columns)[0]
+
     def first_inverse(self, numbers):
         """What the optimizer begins with, after the first evaluation."""
         inverse, weights = self._mine or (None, None)

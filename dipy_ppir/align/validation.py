@@ -187,12 +187,17 @@ def check_levels(level_iters, factors, sigmas):
             f"{len(level_iters)}, {len(factors)} and {len(sigmas)}"
         )
     for name, values, least in (
-        ("level_iters", level_iters, 1),
+        ("level_iters", level_iters, 0),
         ("factors", factors, 1),
         ("sigmas", sigmas, 0),
     ):
         if any(not np.isfinite(v) or v < least for v in values):
             raise ValueError(f"{name} must be numbers of at least {least}: {values}")
+    if not any(level_iters):
+        raise ValueError(
+            f"level_iters = {list(level_iters)} leave out every level; give iterations "
+            "to one of them"
+        )
 
 
 def check_pyramid(shape, grid2world, factors):

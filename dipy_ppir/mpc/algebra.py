@@ -240,6 +240,11 @@ class Expression:
             [(x, c * factor) for x, c in self.terms],
         )
 
+    def weighted(self, coefficient, unit):
+        """A public number times it, in a unit that is much smaller than its own."""
+        factor = round(coefficient * self.unit / unit)
+        return self.times(factor).over(self.unit / unit)
+
     def over(self, divisor):
         """Divided by a public number: another unit."""
         return Expression(self.unit / divisor, self.shape, self.products, self.terms)
@@ -369,9 +374,9 @@ class Clear:
             out.append(np.rint(x / w.precision) * w.precision)
         return out
 
-    def is_negative(self, x, digits, label):
-        """Whether a sum is below zero; see `Shares.is_negative`."""
-        return bool(self._value(expression(x))[0] < 0)
+    def any_negative(self, sums, digits, label):
+        """Whether any of some sums is below zero; see `Shares.any_negative`."""
+        return any(bool(self._value(expression(x))[0] < 0) for x in sums)
 
     def check(self, *numbers):
         """Raise RoundingError for numbers beyond their bounds; see `Shares.check`."""
@@ -613,30 +618,36 @@ class Shares:
             for x, w in zip(opened, wanted, strict=True)
         ]
 
-    def is_negative(self, x, digits, label):
-        """Whether a sum is below zero: one bit, opened to all.
+    def any_negative(self, sums, digits, label):
+        """Whether any of some sums is below zero: one bit, opened to all.
 
-        Rounds: 2, and MPyC's and 1. Elements: 1, 2 in the field, and MPyC's.
+        Rounds: 2, and MPyC's and 1. Elements for each sum: 1, 2 in the field, and
+        MPyC's.
 
         Parameters
         ----------
-        x : Expression, shape (1,)
+        sums : sequence of Expression, shape (1,)
+            of one unit.
         digits : Digits
             what is below their unit may be taken for 0.
         label : str
         """
-        s = self.session
+        s, n = self.session, len(sums)
         # Two more digits, dropped on the way: the field has fewer bits than the ring.
-        x = expression(x).times(4).over(4)
-        secret = self.secret(x, digits._replace(unit=digits.unit / 4))
-        bound = int(digits.bound / secret.unit)
-        part = R128.zeros((1,)) if s.pid == HELPER else secret.part
+        digits = digits._replace(unit=digits.unit / 4)
+        secrets = [self.secret(expression(x).times(4).over(4), digits) for x in sums]
+        bound = int(digits.bound / secrets[0].unit)
+        part = R128.zeros((n,))
+        if s.pid != HELPER:
+            part = np.concatenate([x.part for x in secrets])
         array = SharedArray(R128, part, 2, 0, bound)
         array = protocols.share_owners(s, array, 2, P127, label)
 
         async def compare(mpc):
-            bit = mpyc_bridge.to_mpyc(array, "integer") < 0
-            return await mpyc_bridge.from_mpyc(mpc, bit, P127, bound=1)
+            bits = mpyc_bridge.to_mpyc(array, "integer") < 0
+            if n > 1:
+                bits = mpc.np_any(bits.reshape(n, 1), axis=0)
+            return await mpyc_bridge.from_mpyc(mpc, bits, P127, bound=1)
 
         bit = mpyc_bridge.run(s, compare)
         bit.choices = 2

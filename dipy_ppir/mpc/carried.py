@@ -133,6 +133,7 @@ VARIANCE = Digits(2.0**-28, 2.0)
 RECIPROCAL = Digits(2.0**-10, 2.0**15)
 RATIO = Digits(2.0**-16, 2.0**6)
 NORM = Digits(2.0**-20, 2.0**4)
+WHOLE = Digits(2.0**-16, 2.0)
 #: Coefficients of polynomials that bring t = y sqrt(R) nearer to 1, the best of their
 #: degree one after the other: first t = a x + b x**3 with x = sqrt(R) between 2**-6 and
 #: 5/4, then t <- a t + b t**3 + c t**5: to at least 0.06, 0.23, 0.64 and 0.97, and as
@@ -254,6 +255,11 @@ class Box:
         return x
 
 
+def guard(radius):
+    """What is added to the deviation of windows of a radius, of the image's range."""
+    return GUARD if radius > SMALL_RADIUS else GUARD_SMALL
+
+
 class Operators:
     """The public linear maps of one level's grid.
 
@@ -274,7 +280,7 @@ class Operators:
         self.shape = tuple(int(n) for n in shape)
         self.dim, self.radius, self.sigma = len(self.shape), radius, sigma
         self.window = (2 * radius + 1) ** self.dim
-        self.guard = GUARD if radius > SMALL_RADIUS else GUARD_SMALL
+        self.guard = guard(radius)
         self.spacing = tuple(spacing)
         self.points = [points(n, h) for n, h in zip(self.shape, spacing, strict=True)]
         self.coarse = tuple(len(p) for p in self.points)
@@ -721,15 +727,14 @@ class CarriedCorrelation:
         wanted = []
         for x in images:
             unit = self.window.result((x,), (x,))[0] * COEFFICIENT
-            near = self._weighted(product(self.window, (x,), (x,)), 1 - AROUND, unit)
-            around = self._weighted(product(self.wider, (x,), (x,)), AROUND, unit)
+            near = product(self.window, (x,), (x,)).weighted(1 - AROUND, unit)
+            around = product(self.wider, (x,), (x,)).weighted(AROUND, unit)
             wanted.append((near + around, VARIANCE))
         variances = yield wanted
         variances = [w.plus(r, self.o.guard**2) for r in variances]
         unit = self.inverse.unit * RATIO.unit * COEFFICIENT
         found = yield [
-            (self._weighted(expression(r), slope, unit), self.inverse)
-            for r in variances
+            (expression(r).weighted(slope, unit), self.inverse) for r in variances
         ]
         found = [w.plus(y, first) for y in found]
         for a, b, c in NEARER:
@@ -747,19 +752,14 @@ class CarriedCorrelation:
             ratios, cubes = fresh[:n], fresh[n:]
             found = yield [
                 (
-                    self._weighted(expression(y), a, unit)
-                    + self._weighted(expression(x), b, unit)
-                    + self._weighted(x * z, c, unit),
+                    expression(y).weighted(a, unit)
+                    + expression(x).weighted(b, unit)
+                    + (x * z).weighted(c, unit),
                     self.inverse,
                 )
                 for y, x, z in zip(found, cubes, ratios, strict=True)
             ]
         return found
-
-    def _weighted(self, x, coefficient, unit):
-        """An expression times a public number, in a unit much smaller than its own."""
-        factor = round(coefficient * x.unit / unit)
-        return x.times(factor).over(x.unit / unit)
 
     # -- one iteration ---------------------------------------------------
 
@@ -845,6 +845,31 @@ class CarriedCorrelation:
         )
         inner = w.map(self._inner, rho)
         return speeds, product(Total(), (inner,), (inner,))
+
+    def possible(self, halves):
+        """What the sum of squared correlations would be if the images matched.
+
+        Of two windows with the same pattern :math:`\\rho^2` is :math:`(1 - g^2 y^2)(1 -
+        g^2 z^2)`, y and z their inverse norms: 1, but for what is flat.
+
+        Rounds: 1. Elements: 6 per point of the coarse grid.
+
+        Parameters
+        ----------
+        halves : sequence of Half
+            as they were given to `iterate`.
+
+        Returns
+        -------
+        possible : Expression, shape (1,)
+        """
+        w, unit = self.world, self.inverse.unit**2 * COEFFICIENT
+        wanted = []
+        for half in halves:
+            square = half.inverse * half.inverse
+            wanted.append((square.weighted(-(self.o.guard**2), unit), WHOLE))
+        wholes = [w.map(self._inner, w.plus(x, 1.0)) for x in w.fresh(*wanted)]
+        return product(Total(), wholes[:1], wholes[1:])
 
     def _forces(self, s, m, alpha, beta, gamma):
         """tau of both images."""

@@ -350,9 +350,17 @@ class SecretNumbers:
 
     def show_better(self, bit):
         """Show the moving owner a bit."""
+        return self.show_bit(bit, "better", (MOVING,))
+
+    def show_bit(self, bit, label, receivers):
+        """Show a bit; None where it is not shown. Rounds: 1."""
         bit = bit._with(bit.share, choices=2)
-        opened = self.session.open(bit, "better", (MOVING,))
-        return None if opened is None else bool(opened[0])
+        opened = self.session.open(bit, label, receivers)
+        return None if opened is None else bool(round(opened[0]))
+
+    def either(self, a, b):
+        """Whether one of two bits is set. Rounds: 1."""
+        return a + b - self.gates((a, b))[0]
 
     def show_step(self, u):
         """Show the moving owner a step's exponent and its rounded components.

@@ -225,9 +225,7 @@ def pad(session, name, shape, dtype=np.uint64, plus=np.add):
     return _drawn(session, HELPER, purpose, shape, dtype)
 
 
-def deal(
-    session, name, numbers, shape, dtype=np.uint64, minus=np.subtract, out=None
-):
+def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract, out=None):
     """Share numbers that the helper knows between the owners.
 
     The moving owner's part comes from the seed it shares with the helper; the static

@@ -176,7 +176,7 @@ def check_level_iters(level_iters):
             "--level_iters has no values; give one for every resolution level, "
             "coarsest first"
         )
-    _check_numbers("level_iters", level_iters, 1, whole=True)
+    _check_numbers("level_iters", level_iters, 0, whole=True)
 
 
 def check_levels(level_iters, sigmas, factors):
@@ -189,7 +189,7 @@ def check_levels(level_iters, sigmas, factors):
             "coarsest first"
         )
     for flag, least, whole in (
-        ("level_iters", 1, True),
+        ("level_iters", 0, True),
         ("factors", 1, True),
         ("sigmas", 0, False),
     ):
