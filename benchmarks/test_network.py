@@ -16,8 +16,9 @@ from yardsticks import beside
 from dipy_ppir.mpc import tls
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import Ledger
+from dipy_ppir.mpc.link import Link
+from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.sessionfile import Party
-from dipy_ppir.mpc.transport import Link, Network
 
 #: Bytes of an array that is sent back and forth.
 SIZE = 64 << 20

@@ -11,13 +11,14 @@ import noise
 import numpy as np
 import pytest
 from scipy import ndimage
+from wire import Clock, Wire, set_clock
 
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import R64
+from dipy_ppir.mpc.frame import DATA, MPYC
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.session import local_trio, run_trio
-from dipy_ppir.mpc.transport import DATA, MPYC
 
 # The same examples in every run, so that a change is what breaks a test; new ones with
 # `make test-full`. How long an example takes says something of the machine only.
@@ -68,6 +69,22 @@ def no_child_left_behind():
 def same_checks(monkeypatch):
     """Without this, chance decides whether a sum that wraps is noticed."""
     noise.fix_checks(monkeypatch)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes when the test says so."""
+    clock = Clock()
+    set_clock(monkeypatch, clock)
+    return clock
+
+
+@pytest.fixture
+def wire():
+    """A network whose one peer the test plays."""
+    wire = Wire()
+    yield wire
+    wire.close()
 
 
 @pytest.fixture

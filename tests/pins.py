@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from ports import free_port
 
-from dipy_ppir.mpc import meeting, tls, transport
+from dipy_ppir.mpc import meeting, network, tls
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.sessionfile import TABLES, SessionFile
@@ -81,4 +81,4 @@ def meet_promptly(monkeypatch, seconds=300.0):
     monkeypatch.setattr(meeting, "REDIAL", 0.02)
     monkeypatch.setattr(meeting, "DIAL_TIMEOUT", seconds)
     monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT", seconds)
-    monkeypatch.setattr(transport, "LAST_WORD", seconds)
+    monkeypatch.setattr(network, "LAST_WORD", seconds)

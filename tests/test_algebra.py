@@ -25,10 +25,10 @@ from dipy_ppir.mpc.errors import (
     UndeclaredOpeningError,
 )
 from dipy_ppir.mpc.fields import R128
+from dipy_ppir.mpc.frame import operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import operation_code
 
 UNIT = 2.0**-16
 KEPT = Digits(UNIT, 64.0)

@@ -18,9 +18,9 @@ from dipy_ppir.mpc.contingency import (
 )
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import DATA, operation_code
 
 BINS, CATEGORIES = 32, 28
 

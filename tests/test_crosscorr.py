@@ -16,9 +16,9 @@ from dipy_ppir.mpc.crosscorr import (
 )
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R128
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.session import local_trio, run_trio
-from dipy_ppir.mpc.transport import DATA, operation_code
 
 #: What is opened is rounded to this; rho, the residuals and e to finer steps.
 FORCE_ERROR = 2.0 ** -crosscorr.OPEN_BITS["force"]

@@ -26,7 +26,7 @@ from OpenSSL import SSL
 from OpenSSL.crypto import X509, Error
 import pytest
 
-from dipy_ppir.mpc import tls, transport
+from dipy_ppir.mpc import tls
 from dipy_ppir.mpc.errors import (
     ParameterMismatchError,
     PeerError,
@@ -34,13 +34,14 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
     ProtocolError,
 )
+from dipy_ppir.mpc.frame import ABORT, BYE, DATA, HEADER, JSON, MPYC, operation_code
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
+from dipy_ppir.mpc.link import MAX_BACKLOG, Link
+from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import Party
-from dipy_ppir.mpc.transport import BYE, DATA, JSON, MPYC, Link, Network, operation_code
 
-HEADER = transport._HEADER
 NUMBERS = np.arange(6, dtype=np.uint64)
 METADATA = b'{"nbins": 32, "level_iters": [10, 5]}'
 MOST_MEMORY = 1 << 28
@@ -94,7 +95,7 @@ GENUINE = genuine()
 header_edit = st.tuples(
     st.just("header"),
     st.integers(0, len(GENUINE) - 1),
-    st.sampled_from([DATA, JSON, MPYC, BYE, transport.ABORT, 0, 77]),
+    st.sampled_from([DATA, JSON, MPYC, BYE, ABORT, 0, 77]),
     st.sampled_from([0, 1, operation_code("step"), operation_code("other")]),
     st.sampled_from([0, 1, 2, 3, 1 << 63]),
     st.sampled_from([0, 1, 2, 47, 48, 49, 1 << 20, 1 << 24, 1 << 40, (1 << 64) - 1]),
@@ -165,7 +166,7 @@ def drive(raw):
         network.receive(STATIC, "step", first)
         metadata = network.receive_json(STATIC, "step")
         network.receive_all({STATIC: last}, "step")
-        assert link.backlog <= transport.MAX_BACKLOG
+        assert link.backlog <= MAX_BACKLOG
         return first, metadata, last
     finally:
         network.close()
@@ -380,7 +381,7 @@ def test_memory_stays_bounded():
     except OSError:
         pytest.skip("this system does not tell what a process uses")
     for kind, op, sequence, length in itertools.product(
-        [DATA, JSON, MPYC, BYE, transport.ABORT, 77],
+        [DATA, JSON, MPYC, BYE, ABORT, 77],
         [0, operation_code("step")],
         [0, 1],
         [1, 48, 1 << 20, 1 << 24, 1 << 40],
@@ -401,7 +402,7 @@ def test_no_memory_for_frames_that_are_only_announced():
     try:
         with pytest.raises(PeerLostError):
             network.receive(STATIC, "step", np.empty_like(NUMBERS))
-        assert network.links[STATIC].backlog <= transport.MAX_BACKLOG
+        assert network.links[STATIC].backlog <= MAX_BACKLOG
     finally:
         network.close()
         peer.close()

@@ -41,7 +41,7 @@ from dipy_ppir.align.imaffine import (
     transform_centers_of_mass,
 )
 from dipy_ppir.align.parzenhist import EXTRA_BITS
-from dipy_ppir.mpc import local, transport
+from dipy_ppir.mpc import local, network
 from dipy_ppir.mpc.errors import (
     ParameterMismatchError,
     PeerError,
@@ -1699,15 +1699,15 @@ class Impatience:
     """
 
     def __init__(self, monkeypatch, pid):
-        self.ahead, inner = 0.0, transport._Wait.poll
+        self.ahead, inner = 0.0, network._Wait.poll
 
         def poll(wait, poller):
             if {link.peer for link in wait.links} == {pid}:
                 self.ahead += 2 * wait._network.timeout
             return inner(wait, poller)
 
-        monkeypatch.setattr(transport._Wait, "poll", poll)
-        monkeypatch.setattr(transport, "time", self)
+        monkeypatch.setattr(network._Wait, "poll", poll)
+        monkeypatch.setattr(network, "time", self)
 
     def monotonic(self):
         return time.monotonic() + self.ahead
@@ -1717,7 +1717,7 @@ class Impatience:
 def test_a_party_that_stands_still_is_named(images, monkeypatch, pid):
     """Stopped, not dead: its sockets and pipes stay open, it says nothing."""
     monkeypatch.setattr(local, "REPLY_PATIENCE", 0.1)
-    monkeypatch.setattr(transport, "LAST_WORD", 0.1)
+    monkeypatch.setattr(network, "LAST_WORD", 0.1)
     run_with(images, None)
     parties = local._shared
     child = parties._children[pid]

@@ -26,8 +26,8 @@ from dipy_ppir.mpc.errors import (
     PeerLostError,
     ProtocolError,
 )
+from dipy_ppir.mpc.frame import DATA
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.transport import DATA
 
 pytestmark = pytest.mark.filterwarnings("ignore:update_spacing:UserWarning")
 HEAVY = pytest.mark.heavy

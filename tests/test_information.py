@@ -14,6 +14,7 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.contingency import BLOCK, Contingency, table_frac_bits
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R32, R64, R128
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.information import (
     DIFFERENCE_BITS,
     SUM_BITS,
@@ -24,7 +25,6 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.literal import LiteralContingency
 from dipy_ppir.mpc.protocols import lift
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import DATA, operation_code
 
 DIGITS = 24
 UNIT = 2.0**-DIGITS

@@ -49,7 +49,8 @@ Checkpoint.append = count_and_append
 #: When so many frames are sent; not when all have written, and others may be done.
 DIES_SENDING = """
 import os, signal
-from dipy_ppir.mpc.transport import Network, operation_code
+from dipy_ppir.mpc.frame import operation_code
+from dipy_ppir.mpc.network import Network
 send, sent, written = Network._send_frame, 0, False
 early = [operation_code(name) for name in ("ready", "agree-session file")]
 def count_and_send(self, peer, kind, op, payload):

@@ -15,10 +15,12 @@ import time
 import numpy as np
 import pins
 import pytest
+from wire import set_clock
 
 from dipy_ppir.align import affine_registration
-from dipy_ppir.mpc import transport
+from dipy_ppir.mpc import network
 from dipy_ppir.mpc.errors import PeerError, PeerTimeoutError
+from dipy_ppir.mpc.frame import DATA, HEADER, JSON, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.session import Session
@@ -34,7 +36,6 @@ PARAMETERS = {
     "factors": [1],
     "nbins": 12,
 }
-HEADER = transport._HEADER
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ class Liar:
         unsent = self._link.unsent
         start = len(unsent)
         self._honest(kind, op, payload)
-        if kind in (transport.DATA, transport.JSON):
+        if kind in (DATA, JSON):
             self._left -= 1
         if self._left > 0:
             self._before = b"".join(unsent[start:])
@@ -131,7 +132,7 @@ class Liar:
 
     @a_lie
     def another_step(self, frame):
-        op = transport.operation_code("another")
+        op = operation_code("another")
         self.send(self.header(frame, op=op), frame[HEADER.size :])
 
     @a_lie
@@ -144,8 +145,8 @@ class Liar:
 
 
 class Clock:
-    """The time of the parties' waits, in place of the modules ``time`` and ``select``
-    of `transport`: the real one, until the test moves it."""
+    """The time of the parties' waits, see `wire.set_clock`: the real one, until the
+    test moves it."""
 
     def __init__(self):
         self.ahead = 0.0
@@ -196,7 +197,7 @@ def run_out_of_patience(clock, liar, sessions):
     honest = [session for pid, session in sessions.items() if pid != liar]
     while not all(waits_for(session, liar, sessions) for session in honest):
         assert time.monotonic() < end, "somebody does not wait for the liar"
-        clock.ahead += transport.PATIENCE
+        clock.ahead += network.PATIENCE
         time.sleep(0.01)
     clock.ahead += SILENCE
 
@@ -226,8 +227,7 @@ def test_a_liar_is_named(way, liar, how, monkeypatch):
     at = random.Random(f"{way} {liar} {how}").randint(3, 40)
     clock, sessions, lies = Clock(), {}, []
     if how == "silent":
-        monkeypatch.setattr(transport, "time", clock)
-        monkeypatch.setattr(transport, "select", clock)
+        set_clock(monkeypatch, clock)
     failed = {pid: threading.Event() for pid in ALL}
 
     def party(pid):

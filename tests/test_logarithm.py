@@ -15,6 +15,7 @@ from dipy_ppir.mpc import numbers, protocols, reciprocal, smooth
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R32, R64, R128
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.logarithm import (
     DEGREES,
@@ -29,7 +30,6 @@ from dipy_ppir.mpc.normalize import number_bits, open_masked
 from dipy_ppir.mpc.protocols import truncate_unseen
 from dipy_ppir.mpc.session import run_trio
 from dipy_ppir.mpc.smooth import FINE_BITS, open_normalized
-from dipy_ppir.mpc.transport import DATA, operation_code
 
 ALL = (MOVING, STATIC, HELPER)
 RINGS = {"words of 32 bits": R32, "words of 64 bits": R64}

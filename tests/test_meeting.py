@@ -20,7 +20,7 @@ import numpy as np
 import pins
 import pytest
 
-from dipy_ppir.mpc import meeting, relay, tls, transport
+from dipy_ppir.mpc import meeting, relay, tls
 from dipy_ppir.mpc.errors import (
     CertificateError,
     ParameterMismatchError,
@@ -29,11 +29,11 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
     SessionFileError,
 )
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.session import Session
-from dipy_ppir.mpc.transport import operation_code
 
 ALL = (MOVING, STATIC, HELPER)
 WAYS = {
@@ -842,7 +842,7 @@ def test_the_helper_relays_what_it_cannot_read(overheard, tmp_path, keys):
     assert len(overheard) > 2 * planted.nbytes, "it did not go through the relay"
     # Six bytes are among a million random ones by chance once in 2e8 runs, the eight of
     # the header of a frame (kind and operation) never.
-    header = struct.pack("<2sBBI", b"PP", 1, transport.DATA, operation_code("step"))
+    header = struct.pack("<2sBBI", b"PP", 1, DATA, operation_code("step"))
     for text in (b"planted", header, b"Hospital", b"Clinic"):
         assert text not in overheard
     assert b"planted" in marks[0], "the search could not have found anything"

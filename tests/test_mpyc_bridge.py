@@ -14,7 +14,7 @@ import pins
 import pytest
 from scipy import stats
 
-from dipy_ppir.mpc import mpyc_bridge
+from dipy_ppir.mpc import link, mpyc_bridge, network
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import (
     InsecureSetupError,
@@ -24,11 +24,11 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
 )
 from dipy_ppir.mpc.fields import P61, P127
+from dipy_ppir.mpc.frame import DATA, MAX_PAYLOAD, MPYC
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.protocols import reduce, share, share_elements
 from dipy_ppir.mpc.session import Session, local_trio, run_trio
-from dipy_ppir.mpc.transport import DATA, MPYC
 
 ALL = (MOVING, STATIC, HELPER)
 BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)
@@ -275,9 +275,7 @@ def test_rounds_and_bytes_are_in_the_ledger(trio):
 
 
 def test_batches_larger_than_a_frame(trio, monkeypatch):
-    from dipy_ppir.mpc import transport
-
-    monkeypatch.setitem(transport.MAX_PAYLOAD, MPYC, ROUND + MESSAGE + 40)
+    monkeypatch.setitem(MAX_PAYLOAD, MPYC, ROUND + MESSAGE + 40)
 
     def party(session):
         # Also one that fills its last frame.
@@ -461,10 +459,9 @@ def test_batches_that_are_refused(trio, outcomes, name):
 
 
 def test_a_flood_is_cut_off(trio, outcomes, monkeypatch):
-    from dipy_ppir.mpc import transport
-
-    monkeypatch.setitem(transport.MAX_PAYLOAD, MPYC, 1 << 10)
-    monkeypatch.setattr(transport, "MAX_BACKLOG", 1 << 14)
+    monkeypatch.setitem(MAX_PAYLOAD, MPYC, 1 << 10)
+    for module in (link, network):
+        monkeypatch.setattr(module, "MAX_BACKLOG", 1 << 14)
 
     def party(session):
         array = secret(session, np.ones(3))

@@ -26,9 +26,9 @@ from dipy_ppir.align.parzenhist import (
     linear_jacobian,
 )
 from dipy_ppir.mpc.errors import ProtocolError
+from dipy_ppir.mpc.frame import DATA
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import DATA
 
 TRANSFORMS = sorted(regtransforms)
 TRANSLATION = regtransforms["TRANSLATION", 3]

@@ -18,6 +18,7 @@ from dipy_ppir.mpc.errors import (
     UndeclaredOpeningError,
 )
 from dipy_ppir.mpc.fields import P61, P127, R64, R128
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare, receipt_text
 from dipy_ppir.mpc.protocols import (
     additive_part,
@@ -38,7 +39,6 @@ from dipy_ppir.mpc.protocols import (
     zero_share,
 )
 from dipy_ppir.mpc.session import Session, check_setup, local_trio, run_trio
-from dipy_ppir.mpc.transport import DATA, operation_code
 
 ALL = (MOVING, STATIC, HELPER)
 BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)

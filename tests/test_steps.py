@@ -9,9 +9,9 @@ from scipy import stats
 
 from dipy_ppir.mpc import protocols, steps
 from dipy_ppir.mpc.fields import R128
+from dipy_ppir.mpc.frame import operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.session import run_trio
-from dipy_ppir.mpc.transport import operation_code
 
 WORD = 1 << 64
 DEPTH = steps.BITS - 1

@@ -30,20 +30,20 @@ RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__ma
 #: (who waits for nobody): as if the time-out were over.
 IMPATIENT = """
 import os
-from dipy_ppir.mpc import transport
+from dipy_ppir.mpc import network
 class Briefly:
     def __init__(self, poller):
         self.poller = poller
     def poll(self, milliseconds):
         return self.poller.poll(min(milliseconds, 100))
-whole = transport._Wait.poll
+whole = network._Wait.poll
 def poll(wait, poller):
     events = whole(wait, Briefly(poller))
     over = not events and os.path.exists({file!r})
     if over and ({pid} == 1 or any(link.peer == 1 for link in wait.links)):
         wait._deadline = 0
     return events
-transport._Wait.poll = poll
+network._Wait.poll = poll
 """
 
 

@@ -40,10 +40,12 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
     ProtocolError,
 )
+from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.identity import Identity, create_identity, fingerprint
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
+from dipy_ppir.mpc.link import Link
+from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.sessionfile import Party
-from dipy_ppir.mpc.transport import DATA, Link, Network, operation_code
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)

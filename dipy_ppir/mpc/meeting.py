@@ -26,16 +26,11 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
     SessionFileError,
 )
+from dipy_ppir.mpc.frame import ABORT, JSON, REPLACED, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
+from dipy_ppir.mpc.link import Link
+from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.relay import Pump, tunnel
-from dipy_ppir.mpc.transport import (
-    ABORT,
-    JSON,
-    REPLACED,
-    Link,
-    Network,
-    operation_code,
-)
 
 logger = logging.getLogger("dipy_ppir")
 

@@ -36,8 +36,8 @@ import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError, ProtocolError
+from dipy_ppir.mpc.link import MAX_BACKLOG
 from dipy_ppir.mpc.prg import derive_key
-from dipy_ppir.mpc.transport import MAX_BACKLOG
 
 #: Label and length of a message; number of the round and state of the sender.
 _LABEL, _ROUND = struct.Struct("<qI"), struct.Struct("<QB")

@@ -48,8 +48,8 @@ def meet(pid, token, addresses, listener, timeout, check=None):
 
     from dipy_ppir.mpc.errors import PeerError, PeerLostError, PeerTimeoutError
     from dipy_ppir.mpc.ledger import ROLES
+    from dipy_ppir.mpc.link import Link
     from dipy_ppir.mpc.session import Session, authenticate
-    from dipy_ppir.mpc.transport import Link
 
     links, seeds = {}, {}
     try:

@@ -42,10 +42,11 @@ from dipy_ppir.mpc.ledger import (
     make_receipt,
     run_facts,
 )
+from dipy_ppir.mpc.link import MAX_BACKLOG, Link
 from dipy_ppir.mpc.meeting import Meeting
+from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise, derive_key
 from dipy_ppir.mpc.sessionfile import SessionFile
-from dipy_ppir.mpc.transport import MAX_BACKLOG, Link, Network
 
 logger = logging.getLogger("dipy_ppir")
 

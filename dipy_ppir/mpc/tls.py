@@ -1,6 +1,6 @@
 """TLS 1.3 between parties that pinned each other's certificates.
 
-`TLSSocket` behaves like a non-blocking socket, so that `transport.Link` need not know
+`TLSSocket` behaves like a non-blocking socket, so that `link.Link` need not know
 which of the two it has. Python's own ``ssl`` module cannot ask a client for a
 certificate that no authority signed, so pyOpenSSL is used, which can. The only thing
 checked is the one that was pinned: no authority, no host name, no second chance.

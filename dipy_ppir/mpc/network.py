@@ -1,388 +1,54 @@
-"""Typed, length-capped frames between parties, without threads.
+"""The network: one party's links to all others.
 
-Each pair of parties shares one stream socket. A frame is a 24-byte header and
-a payload::
+Arrays, public metadata and MPyC's messages are sent and received in step with the
+protocol, without threads, and counted in the ledger.
 
-    magic "PP" | version | kind | operation (4) | sequence (8) | length (8)
-
-`kind` says what the payload is; nothing a peer sends is ever unpickled or
-evaluated. `operation` is a checksum of the name of the protocol step, so that
-parties that have fallen out of step notice at the first frame. `sequence`
-counts the frames of one direction.
-
-The receiver knows how long the payload must be and reads it straight into the
-destination array; a frame of any other length ends the session. While a party
-waits for one peer it also watches the others, so the death of any party ends
-every wait at once. Whoever waits for long tells the others for whom, so that they do
-not take its silence for its fault.
+The receiver knows how long a payload must be; a frame of any other length ends the
+session. While a party waits for one peer it also watches the others, so the death of
+any party ends every wait at once. Whoever waits for long tells the others for whom,
+so that they do not take its silence for its fault.
 """
 
 from collections import deque
 import contextlib
-import ipaddress
 import json
-import math
 import select
 import socket
-import struct
 import time
-import zlib
 
 from dipy_ppir.mpc.errors import (
     CertificateError,
-    InsecureSetupError,
     PeerAbortedError,
     PeerError,
     PeerLostError,
     PeerTimeoutError,
     ProtocolError,
 )
+from dipy_ppir.mpc.frame import (
+    ABORT,
+    BYE,
+    DATA,
+    HEADER,
+    JSON,
+    MAX_PAYLOAD,
+    MPYC,
+    REASONS,
+    WAITING,
+    operation_code,
+    parse_metadata,
+)
 from dipy_ppir.mpc.ledger import ROLES
+from dipy_ppir.mpc.link import MAX_BACKLOG, RDHUP
 
-_HEADER = struct.Struct("<2sBBIQQ")
-_MAGIC, _VERSION = b"PP", 1
-DATA, JSON, MPYC, ABORT, BYE, WAITING = 1, 2, 3, 4, 5, 6
-
-#: Largest payload of one frame, by kind; larger arrays travel in several.
-MAX_PAYLOAD = {
-    DATA: 1 << 24,
-    JSON: 1 << 20,
-    MPYC: 1 << 24,
-    ABORT: 1 << 10,
-    BYE: 0,
-    WAITING: 1,
-}
-#: Most bytes kept for a peer that runs ahead while this party is sending.
-MAX_BACKLOG = 1 << 28
 #: Seconds that the last word to a peer may take.
 LAST_WORD = 2.0
 #: Seconds, and part of the time-out, after which a party says that it waits.
 PATIENCE, PATIENCE_PART = 5.0, 1 / 8
-#: Most of these that are read at once.
-MAX_NOTICES = 64
 #: Bytes of an unfinished frame that must arrive within the time-out: who sends less
 #: stalls.
 LEAST_PROGRESS = 1 << 18
-#: Metadata with deeper nesting is refused: code that walks it calls itself.
-MAX_NESTING = 16
-#: What keeping a frame costs beside its payload.
-_FRAME_COST = 512
-
-# Reasons that may cross the network: fixed words, never text made from data.
-REASONS = {
-    1: "it stopped because of an error on its side",
-    2: "it lost another party",
-    3: "it was interrupted",
-    4: "another party ended it",
-    5: "another party did not follow the protocol",
-    7: "what the parties compute differs",
-}
-#: Reason to leave a meeting: another program with the same key came.
-REPLACED = 6
 
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
-_RDHUP = getattr(select, "POLLRDHUP", 0)
-
-
-def operation_code(name):
-    """Checksum of the name of a protocol step."""
-    return zlib.crc32(name.encode())
-
-
-def _check_loopback(sock):
-    try:
-        host = sock.getpeername()[0].partition("%")[0]
-    except OSError:
-        return  # gone already; the first use says so
-    address = ipaddress.ip_address(host)
-    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
-        raise InsecureSetupError(
-            f"an unencrypted connection to {host} would leave this machine; use a "
-            "session file, which connects by TLS"
-        )
-
-
-def _ended(link, patience=1.0):
-    """Whether the other end closes the link within so many seconds.
-
-    What it sent before is kept in the inbox: unread it would hide the end.
-    """
-    if link.sock.fileno() < 0:
-        return False
-    poller = select.poll()
-    poller.register(link.sock.fileno(), select.POLLIN | _RDHUP)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            while link.pump() is not None:
-                if link.inbox and link.inbox[-1].kind == ABORT:
-                    return True
-        except (EOFError, PeerError):
-            return True
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        poller.poll(left * 1000)
-
-
-def _parse(raw):
-    """Public metadata from JSON; ValueError for what no party of ours sends."""
-    parsed = json.loads(raw)
-    level = [parsed]
-    for _ in range(MAX_NESTING):
-        below = []
-        for value in level:
-            if isinstance(value, dict):
-                below += value.values()
-            elif isinstance(value, list):
-                below += value
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError
-        if not below:
-            return parsed
-        level = below
-    raise ValueError
-
-
-class _Frame:
-    """A frame being received, or received and not yet asked for."""
-
-    __slots__ = ("kind", "op", "body", "filled", "posted")
-
-    def __init__(self, kind, op, body, posted):
-        self.kind, self.op, self.body, self.posted = kind, op, body, posted
-        self.filled = 0
-
-    @property
-    def complete(self):
-        return self.filled == len(self.body)
-
-
-class Link:
-    """The connection to one peer: framing, in both directions.
-
-    Parameters
-    ----------
-    sock : socket or TLSSocket
-        connected stream socket; it becomes non-blocking. Without TLS it must stay
-        on this machine.
-    peer : int
-        the party at the other end.
-
-    Raises
-    ------
-    InsecureSetupError
-        if the connection would leave this machine unencrypted.
-    """
-
-    def __init__(self, sock, peer):
-        sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            _check_loopback(sock)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock, self.peer = sock, peer
-        #: The link whose other end passes on this one's bytes, if any.
-        self.carrier = None
-        self.name = f"party {peer} ({ROLES[peer]})"
-        self.inbox = deque()
-        self.backlog = 0
-        self.posted = None
-        #: What is left of the frame that is being sent.
-        self.unsent = []
-        # Whether `unsent` is out of date: an interrupt would leave it so.
-        self._torn = False
-        #: For whom the peer waits, as it says.
-        self.waits_for = frozenset()
-        # Whether the peer has said that it is done, and this party its last word.
-        self.finished = self.said_last = False
-        self.awaited = False
-        self._header, self._header_filled = bytearray(_HEADER.size), 0
-        self._frame = None
-        self._sent = self._received = 0
-        #: Bytes received, to notice a peer that stalls.
-        self.bytes_in = 0
-
-    def begin_frame(self, kind, op, payload):
-        """Put a frame behind what is still unsent."""
-        self._torn = True
-        head = _HEADER.pack(_MAGIC, _VERSION, kind, op, self._sent, len(payload))
-        self._sent += 1
-        if len(payload) < 64:
-            self.unsent.append(memoryview(head + bytes(payload)))
-        else:
-            self.unsent += [memoryview(head), payload]
-        self._torn = False
-
-    def send_some(self):
-        """Send of the unsent bytes what can be sent at once; returns how many.
-
-        Raises
-        ------
-        BlockingIOError
-            if that is nothing.
-        """
-        parts = self.unsent
-        self._torn = True
-        try:
-            n = left = self.sock.sendmsg(parts)
-        except (BlockingIOError, InterruptedError):
-            self._torn = False
-            raise BlockingIOError from None
-        while parts and left >= len(parts[0]):
-            left -= len(parts[0])
-            del parts[0]
-        if left:
-            parts[0] = parts[0][left:]
-        self._torn = False
-        return n
-
-    def say_last(self, kind, payload):
-        """Put the last frame behind what is still unsent, unless that is unsure.
-
-        In the middle of a frame it would be taken for a part of it.
-        """
-        if self._torn:
-            self.unsent.clear()
-        elif not self.said_last:
-            self.begin_frame(kind, 0, payload)
-        self.said_last = True
-
-    def flush(self):
-        """Send what can be sent at once; if that is all, say that nothing follows."""
-        while self.unsent:
-            try:
-                self.send_some()
-            except BlockingIOError:
-                return False
-        self.sock.shutdown(socket.SHUT_WR)
-        return True
-
-    def discard(self):
-        """Throw away what has arrived; whether that was all that ever will."""
-        scratch = bytearray(1 << 16)
-        for _ in range(64):
-            try:
-                if not self.sock.recv_into(memoryview(scratch)):
-                    return True
-            except (BlockingIOError, InterruptedError):
-                return False
-        return False
-
-    def finish_frame(self, deadline):
-        """Try to send the rest of a frame until `deadline`; whether all of it is."""
-        while self.unsent:
-            try:
-                self.send_some()
-            except BlockingIOError:
-                poller = select.poll()
-                poller.register(self.sock.fileno(), select.POLLOUT)
-                left = deadline - time.monotonic()
-                if left <= 0 or not poller.poll(left * 1000):
-                    return False
-            except OSError:
-                return False
-        return True
-
-    def _open_frame(self):
-        magic, version, kind, op, sequence, length = _HEADER.unpack(self._header)
-        self._header_filled = 0
-        if magic != _MAGIC or version != _VERSION:
-            raise ProtocolError(
-                f"{self.name} does not speak this protocol; check that every party "
-                "runs the same version of dipy_ppir",
-                self.peer,
-            )
-        if length > MAX_PAYLOAD.get(kind, -1):
-            raise ProtocolError(
-                f"{self.name} announced a frame of unknown kind or size", self.peer
-            )
-        if sequence != self._received:
-            raise ProtocolError(
-                f"{self.name} sent a frame out of order or twice", self.peer
-            )
-        self._received += 1
-        if kind == WAITING:
-            # Not progress: it must not extend anybody's time.
-            self.bytes_in -= _HEADER.size + length
-            self._frame = _Frame(kind, op, memoryview(bytearray(length)), False)
-            return
-        posted = self.posted
-        if posted and kind == DATA and op == posted[0] and not self.inbox:
-            if len(posted[1]) != length:
-                raise ProtocolError(
-                    f"{self.name} sent {length} bytes where {len(posted[1])} were due",
-                    self.peer,
-                )
-            self.posted = None
-            self._frame = _Frame(kind, op, posted[1], True)
-        else:
-            # A frame without payload fills memory as well.
-            self.backlog += length + _FRAME_COST
-            if self.backlog > MAX_BACKLOG:
-                raise ProtocolError(
-                    f"{self.name} sends more than it was asked for", self.peer
-                )
-            self._frame = _Frame(kind, op, memoryview(bytearray(length)), False)
-
-    def pump(self, once=True):
-        """Read what has arrived; return the frame completed, if any.
-
-        Raises
-        ------
-        EOFError
-            if the peer closed the connection.
-        """
-        notices = 0
-        try:
-            while True:
-                if self._frame is None:
-                    view = memoryview(self._header)[self._header_filled :]
-                    n = self.sock.recv_into(view)
-                    if n == 0:
-                        raise EOFError
-                    self.bytes_in += n
-                    self._header_filled += n
-                    if self._header_filled < _HEADER.size:
-                        continue
-                    self._open_frame()
-                frame = self._frame
-                while not frame.complete:
-                    n = self.sock.recv_into(frame.body[frame.filled :])
-                    if n == 0:
-                        raise EOFError
-                    self.bytes_in += n
-                    frame.filled += n
-                self._frame = None
-                if frame.kind == WAITING:
-                    mask = int.from_bytes(frame.body)
-                    self.waits_for = frozenset(p for p in ROLES if mask >> p & 1)
-                    # Go on to what is behind, but not for ever.
-                    notices += 1
-                    if self.ready or notices < MAX_NOTICES:
-                        continue
-                    return None
-                self.waits_for = frozenset()
-                if not frame.posted:
-                    self.inbox.append(frame)
-                return frame
-        except (BlockingIOError, InterruptedError):
-            return None
-        except PeerError:
-            raise  # a ConnectionError too, but one that says more
-        except OSError as exc:
-            raise EOFError from exc
-
-    @property
-    def ready(self):
-        """Whether bytes wait inside TLS, where polling does not show them."""
-        pending = getattr(self.sock, "pending", None)
-        return pending is not None and pending() > 0
-
-    def pop(self):
-        """Take the oldest frame out of the inbox."""
-        frame = self.inbox.popleft()
-        self.backlog -= len(frame.body) + _FRAME_COST
-        return frame
 
 
 class _Wait:
@@ -490,7 +156,7 @@ class Network:
                 self._lost(link)
         if wait is not None:
             self._end_wait(wait)
-        self.ledger().record_sent(peer, len(payload), _HEADER.size)
+        self.ledger().record_sent(peer, len(payload), HEADER.size)
 
     def _wait_writable(self, link, wait):
         poller = select.poll()
@@ -586,7 +252,7 @@ class Network:
             self._wait_frames([link])
         frame = self._take(link, JSON, operation_code(name))
         try:
-            return _parse(bytes(frame.body))
+            return parse_metadata(bytes(frame.body))
         except (ValueError, RecursionError):
             raise ProtocolError(f"{link.name} sent malformed metadata", peer) from None
 
@@ -637,7 +303,7 @@ class Network:
                 continue
             fd = other.sock.fileno()
             by_fd[fd] = other
-            poller.register(fd, (select.POLLIN if other in links else 0) | _RDHUP)
+            poller.register(fd, (select.POLLIN if other in links else 0) | RDHUP)
         for link in self.links.values():
             link.awaited = link in links
         wait = self._begin_wait(links)
@@ -655,7 +321,7 @@ class Network:
                     frame = self._pump(link)
                     if frame is not None:
                         done.append((link, frame))
-                elif event & (_HANGUP | _RDHUP):
+                elif event & (_HANGUP | RDHUP):
                     # Gone: what it sent before says whether it was done.
                     while not link.finished:
                         self._pump(link)
@@ -726,7 +392,7 @@ class Network:
 
     def _lost(self, link):
         """Raise the best explanation of why `link` is closed."""
-        if link.carrier is not None and _ended(link.carrier):
+        if link.carrier is not None and link.carrier.ended():
             link = link.carrier
         try:
             while link.pump() is not None:
@@ -751,7 +417,7 @@ class Network:
 
     def _gone(self, link):
         """Whether a party has ended as well, and without a word."""
-        if link.finished or not _ended(link, 0):
+        if link.finished or not link.ended(0):
             return False
         with contextlib.suppress(EOFError, PeerError):
             while link.pump() is not None:
