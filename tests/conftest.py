@@ -9,6 +9,7 @@ import time
 from hypothesis import HealthCheck, settings
 import noise
 import numpy as np
+from parties import local_trio, run_trio
 import pytest
 from scipy import ndimage
 from wire import Clock, Wire, set_clock
@@ -18,7 +19,6 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.frame import DATA, MPYC
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
-from dipy_ppir.mpc.session import local_trio, run_trio
 
 # The same examples in every run, so that a change is what breaks a test; new ones with
 # `make test-full`. How long an example takes says something of the machine only.

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+from parties import run_trio
 import pytest
 from scipy import stats
 from shares import decoded
@@ -28,7 +29,6 @@ from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.frame import operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear
-from dipy_ppir.mpc.session import run_trio
 
 UNIT = 2.0**-16
 KEPT = Digits(UNIT, 64.0)

@@ -1,6 +1,7 @@
 """Images carried along on shares: forms, iterations, what they cost."""
 
 import numpy as np
+from parties import run_trio
 import pytest
 from scipy import ndimage
 from shares import decoded, value
@@ -24,7 +25,6 @@ from dipy_ppir.mpc.carried import (
 from dipy_ppir.mpc.carrier import Carry
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.session import run_trio
 
 #: Shape, radius, spacing of the coarse grid and what a step counts along each axis.
 GRIDS = {

@@ -1,6 +1,7 @@
 """What displacements carry along: maps composed, and images moved by whole halves."""
 
 import numpy as np
+from parties import run_trio
 import pytest
 from scipy import ndimage
 from shares import decoded, value
@@ -10,7 +11,6 @@ from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start
 from dipy_ppir.mpc.carrier import DISPLACEMENT, FIRST, SECOND, STEP, WIDE, Carrier
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import MOVING, STATIC
-from dipy_ppir.mpc.session import run_trio
 
 SHAPES = {"2d": (40, 37), "3d": (25, 22, 24)}
 

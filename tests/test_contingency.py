@@ -4,6 +4,7 @@ import re
 
 from noise import check_uniform
 import numpy as np
+from parties import run_trio
 import pytest
 
 from dipy_ppir.mpc import contingency
@@ -20,7 +21,6 @@ from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.session import run_trio
 
 BINS, CATEGORIES = 32, 28
 

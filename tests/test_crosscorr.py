@@ -1,6 +1,7 @@
 """Local cross-correlation on shares, against numpy on the clear."""
 
 import numpy as np
+from parties import local_trio, run_trio
 import pytest
 from scipy import ndimage, stats
 
@@ -18,7 +19,6 @@ from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
-from dipy_ppir.mpc.session import local_trio, run_trio
 
 #: What is opened is rounded to this; rho, the residuals and e to finer steps.
 FORCE_ERROR = 2.0 ** -crosscorr.OPEN_BITS["force"]

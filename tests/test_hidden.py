@@ -11,6 +11,7 @@ from dipy.align.transforms import regtransforms
 from dipy.core.interpolation import interpolate_scalar_2d, interpolate_scalar_3d
 import noise
 import numpy as np
+from parties import local_trio, run_trio
 import pytest
 from test_on_shares import (
     LEVELS,
@@ -41,7 +42,7 @@ from dipy_ppir.align.imaffine import (
 )
 from dipy_ppir.align.quasinewton import SCALE, UNIT, ClearNumbers
 from dipy_ppir.mpc.ledger import MOVING, receipt_text
-from dipy_ppir.mpc.session import Session, local_trio, run_trio
+from dipy_ppir.mpc.session import Session
 
 KINDS = [(kind, dim) for dim in (2, 3) for kind in GROUPS]
 HIDDEN = {"hide_steps": True}

@@ -30,6 +30,7 @@ from dipy.align.transforms import (
 import nibabel as nib
 import noise
 import numpy as np
+from parties import run_trio
 import pytest
 
 import dipy_ppir.align
@@ -49,7 +50,6 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
 )
 from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, ROLES, STATIC
-from dipy_ppir.mpc.session import run_trio
 
 TRANSFORMS = sorted(regtransforms)
 EVERY_TRANSFORM = pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import noise
 from noise import check_uniform
 import numpy as np
 from numpy.testing import assert_array_equal
+from parties import run_trio
 import pytest
 
 from dipy_ppir.mpc import contingency
@@ -24,7 +25,6 @@ from dipy_ppir.mpc.information import (
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.literal import LiteralContingency
 from dipy_ppir.mpc.protocols import lift
-from dipy_ppir.mpc.session import run_trio
 
 DIGITS = 24
 UNIT = 2.0**-DIGITS

@@ -6,6 +6,7 @@ import re
 
 from noise import check_uniform, fix_randomness
 import numpy as np
+from parties import run_trio
 import pytest
 
 import dipy_ppir.align.parzenhist  # noqa: F401, declares what is opened
@@ -28,7 +29,6 @@ from dipy_ppir.mpc.logarithm import (
 )
 from dipy_ppir.mpc.normalize import number_bits, open_masked
 from dipy_ppir.mpc.protocols import truncate_unseen
-from dipy_ppir.mpc.session import run_trio
 from dipy_ppir.mpc.smooth import FINE_BITS, open_normalized
 
 ALL = (MOVING, STATIC, HELPER)

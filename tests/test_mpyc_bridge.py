@@ -10,6 +10,7 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+from parties import local_trio, run_trio
 import pins
 import pytest
 from scipy import stats
@@ -28,7 +29,7 @@ from dipy_ppir.mpc.frame import DATA, MAX_PAYLOAD, MPYC
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.protocols import reduce, share, share_elements
-from dipy_ppir.mpc.session import Session, local_trio, run_trio
+from dipy_ppir.mpc.session import Session
 
 ALL = (MOVING, STATIC, HELPER)
 BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)

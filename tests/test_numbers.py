@@ -5,6 +5,7 @@ import re
 import noise
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
+from parties import run_trio
 import pytest
 from scipy.linalg import expm as special_expm
 
@@ -24,7 +25,6 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import P127
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.protocols import share_elements
-from dipy_ppir.mpc.session import run_trio
 
 UNIT = 2.0**-DIGITS
 

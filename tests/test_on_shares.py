@@ -12,6 +12,7 @@ from dipy.align.imaffine import (
 from dipy.align.transforms import regtransforms
 import noise
 import numpy as np
+from parties import local_trio, run_trio
 import pytest
 
 from dipy_ppir.align import RemoteImage, affine_registration, imaffine, plan
@@ -22,7 +23,6 @@ from dipy_ppir.align.imaffine import (
 from dipy_ppir.align.quasinewton import DampedBFGS, opened_bits
 from dipy_ppir.align.secretmetric import Positions
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
-from dipy_ppir.mpc.session import local_trio, run_trio
 from dipy_ppir.workflows.operations import OPERATIONS
 
 LEVELS = {"sigmas": [1.0, 0.0], "factors": [2, 1]}

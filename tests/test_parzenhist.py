@@ -11,6 +11,7 @@ from dipy.align.parzenhist import (
 from dipy.align.transforms import regtransforms
 import noise
 import numpy as np
+from parties import run_trio
 import pytest
 
 from dipy_ppir.align import RemoteImage
@@ -28,7 +29,6 @@ from dipy_ppir.align.parzenhist import (
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.frame import DATA
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
-from dipy_ppir.mpc.session import run_trio
 
 TRANSFORMS = sorted(regtransforms)
 TRANSLATION = regtransforms["TRANSLATION", 3]

@@ -6,6 +6,7 @@ import re
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 import numpy as np
+from parties import local_trio, run_trio
 import pytest
 from scipy import stats
 
@@ -38,7 +39,7 @@ from dipy_ppir.mpc.protocols import (
     truncate_unseen,
     zero_share,
 )
-from dipy_ppir.mpc.session import Session, check_setup, local_trio, run_trio
+from dipy_ppir.mpc.session import Session, check_setup
 
 ALL = (MOVING, STATIC, HELPER)
 BOTH = pytest.mark.parametrize("field", [P61, P127], ids=repr)

@@ -9,6 +9,7 @@ import threading
 
 from dipy.align.transforms import regtransforms
 import numpy as np
+from parties import local_trio, run_trio
 from pins import together
 import pytest
 from wire import HANGS, TWO, frame
@@ -27,7 +28,6 @@ from dipy_ppir.mpc.frame import ABORT, WAITING
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
 from dipy_ppir.mpc.link import MAX_NOTICES, Link
 from dipy_ppir.mpc.network import Network
-from dipy_ppir.mpc.session import local_trio, run_trio
 
 
 @pytest.mark.parametrize("silent", [MOVING, STATIC, HELPER])

@@ -4,6 +4,7 @@ from examples import quick
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
+from parties import run_trio
 import pytest
 from scipy import stats
 
@@ -11,7 +12,6 @@ from dipy_ppir.mpc import protocols, steps
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.frame import operation_code
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
-from dipy_ppir.mpc.session import run_trio
 
 WORD = 1 << 64
 DEPTH = steps.BITS - 1

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import secrets
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import (
     X25519PrivateKey,
@@ -33,16 +32,8 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
 )
 from dipy_ppir.mpc.identity import Identity
-from dipy_ppir.mpc.ledger import (
-    HELPER,
-    MOVING,
-    ROLES,
-    STATIC,
-    Ledger,
-    make_receipt,
-    run_facts,
-)
-from dipy_ppir.mpc.link import MAX_BACKLOG, Link
+from dipy_ppir.mpc.ledger import MOVING, ROLES, Ledger, make_receipt, run_facts
+from dipy_ppir.mpc.link import MAX_BACKLOG
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise, derive_key
@@ -630,62 +621,3 @@ def authenticate(link, pid, token, *, timeout):
     if not hmac.compare_digest(bytes(answer), proof(link.peer)):
         raise refused
     return seed
-
-
-def local_trio(*, timeout=DEFAULT_TIMEOUT, threshold=THRESHOLD, insecure=False):
-    """Three sessions joined by socket pairs inside one process.
-
-    For tests and for trying protocols out: run each in its own thread. The
-    protocol is the deployed one, but one process holds all three shares.
-
-    Returns
-    -------
-    sessions : list of Session
-        moving owner, static owner, helper.
-    """
-    import socket
-
-    check_setup(PARTIES, threshold, insecure)
-    links = {p: {} for p in ROLES}
-    seeds = {p: {} for p in ROLES}
-    for i, j in ((MOVING, STATIC), (MOVING, HELPER), (STATIC, HELPER)):
-        a, b = socket.socketpair()
-        links[i][j], links[j][i] = Link(a, j), Link(b, i)
-        seeds[i][j] = seeds[j][i] = secrets.token_bytes(32)
-    return [
-        Session(
-            p,
-            links[p],
-            seeds[p],
-            timeout=timeout,
-            threshold=threshold,
-            insecure=insecure,
-        )
-        for p in sorted(ROLES)
-    ]
-
-
-def run_trio(sessions, function, *args):
-    """Run ``function(session, *args)`` at each session in its own thread.
-
-    Returns
-    -------
-    results : list
-        one per party. The first error of any party is raised, after all ended.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    def one(session):
-        try:
-            return function(session, *args)
-        except BaseException as exc:
-            session.fail(exc)
-            raise
-
-    with ThreadPoolExecutor(len(sessions)) as pool:
-        futures = [pool.submit(one, s) for s in sessions]
-        errors = [f.exception() for f in futures]
-    root = [e for e in errors if e is not None and not isinstance(e, PeerError)]
-    for error in root + [e for e in errors if e is not None]:
-        raise error
-    return [f.result() for f in futures]
