@@ -1,5 +1,6 @@
 """Build the Cython kernels. Everything else about the package is in pyproject.toml."""
 
+from glob import glob
 import os
 from pathlib import Path
 import sys
@@ -24,17 +25,8 @@ KERNELS = (
     "parzen",
     "sampling",
 )
-SHARED = [
-    f"cython_kernels/{name}"
-    for name in (
-        "dispatch.h",
-        "dispatch.pxi",
-        "filters.h",
-        "rows.h",
-        "rows.pxi",
-        "u128.h",
-    )
-]
+# What the kernels include.
+INCLUDED = sorted(glob("cython_kernels/*.h") + glob("cython_kernels/*.pxi"))
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 
 
@@ -70,7 +62,7 @@ extensions = [
         f"dipy_ppir._kernels.{name}",
         [f"cython_kernels/{name}.pyx"],
         include_dirs=[np.get_include(), "cython_kernels"],
-        depends=SHARED,
+        depends=INCLUDED,
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=COMPILE_ARGS + OPENMP,
         extra_link_args=OPENMP,
