@@ -55,7 +55,7 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, RoundingError
 from dipy_ppir.mpc.fields import P127, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
-from dipy_ppir.mpc.linear import scratch
+from dipy_ppir.mpc.scratch import scratch
 
 #: Elements that are sent at a time, 32 MB; no more than twice as many are under way.
 PIECE = 1 << 21

@@ -99,7 +99,8 @@ from dipy_ppir.mpc.carrier import (
     sum_of,
 )
 from dipy_ppir.mpc.fields import R128
-from dipy_ppir.mpc.linear import AxisMap, Linear, along, points, scratch
+from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
+from dipy_ppir.mpc.scratch import scratch
 from dipy_ppir.mpc.threads import threads
 
 #: Units of the weights of interpolation and of smoothing, along one axis.

@@ -53,6 +53,7 @@ from dipy_ppir.mpc.fields import R32, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
 from dipy_ppir.mpc.protocols import SEED_PARTY
+from dipy_ppir.mpc.scratch import Scratch
 
 #: Samples handled at a time: the working set stays in the second-level cache.
 BLOCK = 1 << 11
@@ -107,32 +108,25 @@ class Contingency:
         self.frac_bits = table_frac_bits(samples, ring)
         self._b = self._rows = None
         self._block_sums = {}
-        self._scratch = {}
+        self._scratch = Scratch()
 
     def _blocks(self):
         for start in range(0, self.samples, BLOCK):
             yield start, min(start + BLOCK, self.samples)
 
-    def _buffer(self, name, shape):
-        """Scratch elements, allocated once: fresh pages cost more than the sums."""
-        size = int(np.prod(shape))
-        if name not in self._scratch or self._scratch[name].size < size:
-            self._scratch[name] = self.field.empty((size,))
-        return self._scratch[name][:size].reshape(shape)
-
     def _random(self, owner, shape, what):
         """Numbers that hide an owner's rows, drawn by it and its seed party.
 
-        Each in a buffer of its own, so that what hides one thing never takes the place
+        Each in room of its own, so that what hides one thing never takes the place
         of what still hides another.
         """
         s = self.session
         peer = SEED_PARTY[owner] if s.pid == owner else owner
-        out = self._buffer("mask of " + what, shape)
+        out = self._scratch("mask of " + what, shape, self.field)
         return s.random_elements(peer, owner, self.field, shape, out=out)
 
     def _receive(self, peer, name, shape):
-        out = self._buffer(name, shape)
+        out = self._scratch(name, shape, self.field)
         return self.session.receive_elements(peer, self.field, shape, name, out=out)
 
     def share_categories(self, index=None, keep=None):
@@ -240,7 +234,7 @@ class Contingency:
         stream = Stream(key)
 
         def draw(start, stop):
-            out = self._buffer("mask of band", (stop - start, columns))
+            out = self._scratch("mask of band", (stop - start, columns), self.field)
             if not self.session.threshold:
                 out[...] = 0
                 return out
@@ -371,7 +365,7 @@ class Contingency:
                 kernels.dot_banded(*mine, mask, z)
 
             def own(start, stop):
-                k = self._buffer("k", (stop - start, self.categories))
+                k = self._scratch("k", (stop - start, self.categories), self.field)
                 kernels.band_rows(*mine, table.share, k)
                 return k
 

@@ -60,6 +60,7 @@ from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import banded, points
 from dipy_ppir.mpc.protocols import blur, check_truncation, dither, truncate_part
+from dipy_ppir.mpc.scratch import Scratch
 from dipy_ppir.mpc.threads import threads
 
 REVEAL = ("map", "update", "force", "paper")
@@ -223,7 +224,7 @@ class LocalCrossCorrelation:
         self._window_bits = (self.window - 1).bit_length()
         self.ring = _ring(reveal)
         check_grid(self.shape, reveal)
-        self._scratch = {}
+        self._scratch = Scratch()
 
     @property
     def image_bits(self):
@@ -254,16 +255,9 @@ class LocalCrossCorrelation:
 
     # -- plumbing --------------------------------------------------------
 
-    def _buffer(self, name, shape, ring=R128):
-        """Scratch elements, allocated once: fresh pages cost more than the sums."""
-        size = int(np.prod(shape)) * ring.words
-        if name not in self._scratch or self._scratch[name].size < size:
-            self._scratch[name] = np.empty(size, dtype=np.uint64)
-        return self._scratch[name][:size].reshape(ring.storage(shape))
-
     def _pads(self, peer, ring, shape):
         """Numbers that this party and `peer` draw; one of the two is the helper."""
-        out = self._buffer("pads", shape, ring)
+        out = self._scratch("pads", shape, ring)
         return self.session.random_elements(peer, HELPER, ring, shape, out=out)
 
     def _masks(self, owner, ring, shape, out=None):
@@ -400,7 +394,7 @@ class LocalCrossCorrelation:
     def _window_products(self, half, centers):
         """Three parts of N D. Elements: 2 per voxel. Rounds: 1."""
         s, ring, size = self.session, R128, int(np.prod(self.shape))
-        left, right = (self._buffer(f"large-{p}", (size,)) for p in (STATIC, MOVING))
+        left, right = (self._scratch(f"large-{p}", (size,)) for p in (STATIC, MOVING))
         if s.pid == HELPER:
             self._masks(STATIC, ring, (size,), out=left)
             self._masks(MOVING, ring, (size,), out=right)
@@ -419,7 +413,7 @@ class LocalCrossCorrelation:
                 s.receive_elements(other, ring, shape, "image", out=theirs[block])
 
             self._pipeline(size, [send, receive], paced=False)
-        product = self._buffer("image-product", (size,))
+        product = self._scratch("image-product", (size,))
         ring.kernels.mul(left, right, product)
         product = self._box("product", product, centers)
         ring.kernels.scale(product, self.window, product)
@@ -437,7 +431,7 @@ class LocalCrossCorrelation:
             whole = shape[axis] - 2 * self.radius
             # Only the last axis's sums outlive this call.
             last = f"-{name}" if axis == self.dim - 1 else ""
-            out = self._buffer(f"box-{axis}{last}", (outer * whole * inner // 2,))
+            out = self._scratch(f"box-{axis}{last}", (outer * whole * inner // 2,))
             out = out.reshape(outer, whole, inner)
             x = x.reshape(outer, shape[axis], inner)
             R128.kernels.box(x, self.radius, self.radius, out, threads())
@@ -453,7 +447,7 @@ class LocalCrossCorrelation:
         s, ring = self.session, R128
         bits, bound = RHO_BITS - UNIT_BITS, (1 << RHO_BITS) + (1 << RHO_BITS - 6)
         check_truncation(ring, bound, bits)
-        rho = None if s.pid == HELPER else self._buffer("rho", (n,), self.ring)
+        rho = None if s.pid == HELPER else self._scratch("rho", (n,), self.ring)
 
         def send(block, _):
             part = self._hand_in(product[block], MOVING, "product")
@@ -497,7 +491,7 @@ class LocalCrossCorrelation:
         s, ring, one = self.session, self.ring, 1 << UNIT_BITS
         shape = (gradients, n) if gradients else (n,)
         # The images are done with.
-        parts = {p: self._buffer(f"large-{p}", shape, ring) for p in OWNERS}
+        parts = {p: self._scratch(f"large-{p}", shape, ring) for p in OWNERS}
         energy = ring.zeros((1,))
         numbers = 4 + gradients
 
@@ -608,7 +602,7 @@ class LocalCrossCorrelation:
                     inner = 2 * int(np.prod(shape[axis + 1 :]))
                     x = x.reshape(outer, shape[axis], inner)
                     shape[axis] = len(first)
-                    y = self._buffer(
+                    y = self._scratch(
                         f"filter-{axis}", (outer * len(first) * inner // 2,)
                     )
                     y = y.reshape(outer, len(first), inner)
@@ -626,8 +620,8 @@ class LocalCrossCorrelation:
         scale = self._inverse_scale
         # D e a, and the other's residual in units of its image, in one scale.
         mixed = self.window * scale * 2.0 ** (2 * self.image_bits + self.inverse_bits)
-        factor = self._buffer("paper-factor", (n,))
-        brackets = {p: self._buffer(f"bracket-{p}", (n,)) for p in OWNERS}
+        factor = self._scratch("paper-factor", (n,))
+        brackets = {p: self._scratch(f"bracket-{p}", (n,)) for p in OWNERS}
 
         def send(block, _):
             part = product[block]

@@ -6,7 +6,6 @@ is the same map.
 """
 
 from functools import cached_property
-import threading
 
 import numpy as np
 
@@ -43,21 +42,6 @@ def banded(integers):
     first = np.minimum(first, width - taps)
     weights = np.take_along_axis(integers, first[:, None] + np.arange(taps), axis=1)
     return first.astype(np.int64), np.ascontiguousarray(weights, dtype=np.int32)
-
-
-_kept = threading.local()
-
-
-def scratch(name, shape):
-    """Room for packed elements, whose contents do not outlive the next call.
-
-    Allocated once for each name and thread: fresh pages cost more than sums.
-    """
-    kept = _kept.__dict__
-    size = int(np.prod(shape)) * 2
-    if name not in kept or kept[name].size < size:
-        kept[name] = np.empty(size, dtype=np.uint64)
-    return kept[name][:size].reshape(*shape, 2)
 
 
 class AxisMap:
