@@ -77,7 +77,8 @@ class LiteralContingency:
             rows[:, -1] = keep * one
         self._a = self._share(MOVING, rows, shape, one)
         bound = self.samples << self.frac_bits
-        table = self._multiplied(_table, (self._a, self._b), bound)
+        operands = self._a, self._b
+        (table,) = mpyc_bridge.evaluate(self.session, _table, operands, (bound,))
         return self._in_ring(table, R32, self.frac_bits)
 
     def moments(self, table, positions, dim, band=None, gradient=None):
@@ -92,16 +93,9 @@ class LiteralContingency:
         w = wide.reshape(*table.shape)
         # The same numbers at all parties are shares of themselves.
         y = SharedArray(P127, P127.encode_int(positions(0, n)), 1, 0, 1 << 30)
-        moments = self._multiplied(_moments, (self._a, self._b, w, g, y), (1 << 61) - 1)
+        operands, bound = (self._a, self._b, w, g, y), (1 << 61) - 1
+        (moments,) = mpyc_bridge.evaluate(self.session, _moments, operands, (bound,))
         return self._in_ring(moments.reshape(-1), R64, 0)
-
-    def _multiplied(self, formula, operands, bound):
-        async def compute(mpc):
-            secret = [mpyc_bridge.to_mpyc(a) for a in operands]
-            result = formula(mpc, *secret)
-            return await mpyc_bridge.from_mpyc(mpc, result, P127, bound=bound)
-
-        return mpyc_bridge.run(self.session, compute)
 
     def _in_ring(self, array, ring, frac_bits):
         """The same integers as parts of the owners' in a ring; rounds: 1."""
@@ -111,7 +105,7 @@ class LiteralContingency:
 
 def _table(mpc, a, b):
     """A transposed times B."""
-    return mpc.np_matmul(mpc.np_transpose(a), b)
+    return (mpc.np_matmul(mpc.np_transpose(a), b),)
 
 
 def _moments(mpc, a, b, w, g, y):
@@ -119,4 +113,4 @@ def _moments(mpc, a, b, w, g, y):
     weights = a[:, : w.shape[0]]
     z = mpc.np_sum(mpc.np_multiply(mpc.np_matmul(weights, w), b), axis=1)
     weighed = mpc.np_multiply(mpc.np_reshape(z, (-1, 1)), g)
-    return mpc.np_matmul(mpc.np_transpose(weighed), y)
+    return (mpc.np_matmul(mpc.np_transpose(weighed), y),)

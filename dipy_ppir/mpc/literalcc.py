@@ -92,9 +92,8 @@ class LiteralCrossCorrelation(LocalCrossCorrelation):
                 energy = mpc.np_sum(mpc.np_reshape(square, (1, n)), axis=1)
                 return energy, static, moving
 
-            found = self._computed(
-                forces, (rho, *residuals), (n << 2 * UNIT_BITS, bound, bound)
-            )
+            bounds = n << 2 * UNIT_BITS, bound, bound
+            found = mpyc_bridge.evaluate(s, forces, (rho, *residuals), bounds)
             energy = found[0]
             energy = SharedArray(P127, energy.share, 2, 2 * UNIT_BITS, energy.bound)
             energy = dither(s, energy, n << 2 * UNIT_BITS - ENERGY_BITS, by=HELPER)
@@ -148,17 +147,8 @@ class LiteralCrossCorrelation(LocalCrossCorrelation):
             return (mpc.np_multiply(covariance, mpc.np_multiply(e, f)),)
 
         bound = (1 << RHO_BITS) + (1 << RHO_BITS - 6)
-        (product,) = self._computed(correlation, (*images, *inverses), (bound,))
+        (product,) = mpyc_bridge.evaluate(
+            self.session, correlation, (*images, *inverses), (bound,)
+        )
         product.frac_bits = RHO_BITS
         return truncate(self.session, product, RHO_BITS - UNIT_BITS, name="rho")
-
-    def _computed(self, formula, operands, bounds):
-        async def compute(mpc):
-            secret = [mpyc_bridge.to_mpyc(a) for a in operands]
-            results = formula(mpc, *secret)
-            return [
-                await mpyc_bridge.from_mpyc(mpc, x, P127, bound=bound)
-                for x, bound in zip(results, bounds, strict=True)
-            ]
-
-        return mpyc_bridge.run(self.session, compute)

@@ -645,4 +645,35 @@ async def from_mpyc(mpc, secure, field, *, frac_bits=0, bound):
     return SharedArray(field, share, 1, frac_bits, int(bound * 2**frac_bits))
 
 
-__all__ = ["from_mpyc", "load", "run", "to_mpyc"]
+def evaluate(session, formula, arrays, bounds, kind="field"):
+    """Evaluate a formula of MPyC's secure arrays on shares; see `run`.
+
+    Parameters
+    ----------
+    session : Session
+    formula : callable
+        ``formula(mpc, *arrays)`` returns secure arrays.
+    arrays : sequence of SharedArray
+        of degree 1, in one field.
+    bounds : sequence of float
+        bounds on the magnitude of the results, as integers.
+    kind : {"field", "integer"}, optional
+        secure type of the arrays, see `to_mpyc`.
+
+    Returns
+    -------
+    results : list of SharedArray
+    """
+    field = arrays[0].field
+
+    async def compute(mpc):
+        results = formula(mpc, *(to_mpyc(array, kind) for array in arrays))
+        return [
+            await from_mpyc(mpc, result, field, bound=bound)
+            for result, bound in zip(results, bounds, strict=True)
+        ]
+
+    return run(session, compute)
+
+
+__all__ = ["evaluate", "from_mpyc", "load", "run", "to_mpyc"]

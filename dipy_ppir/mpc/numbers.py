@@ -238,11 +238,12 @@ class SecretNumbers:
         # promised to be.
         whole = _in_range(self.session, _joined(differences))
 
-        async def compare(mpc):
-            bits = mpyc_bridge.to_mpyc(whole, "integer") < 0
-            return await mpyc_bridge.from_mpyc(mpc, bits, P127, bound=1)
+        def below_zero(mpc, x):
+            return (x < 0,)
 
-        bits = mpyc_bridge.run(self.session, compare)
+        (bits,) = mpyc_bridge.evaluate(
+            self.session, below_zero, (whole,), (1,), kind="integer"
+        )
         return _parted(bits, [a.shape for a in differences])
 
     def inverses(self, *numbers, digits=None):
