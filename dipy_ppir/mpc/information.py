@@ -48,8 +48,8 @@ WEIGHT_BITS, DIFFERENCE_BITS = 10, 11
 SUM_BITS = 61
 #: Fraction bits of S / 2**SUM_BITS and of the matrix; no element of that is larger.
 PART_DIGITS, MATRIX_DIGITS, LARGEST_ELEMENT = 32, 20, 1 << 26
-#: Fraction bits of V f, and of a number over the samples.
-TOTAL_DIGITS, SHARE_DIGITS = 22, 30
+#: Fraction bits of V f.
+TOTAL_DIGITS = 22
 #: Fraction bits of the reciprocal of x, see `reciprocal`.
 FRACTION_DIGITS = 22
 #: No result is larger.

@@ -119,8 +119,6 @@ class Session:
         self.network = Network(links, timeout, lambda: self.ledger)
         self._random = Pairwise(seeds)
         self.ledger = Ledger()
-        #: Called with a dict after every evaluation, for progress displays.
-        self.on_progress = None
         #: The runtime of computations with MPyC; see `mpyc_bridge.run`.
         self.mpyc = None
         self._process = os.getpid()
