@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from dipy_ppir.align import RemoteImage, affine_registration, syn_registration
-from dipy_ppir.mpc import party, session, tls
+from dipy_ppir.mpc import authentication, party, session, tls
 from dipy_ppir.mpc.prg import Stream
 
 FUNCTIONS = {"affine": affine_registration, "syn": syn_registration}
@@ -43,7 +43,7 @@ def choose_randomness(pid):
     secrets.token_bytes, secrets.randbelow = token_bytes, randbelow
     np.random.default_rng = lambda *_: fixed
     tls.TLSSocket.seed = lambda self, _: seed(pid, self.party.pid)
-    session.authenticate = lambda link, pid, token, timeout: seed(pid, link.peer)
+    authentication.authenticate = lambda link, pid, token, timeout: seed(pid, link.peer)
 
 
 def main(config):

@@ -12,6 +12,7 @@ import pytest
 from wire import beside, frame
 
 from dipy_ppir.mpc import local
+from dipy_ppir.mpc.authentication import authenticate
 from dipy_ppir.mpc.errors import (
     AuthenticationError,
     PeerError,
@@ -22,7 +23,6 @@ from dipy_ppir.mpc.errors import (
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.party import meet
-from dipy_ppir.mpc.session import authenticate
 
 
 def meeting(present, accepts=True):
@@ -83,7 +83,7 @@ def time_flies(monkeypatch):
                     since = now()
             return seed
 
-        monkeypatch.setattr("dipy_ppir.mpc.session.authenticate", watched)
+        monkeypatch.setattr("dipy_ppir.mpc.authentication.authenticate", watched)
         monkeypatch.setattr(time, "monotonic", monotonic)
 
     return arrange

@@ -46,10 +46,11 @@ def meet(pid, token, addresses, listener, timeout, check=None):
     import socket
     import time
 
+    from dipy_ppir.mpc.authentication import authenticate
     from dipy_ppir.mpc.errors import PeerError, PeerLostError, PeerTimeoutError
     from dipy_ppir.mpc.ledger import ROLES
     from dipy_ppir.mpc.link import Link
-    from dipy_ppir.mpc.session import Session, authenticate
+    from dipy_ppir.mpc.session import Session
 
     links, seeds = {}, {}
     try:
