@@ -22,7 +22,7 @@ from dipy_ppir.align import syn_registration
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.carried import CarriedCorrelation
 from dipy_ppir.mpc.ledger import HELPER, ROLES, STATIC
-from dipy_ppir.workflows import cli, figures, inputs, mapping, syn
+from dipy_ppir.workflows import cli, figures, inputs, mapping, registration, remote
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 from dipy_ppir.workflows.transform import ApplyTransformFlow
 
@@ -1118,7 +1118,7 @@ def _full(path, *args, **kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(syn, "save_nifti"), (mapping, "save_nifti"), (figures, "save_map")],
+    [(registration, "save_nifti"), (mapping, "save_nifti"), (figures, "save_map")],
 )
 def test_a_full_disk_leaves_nothing(command, pair, monkeypatch, module, name):
     monkeypatch.setattr(module, name, _full)
@@ -1137,7 +1137,7 @@ def test_interrupted_while_drawing(command, pair, monkeypatch):
 
 def test_interrupted_after_writing(command, pair, monkeypatch):
     """The files are there: it may not be said that there are none."""
-    monkeypatch.setattr(syn, "receipt_text", _interrupt)
+    monkeypatch.setattr(remote, "receipt_text", _interrupt)
     status, _, err = command(ALIGN, *pair, *FAST, *NO_PICTURES)
     assert status == 130 and err.count("\n") == 1
     assert Path("warped_moved.nii.gz").exists()

@@ -215,6 +215,16 @@ def test_many_pairs(command, pair, tmp_path):
     assert len(list(Path("res").iterdir())) == 6
 
 
+def test_a_bad_pair_is_found_first(command, pair, tmp_path, monkeypatch):
+    """Before the others, which take their time, are registered."""
+    shutil.copy(pair[1], tmp_path / "m1.nii.gz")
+    _text(tmp_path, "m2.nii.gz")
+    monkeypatch.setattr(local, "run_locally", pytest.fail)
+    args = [pair[0], str(tmp_path / "m?.nii.gz"), *SHORT, *NO_PICTURES]
+    result = command(*args, "--out_dir", "res", "--mix_names")
+    assert_refused(result, "m2.nii.gz", "convert")
+
+
 # -- mistakes --------------------------------------------------------------
 
 
@@ -426,7 +436,7 @@ def test_failure_while_writing_leaves_nothing(command, pair, tmp_path, monkeypat
 
 
 def test_unexpected_failure_is_one_line(command, pair, monkeypatch):
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise RuntimeError("first\nsecond")
 
     monkeypatch.setattr(inputs, "load_volume", fail)

@@ -1,37 +1,16 @@
 """The command ``dipy_ppir_align_affine``, as a DIPY workflow."""
 
-import json
 import logging
-from pathlib import Path
 
-from dipy.align.imaffine import AffineMap
-from dipy.io.image import save_nifti, save_qa_metric
+from dipy.io.image import save_qa_metric
 import numpy as np
 
 from dipy_ppir.align import affine_registration
 from dipy_ppir.align.validation import check_slices
-from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
-from dipy_ppir.workflows.flow import (
-    OutputFilesFlow,
-    beside,
-    check_name,
-    explained,
-    pictures,
-    short_name,
-    written_files,
-)
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import LIMIT
-from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.progress import display
-from dipy_ppir.workflows.remote import (
-    Site,
-    check_flags,
-    check_others,
-    check_words,
-    register,
-)
+from dipy_ppir.workflows.registration import RegistrationFlow, load_images
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -58,12 +37,42 @@ PIPELINES = {
 }
 
 
-class SecureImageRegistrationFlow(OutputFilesFlow):
+class SecureImageRegistrationFlow(RegistrationFlow):
     """Affine registration of two images that two parties hold.
 
     Takes the flags of ``dipy_align_affine`` and writes the same files, besides a
     receipt of what each party learned and two pictures.
     """
+
+    operation = "affine"
+    outputs = {
+        "out_moved": "image",
+        "out_affine": "transform",
+        "out_quality": "quality",
+    }
+    optional = {"quality": "save_metric"}
+    belongs = {
+        "static_mask": "static",
+        "moving_mask": "moving",
+        "static_vol_idx": "static",
+        "moving_vol_idx": "moving",
+    }
+    also_read = ("static_mask", "moving_mask")
+    settled = (
+        "transform",
+        "nbins",
+        "sampling_prop",
+        "metric",
+        "level_iters",
+        "sigmas",
+        "factors",
+        "save_metric",
+        "reveal",
+        "hide_steps",
+        "far_apart",
+        "out_quality",
+    )
+    pictures = figures.PICTURES
 
     def run(
         self,
@@ -195,88 +204,46 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
-        self.receipts = []
-        files = {"static": static_image_files, "moving": moving_image_files}
-        check_words(files, session)
-        if session:
-            check_flags(
-                {
-                    "transform": transform,
-                    "nbins": nbins,
-                    "sampling_prop": sampling_prop,
-                    "metric": metric,
-                    "level_iters": level_iters,
-                    "sigmas": sigmas,
-                    "factors": factors,
-                    "save_metric": save_metric,
-                    "reveal": reveal,
-                    "hide_steps": hide_steps,
-                    "far_apart": far_apart,
-                    "out_quality": out_quality,
-                },
-                self.run,
+        self.register(locals())
+
+    def at_site(self, site, flags):
+        """See `RegistrationFlow`."""
+        if flags["limit_bits"] != LIMIT and site.image != "static":
+            raise InputError(
+                "--limit_bits belongs to the owner of the static image; leave it out"
             )
-            check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
-            check_name(out_affine, "out_affine")
-            check_name(receipt, "receipt")
-            site = Site(session, identity, listen)
-            site.check_owner("affine", files)
-            if limit_bits != LIMIT and site.image != "static":
-                raise InputError(
-                    "--limit_bits belongs to the owner of the static image; leave it "
-                    "out"
-                )
-            check_others(
-                site,
-                {
-                    "static_mask": ("static", static_mask),
-                    "moving_mask": ("moving", moving_mask),
-                    "static_vol_idx": ("static", static_vol_idx),
-                    "moving_vol_idx": ("moving", moving_vol_idx),
-                },
-            )
-            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
-            masks = {"static": static_mask, "moving": moving_mask}
-            names = {"image": out_moved, "transform": out_affine, "receipt": receipt}
-            self.receipts = [
-                register(
-                    site,
-                    files[site.image],
-                    volumes[site.image],
-                    {kind: Path(out_dir or ".", name) for kind, name in names.items()},
-                    mask=masks[site.image],
-                    resume=resume,
-                    force=self._force_overwrite,
-                    limit_bits=limit_bits,
-                )
-            ]
-            return
-        if limit_bits != LIMIT:
+        mask = flags[f"{site.image}_mask"]
+        return {"mask": mask, "limit_bits": flags["limit_bits"]}
+
+    def parameters(self, flags):
+        """See `RegistrationFlow`."""
+        if flags["limit_bits"] != LIMIT:
             raise InputError(
                 "--limit_bits is for the owner of the static image in a session; leave "
                 "it out"
             )
-        transform, metric, reveal = transform.lower(), metric.lower(), reveal.lower()
+        transform, metric, reveal = (
+            flags[flag].lower() for flag in ("transform", "metric", "reveal")
+        )
+        nbins, sampling_prop = flags["nbins"], flags["sampling_prop"]
+        level_iters, sigmas, factors = (
+            flags[flag] for flag in ("level_iters", "sigmas", "factors")
+        )
         inputs.check_parameters(
             transform, PIPELINES, metric, nbins, sampling_prop, reveal
         )
         inputs.check_levels(level_iters, sigmas, factors)
-        if (static_mask or moving_mask) and sampling_prop not in (None, 100):
+        inputs.check_hidden(flags["hide_steps"], reveal, transform)
+        masked = flags["static_mask"] or flags["moving_mask"]
+        if masked and sampling_prop not in (None, 100):
             raise InputError(
                 "masks need all voxels; leave out --sampling_prop, or the masks"
             )
-        check_name(out_moved, "out_moved", (".nii", ".nii.gz"))
-        for path in (static_image_files, moving_image_files):
-            if not str(path).strip():
-                raise InputError("the name of an image is empty; give a NIfTI file")
-        for name, flag in (
-            (out_affine, "out_affine"),
-            (out_quality, "out_quality"),
-            (receipt, "receipt"),
-        ):
-            check_name(name, flag)
-        options = {
-            "pipeline": PIPELINES[transform][0 if progressive else 1],
+        if flags["save_metric"] and transform == "com":
+            logger.warning("The center of mass has no metric value to save")
+            flags["save_metric"] = False
+        return {
+            "pipeline": PIPELINES[transform][0 if flags["progressive"] else 1],
             "level_iters": [int(n) for n in level_iters],
             "sigmas": [float(s) for s in sigmas],
             "factors": [int(f) for f in factors],
@@ -285,115 +252,68 @@ class SecureImageRegistrationFlow(OutputFilesFlow):
             if sampling_prop in (None, 100)
             else sampling_prop / 100,
             "reveal": reveal,
-            "hide_steps": bool(hide_steps),
+            "hide_steps": bool(flags["hide_steps"]),
         }
-        inputs.check_hidden(hide_steps, reveal, transform)
-        if save_metric and transform == "com":
-            logger.warning("The center of mass has no metric value to save")
-            save_metric = False
-        made = {} if no_pictures else pictures(figures.PICTURES)
-        names = out_moved, out_affine, out_quality, receipt
-        with new_folders([Path(out_dir or ".", name) for name in names]):
-            with explained():
-                io_it = list(self.get_io_iterator())
-            jobs = []
-            for static_file, moving_file, moved, affine, quality in io_it:
-                files = {
-                    "moved": Path(moved),
-                    "affine": Path(affine),
-                    "receipt": beside(affine, out_affine, receipt),
-                }
-                if save_metric:
-                    files["quality"] = Path(quality)
-                for name in made:
-                    files[name] = beside(affine, out_affine, name)
-                jobs.append(({"static": static_file, "moving": moving_file}, files))
-            written = written_files(jobs)
-            masks = {"static": static_mask, "moving": moving_mask}
-            read = [f for job, _ in jobs for f in job.values()]
-            read += [m for m in masks.values() if m]
-            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
-            with OutputFiles(written, read, force=self._force_overwrite) as out:
-                for job, files in jobs:
-                    self._register(
-                        job, volumes, masks, options, files, out, far_apart=far_apart
-                    )
 
-    def _register(self, paths, vol_idx, masks, options, files, out, *, far_apart):
-        """Register one pair and write its files."""
-        data, grid2world, mask = {}, {}, {}
+    def steps(self, parameters):
+        """See `RegistrationFlow`."""
+        return parameters["pipeline"]
+
+    def load(self, paths, flags, parameters):
+        """See `RegistrationFlow`."""
+        images = load_images(paths, flags, "affine_registration")
         for name in ("static", "moving"):
-            data[name], grid2world[name] = inputs.load_volume(
-                paths[name], name, vol_idx[name]
-            )
-            if "center_of_mass" in options["pipeline"]:
-                inputs.check_center(data[name], name)
-            if masks[name]:
-                mask[f"{name}_mask"] = inputs.load_mask(
-                    masks[name], data[name], grid2world[name], name
-                )
-        static, moving = data["static"], data["moving"]
+            image, grid2world = images[name], images[f"{name}_grid2world"]
+            if "center_of_mass" in parameters["pipeline"]:
+                inputs.check_center(image, name)
+            mask = flags[f"{name}_mask"]
+            if mask:
+                images[f"{name}_mask"] = inputs.load_mask(mask, image, grid2world, name)
+        static, moving = images["static"], images["moving"]
         inputs.explain(check_slices, moving)
         inputs.check_pyramid(
-            static.shape, grid2world["static"], options["sigmas"], options["factors"]
+            static.shape,
+            images["static_grid2world"],
+            parameters["sigmas"],
+            parameters["factors"],
         )
-        if not far_apart:
+        if not flags["far_apart"]:
             inputs.check_fields_of_view(
-                static, grid2world["static"], moving, grid2world["moving"]
-            )
-        steps = [s for s in options["pipeline"] if s != "center_of_mass"]
-        on_shares = options["reveal"] == "transform"
-        logger.info(
-            "Registering %s to %s: %s",
-            paths["moving"],
-            paths["static"],
-            ", ".join(s.replace("_", " ") for s in options["pipeline"]),
-        )
-        with display(steps, len(options["level_iters"])) as progress:
-            moved, affine, *optimum, receipt = affine_registration(
-                moving,
                 static,
-                moving_affine=grid2world["moving"],
-                static_affine=grid2world["static"],
-                ret_metric=bool(steps) and ("quality" in files or not on_shares),
-                ret_receipt=True,
-                callback=progress,
-                **options,
-                **mask,
+                images["static_grid2world"],
+                moving,
+                images["moving_grid2world"],
             )
-        self.receipts.append(receipt)
+        return images
+
+    def compute(self, images, parameters, progress, wanted):
+        """See `RegistrationFlow`."""
+        measured = set(parameters["pipeline"]) - {"center_of_mass"}
+        on_shares = parameters["reveal"] == "transform"
+        masks = {name: images[name] for name in self.also_read if name in images}
+        return affine_registration(
+            images["moving"],
+            images["static"],
+            moving_affine=images["moving_grid2world"],
+            static_affine=images["static_grid2world"],
+            ret_metric=bool(measured) and ("quality" in wanted or not on_shares),
+            ret_receipt=True,
+            callback=progress,
+            **parameters,
+            **masks,
+        )
+
+    def save(self, out, files, images, affine, *optimum):
+        """See `RegistrationFlow`."""
         # The same calls that write the files of dipy_align_affine.
-        save_nifti(out.temporary(files["moved"]), moved, grid2world["static"])
-        np.savetxt(out.temporary(files["affine"]), affine)
-        out.temporary(files["receipt"]).write_text(json.dumps(receipt, indent=2) + "\n")
+        np.savetxt(out.temporary(files["transform"]), affine)
         if optimum:
             xopt, fopt = optimum
             logger.info("Optimal parameters: %s", " ".join(f"{x:.6g}" for x in xopt))
             logger.info("Similarity metric: %s", fopt)
             if "quality" in files:
                 save_qa_metric(out.temporary(files["quality"]), xopt, fopt)
-        before = None
-        for name, kind in figures.PICTURES.items():
-            if name not in files:
-                continue
-            if before is None:
-                before = AffineMap(
-                    np.eye(4),
-                    domain_grid_shape=static.shape,
-                    domain_grid2world=grid2world["static"],
-                    codomain_grid_shape=moving.shape,
-                    codomain_grid2world=grid2world["moving"],
-                ).transform(moving)
-            figures.save_overlay(
-                out.temporary(files[name]),
-                kind,
-                static,
-                before,
-                moved,
-                grid2world["static"],
-                title=f"{short_name(paths['moving'])} on {short_name(paths['static'])}",
-            )
-        out.commit()
-        print("\n" + receipt_text(receipt) + "\n")
-        for file in files.values():
-            logger.info("Saved %s", file)
+
+    def start(self, images):
+        """See `RegistrationFlow`."""
+        return np.eye(4)

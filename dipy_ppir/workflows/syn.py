@@ -1,11 +1,7 @@
 """The command ``dipy_ppir_align_syn``, as a DIPY workflow."""
 
-import json
-import logging
-from pathlib import Path
 import warnings
 
-from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
 import numpy as np
 
@@ -13,39 +9,53 @@ from dipy_ppir.align import syn_registration
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc.crosscorr import REVEAL
-from dipy_ppir.mpc.ledger import receipt_text
 from dipy_ppir.workflows import figures, inputs
-from dipy_ppir.workflows.flow import (
-    OutputFilesFlow,
-    beside,
-    check_name,
-    explained,
-    pictures,
-    short_name,
-    written_files,
-)
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.operations import METRIC_ARGUMENTS
-from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.progress import deformation_callback, display
-from dipy_ppir.workflows.remote import (
-    Site,
-    check_flags,
-    check_others,
-    check_words,
-    register,
-)
-
-logger = logging.getLogger("dipy_ppir")
+from dipy_ppir.workflows.progress import deformation_callback
+from dipy_ppir.workflows.registration import RegistrationFlow, load_images
 
 
-class SecureSynRegistrationFlow(OutputFilesFlow):
+class SecureSynRegistrationFlow(RegistrationFlow):
     """Diffeomorphic registration of two images that two parties hold.
 
     Takes the flags of ``dipy_align_syn`` and writes the same files, besides a receipt
     of what each party learned and pictures.
     """
+
+    operation = "syn"
+    outputs = {
+        "out_warped": "image",
+        "out_inv_static": "inverse",
+        "out_field": "transform",
+    }
+    optional = {"inverse": "inv_static"}
+    belongs = {
+        "static_vol_idx": "static",
+        "moving_vol_idx": "moving",
+        "prealign_file": "moving",
+        "inv_static": "static",
+    }
+    also_read = ("prealign_file",)
+    settled = (
+        "metric",
+        "level_iters",
+        "mopt_sigma_diff",
+        "mopt_radius",
+        "step_length",
+        "ss_sigma_factor",
+        "opt_tol",
+        "inv_iter",
+        "inv_tol",
+        "reveal",
+        "map_spacing",
+        "opens",
+        "map_precision",
+        "update_spacing",
+        "stride",
+    )
+    pictures = figures.SYN_PICTURES
 
     def run(
         self,
@@ -189,238 +199,116 @@ class SecureSynRegistrationFlow(OutputFilesFlow):
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
-        self.receipts = []
-        files = {"static": static_image_files, "moving": moving_image_files}
-        check_words(files, session)
-        if session:
-            check_flags(
-                {
-                    "metric": metric,
-                    "level_iters": level_iters,
-                    "mopt_sigma_diff": mopt_sigma_diff,
-                    "mopt_radius": mopt_radius,
-                    "step_length": step_length,
-                    "ss_sigma_factor": ss_sigma_factor,
-                    "opt_tol": opt_tol,
-                    "inv_iter": inv_iter,
-                    "inv_tol": inv_tol,
-                    "reveal": reveal,
-                    "map_spacing": map_spacing,
-                    "opens": opens,
-                    "map_precision": map_precision,
-                    "update_spacing": update_spacing,
-                    "stride": stride,
-                },
-                self.run,
-            )
-            check_name(out_warped, "out_warped", (".nii", ".nii.gz"))
-            check_name(out_field, "out_field", (".nii", ".nii.gz"))
-            check_name(out_inv_static, "out_inv_static", (".nii", ".nii.gz"))
-            check_name(receipt, "receipt")
-            site = Site(session, identity, listen)
-            site.check_owner("syn", files)
-            check_others(
-                site,
-                {
-                    "static_vol_idx": ("static", static_vol_idx),
-                    "moving_vol_idx": ("moving", moving_vol_idx),
-                    "prealign_file": ("moving", prealign_file),
-                    "inv_static": ("static", inv_static),
-                },
-            )
-            if inv_static and not site.gets_result:
-                raise InputError(
-                    "--inv_static needs the map, which the session file gives to the "
-                    "moving owner only; leave it out"
-                )
-            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
-            names = {"image": out_warped, "transform": out_field, "receipt": receipt}
-            if inv_static and site.image == "static":
-                names["inverse"] = out_inv_static
-            self.receipts = [
-                register(
-                    site,
-                    files[site.image],
-                    volumes[site.image],
-                    {kind: Path(out_dir or ".", name) for kind, name in names.items()},
-                    start=prealign_file,
-                    resume=resume,
-                    force=self._force_overwrite,
-                )
-            ]
-            return
-        if metric.lower() != "cc":
-            raise InputError(
-                f"--metric {metric} is not available; leave it out to use local "
-                "cross-correlation (cc)"
-            )
-        if reveal.lower() not in REVEAL:
-            raise InputError(
-                f"--reveal {reveal} is not known; choose one of {', '.join(REVEAL)}"
-            )
-        inputs.check_level_iters(level_iters)
-        inputs.check_sign(
-            positive={
-                "step_length": step_length,
-                "inv_iter": inv_iter,
-                "inv_tol": inv_tol,
-            },
-            not_negative={}
-            if ss_sigma_factor is None
-            else {"ss_sigma_factor": ss_sigma_factor},
-            finite={"opt_tol": opt_tol},
-        )
-        options = {
-            "level_iters": [int(n) for n in level_iters],
-            "step_length": float(step_length),
-            "ss_sigma_factor": None
-            if ss_sigma_factor is None
-            else float(ss_sigma_factor),
-            "opt_tol": float(opt_tol),
-            "inv_iter": int(inv_iter),
-            "inv_tol": float(inv_tol),
-            "sigma_diff": float(mopt_sigma_diff),
-            "radius": int(mopt_radius),
-            "reveal": reveal.lower(),
-            "map_spacing": int(map_spacing),
-            "opens": opens.lower(),
-            "map_precision": None if map_precision is None else float(map_precision),
-            "update_spacing": None if update_spacing is None else int(update_spacing),
-            "stride": int(stride),
-        }
-        registration = inputs.explain(_registration, options)
-        names = {
-            "out_warped": out_warped,
-            "out_inv_static": out_inv_static,
-            "out_field": out_field,
-        }
-        for flag, name in names.items():
-            check_name(name, flag, (".nii", ".nii.gz"))
-        check_name(receipt, "receipt")
-        for path in (static_image_files, moving_image_files):
-            if not str(path).strip():
-                raise InputError("the name of an image is empty; give a NIfTI file")
-        prealign = None
-        if str(prealign_file).strip():
-            prealign = inputs.load_matrix(prealign_file, "the prealign file")
-        made = {} if no_pictures else pictures(figures.SYN_PICTURES)
-        given = [*names.values(), receipt]
-        with new_folders([Path(out_dir or ".", name) for name in given]):
-            with explained():
-                io_it = list(self.get_io_iterator())
-            jobs = []
-            for static_file, moving_file, warped, inverse, field in io_it:
-                files = {
-                    "warped": Path(warped),
-                    "field": Path(field),
-                    "receipt": beside(field, out_field, receipt),
-                }
-                if inv_static:
-                    files["inverse"] = Path(inverse)
-                for name in made:
-                    files[name] = beside(field, out_field, name)
-                jobs.append(({"static": static_file, "moving": moving_file}, files))
-            written = written_files(jobs)
-            read = [f for job, _ in jobs for f in job.values()]
-            read += [prealign_file] if prealign is not None else []
-            volumes = {"static": static_vol_idx, "moving": moving_vol_idx}
-            with OutputFiles(written, read, force=self._force_overwrite) as out:
-                if len(jobs) > 1:
-                    # A bad pair is found before others are registered for nothing.
-                    for job, _ in jobs:
-                        _load(job, volumes, prealign, registration)
-                for job, files in jobs:
-                    images = _load(job, volumes, prealign, registration)
-                    self._register(job, images, prealign, options, files, out)
+        self.register(locals())
 
-    def _register(self, paths, images, prealign, options, files, out):
-        """Register one pair and write its files."""
-        static, moving = images["static"], images["moving"]
-        grid2world = {n: images[n + "_grid2world"] for n in ("static", "moving")}
-        logger.info("Registering %s to %s", paths["moving"], paths["static"])
-        with display(["deformation"], len(options["level_iters"])) as progress:
-            warped, mapping, receipt = _run(
-                moving, static, grid2world, prealign, options, progress
+    def at_site(self, site, flags):
+        """See `RegistrationFlow`."""
+        if flags["inv_static"] and not site.gets_result:
+            raise InputError(
+                "--inv_static needs the map, which the session file gives to the "
+                "moving owner only; leave it out"
             )
-        if warped.min() == warped.max():
+        return {"start": flags["prealign_file"]}
+
+    def parameters(self, flags):
+        """See `RegistrationFlow`."""
+        if flags["metric"].lower() != "cc":
+            raise InputError(
+                f"--metric {flags['metric']} is not available; leave it out to use "
+                "local cross-correlation (cc)"
+            )
+        if flags["reveal"].lower() not in REVEAL:
+            raise InputError(
+                f"--reveal {flags['reveal']} is not known; choose one of "
+                f"{', '.join(REVEAL)}"
+            )
+        inputs.check_level_iters(flags["level_iters"])
+        sigma_factor = flags["ss_sigma_factor"]
+        inputs.check_sign(
+            positive={n: flags[n] for n in ("step_length", "inv_iter", "inv_tol")},
+            not_negative={}
+            if sigma_factor is None
+            else {"ss_sigma_factor": sigma_factor},
+            finite={"opt_tol": flags["opt_tol"]},
+        )
+        parameters = {
+            "level_iters": [int(n) for n in flags["level_iters"]],
+            "sigma_diff": flags["mopt_sigma_diff"],
+            "radius": flags["mopt_radius"],
+            "reveal": flags["reveal"].lower(),
+            "opens": flags["opens"].lower(),
+            **{
+                name: flags[name]
+                for name in (
+                    "step_length",
+                    "ss_sigma_factor",
+                    "opt_tol",
+                    "inv_iter",
+                    "inv_tol",
+                    "map_spacing",
+                    "map_precision",
+                    "update_spacing",
+                    "stride",
+                )
+            },
+        }
+        inputs.explain(_registration, parameters)
+        return parameters
+
+    def steps(self, parameters):
+        """See `RegistrationFlow`."""
+        return ["deformation"]
+
+    def load(self, paths, flags, parameters):
+        """See `RegistrationFlow`."""
+        prealign = None
+        if str(flags["prealign_file"]).strip():
+            prealign = inputs.load_matrix(flags["prealign_file"], "the prealign file")
+        images = load_images(paths, flags, "syn_registration")
+        inputs.explain(_registration(parameters).check, images, prealign)
+        return {**images, "prealign": prealign}
+
+    def compute(self, images, parameters, progress, wanted):
+        """See `RegistrationFlow`."""
+        result = syn_registration(
+            images["moving"],
+            images["static"],
+            moving_affine=images["moving_grid2world"],
+            static_affine=images["static_grid2world"],
+            prealign=images["prealign"],
+            callback=deformation_callback(progress),
+            ret_receipt=True,
+            **parameters,
+        )
+        if result[0].min() == result[0].max():
             raise InputError(
                 "nothing of the moving image was brought onto the static one; check "
                 "the prealign file, which must map static to moving coordinates, mm"
             )
-        self.receipts.append(receipt)
-        save_nifti(out.temporary(files["warped"]), warped, grid2world["static"])
-        save_mapping(out.temporary(files["field"]), mapping)
+        return result
+
+    def save(self, out, files, images, mapping):
+        """See `RegistrationFlow`."""
+        save_mapping(out.temporary(files["transform"]), mapping)
         if "inverse" in files:
             save_nifti(
                 out.temporary(files["inverse"]),
-                mapping.transform_inverse(static),
-                grid2world["moving"],
+                mapping.transform_inverse(images["static"]),
+                images["moving_grid2world"],
             )
-        out.temporary(files["receipt"]).write_text(json.dumps(receipt, indent=2) + "\n")
-        title = f"{short_name(paths['moving'])} on {short_name(paths['static'])}"
-        before = None
-        for name, kind in figures.SYN_PICTURES.items():
-            if name not in files:
-                continue
-            if kind in figures.PICTURES.values():
-                if before is None:
-                    before = AffineMap(
-                        np.eye(4) if prealign is None else prealign,
-                        domain_grid_shape=static.shape,
-                        domain_grid2world=grid2world["static"],
-                        codomain_grid_shape=moving.shape,
-                        codomain_grid2world=grid2world["moving"],
-                    ).transform(moving)
-                figures.save_overlay(
-                    out.temporary(files[name]),
-                    kind,
-                    static,
-                    before,
-                    warped,
-                    grid2world["static"],
-                    title=title,
-                )
-            else:
-                figures.save_map(
-                    out.temporary(files[name]), kind, static, mapping, title=title
-                )
-        out.commit()
-        print("\n" + receipt_text(receipt) + "\n")
-        for file in files.values():
-            logger.info("Saved %s", file)
+
+    def start(self, images):
+        """See `RegistrationFlow`."""
+        return np.eye(4) if images["prealign"] is None else images["prealign"]
 
 
-def _load(paths, vol_idx, prealign, registration):
-    """One pair of images, checked as the registration will."""
-    images = {}
-    for name in ("static", "moving"):
-        images[name], images[name + "_grid2world"] = inputs.load_volume(
-            paths[name], name, vol_idx[name], function="syn_registration"
-        )
-    inputs.explain(registration.check, images, prealign)
-    return images
-
-
-def _registration(options):
+def _registration(parameters):
     """Let the classes check their own arguments, before any file is read."""
     names = ("sigma_diff", "radius", "reveal", *METRIC_ARGUMENTS)
-    metric = {name: options[name] for name in names}
-    options = {name: value for name, value in options.items() if name not in metric}
+    metric = {name: parameters[name] for name in names}
+    others = {name: v for name, v in parameters.items() if name not in metric}
     with warnings.catch_warnings():
         # The one that registers warns as well.
         warnings.simplefilter("ignore")
         metric = SecureCCMetric(3, **metric)
-    return SecureSymmetricDiffeomorphicRegistration(metric, **options)
-
-
-def _run(moving, static, grid2world, prealign, options, progress):
-    return syn_registration(
-        moving,
-        static,
-        moving_affine=grid2world["moving"],
-        static_affine=grid2world["static"],
-        prealign=prealign,
-        callback=deformation_callback(progress),
-        ret_receipt=True,
-        **options,
-    )
+    return SecureSymmetricDiffeomorphicRegistration(metric, **others)

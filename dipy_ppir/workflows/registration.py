@@ -1,0 +1,287 @@
+"""What the commands that register do alike, here or as one site of a session."""
+
+import inspect
+import logging
+from pathlib import Path
+
+from dipy.align.imaffine import AffineMap
+from dipy.io.image import save_nifti
+from dipy.workflows.multi_io import io_iterator
+
+from dipy_ppir.workflows import figures, inputs
+from dipy_ppir.workflows.flow import (
+    OutputFilesFlow,
+    beside,
+    check_name,
+    explained,
+    pictures,
+    short_name,
+    written_files,
+)
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.progress import display
+from dipy_ppir.workflows.remote import (
+    Site,
+    check_flags,
+    check_others,
+    check_words,
+    finish,
+    register,
+    write_receipt,
+)
+
+logger = logging.getLogger("dipy_ppir")
+
+IMAGES = ("static", "moving")
+NIFTI = (".nii", ".nii.gz")
+
+
+class RegistrationFlow(OutputFilesFlow):
+    """A command that registers two images that two parties hold.
+
+    The ``run`` of a subclass has the signature and the docstring from which DIPY makes
+    the command line, and hands its arguments to `register`.
+
+    Attributes
+    ----------
+    operation : str
+        what session files call it.
+    outputs : dict
+        flags that name files of results, in the order of the signature, to what is in
+        them: "image", "transform" or one of `optional`.
+    optional : dict
+        results that are written only if a flag says so, to this flag.
+    belongs : dict
+        flags to the image whose owner gives them in a session.
+    also_read : tuple of str
+        flags that name files to read, besides the images.
+    settled : tuple of str
+        flags that a session file settles.
+    pictures : dict
+        names of pictures to their kinds.
+    receipts : list of dict
+        one for each pair that was registered.
+    """
+
+    def register(self, flags):
+        """Register all pairs, or this site's image with that of another.
+
+        Parameters
+        ----------
+        flags : dict
+            the arguments of ``run``, as ``locals()`` has them.
+        """
+        flags = {flag: value for flag, value in flags.items() if flag != "self"}
+        files = {name: flags[f"{name}_image_files"] for name in IMAGES}
+        self.receipts = []
+        check_words(files, flags["session"])
+        if flags["session"]:
+            self._register_at_site(files, flags)
+        else:
+            self._register_here(files, flags)
+
+    # -- what the commands differ in --------------------------------------
+
+    def at_site(self, site, flags):
+        """Arguments of `remote.register` that only this command has, checked."""
+        raise NotImplementedError
+
+    def parameters(self, flags):
+        """Arguments of the registration, checked before any file is read."""
+        raise NotImplementedError
+
+    def steps(self, parameters):
+        """Names of the steps that are taken one after the other."""
+        raise NotImplementedError
+
+    def load(self, paths, flags, parameters):
+        """Both images of a pair, their ``_grid2world`` and what else is read.
+
+        Everything is checked that the registration will refuse.
+        """
+        raise NotImplementedError
+
+    def compute(self, images, parameters, progress, wanted):
+        """Register a pair that was loaded.
+
+        Parameters
+        ----------
+        images, parameters : dict
+            of `load` and `parameters`.
+        progress : callable
+            display for the callback.
+        wanted : set of str
+            of `optional`.
+
+        Returns
+        -------
+        moved, transform, *more, receipt
+        """
+        raise NotImplementedError
+
+    def save(self, out, files, images, transform, *more):
+        """Write what was found, but for the moved image, under temporary names."""
+        raise NotImplementedError
+
+    def start(self, images):
+        """The matrix from static to moving space that was there before, mm."""
+        raise NotImplementedError
+
+    # -- one site of a session --------------------------------------------
+
+    def _register_at_site(self, files, flags):
+        check_flags({flag: flags[flag] for flag in self.settled}, self.run)
+        self._check_names(flags)
+        site = Site(flags["session"], flags["identity"], flags["listen"])
+        site.check_owner(self.operation, files)
+        check_others(
+            site, {flag: (image, flags[flag]) for flag, image in self.belongs.items()}
+        )
+        own = self.at_site(site, flags)
+        names = {kind: flags[flag] for flag, kind in self._results(flags).items()}
+        names["receipt"] = flags["receipt"]
+        self.receipts.append(
+            register(
+                site,
+                files[site.image],
+                flags[f"{site.image}_vol_idx"],
+                {kind: self._in_folder(name, flags) for kind, name in names.items()},
+                resume=flags["resume"],
+                force=self._force_overwrite,
+                **own,
+            )
+        )
+
+    # -- all parties on this machine --------------------------------------
+
+    def _register_here(self, files, flags):
+        parameters = self.parameters(flags)
+        self._check_names(flags)
+        for path in files.values():
+            if not str(path).strip():
+                raise InputError("the name of an image is empty; give a NIfTI file")
+        made = {} if flags["no_pictures"] else pictures(self.pictures)
+        given = [flags[flag] for flag in (*self.outputs, "receipt")]
+        with new_folders([self._in_folder(name, flags) for name in given]):
+            jobs = self._jobs(files, flags, made)
+            read = [f for paths, _ in jobs for f in paths.values()]
+            read += [flags[flag] for flag in self.also_read if flags[flag]]
+            written = written_files(jobs)
+            with OutputFiles(written, read, force=self._force_overwrite) as out:
+                if len(jobs) > 1:
+                    # A bad pair is found before others are registered for nothing.
+                    for paths, _ in jobs:
+                        self.load(paths, flags, parameters)
+                for paths, to in jobs:
+                    images = self.load(paths, flags, parameters)
+                    self._register_pair(paths, images, parameters, to, out)
+
+    def _jobs(self, files, flags, made):
+        """The pairs that are named: (images, files to write by what is in them)."""
+        with explained():
+            # As Workflow.get_io_iterator does, which reads the frame of `run`.
+            rows = list(
+                io_iterator(
+                    [files[name] for name in IMAGES],
+                    flags["out_dir"],
+                    [flags[flag] for flag in self.outputs],
+                    output_strategy=self._output_strategy,
+                    mix_names=self._mix_names,
+                )
+            )
+        results = self._results(flags)
+        (main,) = (flag for flag, kind in results.items() if kind == "transform")
+        others = {"receipt": flags["receipt"], **{name: name for name in made}}
+        jobs = []
+        for static, moving, *named in rows:
+            named = dict(zip(self.outputs, named, strict=True))
+            to = {kind: Path(named[flag]) for flag, kind in results.items()}
+            for kind, name in others.items():
+                to[kind] = beside(named[main], flags[main], name)
+            jobs.append(({"static": static, "moving": moving}, to))
+        return jobs
+
+    def _register_pair(self, paths, images, parameters, files, out):
+        """Register one pair and write its files."""
+        steps = self.steps(parameters)
+        logger.info(
+            "Registering %s to %s: %s",
+            paths["moving"],
+            paths["static"],
+            ", ".join(step.replace("_", " ") for step in steps),
+        )
+        shown = [step for step in steps if step != "center_of_mass"]
+        wanted = set(self.optional) & set(files)
+        with display(shown, len(parameters["level_iters"])) as progress:
+            moved, transform, *more, receipt = self.compute(
+                images, parameters, progress, wanted
+            )
+        self.receipts.append(receipt)
+        save_nifti(out.temporary(files["image"]), moved, images["static_grid2world"])
+        self.save(out, files, images, transform, *more)
+        write_receipt(out, files["receipt"], receipt)
+        title = f"{short_name(paths['moving'])} on {short_name(paths['static'])}"
+        self._draw(out, files, images, moved, transform, title)
+        finish(out, receipt, files)
+
+    def _draw(self, out, files, images, moved, transform, title):
+        kinds = {n: kind for n, kind in self.pictures.items() if n in files}
+        static, grid2world = images["static"], images["static_grid2world"]
+        if kinds:
+            before = AffineMap(
+                self.start(images),
+                domain_grid_shape=static.shape,
+                domain_grid2world=grid2world,
+                codomain_grid_shape=images["moving"].shape,
+                codomain_grid2world=images["moving_grid2world"],
+            ).transform(images["moving"])
+        for name, kind in kinds.items():
+            path = out.temporary(files[name])
+            if kind in figures.PICTURES.values():
+                figures.save_overlay(
+                    path, kind, static, before, moved, grid2world, title=title
+                )
+            else:
+                figures.save_map(path, kind, static, transform, title=title)
+
+    # -- names of files -----------------------------------------------------
+
+    def _results(self, flags):
+        """Flags of the results that are wanted, to what is in them."""
+        return {
+            flag: kind
+            for flag, kind in self.outputs.items()
+            if kind not in self.optional or flags[self.optional[kind]]
+        }
+
+    def _check_names(self, flags):
+        defaults = inspect.signature(self.run).parameters
+        for flag in (*self.outputs, "receipt"):
+            nifti = defaults[flag].default.endswith(NIFTI)
+            check_name(flags[flag], flag, NIFTI if nifti else ())
+
+    @staticmethod
+    def _in_folder(name, flags):
+        return Path(flags["out_dir"] or ".", name)
+
+
+def load_images(paths, flags, function):
+    """Both images of a pair and their ``_grid2world``, read by a command.
+
+    Parameters
+    ----------
+    paths, flags : dict
+    function : str
+        what to call from Python with 2D images.
+
+    Returns
+    -------
+    images : dict
+    """
+    images = {}
+    for name in IMAGES:
+        images[name], images[f"{name}_grid2world"] = inputs.load_volume(
+            paths[name], name, flags[f"{name}_vol_idx"], function=function
+        )
+    return images
