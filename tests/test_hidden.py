@@ -41,7 +41,8 @@ from dipy_ppir.align.imaffine import (
     SecureMutualInformationMetric,
 )
 from dipy_ppir.align.quasinewton import SCALE, UNIT, ClearNumbers
-from dipy_ppir.mpc.ledger import MOVING, receipt_text
+from dipy_ppir.mpc.ledger import MOVING
+from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session
 
 KINDS = [(kind, dim) for dim in (2, 3) for kind in GROUPS]

@@ -20,7 +20,7 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.fields import P61, P127, R64, R128
 from dipy_ppir.mpc.frame import DATA, operation_code
-from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare, receipt_text
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.protocols import (
     additive_part,
     between_owners,

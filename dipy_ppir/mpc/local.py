@@ -24,17 +24,10 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
     ProtocolError,
 )
-from dipy_ppir.mpc.ledger import (
-    HELPER,
-    MOVING,
-    ROLES,
-    STATIC,
-    Ledger,
-    make_receipt,
-    run_facts,
-)
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
 from dipy_ppir.mpc.party import meet
 from dipy_ppir.mpc.pipes import read_message, write_message
+from dipy_ppir.mpc.receipt import make_receipt, run_facts
 from dipy_ppir.mpc.session import THRESHOLD
 
 START_TIMEOUT = 60.0

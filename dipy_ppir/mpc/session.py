@@ -27,11 +27,12 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
 )
 from dipy_ppir.mpc.identity import Identity
-from dipy_ppir.mpc.ledger import MOVING, ROLES, Ledger, make_receipt, run_facts
+from dipy_ppir.mpc.ledger import MOVING, ROLES, Ledger
 from dipy_ppir.mpc.link import MAX_BACKLOG
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise
+from dipy_ppir.mpc.receipt import make_receipt, run_facts
 from dipy_ppir.mpc.sessionfile import SessionFile
 
 logger = logging.getLogger("dipy_ppir")

@@ -13,8 +13,9 @@ from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.align.validation import check_slices
 from dipy_ppir.mpc.identity import Identity, home
-from dipy_ppir.mpc.ledger import MOVING, ROLES, receipt_text
+from dipy_ppir.mpc.ledger import MOVING, ROLES
 from dipy_ppir.mpc.meeting import Meeting
+from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import SessionFile, parse_address
 from dipy_ppir.workflows import inputs
