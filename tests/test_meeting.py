@@ -5,13 +5,15 @@ patience, it moves the clock of `meeting` once everything has happened that is t
 before.
 """
 
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+import errno
 from functools import partial
 from itertools import permutations
 import logging
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -700,6 +702,65 @@ def test_a_party_that_the_helper_does_not_pin(clock, caplog):
     assert "Last refused: 127.0.0.1: somebody calls itself" in str(waiting)
 
 
+def test_only_what_befell_the_missing_is_told(clock):
+    """Who was refused, and came at last, is not the one to look for."""
+    plan = pins.plan((HELPER, STATIC))
+    here = begin(plan, HELPER)
+
+    def visits():
+        until(lambda: reachable(plan))
+        imitation = create_identity(pins.NAMES[MOVING])
+        dial(plan, MOVING, identity=imitation).close()
+        until(lambda: MOVING in here._refused)
+        with closing(dial(plan, MOVING)):
+            until(lambda: MOVING in here.links)
+            clock.ahead = 2 * LONG
+            assert over.wait(LONG)
+
+    def helper():
+        try:
+            here.hold()
+        finally:
+            over.set()
+
+    over = threading.Event()
+    error, visited = together(helper, visits)
+    assert visited is None, visited
+    assert type(error) is PeerTimeoutError
+    assert error.culprit == STATIC
+    assert "Last refused" not in str(error)
+
+
+def test_who_could_not_be_reached_at_first_is_not_told_of_later(clock):
+    """The helper came after the moving owner had dialled it in vain."""
+    plan = pins.plan((HELPER, STATIC))
+    here = begin(plan, MOVING)
+
+    over = threading.Event()
+
+    def moving():
+        try:
+            here.hold()
+        finally:
+            over.set()
+
+    def stay(*_):
+        if here.links.keys() == {HELPER}:
+            clock.ahead = 2 * LONG
+        if over.is_set():
+            raise Gone
+
+    def late():
+        until(lambda: {HELPER, STATIC} <= here._refused.keys())
+        hold(plan, HELPER, on_wait=stay)
+
+    error, _ = together(moving, late)
+    assert type(error) is PeerTimeoutError
+    reasons = str(error).partition("Last refused: ")[2]
+    assert f"({pins.NAMES[STATIC]}) could not be reached" in reasons
+    assert pins.NAMES[HELPER] not in reasons
+
+
 def test_own_certificate_is_not_in_the_file():
     with pytest.raises(SessionFileError, match="does not name this party's"):
         Meeting(pins.plan(), create_identity("stranger"))
@@ -739,11 +800,145 @@ def test_the_port_is_in_use():
 
 
 def test_an_address_of_somebody_else():
+    with pytest.raises(SessionFileError, match="192.0.2.7:7433 .*--listen takes an ad"):
+        hold(pins.plan((HELPER,)), HELPER, listen=("192.0.2.7", 7433))
+
+
+def at_a_name(name="helper.test"):
+    """A plan whose helper is dialled by name, and its port."""
     contents = pins.contents((HELPER,))
-    contents["parties"]["helper"]["address"] = "192.0.2.7:7433"
-    plan = type(pins.plan()).parse(contents)
-    with pytest.raises(SessionFileError, match="--listen 0.0.0.0:7433"):
-        hold(plan, HELPER)
+    address = contents["parties"]["helper"]["address"]
+    port = int(address.rpartition(":")[2])
+    contents["parties"]["helper"]["address"] = f"{name}:{port}"
+    return type(pins.plan()).parse(contents), port
+
+
+def resolve(monkeypatch, *addresses):
+    """Let every name that is dialled have these addresses."""
+
+    def getaddrinfo(*args, **options):
+        kind = socket.SOCK_STREAM
+        return [(socket.AF_INET, kind, 0, "", address) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_the_own_name_means_another_address(monkeypatch, caplog):
+    """As on Debian, where it is a loopback address in the machine's hosts file."""
+    caplog.set_level(logging.INFO, "dipy_ppir")
+    plan, port = at_a_name()
+    inner = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, flags=0, **options):
+        if host == "helper.test":
+            host = "192.0.2.7" if flags & socket.AI_PASSIVE else "127.0.0.1"
+        return inner(host, *args, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    linked(meet(plan))
+    assert f"Listening on port {port} of all addresses" in caplog.text
+
+
+@pytest.mark.parametrize("dual", [True, False], ids=["IPv6 too", "IPv4 only"])
+def test_who_listens_can_be_dialled_at_all_addresses(monkeypatch, dual):
+    """With IPv6, without it, and where the system knows of it but has no address."""
+    if dual and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    if not dual:
+        inner = socket.create_server
+
+        def create_server(address, *, family, **options):
+            if family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, "no such address")
+            return inner(address, family=family, **options)
+
+        monkeypatch.setattr(socket, "create_server", create_server)
+        monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
+    here = begin(pins.plan((HELPER,)), HELPER)
+    _, port = here.party.address
+    with closing(here._open_listener()) as listener:
+        hosts = ["127.0.0.1", "127.0.0.2"] if sys.platform == "linux" else ["127.0.0.1"]
+        for host in [*hosts, "::1"] if dual else hosts:
+            with suppress_absent(host), socket.create_connection((host, port), LONG):
+                sock, _ = listener.accept()
+                with sock:
+                    assert meeting._host(sock.getsockname()) == host
+
+
+@contextmanager
+def suppress_absent(host):
+    """Skip the IPv6 loopback address where the machine has none."""
+    try:
+        yield
+    except OSError as exc:
+        if host != "::1" or exc.errno != errno.EADDRNOTAVAIL:
+            raise
+
+
+def test_strangers_with_many_ipv6_addresses_are_one_crowd():
+    """A site has 2^64 of them, and could be a new host with every connection."""
+    same = {meeting._network(f"2001:db8::{n:x}%eth0") for n in range(9)}
+    assert len(same) == 1
+    assert meeting._network("2001:db8:0:1::1") not in same
+    assert meeting._network("10.0.0.1") != meeting._network("10.0.0.2")
+
+
+# -- names with several addresses --------------------------------------------
+
+
+def test_all_addresses_of_a_name_are_dialled(monkeypatch):
+    plan, port = at_a_name()
+    nobody = "127.0.0.1", pins.free_port()
+    resolve(monkeypatch, nobody, ("127.0.0.1", port))
+    linked(meet(plan))
+
+
+def test_an_address_where_something_else_answers(monkeypatch):
+    """It hangs up, as a load balancer does; the next attempt begins with the next."""
+    plan, port = at_a_name()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        resolve(monkeypatch, listener.getsockname(), ("127.0.0.1", port))
+
+        def hang_up():
+            with suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        linked(meet(plan))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(LONG)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse at once")
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    monkeypatch, closed_after
+):
+    monkeypatch.setattr(meeting, "DIAL_TIMEOUT", 0.2)
+    monkeypatch.setattr(meeting, "ADDRESS_TIMEOUT", 0.05)
+    here = begin(at_a_name()[0], MOVING)
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    there = socket.create_server(("127.0.0.1", 0))
+    closed_after(full, there, socket.create_connection(full.getsockname()))
+    resolve(monkeypatch, full.getsockname(), there.getsockname())
+    with here._dial(here.plan.parties[HELPER]) as sock:
+        assert sock.getpeername() == there.getsockname()
+    there.close()
+    with pytest.raises(OSError, match="helper.test.*127.0.0.1: timed out") as caught:
+        here._dial(here.plan.parties[HELPER])
+    assert "127.0.0.1: Connection refused" in str(caught.value)
+
+
+def test_a_name_that_has_no_address(monkeypatch):
+    def getaddrinfo(*args, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    plan, _ = at_a_name()
+    here = begin(plan, MOVING)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(OSError, match=r"helper.test:\d+ \(Name or service not known\)"):
+        here._dial(plan.parties[HELPER])
 
 
 def test_listening_elsewhere_than_where_others_dial():

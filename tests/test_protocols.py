@@ -39,6 +39,7 @@ from dipy_ppir.mpc.protocols import (
     truncate_unseen,
     zero_share,
 )
+from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session, check_setup
 
 ALL = (MOVING, STATIC, HELPER)

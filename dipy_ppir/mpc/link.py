@@ -58,6 +58,8 @@ class Link:
         on this machine.
     peer : int
         the party at the other end.
+    name : str, optional
+        what messages call it; by default its number and role.
 
     Raises
     ------
@@ -65,7 +67,7 @@ class Link:
         if the connection would leave this machine unencrypted.
     """
 
-    def __init__(self, sock, peer):
+    def __init__(self, sock, peer, name=None):
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             _check_loopback(sock)
@@ -73,7 +75,7 @@ class Link:
         self.sock, self.peer = sock, peer
         #: The link whose other end passes on this one's bytes, if any.
         self.carrier = None
-        self.name = f"party {peer} ({ROLES[peer]})"
+        self.name = name or f"party {peer} ({ROLES[peer]})"
         self.inbox = deque()
         self.backlog = 0
         self.posted = None

@@ -9,6 +9,7 @@ meeting is over.
 from collections import Counter
 import contextlib
 import errno
+import ipaddress
 import itertools
 import logging
 import os
@@ -37,8 +38,8 @@ logger = logging.getLogger("dipy_ppir")
 #: Connections of strangers that are looked at, at the same time; one more, and the
 #: oldest of the address that has most of them must go.
 MAX_GREETINGS = 64
-#: Seconds between two attempts to dial, and for one of them.
-REDIAL, DIAL_TIMEOUT = 0.5, 5.0
+#: Seconds between two attempts to dial, for one of them, and least for one address.
+REDIAL, DIAL_TIMEOUT, ADDRESS_TIMEOUT = 0.5, 5.0, 1.0
 _RDHUP = getattr(select, "POLLRDHUP", 0)
 
 
@@ -55,7 +56,8 @@ class Meeting:
     identity : Identity
         of this party; the plan names its certificate.
     listen : tuple of (str, int), optional
-        address to listen on, where it is not the one that others dial.
+        address to listen on; by default all of this machine, at the port that others
+        dial.
     on_wait : callable, optional
         called with the missing parties and the seconds left, some times a second.
 
@@ -82,10 +84,14 @@ class Meeting:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._redial = {}
+        self._dialled = Counter()
         self._greetings = {}
         self._told, self._heard, self._seen = set(), set(), set()
         self._waiting = {}
-        self._refused = self._warned = None
+        #: Why nothing came of the last connection, by party; None where it is unknown
+        #: who tried, and the host that it came from then.
+        self._refused, self._stranger = {}, None
+        self._warned = None
         self._listener = self._porter = None
 
     # -- the whole -------------------------------------------------------
@@ -183,7 +189,8 @@ class Meeting:
         # Whoever came and gave up a moment earlier is not the one to look for.
         missing = [p for p in missing if p.pid not in self._seen] or missing
         names = " and ".join(party.title for party in missing)
-        hint = f" Last refused: {self._refused}" if self._refused else ""
+        reasons = "; ".join(self._refusals(missing))
+        hint = f" Last refused: {reasons}" if reasons else ""
         within = f"within {self.plan.timeouts['connect']:g} s"
         if missing[0].pid in self.links:
             what = f"{names} came, but did not reach the other parties {within}; see"
@@ -195,6 +202,13 @@ class Meeting:
             what = f"{names} did not come {within}; check that it was started with the"
             what += " same session file and that the firewalls let it through"
         raise PeerTimeoutError(f"{what}.{hint}", missing[0].pid)
+
+    def _refusals(self, missing):
+        """Why nothing came of what the missing parties may have tried."""
+        pids = {party.pid for party in missing} - self.links.keys()
+        if any(self.party.pid in self.plan.dials(p) for p in pids):
+            pids.add(None)
+        return [reason for who, reason in self._refused.items() if who in pids]
 
     # -- events of the connecting threads --------------------------------
 
@@ -225,7 +239,8 @@ class Meeting:
                 link.flush()
             self._drop(pid, lost=False)
         logger.info("Connected to %s", connection.party.title)
-        self.links[pid] = Link(connection, pid)
+        self._refused.pop(pid, None)
+        self.links[pid] = Link(connection, pid, connection.party.title)
         self._seen.add(pid)
 
     def _clear_events(self):
@@ -324,7 +339,7 @@ class Meeting:
             except OSError as exc:
                 # Who only waits inside the relay for the other owner was not refused.
                 if attempt != self._connect_through_relay:
-                    self._refused = str(exc)
+                    self._refused[peer] = str(exc)
                 logger.debug("%s: %s", self.plan.parties[peer].title, exc)
                 self._over.wait(REDIAL)
                 continue
@@ -346,13 +361,7 @@ class Meeting:
             event.close()
 
     def _connect_to(self, party, purpose=tls.LINK):
-        try:
-            sock = socket.create_connection(party.address, DIAL_TIMEOUT)
-        except OSError as exc:
-            raise OSError(
-                f"{party.title} could not be reached at {party.endpoint} "
-                f"({exc.strerror or exc})"
-            ) from None
+        sock = self._dial(party)
         return tls.handshake(
             sock,
             self.identity,
@@ -361,6 +370,40 @@ class Meeting:
             server=False,
             others=self.plan.parties.values(),
             check=self._check,
+        )
+
+    def _dial(self, party):
+        """A socket connected to one of the addresses that a party's name has.
+
+        Each attempt begins with another of them: one that answers need not be the one
+        where the party listens, and one that does not must not take all of the time.
+        """
+        problems = []
+        try:
+            found = socket.getaddrinfo(*party.address, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            found, problems = [], [(party.address[0], exc.strerror or str(exc))]
+        first = self._dialled[party.pid] % max(len(found), 1)
+        self._dialled[party.pid] += 1
+        for family, kind, protocol, _, address in found[first:] + found[:first]:
+            sock = None
+            try:
+                sock = socket.socket(family, kind, protocol)
+                sock.settimeout(max(DIAL_TIMEOUT / len(found), ADDRESS_TIMEOUT))
+                sock.connect(address)
+                return sock
+            except OSError as exc:
+                problems.append((address[0], exc.strerror or str(exc)))
+                if sock is not None:
+                    sock.close()
+            self._check()
+        # One reason, unless they differ from address to address.
+        reasons = {problem for _, problem in problems}
+        if len(reasons) > 1:
+            reasons = [f"{host}: {problem}" for host, problem in problems]
+        raise OSError(
+            f"{party.title} could not be reached at {party.endpoint} "
+            f"({'; '.join(reasons)})"
         )
 
     def _connect_through_relay(self, party):
@@ -386,13 +429,19 @@ class Meeting:
     # -- being dialled, in threads ---------------------------------------
 
     def _open_listener(self):
-        host, port = self._listen or self.party.address
-        where = f"{host}:{port}"
+        """Listen where this party was told to, else on all addresses of this machine.
+
+        What its name means on the machine itself may be an address that nobody else
+        can reach, as the loopback address in Debian's hosts file.
+        """
+        if self._listen:
+            host, port = self._listen
+            where = "%s:%d" % self._listen
+        else:
+            host, port = None, self.party.address[1]
+            where = f"port {port} of all addresses of this machine"
         try:
-            family, *_, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            return socket.create_server(address, family=family, backlog=MAX_GREETINGS)
+            listener = self._bind(host, port)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 remedy = "another program uses this port: end it, or add --listen"
@@ -401,13 +450,43 @@ class Meeting:
                 remedy = "ports below 1024 need privileges: agree on another"
             else:
                 remedy = (
-                    "if others reach this machine under another address than its own, "
-                    f"add --listen 0.0.0.0:{port}"
+                    "--listen takes an address of this machine itself; leave it out to "
+                    "listen on all of them"
                 )
-            reason = os.strerror(exc.errno) if exc.errno else exc
+            reason = exc.strerror or exc
+            if (exc.errno or 0) > 0:
+                reason = os.strerror(exc.errno)
             raise SessionFileError(
                 f"cannot listen on {where} ({reason}); {remedy}"
             ) from None
+        logger.info("Listening on %s", where)
+        return listener
+
+    def _bind(self, host, port):
+        if host is None:
+            found = [(socket.AF_INET, ("", port))]
+            if socket.has_dualstack_ipv6():
+                found.insert(0, (socket.AF_INET6, ("", port)))
+        else:
+            found = [
+                (family, address)
+                for family, *_, address in socket.getaddrinfo(
+                    host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            ]
+        for n, (family, address) in enumerate(found, 1):
+            try:
+                return socket.create_server(
+                    address,
+                    family=family,
+                    backlog=MAX_GREETINGS,
+                    dualstack_ipv6=host is None and family == socket.AF_INET6,
+                )
+            except OSError as exc:
+                # A machine may know of IPv6 and have no address of the kind.
+                absent = exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                if not absent or n == len(found):
+                    raise
 
     def _answer(self, callers):
         numbers = itertools.count(1)
@@ -418,21 +497,23 @@ class Meeting:
                 if self._over.wait(0.1):
                     return
                 continue
+            host = _host(address)
             with self._lock:
                 if len(self._greetings) >= MAX_GREETINGS:
                     self._send_one_away()
-                self._greetings[sock] = address[0]
-            self._start(self._greet, sock, address, callers, next(numbers))
+                self._greetings[sock] = host
+            self._start(self._greet, sock, host, callers, next(numbers))
 
     def _send_one_away(self):
         """Make room: idle strangers must not keep out those who are expected."""
-        crowd = Counter(self._greetings.values()).most_common(1)[0][0]
-        sock = next(s for s, host in self._greetings.items() if host == crowd)
+        crowds = {sock: _network(host) for sock, host in self._greetings.items()}
+        largest = Counter(crowds.values()).most_common(1)[0][0]
+        sock = next(s for s, crowd in crowds.items() if crowd == largest)
         del self._greetings[sock]
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)  # its own thread closes it
 
-    def _greet(self, sock, address, callers, number):
+    def _greet(self, sock, host, callers, number):
         parties = self.plan.parties
         purposes = [tls.LINK]
         if self.party.pid == HELPER and self.plan.relayed:
@@ -448,19 +529,43 @@ class Meeting:
                 check=self._check,
             )
             connection.accepted = number
+            if host == self._stranger:  # at last it was let in
+                self._refused.pop(None, None)
             self._put(connection)
         except _Stopped:
             pass
         except Exception as exc:  # whatever a stranger may cause ends here
-            self._refused = f"{address[0]}: {exc}"
+            reason = f"{host}: {exc}"
+            who = getattr(exc, "culprit", None)
+            self._refused[who] = reason
+            if who is None:
+                self._stranger = host
             # Scanners of a network connect and go away again: not worth a warning.
-            told, self._warned = self._warned, self._refused
-            serious = isinstance(exc, CertificateError) and told != self._refused
+            told, self._warned = self._warned, reason
+            serious = isinstance(exc, CertificateError) and told != reason
             level = logging.WARNING if serious else logging.DEBUG
-            logger.log(level, "Refused a connection from %s", self._refused)
+            logger.log(level, "Refused a connection from %s", reason)
         finally:
             with self._lock:
                 self._greetings.pop(sock, None)
+
+
+def _host(address):
+    """The host of a socket's address; IPv4 as such, even through an IPv6 socket."""
+    try:
+        host = ipaddress.ip_address(address[0])
+    except ValueError:  # with the scope of a link-local address, for example
+        return address[0]
+    return str(getattr(host, "ipv4_mapped", None) or host)
+
+
+def _network(host):
+    """What one site may have of addresses at will: with IPv6 half of the bits."""
+    try:
+        host = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return ipaddress.ip_network((host, 64), strict=False)
 
 
 def missing_text(missing, left):

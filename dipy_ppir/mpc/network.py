@@ -108,6 +108,12 @@ class Network:
         self._own = own if len(own) == 1 else set()
         self._waiting_for = ()
 
+    def name_of(self, peer):
+        """What messages call a party."""
+        if peer in self.links:
+            return self.links[peer].name
+        return f"party {peer} ({ROLES[peer]})"
+
     # -- sending ---------------------------------------------------------
 
     def send(self, peer, name, array):
@@ -364,7 +370,7 @@ class Network:
                 link.peer,
             )
         if culprit in ROLES and culprit != link.peer:
-            name = f"party {culprit} ({ROLES[culprit]})"
+            name = self.name_of(culprit)
             if reason == 2:
                 raise PeerLostError(
                     f"{name} is gone, says {link.name}; start it again and rerun or "
@@ -432,7 +438,7 @@ class Network:
             blamed = set().union(*(link.waits_for for link in links)) - self._own
             others = " and ".join(link.name for link in links)
             until += f", and {others} waits for it"
-        names = " and ".join(f"party {p} ({ROLES[p]})" for p in sorted(blamed))
+        names = " and ".join(map(self.name_of, sorted(blamed)))
         raise PeerTimeoutError(
             f"{names} said nothing, or hardly anything, {until}; check that it still "
             "runs and can be reached, or raise the time-out",

@@ -138,7 +138,8 @@ class Session:
         identity : str or Path, optional
             folder of this party's key, see `Identity.load`.
         listen : tuple of (str, int), optional
-            address to listen on, where it is not the one that others dial.
+            address to listen on; by default all of this machine, at the port that
+            others dial.
         on_wait : callable, optional
             called with the parties still missing (list of `Party`) and the seconds
             left, several times a second.

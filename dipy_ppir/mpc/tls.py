@@ -187,7 +187,7 @@ def handshake(
     def verify(connection, certificate, error, depth, ok):
         problem = _problem(certificate, depth, parties, others)
         if problem:
-            verdict[:] = [problem]
+            verdict[:] = [problem, _claimed(certificate, parties)]
         return not problem
 
     culprit = next(iter(parties.values())) if len(parties) == 1 else None
@@ -215,7 +215,8 @@ def handshake(
     except SSL.Error as exc:
         _dismiss(sock)
         if verdict:
-            raise CertificateError(verdict[0], pid) from None
+            problem, claimed = verdict
+            raise CertificateError(problem, claimed if pid is None else pid) from None
         raise _broken(exc, culprit) from None
     except BaseException:
         sock.close()
@@ -294,6 +295,19 @@ def certificate_problem(certificate, parties, others=()):
         f"{due} was due: {name!r}, fingerprint {shown}; check the address, and the "
         "fingerprint by telephone"
     )
+
+
+def _claimed(certificate, parties):
+    """Number of the party that a certificate says to be, true or not; or None."""
+    try:
+        shown = certificate.to_cryptography()
+        pin, name = fingerprint(shown), certificate_name(shown)
+    except Exception:
+        return None
+    for party in parties.values():
+        if pin == party.fingerprint or name == party.name:
+            return party.pid
+    return None
 
 
 def _authority_problem(certificate, parties):

@@ -192,8 +192,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         identity : string or Path, optional
             Folder of this site's key, by default ~/.dipy_ppir.
         listen : string, optional
-            Address to listen on, host:port, where it is not the one in the session
-            file (behind a firewall that forwards a port: 0.0.0.0:port).
+            Address to listen on, host:port; by default all of this machine, at the
+            port in the session file.
         resume : boolean, optional
             Go on with a session that was interrupted; all parties must say so.
         limit_bits : float, optional

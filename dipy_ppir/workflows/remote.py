@@ -39,7 +39,8 @@ class Site:
     identity : str or Path, optional
         folder of this party's key.
     listen : str, optional
-        ``host:port`` to listen on, where it is not the address that others dial.
+        ``host:port`` to listen on; by default all addresses of this machine, at the
+        port that others dial.
 
     Attributes
     ----------

@@ -96,8 +96,8 @@ def helper(arguments=None):
     parser.add_argument("file", type=Path, help="the session file (TOML)")
     parser.add_argument(
         "--listen",
-        help="host:port to listen on, where it is not the address in the session file "
-        "(behind a firewall that forwards a port: 0.0.0.0:port)",
+        help="host:port to listen on (by default all addresses of this machine, at "
+        "the port in the session file)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on with an interrupted session"
