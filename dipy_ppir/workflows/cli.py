@@ -140,13 +140,14 @@ def _readers_left():
 
 def _one_line(exc):
     from dipy_ppir.align.checkpoint import CheckpointError
+    from dipy_ppir.align.plausibility import ImplausibleError
     from dipy_ppir.mpc.errors import MPCError
     from dipy_ppir.workflows.inputs import InputError
 
     text = " ".join(str(exc).split())
     if isinstance(exc, MemoryError):
         return "not enough memory; close other programs, or use smaller images"
-    if isinstance(exc, (InputError, MPCError, CheckpointError)):
+    if isinstance(exc, (InputError, MPCError, CheckpointError, ImplausibleError)):
         return text
     if isinstance(exc, OSError):
         place = f" ({exc.filename})" if exc.filename else ""

@@ -114,13 +114,20 @@ OPERATIONS = {
             "hide_steps",
         ),
         opens={
-            "transform": ("center_of_mass", "step", "step_size", "better"),
+            "transform": (
+                "center_of_mass",
+                "step",
+                "step_size",
+                "better",
+                "mismatch",
+            ),
             "gradient": (
                 "center_of_mass",
                 "sample_count",
                 "metric_value",
                 "metric_gradient",
                 "repetition",
+                "mismatch",
             ),
             "histogram": (
                 "center_of_mass",
@@ -128,11 +135,12 @@ OPERATIONS = {
                 "joint_histogram",
                 "metric_gradient",
                 "repetition",
+                "mismatch",
             ),
         },
         build=_build_affine,
-        result={STATIC: ("affine",)},
-        hidden=("center_of_mass", "moved_frame", "transform"),
+        result={STATIC: ("affine", "stuck")},
+        hidden=("center_of_mass", "moved_frame", "transform", "mismatch"),
     ),
     "syn": Operation(
         function=syn_registration,
@@ -151,7 +159,7 @@ OPERATIONS = {
             *METRIC_ARGUMENTS,
         ),
         opens={
-            "map": ("level_moving", "level_static", "whole", "stop"),
+            "map": ("level_moving", "level_static", "whole", "stop", "mismatch"),
             "update": ("update_moving", "update_static", *_MATCH),
             "force": ("force_moving", "force_static", *_MATCH),
             "paper": ("paper_factor", "bracket_moving", "bracket_static", *_MATCH),

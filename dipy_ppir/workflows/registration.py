@@ -148,6 +148,7 @@ class RegistrationFlow(OutputFilesFlow):
                 flags[f"{site.image}_vol_idx"],
                 {kind: self._in_folder(name, flags) for kind, name in names.items()},
                 resume=flags["resume"],
+                strict=flags["strict"],
                 force=self._force_overwrite,
                 **own,
             )
@@ -173,9 +174,10 @@ class RegistrationFlow(OutputFilesFlow):
                     # A bad pair is found before others are registered for nothing.
                     for paths, _ in jobs:
                         self.load(paths, flags, parameters)
+                told = {**parameters, "strict": bool(flags["strict"])}
                 for paths, to in jobs:
                     images = self.load(paths, flags, parameters)
-                    self._register_pair(paths, images, parameters, to, out)
+                    self._register_pair(paths, images, told, to, out)
 
     def _jobs(self, files, flags, made):
         """The pairs that are named: (images, files to write by what is in them)."""

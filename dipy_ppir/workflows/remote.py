@@ -277,6 +277,7 @@ def register(
     mask=None,
     start=None,
     resume=False,
+    strict=False,
     force=False,
     limit_bits=LIMIT,
 ):
@@ -294,7 +295,7 @@ def register(
         "inverse".
     mask, start : str or Path, optional
         this owner's mask; the prealign file.
-    resume, force : bool, optional
+    resume, strict, force : bool, optional
     limit_bits : float, optional
         most bits opened about the static image in all sessions; 0 for no limit.
 
@@ -362,6 +363,7 @@ def register(
             count.begin,
             **images,
             **{name + "_affine": grid2world},
+            strict=strict,
             **options,
         )
         count.end(receipt)

@@ -90,6 +90,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         identity="",
         listen="",
         resume=False,
+        strict=False,
         debug=False,
     ):
         """Register two images by a smooth deformation, without showing either.
@@ -196,6 +197,9 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             port in the session file.
         resume : boolean, optional
             Go on with a session that was interrupted; all parties must say so.
+        strict : boolean, optional
+            End with an error, and write nothing, where the result is not plausible:
+            without it a warning is given and is in the receipt.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
