@@ -9,11 +9,11 @@ import sys
 
 from hosts import Hosts, unavailable
 import numpy as np
+import pins
 import pytest
 from sites import ROLES, Sites
 from yardsticks import beside
 
-from dipy_ppir.mpc import tls
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import Ledger
 from dipy_ppir.mpc.link import Link
@@ -38,7 +38,7 @@ class End:
             if kind == "tls":
                 other = identities[peer]
                 party = Party(peer, other.name, other.fingerprint, None)
-                sock = tls.connect(sock, identities[me], party, server=me == 0)
+                sock = pins.connect(sock, identities[me], party, server=me == 0)
             self.peer = peer
             self.network = Network({peer: Link(sock, peer)}, 30, lambda: ledger)
 

@@ -41,6 +41,14 @@ def plan(*args, **options):
     return SessionFile.parse(contents(*args, **options))
 
 
+def connect(sock, identity, party, *, purpose=tls.LINK, server=False, deadline=None):
+    """Handshake with one party; see `tls.handshake`."""
+    parties = {party.fingerprint: party}
+    return tls.handshake(
+        sock, identity, parties, purposes=(purpose,), server=server, deadline=deadline
+    )
+
+
 def together(*functions, seconds=300):
     """Run functions in threads; what each returned or raised.
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import numpy as np
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, Error
+import pins
 import pytest
 
 from dipy_ppir.mpc import tls
@@ -328,7 +329,7 @@ def test_a_bit_changed_on_the_way(block):
         def party(pid, sock, outcome=outcome):
             other = PARTIES[1 - pid]
             try:
-                connection = tls.connect(
+                connection = pins.connect(
                     sock,
                     IDENTITIES[pid],
                     other,

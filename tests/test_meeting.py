@@ -285,7 +285,7 @@ def dial(plan, pid, *, identity=None, purpose=tls.LINK, to=HELPER):
     """Connect as one party to another."""
     party = plan.parties[to]
     sock = socket.create_connection(party.address, LONG)
-    return tls.connect(sock, identity or pins.identity(pid), party, purpose=purpose)
+    return pins.connect(sock, identity or pins.identity(pid), party, purpose=purpose)
 
 
 def test_who_came_and_went_is_not_called_absent(clock):
@@ -1050,10 +1050,10 @@ def test_what_is_overheard_is_what_was_moved(overheard, closed_after):
     for pid in (MOVING, STATIC):
         one, other = closed_after(*socket.socketpair())
         ends += together(
-            lambda one=one, pid=pid: tls.connect(
+            lambda one=one, pid=pid: pins.connect(
                 one, pins.identity(pid), plan.parties[HELPER]
             ),
-            lambda other=other, pid=pid: tls.connect(
+            lambda other=other, pid=pid: pins.connect(
                 other, pins.identity(HELPER), plan.parties[pid], server=True
             ),
         )
@@ -1087,7 +1087,7 @@ def malicious_helper(plan, inner_identity):
         inner, pump = relay.tunnel(outer)
         stack.callback(pump.join, LONG)
         stack.enter_context(inner)
-        return tls.connect(inner, inner_identity, plan.parties[MOVING], server=True)
+        return pins.connect(inner, inner_identity, plan.parties[MOVING], server=True)
 
 
 @pytest.mark.parametrize("name", ["own", "made up"])

@@ -139,14 +139,6 @@ class TLSSocket:
             callback()
 
 
-def connect(sock, identity, party, *, purpose=LINK, server=False, deadline=None):
-    """Handshake with one party; see `handshake`."""
-    parties = {party.fingerprint: party}
-    return handshake(
-        sock, identity, parties, purposes=(purpose,), server=server, deadline=deadline
-    )
-
-
 def handshake(
     sock, identity, parties, *, purposes, server, deadline=None, others=(), check=None
 ):
