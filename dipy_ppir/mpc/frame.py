@@ -31,17 +31,17 @@ MAX_PAYLOAD = {
 #: Metadata with deeper nesting is refused: code that walks it calls itself.
 MAX_NESTING = 16
 
-# Reasons that may cross the network: fixed words, never text made from data.
+# Reasons of an `ABORT`. They cross the network as numbers, and never with text made
+# from data. `REPLACED` ends a meeting: another program with the same key came.
+ERROR, LOST, INTERRUPTED, ENDED, VIOLATION, REPLACED, MISMATCH = 1, 2, 3, 4, 5, 6, 7
 REASONS = {
-    1: "it stopped because of an error on its side",
-    2: "it lost another party",
-    3: "it was interrupted",
-    4: "another party ended it",
-    5: "another party did not follow the protocol",
-    7: "what the parties compute differs",
+    ERROR: "it stopped because of an error on its side",
+    LOST: "it lost another party",
+    INTERRUPTED: "it was interrupted",
+    ENDED: "another party ended it",
+    VIOLATION: "another party did not follow the protocol",
+    MISMATCH: "what the parties compute differs",
 }
-#: Reason to leave a meeting: another program with the same key came.
-REPLACED = 6
 
 
 def operation_code(name):

@@ -216,7 +216,7 @@ class Link:
                 )
             self._frame = Frame(kind, op, memoryview(bytearray(length)), False)
 
-    def pump(self, once=True):
+    def pump(self):
         """Read what has arrived; return the frame completed, if any.
 
         Raises

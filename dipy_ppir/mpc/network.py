@@ -28,11 +28,16 @@ from dipy_ppir.mpc.frame import (
     ABORT,
     BYE,
     DATA,
+    ENDED,
+    ERROR,
     HEADER,
     JSON,
+    LOST,
     MAX_PAYLOAD,
+    MISMATCH,
     MPYC,
     REASONS,
+    VIOLATION,
     WAITING,
     operation_code,
     parse_metadata,
@@ -355,11 +360,11 @@ class Network:
     # -- failing ---------------------------------------------------------
 
     def _aborted(self, link, frame):
-        reason, culprit = 1, None
+        reason, culprit = ERROR, None
         if len(frame.body) == 2:
             reason, culprit = frame.body[0], frame.body[1]
-        words = REASONS.get(reason, REASONS[1])
-        if reason == 2 and culprit in self._own:
+        words = REASONS.get(reason, REASONS[ERROR])
+        if reason == LOST and culprit in self._own:
             awaited = [other for other in self._waiting_for if other is not link]
             if awaited:
                 self._timed_out(awaited, f"until {link.name} gave up")
@@ -371,20 +376,20 @@ class Network:
             )
         if culprit in ROLES and culprit != link.peer:
             name = self.name_of(culprit)
-            if reason == 2:
+            if reason == LOST:
                 raise PeerLostError(
                     f"{name} is gone, says {link.name}; start it again and rerun or "
                     "resume the session",
                     culprit,
                 )
-            if reason == 5:
+            if reason == VIOLATION:
                 raise PeerAbortedError(
                     f"{name} sent what the protocol does not allow, says {link.name}; "
                     "see the logs of both, and check that all parties run the same "
                     "version",
                     culprit,
                 )
-            if reason == 4:
+            if reason == ENDED:
                 raise PeerAbortedError(
                     f"{name} ended the computation, says {link.name}; see its own log "
                     "for the cause",
@@ -393,7 +398,7 @@ class Network:
         raise PeerAbortedError(
             f"{link.name} ended the computation: {words}; see its own log for the "
             "cause",
-            None if reason == 7 else link.peer,
+            None if reason == MISMATCH else link.peer,
         )
 
     def _lost(self, link):
@@ -445,7 +450,7 @@ class Network:
             min(blamed),
         )
 
-    def abort(self, reason=1, culprit=None):
+    def abort(self, reason=ERROR, culprit=None):
         """Tell every peer that this party stops, then close. Never raises."""
         if self.closed:
             return

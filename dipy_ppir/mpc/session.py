@@ -26,6 +26,14 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
     ProtocolError,
 )
+from dipy_ppir.mpc.frame import (
+    ENDED,
+    ERROR,
+    INTERRUPTED,
+    LOST,
+    MISMATCH,
+    VIOLATION,
+)
 from dipy_ppir.mpc.identity import Identity
 from dipy_ppir.mpc.ledger import MOVING, ROLES, Ledger
 from dipy_ppir.mpc.link import MAX_BACKLOG
@@ -462,16 +470,16 @@ class Session:
 
     def fail(self, exc):
         """Tell the other parties that this one stops because of `exc`."""
-        reason, culprit = 1 if isinstance(exc, Exception) else 3, None
+        reason, culprit = ERROR if isinstance(exc, Exception) else INTERRUPTED, None
         for kinds, code in (
-            ((PeerLostError, PeerTimeoutError), 2),
-            (PeerAbortedError, 4),
-            ((ProtocolError, AuthenticationError), 5),
+            ((PeerLostError, PeerTimeoutError), LOST),
+            (PeerAbortedError, ENDED),
+            ((ProtocolError, AuthenticationError), VIOLATION),
         ):
             if isinstance(exc, kinds) and exc.culprit is not None:
                 reason, culprit = code, exc.culprit
         if isinstance(exc, ProtocolError | PeerAbortedError) and exc.culprit is None:
-            reason = 7
+            reason = MISMATCH
         self.network.abort(reason, culprit)
         self._close_mpyc()
         for relay in self._relays:
