@@ -4,11 +4,12 @@ Messages name the argument, what is wrong with it and how to mend it. They are
 shown to the owner of the image only.
 """
 
+import math
 from warnings import warn
 
 import numpy as np
 
-from dipy_ppir.align.remote import is_remote
+from dipy_ppir.align.remote import MOST_VOXELS, is_remote
 
 
 def check_grid2world(matrix, dim, name):
@@ -22,7 +23,10 @@ def check_grid2world(matrix, dim, name):
             f"needs ({dim + 1}, {dim + 1})"
         )
     if not np.isfinite(matrix).all():
-        raise ValueError(f"the {name} image's affine contains NaN or infinity")
+        raise ValueError(
+            f"the {name} image's affine contains NaN or infinity; correct the image's "
+            "header (sform or qform)"
+        )
     linear = matrix[:dim, :dim]
     volume = np.prod(np.linalg.norm(linear, axis=0))
     if not abs(np.linalg.det(linear)) > 1e-9 * volume:
@@ -86,6 +90,17 @@ def check_starting_affine(start, dim):
     return matrix
 
 
+def check_size(shape, what):
+    """Raise ValueError if an image has more voxels than another party would believe."""
+    voxels = math.prod(map(int, shape))
+    if voxels > MOST_VOXELS:
+        raise ValueError(
+            f"{what} has {voxels:,} voxels, and {MOST_VOXELS:,} are the most that can "
+            "be registered; resample it to larger voxels, or cut it to the part that "
+            "matters"
+        )
+
+
 def check_image(image, grid2world, name):
     """Raise ValueError unless `image` can be registered.
 
@@ -96,6 +111,7 @@ def check_image(image, grid2world, name):
     name : str
         "static" or "moving", for the message.
     """
+    check_size(image.shape, f"the {name} image")
     if is_remote(image):
         check_grid2world(image.grid2world, image.dim, name)
         return
@@ -114,7 +130,8 @@ def check_image(image, grid2world, name):
         )
     if image.size == 0 or image.min() == image.max():
         raise ValueError(
-            f"the {name} image is constant: it has no structure to register"
+            f"the {name} image is constant: it has no structure to register; check "
+            "that it is the right one"
         )
     check_grid2world(grid2world, image.ndim, name)
 

@@ -18,6 +18,7 @@ import sys
 import threading
 
 from dipy_ppir.mpc import errors
+from dipy_ppir.mpc.descriptors import fill_standard_descriptors
 from dipy_ppir.mpc.errors import (
     MPCError,
     PeerError,
@@ -56,6 +57,7 @@ class LocalParties:
         self._children = {}
         self._ended = False
         self._owner = os.getpid()
+        fill_standard_descriptors()
         token = secrets.token_bytes(32)
         listeners = {p: _listener() for p in (MOVING, STATIC)}
         addresses = {p: list(s.getsockname()[:2]) for p, s in listeners.items()}
@@ -125,8 +127,11 @@ class LocalParties:
 
     def _reply(self, pid, patience=None):
         pipe = self._children[pid].stdout
-        if patience is not None and not select.select([pipe], [], [], patience)[0]:
-            return None
+        if patience is not None:
+            poller = select.poll()
+            poller.register(pipe, select.POLLIN)
+            if not poller.poll(patience * 1000):
+                return None
         try:
             return read_message(pipe)
         except (EOFError, ValueError):

@@ -13,6 +13,8 @@ import sys
 import threading
 import traceback
 
+from dipy_ppir.mpc.descriptors import fill_standard_descriptors
+
 
 def meet(pid, token, addresses, listener, timeout, check=None):
     """Connect this party to the others over loopback TCP and authenticate.
@@ -186,6 +188,7 @@ def _watch(commands_fd):
 def main():
     """Entry point."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    fill_standard_descriptors()
     # Replies go to a private copy of standard output, so that nothing a library
     # prints can be taken for one.
     replies = os.fdopen(os.dup(1), "wb")

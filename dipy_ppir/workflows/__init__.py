@@ -10,5 +10,6 @@
               ├──> progress  a live display on a terminal, log lines elsewhere
               └──> figures   pictures
     cli ──> transform    apply what a registration found
+    cli ──> streams      standard output and error that take everything
     demo ──> align, syn
 """

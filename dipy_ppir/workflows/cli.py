@@ -1,12 +1,11 @@
 """The commands of the package; DIPY's own table of commands is closed."""
 
-import contextlib
 import logging
-import os
-import select
 import signal
 import sys
 import warnings
+
+from dipy_ppir.workflows.streams import output_problem, take_standard_streams
 
 #: Commands to their workflows.
 CLI_FLOWS = {
@@ -45,10 +44,11 @@ def _files_written():
     return outputs.OutputFiles.written if outputs else 0
 
 
-def _said(before):
+def _said(before, exc=None):
+    said = "no output was written"
     if _files_written() > before:
-        return "what was finished is written"
-    return "no output was written"
+        said = "what was finished is written"
+    return "; ".join([said, *getattr(exc, "__notes__", [])])
 
 
 def run(command):
@@ -69,27 +69,37 @@ def run(command):
     before = _files_written()
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        # A reader that goes away ends a log line, not the registration.
+        take_standard_streams()
+        # A log file on a full disk ends a log line, not the registration.
         logging.raiseExceptions = False
         status = _run(command)
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as exc:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _say(command, f"interrupted; {_said(before)}")
+        _say(command, f"interrupted; {_said(before, exc)}")
         return 130
     except SystemExit as exc:
         if exc.code == 128 + signal.SIGTERM:
-            _say(command, f"ended from outside (SIGTERM); {_said(before)}")
-        raise
+            _say(command, f"ended from outside (SIGTERM); {_said(before, exc)}")
+        if exc.code:
+            raise
+        status = 0
     except Exception as exc:
-        if isinstance(exc, BrokenPipeError) and _readers_left():
-            # The results are written before anything long is printed.
-            return 0
         if "--debug" in sys.argv:
             raise
         _say(command, _one_line(exc))
         return 1
+    problem = output_problem()
+    if problem is not None:
+        # What was computed is there; of a command that only prints, nothing is.
+        written = _files_written() > before
+        status = status if written else 1
+        reason = problem.strerror or problem
+        lost = f"standard output could not be written ({reason}), and what was printed "
+        lost += "is lost; " + (
+            "the files are written" if written else "print elsewhere"
+        )
+        _say(command, lost, "error" if status else "warning")
+    return status
 
 
 def _run(command):
@@ -120,24 +130,6 @@ def _run(command):
     return 0
 
 
-def _readers_left():
-    """Whether nobody is left to read what is printed; then it goes nowhere from now.
-
-    Otherwise Python would stumble over what is left when it ends.
-    """
-    poller, left = select.poll(), False
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            poller.register(stream.fileno(), 0)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number, event in poller.poll(0):
-        if event & select.POLLERR:
-            os.dup2(nowhere, number)
-            left = True
-    os.close(nowhere)
-    return left
-
-
 def _one_line(exc):
     from dipy_ppir.align.checkpoint import CheckpointError
     from dipy_ppir.align.plausibility import ImplausibleError
@@ -155,8 +147,8 @@ def _one_line(exc):
     return f"{type(exc).__name__}: {text}; add --debug to see where it happened"
 
 
-def _say(command, text):
-    print(f"{command}: error: {text}", file=sys.stderr)
+def _say(command, text, kind="error"):
+    print(f"{command}: {kind}: {text}", file=sys.stderr)
 
 
 def align_affine():

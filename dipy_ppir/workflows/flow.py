@@ -1,12 +1,15 @@
 """What the commands have in common: naming outputs, explaining mistakes."""
 
 from contextlib import contextmanager
+import glob
+import inspect
 import logging
 from pathlib import Path
 
+from dipy.workflows.multi_io import io_iterator
 from dipy.workflows.workflow import Workflow
 
-from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.inputs import InputError, check_not_dicom
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -14,9 +17,36 @@ logger = logging.getLogger("dipy_ppir")
 class OutputFilesFlow(Workflow):
     """A workflow whose files are written by `OutputFiles`."""
 
-    def manage_output_overwrite(self):
-        """Leave the decision to `OutputFiles`, which knows what is written."""
-        return True
+    def get_io_iterator(self):
+        """Inputs and outputs of the arguments of `run`, from which it must be called.
+
+        As DIPY's, but a file that exists is read whatever its name: square brackets
+        make no pattern of it. Whether files may be replaced is for `OutputFiles` to
+        decide, which knows what is written.
+        """
+        values = inspect.currentframe().f_back.f_locals
+        parameters = inspect.signature(self.run).parameters
+        read = [n for n, p in parameters.items() if p.default is p.empty]
+        written = [n for n in parameters if n.startswith("out_") and n != "out_dir"]
+        return io_iterator(
+            [_pattern(values[name]) for name in read],
+            values["out_dir"],
+            [values[name] for name in written],
+            output_strategy=self._output_strategy,
+            mix_names=self._mix_names,
+            out_keys=written,
+        )
+
+
+def _pattern(name):
+    """The pattern that stands for what the user named."""
+    path = Path(name)
+    if not path.exists():
+        return name
+    check_not_dicom(path)
+    if not glob.has_magic(str(name)):
+        return name
+    return glob.escape(str(path)) + ("/*" if path.is_dir() else "")
 
 
 @contextmanager

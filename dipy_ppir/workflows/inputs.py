@@ -4,19 +4,30 @@ Every refusal is an `InputError` whose message fits one line: what is wrong, in
 which file or flag, and how to mend it.
 """
 
+import itertools
+import math
+import os
 from pathlib import Path
-import zlib
 
 from dipy.workflows.utils import handle_vol_idx
 import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
 import numpy as np
 
 from dipy_ppir.align import imaffine
 from dipy_ppir.align.centers import world_center_of_mass
 from dipy_ppir.align.mimetric import REVEAL
-from dipy_ppir.align.validation import check_image, check_mask, check_overlap
+from dipy_ppir.align.validation import (
+    check_image,
+    check_mask,
+    check_overlap,
+    check_size,
+)
 
+#: How many times larger the contents of a file may be than the file, by its ending:
+#: gzip's format does not allow more.
+_EXPANSION = {".nii": 1, ".img": 1, ".gz": 1040}
+#: Endings of DICOM files, and how many files of a folder are looked at.
+_DICOM, _SOME = {".dcm", ".ima", ".dicom"}, 100
 #: Bins beyond this make a joint histogram with fewer samples than cells.
 MAX_BINS = 512
 
@@ -48,6 +59,11 @@ def load_volume(path, name, vol_idx=None, *, function="affine_registration"):
     data, grid2world = read_nifti(path, f"the {name} image")
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
+    if data.dtype.kind not in "biuf":
+        raise InputError(
+            f"the {name} image {path} must hold real numbers, not {data.dtype}; "
+            "convert it"
+        )
     if data.ndim == 4:
         if vol_idx is None:
             raise InputError(
@@ -65,7 +81,7 @@ def load_volume(path, name, vol_idx=None, *, function="affine_registration"):
             f"the {name} image {path} has {data.ndim} dimensions, 3 are needed; for 2D "
             f"images call dipy_ppir.align.{function} from Python"
         )
-    explain(check_image, data, grid2world, name)
+    explain(check_image, data, grid2world, name, file=path)
     return data, grid2world
 
 
@@ -110,7 +126,7 @@ def load_mask(path, image, grid2world, name):
             f"it, or leave out --{name}_mask to use the whole image"
         )
     mask = (mask != 0).astype(np.int32)
-    explain(check_mask, mask, image, name)
+    explain(check_mask, mask, image, name, file=path, of="mask")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
     apart = (mask_grid2world - grid2world) @ np.vstack([corners, np.ones((1, 8))])
     voxel = np.linalg.norm(grid2world[:3, :3], axis=0).min()
@@ -267,12 +283,20 @@ def load_matrix(path, what):
     return matrix
 
 
-def explain(check, *args):
-    """What `check` returns; its ValueError becomes an `InputError`."""
+def explain(check, *args, file=None, of="image"):
+    """What `check` returns; its ValueError becomes an `InputError`.
+
+    The message says which file, where the check knows an image or mask only.
+    """
     try:
         return check(*args)
     except ValueError as exc:
-        raise InputError(str(exc)) from None
+        text = str(exc)
+        if file is not None:
+            for name in ("static", "moving"):
+                what = f"the {name} {of}"
+                text = text.replace(what, f"{what} {file}", 1)
+        raise InputError(text) from None
 
 
 def _indices(vol_idx, count, flag):
@@ -290,30 +314,78 @@ def _indices(vol_idx, count, flag):
     return indices
 
 
+def check_not_dicom(path):
+    """Refuse a DICOM file, or a folder of such files."""
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        files = itertools.islice(path.rglob("*"), _SOME)
+    if any(_is_dicom(file) for file in files):
+        raise InputError(
+            f"{path} is DICOM; convert it to NIfTI first, for example with "
+            f"dcm2niix -z y {path if path.is_dir() else path.parent}"
+        )
+
+
+def _is_dicom(file):
+    try:
+        if not file.is_file():
+            return False
+        with open(file, "rb") as stream:
+            magic = stream.read(132)[128:]
+    except OSError:
+        return False  # who reads it says so
+    return magic == b"DICM" or file.suffix.lower() in _DICOM
+
+
+def _check_header(image, path, what):
+    """Refuse a header that the file contradicts, before memory is set aside for it."""
+    damaged = f"{what} {path} is damaged or incomplete; copy or convert it again"
+    shape = image.shape
+    if not all(n > 0 for n in shape):
+        sizes = " x ".join(map(str, shape))
+        raise InputError(f"{damaged} (its header says that it has {sizes} voxels)")
+    explain(check_size, shape[:3], f"{what} {path}")
+    name = image.file_map["image"].filename
+    there, ending = os.path.getsize(name), Path(name).suffix.lower()
+    due = math.prod(shape) * image.get_data_dtype().itemsize
+    if due > there * _EXPANSION.get(ending, math.inf):
+        raise InputError(
+            f"{damaged} (its header says that its voxels take {due:,} bytes, which "
+            f"{there:,} cannot hold)"
+        )
+
+
 def read_nifti(path, what):
     """Voxels in this machine's byte order, and the affine, of a NIfTI file."""
     path = Path(path)
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{what} {path} {problem}; check the name of the file")
+    if not path.exists():
+        raise InputError(f"{what} {path} does not exist; check the name of the file")
     try:
+        check_not_dicom(path)
+        if path.is_dir():
+            raise InputError(f"{what} {path} is a folder; give the name of a file")
         image = nib.load(path)
+    except InputError:
+        raise
     except PermissionError:
         raise InputError(
             f"{what} {path} may not be read by this user; ask for read permission"
         ) from None
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as exc:
+    except Exception as exc:  # whatever damage may cause in the library
         raise InputError(
-            f"{what} {path} cannot be read as NIfTI; convert it to .nii or .nii.gz"
+            f"{what} {path} cannot be read as NIfTI; convert it to .nii or .nii.gz, or "
+            "copy it again if it is damaged"
         ) from exc
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(
             f"{what} {path} is not NIfTI but {type(image).__name__}; convert it to "
             ".nii or .nii.gz"
         )
+    _check_header(image, path, what)
     try:
         data = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as exc:
+    except Exception as exc:
         raise InputError(
             f"{what} {path} is damaged or incomplete (its voxels cannot be read); copy "
             "or convert it again"
