@@ -150,7 +150,11 @@ def test_the_first_difference_names_the_entry(tmp_path, old, new, entry):
 
 BAD_TEXTS = {
     "no TOML": ("x = = 1", "is not a TOML file"),
-    "not UTF-8": (b"title = '\xff'", "is not a TOML file"),
+    "Latin-1": ("title = 'é'".encode("latin-1"), "not UTF-8 .*Latin-1.*save it"),
+    "UTF-16": ("title = 'é'".encode("utf-16"), "not UTF-8 .*UTF-16.*save it"),
+    "no mark": ("title = 'é'".encode("utf-16-le"), "not UTF-8 .*UTF-16.*save it"),
+    "big-endian": ("title = 'é'".encode("utf-16-be"), "not UTF-8 .*UTF-16.*save it"),
+    "binary": (b"title\0\0", "is not a TOML file"),
     "a key": ("-----BEGIN PRIVATE KEY-----", "is not a TOML file"),
     "twice": ("title = 'a'\ntitle = 'b'", "is not a TOML file"),
     "deep": ("x = " + "[" * 20_000, "is not a TOML file"),

@@ -5,6 +5,8 @@ certificates, and says what is computed, what may be revealed and who gets the r
 Which party this process is follows from its own certificate.
 """
 
+import codecs
+from contextlib import suppress
 from dataclasses import dataclass
 import hashlib
 import ipaddress
@@ -110,8 +112,9 @@ class SessionFile:
             ) from None
         if len(text) > MAX_BYTES:
             raise SessionFileError(f"{path} is too large for a session file")
+        text = _decoded(text, path)
         try:
-            contents = tomllib.loads(text.decode("utf-8-sig"))
+            contents = tomllib.loads(text)
         except (ValueError, RecursionError) as exc:
             raise SessionFileError(
                 f"{path} is not a TOML file: {exc}; dipy_ppir_session new writes one "
@@ -210,6 +213,20 @@ class SessionFile:
     def relayed(self):
         """Whether the owners' traffic goes through the helper."""
         return not (self.parties[MOVING].address or self.parties[STATIC].address)
+
+
+def _decoded(data, path):
+    """The text of a file that should be UTF-8; editors on Windows write others."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    wide = wide or b"\0" in data[:2]
+    with suppress(UnicodeDecodeError):
+        if not wide:
+            return data.decode("utf-8-sig")
+    encoding = "UTF-16" if wide else "Latin-1 or Windows-1252"
+    raise SessionFileError(
+        f"{path} is not UTF-8 (it looks like {encoding}); open it in a text editor and "
+        "save it with the encoding UTF-8"
+    )
 
 
 def flatten(contents, prefix=""):
