@@ -35,12 +35,12 @@ import pytest
 
 import dipy_ppir.align
 from dipy_ppir.align import RemoteImage, affine_registration, centers, imaffine
-from dipy_ppir.align._public import PIPELINE_STEPS
 from dipy_ppir.align.imaffine import (
     SecureAffineRegistration,
     SecureMutualInformationMetric,
     transform_centers_of_mass,
 )
+from dipy_ppir.align.parameters import PIPELINE_STEPS
 from dipy_ppir.align.parzenhist import EXTRA_BITS
 from dipy_ppir.mpc import local, network
 from dipy_ppir.mpc.errors import (
@@ -1307,28 +1307,28 @@ BAD = {
         lambda a: {"static_affine": np.full((4, 4), np.nan)},
         "NaN or infinity",
     ),
-    "nbins": (lambda a: {"nbins": 5}, "nbins must be an integer of at least 6"),
+    "nbins": (lambda a: {"nbins": 5}, "nbins must be an integer from 6 to 512.*got 5"),
     "nbins fraction": (lambda a: {"nbins": 16.5}, "nbins must be an integer"),
     "reveal": (lambda a: {"reveal": "all"}, "reveal must be one of"),
     "sampling": (
         lambda a: {"sampling_proportion": 0.0},
-        "sampling_proportion must be in",
+        "sampling_proportion must be a number above 0",
     ),
     "sampling over 1": (
         lambda a: {"sampling_proportion": 30},
-        "sampling_proportion must be in",
+        "sampling_proportion must be .* at most 1",
     ),
     "levels": (
         lambda a: {"level_iters": [5, 5, 5]},
         "one entry per level; got 3, 2 and 2",
     ),
-    "iterations": (lambda a: {"level_iters": [5, 0]}, "level_iters must be"),
+    "iterations": (lambda a: {"level_iters": [5, -1]}, "level_iters must be"),
     "negative sigma": (lambda a: {"sigmas": [1, -1]}, "sigmas must be"),
     "factors": (lambda a: {"factors": [2, 0]}, "factors must be"),
     "factors too large": (lambda a: {"factors": [64, 1]}, "use smaller factors"),
     "pipeline": (
         lambda a: {"pipeline": ["rigid", "elastic"]},
-        r"pipeline\[1\] must be one of",
+        "pipeline must be a list .*; got \\['rigid', 'elastic'\\]",
     ),
     "metric": (lambda a: {"metric": "CC"}, "metric must be 'MI'"),
     "result_to": (lambda a: {"result_to": "helper"}, "result_to must be"),

@@ -257,16 +257,15 @@ def test_halves_are_brought_to_a_finer_level_as_they_are():
 
 def test_levels_without_iterations(three):
     pair = deformed(2)
-    for iterations in ([0, 0], [0, 3], [3, 0], [3, 3]):
+    for iterations in ([0, 3], [3, 0], [3, 3]):
         out = three(lambda s, n=iterations: register(s, pair, 2, level_iters=n))
         mapping = out[STATIC][1]
-        moved = np.abs(mapping.get_forward_field()).max()
-        assert (moved > 0.1) == (iterations != [0, 0])
+        assert np.abs(mapping.get_forward_field()).max() > 0.1
         entries = out[STATIC][0].receipt["learned"]["static owner"]
         labels = {e["label"] for e in entries}
         # Where no finer level has iterations nobody needs its half.
         assert ("level_static" in labels) == (iterations == [3, 3])
-        assert ("map" in labels) == (iterations != [0, 0])
+        assert "map" in labels
 
 
 # -- the end of a level ------------------------------------------------------------
@@ -393,11 +392,11 @@ def test_metal_does_not_spoil_a_registration(three):
 def test_bad_arguments():
     for options, message in (
         ({"opens": "never"}, "opens must be one of"),
-        ({"map_spacing": 1}, "map_spacing must be an integer of at least 2"),
+        ({"map_spacing": 1}, "map_spacing must be an integer from 2"),
         ({"map_spacing": 2.5}, "map_spacing must be an integer"),
-        ({"map_precision": 0.0}, "map_precision must lie between"),
-        ({"map_precision": 2.0}, "map_precision must lie between"),
-        ({"map_precision": np.nan}, "map_precision must lie between"),
+        ({"map_precision": 0.0}, "map_precision must be a number from"),
+        ({"map_precision": 2.0}, "map_precision must be a number from"),
+        ({"map_precision": np.nan}, "map_precision must be .* got nan"),
     ):
         with pytest.raises(ValueError, match=message):
             SecureCCMetric(2, **options)

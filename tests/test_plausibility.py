@@ -1,4 +1,4 @@
-"""What the programs say of results that a look at both images would show to be wrong."""
+"""What the programs say of results that a look at both images would show wrong."""
 
 import warnings
 
@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dipy_ppir.align import RemoteImage, affine_registration, syn_registration
-from dipy_ppir.align import plausibility
+from dipy_ppir.align import (
+    RemoteImage,
+    affine_registration,
+    plausibility,
+    syn_registration,
+)
 from dipy_ppir.align.carried import (
     CarriedLevels,
     ClearSymmetricDiffeomorphicRegistration,

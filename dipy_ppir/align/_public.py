@@ -19,13 +19,18 @@ from dipy_ppir.align.hidden import (
 )
 from dipy_ppir.align.imaffine import (
     Found,
-    SecureAffineRegistration,
-    SecureMutualInformationMetric,
     check_centers,
     registration_from,
+    split_options,
 )
-from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
-from dipy_ppir.align.metrics import SecureCCMetric
+from dipy_ppir.align.imwarp import registration_from as syn_registration_from
+from dipy_ppir.align.parameters import (
+    AFFINE,
+    PIPELINE_STEPS,
+    SYN,
+    AffineParameters,
+    SynParameters,
+)
 from dipy_ppir.align.quasinewton import opened_bits
 from dipy_ppir.align.remote import exchange_grids, is_remote, is_word, split, unite
 from dipy_ppir.align.validation import (
@@ -54,44 +59,29 @@ __all__ = [
     "translation",
 ]
 
-#: Steps of a pipeline to the type of their transform.
-PIPELINE_STEPS = {
-    "center_of_mass": None,
-    "translation": "TRANSLATION",
-    "rigid": "RIGID",
-    "rigid_isoscaling": "RIGIDISOSCALING",
-    "rigid_scaling": "RIGIDSCALING",
-    "affine": "AFFINE",
-}
-
-DEFAULT_LEVEL_ITERS = [1000, 500, 100]
-DEFAULT_PIPELINE = ["center_of_mass", "translation", "rigid", "affine"]
-
-
+#: Parameters of a pipeline that are none of a registration by itself.
+_OF_PIPELINES = ("pipeline", "starting_affine", "ret_metric")
 #: Most bits of a shift between centres of mass.
 _CENTER_BITS = 3 * 52
 
 
-def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
+def planned_bits(parameters, dim):
     """Most bits that ``reveal="transform"`` opens about the static image.
 
     Parameters
     ----------
-    pipeline : list of str or None
+    parameters : AffineParameters
     dim : int
-    level_iters : list of int or None
-    scale : float, optional
-        how many times the planned evaluations are made.
-    hide_steps : bool, optional
 
     Returns
     -------
     bits : float
-        those of the result included, and of its value, for which one may ask.
+        those of the result included, and of its value if it is asked for.
     """
-    steps = _check_pipeline(pipeline, False)
-    level_iters = list(level_iters or DEFAULT_LEVEL_ITERS)
-    levels, blur, total = len(level_iters), Blur(dim), 0.0
+    steps, hide_steps = parameters.pipeline, parameters.hide_steps
+    levels, blur, total = len(parameters.level_iters), Blur(dim), 0.0
+    if parameters.starting_affine == "mass":
+        total += _CENTER_BITS
     for i, step in enumerate(steps):
         if step == "center_of_mass":
             total, blur = total + _CENTER_BITS, Blur(dim)
@@ -100,8 +90,8 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
         counts = plan.evaluations(
             kind,
             levels,
-            level_iters,
-            scale=scale,
+            parameters.level_iters,
+            scale=parameters.evaluations,
             rigid_before=i > 0 and steps[i - 1].startswith("rigid"),
             last=i == len(steps) - 1,
             hidden=hide_steps,
@@ -114,10 +104,29 @@ def planned_bits(pipeline, dim, level_iters, scale=1.0, *, hide_steps=False):
         else:
             p = regtransforms[kind, dim].get_number_of_parameters()
             total += sum(n - 1 for n in counts if n) * opened_bits(p)
-        if i == len(steps) - 1:
-            # And whether the images match.
-            total += VALUE_BITS + 1
-    return total
+    # Of the bits that are opened, one says whether the images match.
+    return (
+        total
+        + VALUE_BITS * parameters.ret_metric
+        + any(step != "center_of_mass" for step in steps)
+    )
+
+
+def registration_of(parameters, **others):
+    """The registration that takes the steps of a pipeline.
+
+    Parameters
+    ----------
+    parameters : AffineParameters
+    **others
+        see `registration_from`.
+
+    Returns
+    -------
+    registration : SecureAffineRegistration
+    """
+    config = {name: v for name, v in parameters if name not in _OF_PIPELINES}
+    return registration_from(config, **others)
 
 
 def check_steps(registration, steps, dim, starting_affine=None):
@@ -159,7 +168,7 @@ def affine_registration(
     optimizer_options=None,
     session=None,
     callback=None,
-    result_to="both",
+    result_to=AFFINE.result_to,
     ret_receipt=False,
     checkpoint=None,
     strict=False,
@@ -211,6 +220,10 @@ def affine_registration(
         the receipt. See `plausibility`.
     nbins, sampling_proportion, reveal, backend, hide_steps : optional
         see `SecureMutualInformationMetric`.
+    evaluations : float, optional
+        with ``reveal="transform"``, how many times the planned evaluations are made.
+    ss_sigma_factor : float, optional
+        see `SecureAffineRegistration`.
 
     Returns
     -------
@@ -233,7 +246,26 @@ def affine_registration(
     """
     if metric != "MI":
         raise ValueError(f"metric must be 'MI', got {metric!r}")
-    steps = _check_pipeline(pipeline, ret_metric)
+    evaluations, options = split_options(optimizer_options)
+    if evaluations is not None:
+        metric_kwargs = {"evaluations": evaluations, **metric_kwargs}
+    named = isinstance(starting_affine, str)
+    parameters = AffineParameters(
+        pipeline=_named(pipeline),
+        starting_affine=starting_affine if named else None,
+        level_iters=level_iters,
+        sigmas=sigmas,
+        factors=factors,
+        ret_metric=bool(ret_metric),
+        result_to=result_to,
+        **metric_kwargs,
+    )
+    steps, ret_metric = list(parameters.pipeline), parameters.ret_metric
+    registration = registration_of(
+        parameters, options=options, callback=callback, checkpoint=checkpoint
+    )
+    if session is not None:
+        registration.keep_to_file(session, steps, starting_affine, ret_metric)
     static, static_affine, moving, moving_affine = _read_pair(
         static, static_affine, moving, moving_affine, session
     )
@@ -249,13 +281,12 @@ def affine_registration(
     starts_here = session is None or session.pid == MOVING
     if starts_here and starting_affine is None and "center_of_mass" not in steps:
         check_overlap(static.shape, static_affine, moving.shape, moving_affine)
+    concerns = []
     if "center_of_mass" in steps or is_named(starting_affine, "mass"):
         check_centers(
             static=(static, static_affine, static_mask),
             moving=(moving, moving_affine, moving_mask),
         )
-    concerns = []
-    if "center_of_mass" in steps or is_named(starting_affine, "mass"):
         for name, image in (("static", static), ("moving", moving)):
             if not is_remote(image):
                 concerns += plausibility.of_center(image, name)
@@ -265,18 +296,8 @@ def affine_registration(
             UserWarning,
             stacklevel=4,  # past the decorator
         )
-    registration = SecureAffineRegistration(
-        metric=SecureMutualInformationMetric(**metric_kwargs),
-        level_iters=level_iters or DEFAULT_LEVEL_ITERS,
-        sigmas=sigmas or [3, 1, 0.0],
-        factors=factors or [4, 2, 1],
-        options=optimizer_options,
-        callback=callback,
-        result_to=result_to,
-        checkpoint=checkpoint,
-        strict=strict,
-    )
-    check_pyramid(static.shape, static_affine, registration.factors)
+    if registration.use_isotropic:
+        check_pyramid(static.shape, static_affine, registration.factors)
     check_steps(registration, steps, len(static.shape), starting_affine)
     images = {
         "static": static,
@@ -371,29 +392,19 @@ def _read(image, grid2world):
     return np.asarray(image), np.asarray(grid2world, dtype=np.float64)
 
 
-def _check_pipeline(pipeline, ret_metric):
-    steps = list(pipeline or DEFAULT_PIPELINE)
-    by_function = {
-        "center_of_mass": center_of_mass,
-        "translation": translation,
-        "rigid": rigid,
-        "rigid_isoscaling": rigid_isoscaling,
-        "rigid_scaling": rigid_scaling,
-        "affine": affine,
+def _named(pipeline):
+    """A pipeline whose steps are named, in which functions of this module may stand."""
+    if not isinstance(pipeline, list | tuple):
+        return pipeline
+    functions = {
+        center_of_mass: "center_of_mass",
+        translation: "translation",
+        rigid: "rigid",
+        rigid_isoscaling: "rigid_isoscaling",
+        rigid_scaling: "rigid_scaling",
+        affine: "affine",
     }
-    for i, step in enumerate(steps):
-        for name, function in by_function.items():
-            if step is function:
-                steps[i] = step = name
-        if not isinstance(step, str) or step not in PIPELINE_STEPS:
-            raise ValueError(
-                f"pipeline[{i}] must be one of {list(PIPELINE_STEPS)}, got {step!r}"
-            )
-    if steps == ["center_of_mass"] and ret_metric:
-        raise ValueError(
-            "center of mass registration cannot return any quality metric."
-        )
-    return steps
+    return [functions.get(s, s) if callable(s) else s for s in pipeline]
 
 
 def run_pipeline(
@@ -458,7 +469,7 @@ def run_pipeline(
             last=last,
             **images,
         )
-    judged = steps != ["center_of_mass"]
+    judged = any(step != "center_of_mass" for step in steps)
     affine, odd = registration.end(found, images, judged=judged)
     receipt = session.receipt(
         parameters={**_described(registration), "pipeline": steps},
@@ -482,7 +493,8 @@ def _described(registration):
 
 
 def _pipeline_party(session, config, steps, ret_metric, starting_affine, **images):
-    registration, images = registration_from(session, config), unite(**images)
+    registration = registration_from(config, session=session)
+    images = unite(**images)
     run_pipeline(registration, steps, starting_affine, images, ret_metric=ret_metric)
 
 
@@ -493,18 +505,18 @@ def syn_registration(
     *,
     moving_affine=None,
     static_affine=None,
-    step_length=0.25,
+    step_length=SYN.step_length,
     metric="CC",
-    dim=3,
+    dim=SYN.dim,
     level_iters=None,
     prealign=None,
     ss_sigma_factor=None,
-    opt_tol=1e-5,
-    inv_iter=20,
-    inv_tol=1e-3,
+    opt_tol=SYN.opt_tol,
+    inv_iter=SYN.inv_iter,
+    inv_tol=SYN.inv_tol,
     session=None,
     callback=None,
-    result_to="both",
+    result_to=SYN.result_to,
     ret_receipt=False,
     checkpoint=None,
     strict=False,
@@ -545,7 +557,7 @@ def syn_registration(
         where this party keeps its state in a session, to go on after an interruption.
     sigma_diff, radius, reveal, map_spacing, opens, map_precision : optional
         see `SecureCCMetric`.
-    update_spacing, stride : optional
+    update_spacing, stride, backend : optional
         see `SecureCCMetric`.
 
     Returns
@@ -567,24 +579,25 @@ def syn_registration(
     """
     if str(metric).upper() != "CC":
         raise ValueError(f"metric must be 'CC', got {metric!r}")
-    static, static_affine, moving, moving_affine = _read_pair(
-        static, static_affine, moving, moving_affine, session
-    )
-    registration = SecureSymmetricDiffeomorphicRegistration(
-        SecureCCMetric(dim, **metric_kwargs),
-        level_iters=level_iters or [10, 10, 5],
+    parameters = SynParameters(
+        dim=dim,
+        level_iters=level_iters,
         step_length=step_length,
         ss_sigma_factor=ss_sigma_factor,
         opt_tol=opt_tol,
         inv_iter=inv_iter,
         inv_tol=inv_tol,
-        callback=callback,
         result_to=result_to,
-        checkpoint=checkpoint,
-        strict=strict,
+        **metric_kwargs,
+    )
+    registration = syn_registration_from(
+        parameters.plain(), callback=callback, checkpoint=checkpoint, strict=strict
     )
     if session is not None:
         registration.join(session)
+    static, static_affine, moving, moving_affine = _read_pair(
+        static, static_affine, moving, moving_affine, session
+    )
     mapping = registration.optimize(
         static,
         moving,

@@ -21,6 +21,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from dipy_ppir.align.intensities import prepared, span
+from dipy_ppir.align.parameters import MOST_STEP
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
 from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start, guard
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
@@ -36,8 +37,9 @@ LEVEL_SPACING, LEVEL_PRECISION = 4, 0.25
 THIN = 20
 #: Unit of the weights that bring displacements from one grid to another.
 GRID_UNIT = 2.0**-14
-#: Largest step length, voxels: Taylor polynomials of longer steps are none.
-MOST_STEP = 0.5
+#: Part of an image's voxels on either side that is no measure of its range, and most of
+#: them that may be outliers: see `winsorized`.
+TAIL, MOST_OUTLIERS = 0.005, 0.002
 #: A step moves a voxel by no more than this many times the step length.
 LONGEST_STEP = 2.0
 #: Inverse norms of windows are computed anew after steps of so many voxels.

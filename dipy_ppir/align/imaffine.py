@@ -31,6 +31,7 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plan, plausibility
+from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.centers import (
     START_PART,
     precision_for,
@@ -55,14 +56,22 @@ from dipy_ppir.align.hidden import (
     reach,
     show,
 )
+from dipy_ppir.align.memory import check_session
 from dipy_ppir.align.mimetric import SecureMutualInformationMetric
+from dipy_ppir.align.parameters import (
+    AFFINE,
+    CLASS_LEVEL_ITERS,
+    PIPELINE_STEPS,
+    AffineParameters,
+    ParameterError,
+    shown,
+)
 from dipy_ppir.align.quasinewton import SCALE, minimise
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote, split, unite
 from dipy_ppir.align.resumption import Resumption
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.align.validation import (
     check_image,
-    check_levels,
     check_mask,
     check_pyramid,
     check_slices,
@@ -118,6 +127,7 @@ class Found(NamedTuple):
 
 
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
+_STEP_NAMES = {kind: step for step, kind in PIPELINE_STEPS.items()}
 
 
 class SecureAffineRegistration(AffineRegistration):
@@ -168,13 +178,13 @@ class SecureAffineRegistration(AffineRegistration):
         level_iters=None,
         sigmas=None,
         factors=None,
-        method="L-BFGS-B",
+        method=AFFINE.method,
         ss_sigma_factor=None,
         options=None,
         verbosity=0,
         session=None,
         callback=None,
-        result_to="both",
+        result_to=AFFINE.result_to,
         checkpoint=None,
         strict=False,
     ):
@@ -185,50 +195,43 @@ class SecureAffineRegistration(AffineRegistration):
                 "SecureAffineRegistration needs a SecureMutualInformationMetric; any "
                 "other metric reads both images"
             )
-        super().__init__(
-            metric=metric,
-            level_iters=level_iters,
+        evaluations, options = split_options(options)
+        #: What was asked for, checked.
+        self.parameters = AffineParameters(
+            level_iters=CLASS_LEVEL_ITERS if level_iters is None else level_iters,
             sigmas=sigmas,
             factors=factors,
             method=method,
             ss_sigma_factor=ss_sigma_factor,
+            evaluations=evaluations,
+            result_to=result_to,
+            **metric.config(),
+        )
+        if options and metric.reveal == "transform":
+            raise ParameterError(
+                'with {reveal}="transform" the one option is "evaluations", how many '
+                f"times the planned evaluations are made; got {shown(options)}"
+            )
+        super().__init__(
+            metric=metric,
+            level_iters=list(self.parameters.level_iters),
+            sigmas=list(self.parameters.sigmas),
+            factors=list(self.parameters.factors),
+            method=self.parameters.method,
+            ss_sigma_factor=self.parameters.ss_sigma_factor,
             options=options,
             verbosity=verbosity,
         )
-        if self.use_isotropic:
-            check_levels(self.level_iters, self.factors, self.sigmas)
-        if result_to not in ("both", "moving"):
-            raise ValueError(f"result_to must be 'both' or 'moving', got {result_to!r}")
-        self.scale = self._check_options(options)
+        self.scale = self.parameters.evaluations
         self.session = session
         self.callback = callback
-        self.result_to = result_to
+        self.result_to = self.parameters.result_to
         self.strict = bool(strict)
         self.receipt = None
         self.step = None
         self.checkpoint = checkpoint
         #: Which step of a pipeline this is, and where an interrupted run goes on.
         self.step_number, self._resumption = 0, Resumption(checkpoint)
-
-    def _check_options(self, options):
-        """How many times the planned evaluations are made."""
-        if self.metric.reveal != "transform":
-            return 1.0
-        if self.method != "L-BFGS-B":
-            raise ValueError(
-                f"method {self.method!r} sees the value of the metric at every step; "
-                'with reveal="transform" leave it out, or choose reveal="gradient" and '
-                "read in doc/security.md what that gives away"
-            )
-        options = dict(options or {})
-        scale = options.pop("evaluations", 1)
-        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if options or not number or not 0 < scale <= 100:
-            raise ValueError(
-                'with reveal="transform" the one option is "evaluations", how many '
-                f"times the planned evaluations are made; got {options or scale!r}"
-            )
-        return float(scale)
 
     # -- the same program at every party ---------------------------------
 
@@ -313,8 +316,10 @@ class SecureAffineRegistration(AffineRegistration):
             "moving_mask": moving_mask,
         }
         if self.session is not None:
-            self.agree(transform, starting_affine, ret_metric=ret_metric, **arguments)
             name = list(_TRANSFORM_NAMES[type(transform)])
+            step = _STEP_NAMES.get(name[0], name[0].lower())
+            self.keep_to_file(self.session, [step], starting_affine, ret_metric)
+            self.agree(transform, starting_affine, ret_metric=ret_metric, **arguments)
             self.begin_checkpoint(
                 [name], starting_affine, ret_metric=ret_metric, **arguments
             )
@@ -385,24 +390,47 @@ class SecureAffineRegistration(AffineRegistration):
 
     def config(self):
         """Public parameters of the registration, JSON-able."""
-        metric = self.metric
-        return {
-            "nbins": metric.nbins,
-            "sampling_proportion": metric.sampling_proportion,
-            "reveal": metric.reveal,
-            "backend": metric.backend,
-            "hide_steps": metric.hide_steps,
-            "method": self.method,
-            "evaluations": self.scale,
-            "level_iters": [int(n) for n in self.level_iters],
-            "factors": list(self.factors) if self.use_isotropic else None,
-            "sigmas": list(self.sigmas) if self.use_isotropic else None,
-            "ss_sigma_factor": None if self.use_isotropic else self.ss_sigma_factor,
-            "result_to": self.result_to,
+        names = (
+            "method",
+            "evaluations",
+            "level_iters",
+            "factors",
+            "sigmas",
+            "ss_sigma_factor",
+            "result_to",
+        )
+        return {**self.metric.config(), **self.parameters.plain(*names)}
+
+    def keep_to_file(self, session, pipeline, starting_affine, ret_metric):
+        """Refuse what the session file, if there is one, does not say.
+
+        Parameters
+        ----------
+        session : Session
+        pipeline : sequence of str
+            the steps that will be taken.
+        starting_affine, ret_metric
+            see `optimize`.
+
+        Raises
+        ------
+        ParameterMismatchError
+            before anything is sent.
+        """
+        named = starting_affine is None or isinstance(starting_affine, str)
+        call = {
+            **self.config(),
+            "pipeline": list(pipeline),
+            "starting_affine": starting_affine if named else None,
+            "ret_metric": bool(ret_metric),
+            "optimizer_options": dict(self.options or {}),
         }
+        keep_to(session, "affine", call)
 
     def agree(self, transform, starting_affine, *, ret_metric=False, **images):
         """Compare all public parameters with the other parties'."""
+        pair = images["static"], images["moving"]
+        check_session(self.session, self.parameters, *pair)
         parameters = self.config()
         # On shares it is one opening more.
         on_shares = self.metric.reveal == "transform"
@@ -1108,8 +1136,39 @@ def check_centers(**images):
             world_center_of_mass(inside, grid2world, f"the {name}")
 
 
-def registration_from(session, config):
-    """The registration object of another party, from its `config`."""
+def split_options(options):
+    """How many times the planned evaluations are made, and the optimizer's options.
+
+    Parameters
+    ----------
+    options : dict or None
+
+    Returns
+    -------
+    evaluations : float or None
+    options : dict or None
+        the others.
+    """
+    options = dict(options or {})
+    return options.pop("evaluations", None), options or None
+
+
+def registration_from(config, *, session=None, options=None, **others):
+    """The registration that a `config` describes.
+
+    Parameters
+    ----------
+    config : dict
+    session : Session, optional
+    options : dict, optional
+        of the optimizer, but for "evaluations".
+    **others
+        of `SecureAffineRegistration`.
+
+    Returns
+    -------
+    registration : SecureAffineRegistration
+    """
     config = dict(config)
     metric = SecureMutualInformationMetric(
         nbins=config.pop("nbins"),
@@ -1119,16 +1178,16 @@ def registration_from(session, config):
         hide_steps=config.pop("hide_steps"),
         session=session,
     )
-    scale = config.pop("evaluations")
-    if metric.reveal == "transform":
-        config["options"] = {"evaluations": scale}
-    return SecureAffineRegistration(metric=metric, session=session, **config)
+    options = {**(options or {}), "evaluations": config.pop("evaluations")}
+    return SecureAffineRegistration(
+        metric=metric, session=session, options=options, **config, **others
+    )
 
 
 def _optimize_party(session, config, transform, starting_affine, ret_metric, **images):
     images = unite(**images)
     with plausibility.untold():
-        registration_from(session, config).optimize(
+        registration_from(config, session=session).optimize(
             images.pop("static"),
             images.pop("moving"),
             regtransforms[tuple(transform)],

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.linalg as npl
 
 from dipy_ppir.align import plausibility
+from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.carried import (
-    MOST_STEP,
     CarriedLevels,
     mapping,
     window,
@@ -42,7 +42,9 @@ from dipy_ppir.align.checkpoint import (
     journal_ahead,
 )
 from dipy_ppir.align.intensities import flat_part, prepared
-from dipy_ppir.align.metrics import SecureCCMetric, check_size
+from dipy_ppir.align.memory import check_session
+from dipy_ppir.align.metrics import METRIC_PARAMETERS, SecureCCMetric, check_size
+from dipy_ppir.align.parameters import SYN, SynParameters
 from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import (
     OWNERS,
@@ -86,9 +88,6 @@ declare(
     meaning="the affine transform from which the registration started",
     bits=64,
 )
-
-#: Of the scale space: what DIPY has, and what carried images need.
-SIGMA_FACTORS = {False: 0.2, True: 0.4}
 
 RESULT_TO = {
     "both": (MOVING, STATIC),
@@ -162,78 +161,66 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         metric,
         *,
         level_iters=None,
-        step_length=0.25,
+        step_length=SYN.step_length,
         ss_sigma_factor=None,
-        opt_tol=1e-5,
-        inv_iter=20,
-        inv_tol=1e-3,
+        opt_tol=SYN.opt_tol,
+        inv_iter=SYN.inv_iter,
+        inv_tol=SYN.inv_tol,
         callback=None,
         session=None,
-        result_to="both",
+        result_to=SYN.result_to,
         checkpoint=None,
         strict=False,
     ):
-        if ss_sigma_factor is None:
-            ss_sigma_factor = SIGMA_FACTORS[getattr(metric, "reveal", None) == "map"]
         if metric is not None and not isinstance(metric, SecureCCMetric):
             raise ValueError(
                 "SecureSymmetricDiffeomorphicRegistration needs a SecureCCMetric; any "
                 "other metric reads both images"
             )
-        super().__init__(
-            metric,
+        #: What was asked for, checked.
+        self.parameters = SynParameters(
             level_iters=level_iters,
             step_length=step_length,
             ss_sigma_factor=ss_sigma_factor,
             opt_tol=opt_tol,
             inv_iter=inv_iter,
             inv_tol=inv_tol,
+            result_to=result_to,
+            **({} if metric is None else metric.config()),
+        )
+        super().__init__(
+            metric,
+            level_iters=list(self.parameters.level_iters),
+            step_length=self.parameters.step_length,
+            ss_sigma_factor=self.parameters.ss_sigma_factor,
+            opt_tol=self.parameters.opt_tol,
+            inv_iter=self.parameters.inv_iter,
+            inv_tol=self.parameters.inv_tol,
             callback=callback,
         )
-        if any(n != int(n) or n < 0 for n in self.level_iters):
-            raise ValueError(
-                f"level_iters must be integers of at least 0, got {self.level_iters}"
-            )
-        for name, value in (("step_length", step_length), ("inv_tol", inv_tol)):
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive, got {value}")
-        if metric is not None and metric.reveal == "map" and step_length > MOST_STEP:
-            raise ValueError(
-                f"step_length must be at most {MOST_STEP} voxel where images are "
-                f"carried along, got {step_length}: longer steps do not come out right"
-            )
-        if not (np.isfinite(ss_sigma_factor) and ss_sigma_factor >= 0):
-            raise ValueError(
-                f"ss_sigma_factor must be zero or positive, got {ss_sigma_factor}"
-            )
-        if not np.isfinite(opt_tol):
-            raise ValueError(f"opt_tol must be a finite number, got {opt_tol}")
-        if result_to not in RESULT_TO:
-            raise ValueError(
-                f"result_to must be one of {tuple(RESULT_TO)}, got {result_to!r}"
-            )
         self.verbosity = VerbosityLevels.NONE
         self.session = session
-        self.result_to = result_to
+        self.result_to = self.parameters.result_to
         self.checkpoint = checkpoint
         self.strict = bool(strict)
         self.receipt = None
 
     def config(self):
         """Public parameters of the registration, JSON-able."""
-        return {
-            "metric": self.metric.config(),
-            "level_iters": [int(n) for n in self.level_iters],
-            "step_length": float(self.step_length),
-            "ss_sigma_factor": float(self.ss_sigma_factor),
-            "opt_tol": float(self.opt_tol),
-            "inv_iter": int(self.inv_iter),
-            "inv_tol": float(self.inv_tol),
-            "result_to": self.result_to,
-        }
+        names = (
+            "level_iters",
+            "step_length",
+            "ss_sigma_factor",
+            "opt_tol",
+            "inv_iter",
+            "inv_tol",
+            "result_to",
+        )
+        return {"metric": self.metric.config(), **self.parameters.plain(*names)}
 
     def join(self, session):
         """Make the registration part of `session`, or of none with None."""
+        keep_to(session, "syn", self.parameters.plain())
         self.session = session
         self.metric.join(session)
 
@@ -280,6 +267,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             "moving_grid2world": grid2world_of(moving, moving_grid2world),
         }
         prealign = None if prealign is None else np.asarray(prealign, dtype=np.float64)
+        if self.session is not None:
+            check_session(self.session, self.parameters, static, moving)
         self.check(images, prealign)
         if prealign is not None and is_remote(moving):
             raise ValueError("prealign belongs to the moving owner; leave it out here")
@@ -297,7 +286,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         masks = {"static_mask": None, "moving_mask": None}
         here, there, helper = split({**images, **masks})
         here = {name: here[name] for name in images}
-        common = {"config": self.config()}
+        common = {"parameters": self.parameters.plain()}
 
         def run_here(session):
             self.join(session)
@@ -380,7 +369,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     def _register(self, images, prealign):
         """One registration inside a session; see `optimize`."""
-        self.metric.join(self.session)
+        self.join(self.session)
         self._agree(images)
         self._goes_on = self.checkpoint is not None and begin_or_resume(
             self.session, self.checkpoint, self._facts(images, prealign)
@@ -860,17 +849,32 @@ def check_received(values, sender):
         )
 
 
-def registration_from(session, config):
-    """The registration object of another party, from its `config`."""
-    config = dict(config)
-    metric = dict(config.pop("metric"))
+def registration_from(parameters, *, session=None, **others):
+    """The registration that parameters describe.
+
+    Parameters
+    ----------
+    parameters : dict
+        of `SynParameters`.
+    session : Session, optional
+    **others
+        of `SecureSymmetricDiffeomorphicRegistration`.
+
+    Returns
+    -------
+    registration : SecureSymmetricDiffeomorphicRegistration
+    """
+    parameters = dict(parameters)
+    metric = {name: parameters.pop(name) for name in METRIC_PARAMETERS}
     metric = SecureCCMetric(metric.pop("dim"), session=session, **metric)
-    return SecureSymmetricDiffeomorphicRegistration(metric, session=session, **config)
+    return SecureSymmetricDiffeomorphicRegistration(
+        metric, session=session, **parameters, **others
+    )
 
 
-def _register_party(session, config, **images):
+def _register_party(session, parameters, **images):
     images = unite(**images)
-    registration = registration_from(session, config)
+    registration = registration_from(parameters, session=session)
     with plausibility.untold():
         registration.optimize(
             images["static"],

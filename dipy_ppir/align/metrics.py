@@ -16,6 +16,8 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from dipy_ppir._kernels import windows
+from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.parameters import SYN, SynParameters
 from dipy_ppir.align.remote import RemoteImage, check_roles, is_remote
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.crosscorr import (
@@ -24,7 +26,6 @@ from dipy_ppir.mpc.crosscorr import (
     MOST_STEP,
     Half,
     LocalCrossCorrelation,
-    check_reveal,
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.linear import along, points
@@ -33,14 +34,19 @@ from dipy_ppir.mpc.threads import threads
 
 __all__ = ["GuardedCCMetric", "SecureCCMetric"]
 
-OPENS = "levels", "end"
-BACKENDS = ("packed", "mpyc")
-#: To how much of a voxel the result is opened by default, by dimension.
-PRECISION = {2: 0.5, 3: 0.25}
-#: The result is not opened to less than this part of a voxel.
-MOST_PRECISE = 2.0**-10
-#: Beyond this, exact window sums might not fit a word.
-MOST_RADIUS = 20
+#: Parameters of the metric, out of `SynParameters`.
+METRIC_PARAMETERS = (
+    "dim",
+    "sigma_diff",
+    "radius",
+    "reveal",
+    "map_spacing",
+    "opens",
+    "map_precision",
+    "update_spacing",
+    "stride",
+    "backend",
+)
 #: With a stride of 2, where the grid of forces begins, iteration by iteration.
 OFFSETS = {
     2: [(0, 0), (1, 1), (1, 0), (0, 1)],
@@ -145,48 +151,29 @@ class SecureCCMetric(CCMetric):
         self,
         dim,
         *,
-        sigma_diff=2.0,
-        radius=4,
-        reveal="map",
-        map_spacing=3,
-        opens="levels",
+        sigma_diff=SYN.sigma_diff,
+        radius=SYN.radius,
+        reveal=SYN.reveal,
+        map_spacing=SYN.map_spacing,
+        opens=SYN.opens,
         map_precision=None,
         update_spacing=None,
-        stride=1,
-        backend="packed",
+        stride=SYN.stride,
+        backend=SYN.backend,
         session=None,
     ):
-        check_reveal(reveal)
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-        if backend == "mpyc" and reveal != "force":
-            raise ValueError('backend="mpyc" needs reveal="force"')
-        if opens not in OPENS:
-            raise ValueError(f"opens must be one of {OPENS}, got {opens!r}")
-        if map_precision is None:
-            map_precision = PRECISION.get(dim, 1)
-        if not MOST_PRECISE <= map_precision <= 1:
-            raise ValueError(
-                f"map_precision must lie between {MOST_PRECISE} and 1 voxel, got "
-                f"{map_precision}"
-            )
-        if stride not in (1, 2):
-            raise ValueError(f"stride must be 1 or 2, got {stride}")
-        if update_spacing is None:
-            update_spacing = 2 * stride
-        if not sigma_diff >= 0 or not np.isfinite(sigma_diff):
-            raise ValueError(f"sigma_diff must be zero or positive, got {sigma_diff}")
-        for name, value, least in (
-            ("radius", radius, 1),
-            ("update_spacing", update_spacing, 1),
-            ("map_spacing", map_spacing, 2),
-        ):
-            if value != int(value) or value < least:
-                raise ValueError(
-                    f"{name} must be an integer of at least {least}, got {value}"
-                )
-        if radius > MOST_RADIUS:
-            raise ValueError(f"radius must be at most {MOST_RADIUS}, got {radius}")
+        checked = SynParameters(
+            dim=dim,
+            sigma_diff=sigma_diff,
+            radius=radius,
+            reveal=reveal,
+            map_spacing=map_spacing,
+            opens=opens,
+            map_precision=map_precision,
+            update_spacing=update_spacing,
+            stride=stride,
+            backend=backend,
+        )
         if reveal != "map":
             warn(
                 f'reveal="{reveal}" opens at every iteration what gives away most of '
@@ -195,26 +182,25 @@ class SecureCCMetric(CCMetric):
                 UserWarning,
                 stacklevel=3,
             )
-        if reveal in ("map", "update") and sigma_diff < 1:
-            raise ValueError(
-                f"sigma_diff {sigma_diff} smooths so little that a step shows the "
-                'force; give at least 1, or reveal="force"'
+        stride, update_spacing = checked.stride, checked.update_spacing
+        if reveal == "update" and update_spacing < 2 * stride:
+            warn(
+                f"update_spacing {update_spacing} opens as many numbers as there "
+                "are forces, so that they can be worked out: this is as revealing "
+                f'as reveal="force"; {2 * stride} hides more',
+                UserWarning,
+                stacklevel=3,
             )
-        if reveal == "update":
-            if update_spacing < 2 * stride:
-                warn(
-                    f"update_spacing {update_spacing} opens as many numbers as there "
-                    "are forces, so that they can be worked out: this is as revealing "
-                    f'as reveal="force"; {2 * stride} hides more',
-                    UserWarning,
-                    stacklevel=3,
-                )
-        super().__init__(dim, sigma_diff=sigma_diff, radius=int(radius))
-        self.reveal = reveal
-        self.map_spacing, self.opens = int(map_spacing), opens
-        self.map_precision = float(map_precision)
-        self.update_spacing = int(update_spacing)
-        self.stride, self.backend = int(stride), backend
+        super().__init__(
+            checked.dim, sigma_diff=checked.sigma_diff, radius=checked.radius
+        )
+        self.sigma_diff = checked.sigma_diff
+        self.reveal, self.opens = checked.reveal, checked.opens
+        self.map_spacing = checked.map_spacing
+        self.map_precision = checked.map_precision
+        self.update_spacing, self.stride = update_spacing, stride
+        self.backend = checked.backend
+        keep_to(session, "syn", self.config())
         self.session = session
         self.energy = None
         #: Number of iterations so far.
@@ -225,21 +211,11 @@ class SecureCCMetric(CCMetric):
 
     def config(self):
         """Public parameters of the metric, JSON-able."""
-        return {
-            "dim": self.dim,
-            "sigma_diff": float(self.sigma_diff),
-            "radius": self.radius,
-            "reveal": self.reveal,
-            "map_spacing": self.map_spacing,
-            "opens": self.opens,
-            "map_precision": self.map_precision,
-            "update_spacing": self.update_spacing,
-            "stride": self.stride,
-            "backend": self.backend,
-        }
+        return {name: getattr(self, name) for name in METRIC_PARAMETERS}
 
     def join(self, session):
         """Make the metric part of `session`, or of none with None."""
+        keep_to(session, "syn", self.config())
         self.session = session
         self.iterations = 0
         self.energy, self._steps = None, {}

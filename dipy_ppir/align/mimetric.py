@@ -13,6 +13,8 @@ import numpy as np
 import numpy.linalg as npl
 
 from dipy_ppir._kernels import sampling
+from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
 from dipy_ppir.align.quasinewton import SCALE
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
@@ -23,20 +25,10 @@ from dipy_ppir.align.secretmetric import (
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
-REVEAL = ("transform", "gradient", "histogram")
-BACKENDS = ("packed", "mpyc")
-#: More bins than any image needs take minutes.
-MOST_BINS = 512
 #: Of images that match, the metric is no smaller part of the entropy of either, and no
 #: smaller part of what it was at the beginning. Of two brains it is a third or more, of
 #: a brain and noise at most a ninth.
 LEAST_INFORMATION, KEPT_INFORMATION = 0.2, 0.9
-
-
-def check_reveal(reveal):
-    """Raise ValueError if `reveal` is not one of `REVEAL`."""
-    if reveal not in REVEAL:
-        raise ValueError(f"reveal must be one of {REVEAL}, got {reveal!r}")
 
 
 class SecureMutualInformationMetric(MutualInformationMetric):
@@ -48,7 +40,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     Parameters
     ----------
     nbins : int, optional
-        number of bins of the joint histogram, at least 6.
+        number of bins of the joint histogram, 6 to 512.
     sampling_proportion : None or float in (0, 1], optional
         share of the voxels to use; None uses all.
     reveal : {"transform", "gradient", "histogram"}, optional
@@ -91,37 +83,26 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     def __init__(
         self,
         *,
-        nbins=32,
-        sampling_proportion=None,
-        reveal="transform",
+        nbins=AFFINE.nbins,
+        sampling_proportion=AFFINE.sampling_proportion,
+        reveal=AFFINE.reveal,
         session=None,
-        backend="packed",
-        hide_steps=False,
+        backend=AFFINE.backend,
+        hide_steps=AFFINE.hide_steps,
     ):
-        super().__init__(nbins=nbins, sampling_proportion=sampling_proportion)
-        if sampling_proportion is not None and not 0 < sampling_proportion <= 1:
-            raise ValueError(
-                f"sampling_proportion must be in (0, 1] or None, got "
-                f"{sampling_proportion}"
-            )
-        check_reveal(reveal)
-        if nbins > MOST_BINS:
-            raise ValueError(f"nbins must be at most {MOST_BINS}, got {nbins}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-        if backend == "mpyc" and reveal != "transform":
-            raise ValueError('backend="mpyc" needs reveal="transform"')
-        if not isinstance(hide_steps, bool):
-            raise ValueError(f"hide_steps must be True or False, got {hide_steps!r}")
-        if hide_steps and reveal != "transform":
-            raise ValueError(
-                f'hide_steps needs reveal="transform"; with {reveal!r} an optimizer at '
-                "the moving owner chooses the steps"
-            )
-        self.reveal, self.backend, self.hide_steps = reveal, backend, hide_steps
-        self.session = session
-        self.nbins = int(nbins)
-        self.histogram = self._new_histogram(nbins, session)
+        checked = AffineParameters(
+            nbins=nbins,
+            sampling_proportion=sampling_proportion,
+            reveal=reveal,
+            backend=backend,
+            hide_steps=hide_steps,
+        )
+        super().__init__(
+            nbins=checked.nbins, sampling_proportion=checked.sampling_proportion
+        )
+        self.reveal, self.backend = checked.reveal, checked.backend
+        self.hide_steps, self.nbins = checked.hide_steps, checked.nbins
+        self.join(session)
         #: The metric on shares, after `setup` with ``reveal="transform"``.
         self.shared = None
         #: Number of evaluations so far.
@@ -129,8 +110,14 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         #: Called after every evaluation with a dict; see `SecureAffineRegistration`.
         self.callback = None
 
+    def config(self):
+        """Public parameters of the metric, JSON-able."""
+        names = "nbins", "sampling_proportion", "reveal", "backend", "hide_steps"
+        return {name: getattr(self, name) for name in names}
+
     def join(self, session):
         """Make the metric part of `session`, or of none with None."""
+        keep_to(session, "affine", self.config())
         self.session = session
         self.histogram = self._new_histogram(self.nbins, session)
 

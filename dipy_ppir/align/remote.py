@@ -2,14 +2,13 @@
 
 import numpy as np
 
+from dipy_ppir.align.memory import check_voxels
 from dipy_ppir.mpc.errors import ProtocolError
 
 #: What to write where the image of another party would be.
 WORD = "remote"
 #: Images to the number of the party that owns them.
 OWNERS = {"moving": 0, "static": 1}
-#: A peer that announces a larger image is not believed.
-MOST_VOXELS = 1 << 28
 
 
 class RemoteImage:
@@ -84,7 +83,7 @@ def exchange_grids(session, images):
     Raises
     ------
     ValueError
-        if an image is not where the session has it.
+        if an image is not where the session has it, or larger than was agreed.
     ProtocolError
         if a party describes an impossible image.
     """
@@ -103,6 +102,7 @@ def exchange_grids(session, images):
                     f"the {name} image has {np.ndim(image)} dimensions; give one "
                     "volume with 2 or 3"
                 )
+            check_voxels(session.limits, np.shape(image), name)
             mine[name] = {
                 "shape": list(np.shape(image)),
                 "grid2world": np.asarray(grid2world).tolist(),
@@ -112,19 +112,19 @@ def exchange_grids(session, images):
     found = dict(images)
     for name, owner in OWNERS.items():
         if is_word(images[name][0]):
-            image = _described(views[owner], name, owner)
+            image = _described(views[owner], name, owner, session.limits["voxels"])
             found[name] = image, image.grid2world
     return found
 
 
-def _described(view, name, owner):
+def _described(view, name, owner, most):
     """The image that a peer describes; a peer may send anything."""
     try:
         view = view[name]
         shape, matrix = view["shape"], np.array(view["grid2world"], dtype=np.float64)
         if not all(type(n) is int and n > 0 for n in shape):
             raise ValueError
-        if np.prod([float(n) for n in shape]) > MOST_VOXELS:
+        if np.prod([float(n) for n in shape]) > most:
             raise ValueError
         image = RemoteImage(shape, matrix)
         volume = abs(np.linalg.det(matrix[:-1, :-1]))
@@ -133,7 +133,7 @@ def _described(view, name, owner):
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ProtocolError(
             f"party {owner} ({name} owner) does not describe its image as it should: "
-            f"it must have 2 or 3 dimensions, at most {MOST_VOXELS:,} voxels and an "
+            f"it must have 2 or 3 dimensions, at most {most:,} voxels and an "
             "invertible affine",
             owner,
         ) from None

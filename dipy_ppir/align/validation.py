@@ -9,6 +9,7 @@ from warnings import warn
 
 import numpy as np
 
+from dipy_ppir.align.parameters import STARTS
 from dipy_ppir.align.remote import MOST_VOXELS, is_remote
 
 
@@ -34,10 +35,6 @@ def check_grid2world(matrix, dim, name):
             f"the {name} image's affine is singular: voxels have no volume; correct "
             "the image's header (sform or qform)"
         )
-
-
-#: Names of starts that the images determine.
-STARTS = ("mass", "voxel-origin", "centers")
 
 
 def is_named(start, name):
@@ -194,27 +191,6 @@ def check_overlap(
             "(center_of_mass, or starting_affine='centers')"
         )
         raise ValueError(f"the two images do not overlap in world space; {remedy}")
-
-
-def check_levels(level_iters, factors, sigmas):
-    """Raise ValueError unless the three describe the same levels sensibly."""
-    if not len(level_iters) == len(factors) == len(sigmas):
-        raise ValueError(
-            f"level_iters, factors and sigmas must have one entry per level; got "
-            f"{len(level_iters)}, {len(factors)} and {len(sigmas)}"
-        )
-    for name, values, least in (
-        ("level_iters", level_iters, 0),
-        ("factors", factors, 1),
-        ("sigmas", sigmas, 0),
-    ):
-        if any(not np.isfinite(v) or v < least for v in values):
-            raise ValueError(f"{name} must be numbers of at least {least}: {values}")
-    if not any(level_iters):
-        raise ValueError(
-            f"level_iters = {list(level_iters)} leave out every level; give iterations "
-            "to one of them"
-        )
 
 
 def check_pyramid(shape, grid2world, factors):

@@ -41,7 +41,7 @@ from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise
 from dipy_ppir.mpc.receipt import make_receipt, run_facts
-from dipy_ppir.mpc.sessionfile import SessionFile
+from dipy_ppir.mpc.sessionfile import LIMITS, SessionFile
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -207,6 +207,11 @@ class Session:
         if self.plan is None:
             raise ValueError("the session was not opened by a session file")
         return self.plan.arguments
+
+    @property
+    def limits(self):
+        """What a party may be asked for, by the session file or by default."""
+        return LIMITS if self.plan is None else self.plan.limits
 
     @property
     def role(self):

@@ -29,9 +29,12 @@ MAX_BYTES = 1 << 16
 _MAX_DEPTH = 3
 #: Seconds: to wait for the others, longest silence, between checkpoints.
 TIMEOUTS = {"connect": 900.0, "silence": 300.0, "checkpoint": 30.0}
+#: Most that a party may be asked for: GB of memory, and voxels of the largest image.
+LIMITS = {"memory": 16.0, "voxels": 1 << 28}
+_MOST = {"memory": 100_000, "voxels": 1 << 40}
 
 _TOP = {"title", "operation", "reveal", "result_to"}
-_TABLES = {"parties", "parameters", "timeouts"}
+_TABLES = {"parties", "parameters", "timeouts", "limits"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class SessionFile:
     parameters : dict
     timeouts : dict
         seconds, by name.
+    limits : dict
+        of memory (GB) and voxels, by name.
     contents : dict
         the whole file, as compared with the other parties'.
     """
@@ -92,6 +97,7 @@ class SessionFile:
     parties: dict
     parameters: dict
     timeouts: dict
+    limits: dict
     contents: dict
 
     @classmethod
@@ -155,6 +161,7 @@ class SessionFile:
             parties=parties,
             parameters=parameters,
             timeouts=_timeouts(contents.get("timeouts", {})),
+            limits=_limits(contents.get("limits", {})),
             contents=_canonical(contents, parties),
         )
 
@@ -321,6 +328,18 @@ def _timeouts(table):
                 f"{key} in [timeouts] must be seconds from {least} to a week"
             )
     return {**TIMEOUTS, **{key: float(value) for key, value in table.items()}}
+
+
+def _limits(table):
+    _check_keys(table, set(LIMITS), "[limits]")
+    for key, value in table.items():
+        number = type(value) is int or (key == "memory" and type(value) is float)
+        if not number or not 0 < value <= _MOST[key]:
+            kind = "GB, a number" if key == "memory" else "an integer"
+            raise SessionFileError(
+                f"{key} in [limits] must be {kind} above 0 and at most {_MOST[key]:,}"
+            )
+    return {**LIMITS, **table}
 
 
 def _check_keys(table, known, where):

@@ -6,6 +6,7 @@ from dipy.io.image import save_qa_metric
 import numpy as np
 
 from dipy_ppir.align import affine_registration
+from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.validation import check_slices
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
@@ -72,6 +73,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         "far_apart",
         "out_quality",
     )
+    spelling = {"pipeline": "transform", "ret_metric": "save_metric"}
     pictures = figures.PICTURES
 
     def run(
@@ -79,12 +81,12 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         static_image_files,
         moving_image_files,
         transform="affine",
-        nbins=32,
+        nbins=AFFINE.nbins,
         sampling_prop=None,
         metric="mi",
-        level_iters=(1000, 500, 100),
-        sigmas=(3.0, 1.0, 0.0),
-        factors=(4, 2, 1),
+        level_iters=AFFINE.level_iters,
+        sigmas=AFFINE.sigmas,
+        factors=AFFINE.factors,
         progressive=True,
         save_metric=False,
         static_vol_idx=None,
@@ -95,8 +97,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         out_quality="quality_metric.txt",
         static_mask=None,
         moving_mask=None,
-        reveal="transform",
-        hide_steps=False,
+        reveal=AFFINE.reveal,
+        hide_steps=AFFINE.hide_steps,
         receipt="receipt.json",
         far_apart=False,
         no_pictures=False,
@@ -129,7 +131,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             ``'rigid_scaling'``: rigid body + scaling; ``'affine'``: full affine
             including translation, rotation, shearing and scaling.
         nbins : int, optional
-            Number of bins to discretize the joint and marginal PDF, from 6.
+            Number of bins to discretize the joint and marginal PDF, 6 to 512.
         sampling_prop : float, optional
             Percentage of the voxels for calculating the PDF, from 1 to 100.
             None (the default) or 100 uses all voxels, which masks need.
@@ -144,7 +146,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             Custom smoothing parameter to build the scale space (one parameter
             for each scale).
         factors : variable int, optional
-            Custom scale factors to build the scale space (one factor for each scale).
+            Custom scale factors to build the scale space (one factor for each scale,
+            1 for the last).
         progressive : boolean, optional
             Go through translation and rigid steps before the last one. On the
             command line off unless this flag is given, as in
@@ -216,6 +219,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             raise InputError(
                 "--limit_bits belongs to the owner of the static image; leave it out"
             )
+        if site.image == "moving":
+            flags["save_metric"] = site.parameters.ret_metric
         mask = flags[f"{site.image}_mask"]
         return {"mask": mask, "limit_bits": flags["limit_bits"]}
 
@@ -226,49 +231,59 @@ class SecureImageRegistrationFlow(RegistrationFlow):
                 "--limit_bits is for the owner of the static image in a session; leave "
                 "it out"
             )
-        transform, metric, reveal = (
-            flags[flag].lower() for flag in ("transform", "metric", "reveal")
-        )
-        nbins, sampling_prop = flags["nbins"], flags["sampling_prop"]
-        level_iters, sigmas, factors = (
-            flags[flag] for flag in ("level_iters", "sigmas", "factors")
-        )
-        inputs.check_parameters(
-            transform, PIPELINES, metric, nbins, sampling_prop, reveal
-        )
-        inputs.check_levels(level_iters, sigmas, factors)
-        inputs.check_hidden(flags["hide_steps"], reveal, transform)
-        masked = flags["static_mask"] or flags["moving_mask"]
-        if masked and sampling_prop not in (None, 100):
+        transform, reveal = flags["transform"].lower(), flags["reveal"].lower()
+        if transform not in PIPELINES:
+            raise InputError(
+                f"--transform {transform} is not known; choose one of "
+                f"{', '.join(PIPELINES)}"
+            )
+        if flags["metric"].lower() != "mi":
+            raise InputError(
+                f"--metric {flags['metric']} is not available; leave it out to use "
+                "mutual information (mi)"
+            )
+        percent = flags["sampling_prop"]
+        if percent is not None and not 1 <= percent <= 100:
+            hint = ""
+            if 0 < percent < 1:
+                hint = f" (for {percent:.0%} of the voxels: {100 * percent:g})"
+            raise InputError(
+                f"--sampling_prop {percent:g} is out of range: give a percentage of "
+                f"the voxels from 1 to 100{hint}, or leave it out to use all"
+            )
+        every_voxel = percent in (None, 100)
+        if (flags["static_mask"] or flags["moving_mask"]) and not every_voxel:
             raise InputError(
                 "masks need all voxels; leave out --sampling_prop, or the masks"
             )
         if flags["save_metric"] and transform == "com":
             logger.warning("The center of mass has no metric value to save")
             flags["save_metric"] = False
-        return {
-            "pipeline": PIPELINES[transform][0 if flags["progressive"] else 1],
-            "level_iters": [int(n) for n in level_iters],
-            "sigmas": [float(s) for s in sigmas],
-            "factors": [int(f) for f in factors],
-            "nbins": int(nbins),
-            "sampling_proportion": None
-            if sampling_prop in (None, 100)
-            else sampling_prop / 100,
-            "reveal": reveal,
-            "hide_steps": bool(flags["hide_steps"]),
-        }
+        # Where it is opened at every evaluation, it may as well be shown.
+        asked = flags["save_metric"] or reveal != "transform"
+        return self.checked(
+            AffineParameters,
+            pipeline=PIPELINES[transform][0 if flags["progressive"] else 1],
+            level_iters=flags["level_iters"],
+            sigmas=flags["sigmas"],
+            factors=flags["factors"],
+            nbins=flags["nbins"],
+            sampling_proportion=None if every_voxel else percent / 100,
+            reveal=reveal,
+            hide_steps=flags["hide_steps"],
+            ret_metric=asked and transform != "com",
+        )
 
     def steps(self, parameters):
         """See `RegistrationFlow`."""
-        return parameters["pipeline"]
+        return parameters.pipeline
 
     def load(self, paths, flags, parameters):
         """See `RegistrationFlow`."""
         images = load_images(paths, flags, "affine_registration")
         for name in ("static", "moving"):
             image, grid2world = images[name], images[f"{name}_grid2world"]
-            if "center_of_mass" in parameters["pipeline"]:
+            if "center_of_mass" in parameters.pipeline:
                 inputs.check_center(image, name)
             mask = flags[f"{name}_mask"]
             if mask:
@@ -278,8 +293,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         inputs.check_pyramid(
             static.shape,
             images["static_grid2world"],
-            parameters["sigmas"],
-            parameters["factors"],
+            parameters.sigmas,
+            parameters.factors,
         )
         if not flags["far_apart"]:
             inputs.check_fields_of_view(
@@ -292,18 +307,15 @@ class SecureImageRegistrationFlow(RegistrationFlow):
 
     def compute(self, images, parameters, progress, wanted):
         """See `RegistrationFlow`."""
-        measured = set(parameters["pipeline"]) - {"center_of_mass"}
-        on_shares = parameters["reveal"] == "transform"
         masks = {name: images[name] for name in self.also_read if name in images}
         return affine_registration(
             images["moving"],
             images["static"],
             moving_affine=images["moving_grid2world"],
             static_affine=images["static_grid2world"],
-            ret_metric=bool(measured) and ("quality" in wanted or not on_shares),
             ret_receipt=True,
             callback=progress,
-            **parameters,
+            **parameters.plain(),
             **masks,
         )
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from dipy_ppir.align import imaffine
 from dipy_ppir.align.centers import world_center_of_mass
-from dipy_ppir.align.mimetric import REVEAL
 from dipy_ppir.align.validation import (
     check_image,
     check_mask,
@@ -28,8 +27,6 @@ from dipy_ppir.align.validation import (
 _EXPANSION = {".nii": 1, ".img": 1, ".gz": 1040}
 #: Endings of DICOM files, and how many files of a folder are looked at.
 _DICOM, _SOME = {".dcm", ".ima", ".dicom"}, 100
-#: Bins beyond this make a joint histogram with fewer samples than cells.
-MAX_BINS = 512
 
 
 class InputError(ValueError):
@@ -136,102 +133,6 @@ def load_mask(path, image, grid2world, name):
             "the mask to the image's grid"
         )
     return mask
-
-
-def check_parameters(transform, transforms, metric, nbins, sampling_prop, reveal):
-    """Refuse values that no run can use."""
-    if transform not in transforms:
-        raise InputError(
-            f"--transform {transform} is not known; choose one of "
-            f"{', '.join(transforms)}"
-        )
-    if metric != "mi":
-        raise InputError(
-            f"--metric {metric} is not available; leave it out to use mutual "
-            "information (mi)"
-        )
-    if nbins != int(nbins) or not 6 <= nbins <= MAX_BINS:
-        raise InputError(
-            f"--nbins {nbins} is out of range: 4 bins are padding, so give a whole "
-            f"number from 6 to {MAX_BINS} (32 is usual)"
-        )
-    if sampling_prop is not None and not 1 <= sampling_prop <= 100:
-        hint = ""
-        if 0 < sampling_prop < 1:
-            hint = f" (for {sampling_prop:.0%} of the voxels: {100 * sampling_prop:g})"
-        raise InputError(
-            f"--sampling_prop {sampling_prop:g} is out of range: give a percentage of "
-            f"the voxels from 1 to 100{hint}, or leave it out to use all"
-        )
-    if reveal not in REVEAL:
-        raise InputError(
-            f"--reveal {reveal} is not known; choose 'transform' (the moving owner "
-            "learns the steps that lead to the transform), 'gradient' (also the "
-            "metric's value and gradient at each of some hundreds of evaluations) or "
-            "'histogram' (also the joint histograms)"
-        )
-
-
-def check_hidden(hide_steps, reveal, transform):
-    """Refuse to hide steps that cannot be hidden."""
-    if hide_steps and reveal != "transform":
-        raise InputError(
-            f"--hide_steps and --reveal {reveal} contradict each other; leave one out"
-        )
-    if hide_steps and transform == "rigid_scaling":
-        raise InputError(
-            "--hide_steps cannot be had with --transform rigid_scaling; choose "
-            "rigid_isoscaling or affine"
-        )
-
-
-def check_level_iters(level_iters):
-    """Refuse numbers of iterations that make no sense."""
-    if not len(level_iters):
-        raise InputError(
-            "--level_iters has no values; give one for every resolution level, "
-            "coarsest first"
-        )
-    _check_numbers("level_iters", level_iters, 0, whole=True)
-
-
-def check_levels(level_iters, sigmas, factors):
-    """Refuse resolution levels that contradict each other or make no sense."""
-    levels = {"level_iters": level_iters, "sigmas": sigmas, "factors": factors}
-    if len({len(v) for v in levels.values()}) != 1 or not len(level_iters):
-        counts = ", ".join(f"{len(v)} --{k}" for k, v in levels.items())
-        raise InputError(
-            f"got {counts}; give one value of each for every resolution level, "
-            "coarsest first"
-        )
-    for flag, least, whole in (
-        ("level_iters", 0, True),
-        ("factors", 1, True),
-        ("sigmas", 0, False),
-    ):
-        _check_numbers(flag, levels[flag], least, whole=whole)
-
-
-def _check_numbers(flag, values, least, *, whole):
-    for value in values:
-        usable = np.isfinite(value) and value >= least
-        if not usable or (whole and value != int(value)):
-            kind = "whole numbers" if whole else "numbers"
-            raise InputError(
-                f"--{flag} {value:g} is out of range; give {kind} of at least {least}"
-            )
-
-
-def check_sign(*, positive=(), not_negative=(), finite=()):
-    """Refuse values of flags, given as dicts, that are out of range."""
-    for values, usable, wanted in (
-        (positive, lambda v: v > 0, "a number above zero"),
-        (not_negative, lambda v: v >= 0, "zero or a number above it"),
-        (finite, lambda v: True, "a finite number"),
-    ):
-        for flag, value in dict(values).items():
-            if not (np.isfinite(value) and usable(value)):
-                raise InputError(f"--{flag} {value:g} is out of range; give {wanted}")
 
 
 def check_pyramid(shape, grid2world, sigmas, factors):

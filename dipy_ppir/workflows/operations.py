@@ -1,17 +1,11 @@
 """What a session file may ask for, and what that means in plain words."""
 
 from dataclasses import dataclass, field
-import inspect
-import warnings
 
-from dipy_ppir.align import _public, affine_registration, syn_registration
-from dipy_ppir.align._public import planned_bits
-from dipy_ppir.align.imaffine import (
-    SecureAffineRegistration,
-    SecureMutualInformationMetric,
-)
-from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
-from dipy_ppir.align.metrics import SecureCCMetric
+from dipy_ppir.align import affine_registration, syn_registration
+from dipy_ppir.align._public import check_steps, planned_bits, registration_of
+from dipy_ppir.align.agreed import entries, parameters_of
+from dipy_ppir.align.memory import peaks
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.ledger import (
     DECLARATIONS,
@@ -36,12 +30,12 @@ class Operation:
         what the owners run.
     title : str
         for people.
-    parameters : tuple of str
-        arguments of `function` that the session file may set.
     opens : dict
         maps each value of ``reveal`` to the labels that are opened.
-    build : callable
-        makes the registration from such arguments, so that they are checked.
+    opened : callable
+        the labels that are opened with such parameters, before the result.
+    check : callable
+        raises ValueError if the registration cannot do what such parameters say.
     result : dict
         maps party numbers to labels opened to them at the end, if they get the result.
     hidden : tuple
@@ -53,9 +47,9 @@ class Operation:
     function: object
     command: str
     title: str
-    parameters: tuple
     opens: dict
-    build: object
+    opened: object
+    check: object
     result: dict
     hidden: tuple = ()
     results: dict = field(default_factory=dict)
@@ -65,54 +59,41 @@ class Operation:
         return self.results.get(reveal, self.result).get(pid, ())
 
 
-def _build_affine(parameters):
-    parameters = dict(parameters)
-    steps = _public._check_pipeline(parameters.pop("pipeline", None), False)
-    metric = SecureMutualInformationMetric(
-        **_taken(parameters, "nbins", "sampling_proportion", "reveal", "hide_steps")
-    )
-    levels = {"level_iters": [1000, 500, 100], "sigmas": [3, 1, 0.0]}
-    registration = SecureAffineRegistration(
-        metric=metric, **{**levels, "factors": [4, 2, 1], **parameters}
-    )
-    _public.check_steps(registration, steps, 3)
-    return registration
+def _opened_by_affine(parameters):
+    affine = OPERATIONS["affine"]
+    labels = affine.hidden if parameters.hide_steps else affine.opens[parameters.reveal]
+    centers = "center_of_mass"
+    starts = centers in parameters.pipeline or parameters.starting_affine == "mass"
+    if set(parameters.pipeline) == {centers}:
+        return [centers]
+    # With the others of `reveal` it is known anyway.
+    asked = parameters.ret_metric and parameters.reveal == "transform"
+    value = ["final_value"] if asked else []
+    return [label for label in labels if starts or label != centers] + value
 
 
-def _build_syn(parameters):
-    parameters = dict(parameters)
-    metric = _taken(parameters, "sigma_diff", "radius", "reveal", *METRIC_ARGUMENTS)
-    metric = SecureCCMetric(parameters.pop("dim", 3), **metric)
-    return SecureSymmetricDiffeomorphicRegistration(metric, **parameters)
+def _opened_by_syn(parameters):
+    labels = OPERATIONS["syn"].opens[parameters.reveal]
+    # A half is shown for a finer level that makes use of it.
+    levels = sum(n > 0 for n in parameters.level_iters)
+    at_levels = parameters.opens == "levels" and levels > 1
+    return [x for x in labels if at_levels or not x.startswith("level_")]
 
 
-def _taken(parameters, *names):
-    return {name: parameters.pop(name) for name in names if name in parameters}
+def _check_affine(parameters):
+    check_steps(registration_of(parameters), parameters.pipeline, 3)
+
+
+def _check_syn(parameters):
+    """What there is to check without images, the parameters themselves do."""
 
 
 _MATCH = ("correlation",)
-#: What `SecureCCMetric` takes besides its windows and its smoothing.
-METRIC_ARGUMENTS = (
-    "map_spacing",
-    "opens",
-    "map_precision",
-    "update_spacing",
-    "stride",
-)
 OPERATIONS = {
     "affine": Operation(
         function=affine_registration,
         command="dipy_ppir_align_affine",
         title="an affine registration by mutual information",
-        parameters=(
-            "pipeline",
-            "nbins",
-            "sampling_proportion",
-            "level_iters",
-            "sigmas",
-            "factors",
-            "hide_steps",
-        ),
         opens={
             "transform": (
                 "center_of_mass",
@@ -138,7 +119,8 @@ OPERATIONS = {
                 "mismatch",
             ),
         },
-        build=_build_affine,
+        opened=_opened_by_affine,
+        check=_check_affine,
         result={STATIC: ("affine", "stuck")},
         hidden=("center_of_mass", "moved_frame", "transform", "mismatch"),
     ),
@@ -146,25 +128,14 @@ OPERATIONS = {
         function=syn_registration,
         command="dipy_ppir_align_syn",
         title="a diffeomorphic registration (SyN) by local cross-correlation",
-        parameters=(
-            "dim",
-            "level_iters",
-            "step_length",
-            "ss_sigma_factor",
-            "opt_tol",
-            "inv_iter",
-            "inv_tol",
-            "sigma_diff",
-            "radius",
-            *METRIC_ARGUMENTS,
-        ),
         opens={
             "map": ("level_moving", "level_static", "whole", "stop", "mismatch"),
             "update": ("update_moving", "update_static", *_MATCH),
             "force": ("force_moving", "force_static", *_MATCH),
             "paper": ("paper_factor", "bracket_moving", "bracket_static", *_MATCH),
         },
-        build=_build_syn,
+        opened=_opened_by_syn,
+        check=_check_syn,
         result={MOVING: ("static_to_ref",), STATIC: ("moving_to_ref", "prealign")},
         results={
             "map": {
@@ -177,7 +148,7 @@ OPERATIONS = {
 
 
 def operation_of(plan):
-    """The operation of a session file, its parameters checked.
+    """The operation of a session file, and its parameters, checked.
 
     Parameters
     ----------
@@ -186,46 +157,25 @@ def operation_of(plan):
     Returns
     -------
     operation : Operation
+    parameters : AffineParameters or SynParameters
 
     Raises
     ------
     SessionFileError
         if the file asks for something impossible.
     """
-    operation = OPERATIONS.get(plan.operation)
-    if operation is None:
+    parameters = parameters_of(plan)
+    operation = OPERATIONS[plan.operation]
+    if plan.reveal is None:
         raise SessionFileError(
-            f"operation = {plan.operation!r} is not known; choose one of "
-            f"{', '.join(map(repr, OPERATIONS))}"
-        )
-    strangers = sorted(set(plan.parameters) - set(operation.parameters))
-    if strangers:
-        raise SessionFileError(
-            f"[parameters] has no entry {strangers[0]!r} for operation "
-            f"{plan.operation!r}; it may have: {', '.join(operation.parameters)}"
-        )
-    iterations = plan.parameters.get("level_iters", [1])
-    if not isinstance(iterations, list) or not all(
-        type(n) is int and n >= 0 for n in iterations
-    ):
-        raise SessionFileError(
-            f"level_iters = {iterations!r} must be a list of whole numbers, the "
-            "coarsest level first"
-        )
-    if plan.reveal not in operation.opens:
-        given = "lacks reveal" if plan.reveal is None else f"has {plan.reveal!r}"
-        raise SessionFileError(
-            f"the session file must say what may be revealed, but {given}: give "
-            f"reveal = one of {', '.join(map(repr, operation.opens))}"
+            "the session file must say what may be revealed: give reveal = one of "
+            f"{', '.join(map(repr, operation.opens))}"
         )
     try:
-        with warnings.catch_warnings():
-            # The registration itself warns as well.
-            warnings.simplefilter("ignore")
-            operation.build(plan.arguments)
-    except (ValueError, TypeError) as exc:
+        operation.check(parameters)
+    except ValueError as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None
-    return operation
+    return operation, parameters
 
 
 def explain(plan):
@@ -239,7 +189,7 @@ def explain(plan):
     -------
     text : str
     """
-    operation = operation_of(plan)
+    operation, parameters = operation_of(plan)
     lines = [plan.title, "=" * len(plan.title), "", "Who takes part", "-" * 14]
     for party in plan.parties.values():
         lines.append(f"The {ROLES[party.pid]} is {party.name}.")
@@ -257,20 +207,18 @@ def explain(plan):
             "which passes it on but cannot read it (TLS between the owners)."
         )
     lines += ["", "What is computed", "-" * 16, f"It is {operation.title}."]
-    defaults = inspect.signature(inspect.unwrap(operation.function)).parameters
-    for name in operation.parameters:
+    for name, value in parameters.plain(*entries(plan.operation)).items():
         if name in plan.parameters:
-            lines.append(f"    {name} = {plan.parameters[name]}")
-        elif name in defaults and defaults[name].default is not None:
-            lines.append(f"    {name} = {defaults[name].default} (by default)")
+            lines.append(f"    {name} = {value}")
+        elif value is not None:
+            lines.append(f"    {name} = {value} (by default)")
+    if plan.operation == "affine" and parameters.sampling_proportion not in (None, 1):
+        lines.append(
+            "No owner can give a mask: masks need all voxels, and sampling_proportion "
+            "takes a part of them."
+        )
     lines += ["", "Who will learn what", "-" * 19]
-    hidden = plan.parameters.get("hide_steps", False)
-    labels = [*(operation.hidden if hidden else operation.opens[plan.reveal])]
-    if plan.parameters.get("opens") == "end":
-        labels = [label for label in labels if not label.startswith("level_")]
-    pipeline = plan.parameters.get("pipeline")
-    if pipeline and "center_of_mass" not in pipeline:
-        labels.remove("center_of_mass")
+    labels = operation.opened(parameters)
     learned = {pid: [] for pid in ROLES}
     for label in labels:
         for receiver in DECLARATIONS[label].receivers:
@@ -298,15 +246,12 @@ def explain(plan):
         if not declarations:
             lines.append("  - nothing but shapes, positions and the number of steps.")
     if plan.reveal == "transform":
-        pipeline, iterations = (
-            plan.parameters.get(name) for name in ("pipeline", "level_iters")
-        )
-        most = planned_bits(pipeline, 3, iterations, hide_steps=hidden)
+        most = planned_bits(parameters, 3)
         lines.append(
             f"All of it is at most {most:,.0f} bits about the static image; "
             "evaluations are planned, level_iters are limits."
         )
-        if hidden:
+        if parameters.hide_steps:
             lines.append(
                 "That is so where the moving owner follows the program; one that does "
                 "not can be shown more (doc/security.md)."
@@ -339,6 +284,15 @@ def explain(plan):
             "hundreds of times, and can read single voxels of the static image by it; "
             'reveal = "transform" shows it the steps only.'
         )
+    size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
+    needed = max(peaks(parameters, size, size).values()) / 1e9
+    lines += [
+        "",
+        f"Each party may be asked for {most['memory']:g} GB of memory, and images have "
+        f"at most {most['voxels']:,} voxels.",
+        f"Images of {' x '.join(map(str, size))} take about {needed:.1f} GB at one of "
+        "the parties.",
+    ]
     times = plan.timeouts
     lines += [
         "",
@@ -379,6 +333,10 @@ address = "helper.university-c.example:7433"
 
 [parameters]
 {parameters}
+
+[limits]                      # of what a party may be asked for
+memory = 16                   # GB at each party; images that need more are refused
+voxels = 268_435_456          # of the larger image
 
 [timeouts]                    # seconds
 connect = 900                 # to wait for the others

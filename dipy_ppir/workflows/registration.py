@@ -8,6 +8,7 @@ from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
 from dipy.workflows.multi_io import io_iterator
 
+from dipy_ppir.align.parameters import ParameterError
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.flow import (
     OutputFilesFlow,
@@ -19,6 +20,7 @@ from dipy_ppir.workflows.flow import (
     written_files,
 )
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.operations import OPERATIONS
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
 from dipy_ppir.workflows.remote import (
@@ -58,6 +60,8 @@ class RegistrationFlow(OutputFilesFlow):
         flags that name files to read, besides the images.
     settled : tuple of str
         flags that a session file settles.
+    spelling : dict
+        parameters to their flags, where these are called otherwise.
     pictures : dict
         names of pictures to their kinds.
     receipts : list of dict
@@ -84,11 +88,19 @@ class RegistrationFlow(OutputFilesFlow):
     # -- what the commands differ in --------------------------------------
 
     def at_site(self, site, flags):
-        """Arguments of `remote.register` that only this command has, checked."""
+        """Arguments of `remote.register` that only this command has, checked.
+
+        What the session file settles of `optional` is written into `flags`.
+        """
         raise NotImplementedError
 
     def parameters(self, flags):
-        """Arguments of the registration, checked before any file is read."""
+        """Parameters of the registration, checked before any file is read.
+
+        Returns
+        -------
+        parameters : AffineParameters or SynParameters
+        """
         raise NotImplementedError
 
     def steps(self, parameters):
@@ -107,8 +119,9 @@ class RegistrationFlow(OutputFilesFlow):
 
         Parameters
         ----------
-        images, parameters : dict
-            of `load` and `parameters`.
+        images : dict
+            of `load`.
+        parameters : AffineParameters or SynParameters
         progress : callable
             display for the callback.
         wanted : set of str
@@ -127,6 +140,16 @@ class RegistrationFlow(OutputFilesFlow):
     def start(self, images):
         """The matrix from static to moving space that was there before, mm."""
         raise NotImplementedError
+
+    def checked(self, schema, **given):
+        """Parameters, of which a mistake is told by the name of the flag."""
+        try:
+            parameters = schema(**given)
+        except ParameterError as exc:
+            text = exc.spelled(lambda name: f"--{self.spelling.get(name, name)}")
+            raise InputError(text) from None
+        inputs.explain(OPERATIONS[self.operation].check, parameters)
+        return parameters
 
     # -- one site of a session --------------------------------------------
 
@@ -215,7 +238,7 @@ class RegistrationFlow(OutputFilesFlow):
         )
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
-        with display(shown, len(parameters["level_iters"])) as progress:
+        with display(shown, len(parameters.level_iters)) as progress:
             moved, transform, *more, receipt = self.compute(
                 images, parameters, progress, wanted
             )

@@ -5,11 +5,12 @@ import json
 import logging
 from pathlib import Path
 
-from dipy.io.image import save_nifti
+from dipy.io.image import save_nifti, save_qa_metric
 import numpy as np
 
-from dipy_ppir.align._public import DEFAULT_PIPELINE, planned_bits
+from dipy_ppir.align._public import planned_bits
 from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.align.memory import check_memory, check_voxels
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.align.validation import check_slices
 from dipy_ppir.mpc.identity import Identity, home
@@ -48,12 +49,14 @@ class Site:
     party : Party
         this party.
     operation : Operation
+    parameters : AffineParameters or SynParameters
+        of the registration.
     """
 
     def __init__(self, path, identity=None, listen=None):
         self.path = Path(path)
         self.plan = SessionFile.read(path)
-        self.operation = operation_of(self.plan)
+        self.operation, self.parameters = operation_of(self.plan)
         self.identity = identity or None
         self._identity = Identity.load(self.identity)
         self.party = self.plan.party_of(self._identity.fingerprint)
@@ -127,8 +130,8 @@ class Site:
         ----------
         checkpoint : Checkpoint
         write : callable
-            takes the resampled image, the transform and the receipt, and writes them
-            under temporary names.
+            takes what the function returns, the receipt last, and writes it under
+            temporary names.
         met : callable, optional
             called when the parties have met.
         **arguments
@@ -138,25 +141,22 @@ class Site:
         -------
         receipt : dict
         """
-        operation, levels = self.operation, self.plan.parameters.get("level_iters")
-        count = len(levels) if levels else 3
-        steps = ["deformation"]
+        steps, count = ["deformation"], len(self.parameters.level_iters)
         if self.plan.operation == "affine":
-            steps = self.plan.parameters.get("pipeline") or DEFAULT_PIPELINE
-            steps = [s for s in steps if s != "center_of_mass"]
+            steps = [s for s in self.parameters.pipeline if s != "center_of_mass"]
         with self.open() as session, display(steps, count) as progress:
             met()
             callback = progress
             if self.plan.operation == "syn":
                 callback = deformation_callback(progress)
-            *result, receipt = operation.function(
+            *result, receipt = self.operation.function(
                 session=session,
                 callback=callback,
                 checkpoint=checkpoint,
                 ret_receipt=True,
                 **arguments,
             )
-            write(*result, receipt)
+            write(*result, receipt=receipt)
         return receipt
 
     def checkpoint(self, folder, resume):
@@ -239,17 +239,11 @@ class _Count:
 
     def __init__(self, site, image, limit):
         self.count, self.planned = None, 0
-        parameters, plan = site.plan.parameters, site.plan
+        plan = site.plan
         on_shares = plan.operation == "affine" and plan.reveal == "transform"
         if site.image == "static" and on_shares:
             self.count = Openings(home(site.identity), image, limit)
-            pipeline, iterations = (
-                parameters.get(name) for name in ("pipeline", "level_iters")
-            )
-            hide_steps = parameters.get("hide_steps", False)
-            self.planned = planned_bits(
-                pipeline, image.ndim, iterations, hide_steps=hide_steps
-            )
+            self.planned = planned_bits(site.parameters, image.ndim)
             self.count.check(self.planned)
 
     def begin(self):
@@ -292,7 +286,7 @@ def register(
         which volumes of a series.
     files : dict
         paths of "image" (at the moving owner), "transform", "receipt" and, if wanted,
-        "inverse".
+        "inverse"; and of "quality", for where the session file asks for it.
     mask, start : str or Path, optional
         this owner's mask; the prealign file.
     resume, strict, force : bool, optional
@@ -307,19 +301,24 @@ def register(
     image, grid2world = inputs.load_volume(
         path, name, volume, function=function.__name__
     )
-    options = site.plan.arguments
-    if site.plan.operation == "affine":
-        pipeline = site.plan.parameters.get("pipeline") or DEFAULT_PIPELINE
-        if "center_of_mass" in pipeline:
+    options, parameters = site.plan.arguments, site.parameters
+    inputs.explain(check_voxels, site.plan.limits, image.shape, name)
+    # Of the other image nothing is known yet.
+    shapes = {"static": (1,), "moving": (1,), name: image.shape}
+    inputs.explain(check_memory, site.plan.limits, parameters, *shapes.values())
+    affine = site.plan.operation == "affine"
+    if affine:
+        starts_at_mass = parameters.starting_affine == "mass"
+        if starts_at_mass or "center_of_mass" in parameters.pipeline:
             inputs.check_center(image, name)
         if name == "moving":
             inputs.explain(check_slices, image)
-    elif options.get("dim", 3) != image.ndim:
+    elif parameters.dim != image.ndim:
         raise InputError(
             f"the {name} image has {image.ndim} dimensions; put dim = {image.ndim} "
             "into [parameters] of the session file everywhere, or choose another image"
         )
-    if mask and options.get("sampling_proportion", 1) < 1:
+    if mask and parameters.sampling_proportion not in (None, 1):
         raise InputError(
             "masks need all voxels; leave the mask out, or sampling_proportion out of "
             "the session file at all parties"
@@ -335,6 +334,8 @@ def register(
         wanted += ["transform"]
         wanted += ["image"] if name == "moving" else []
         wanted += ["inverse"] if "inverse" in files else []
+    if affine and parameters.ret_metric and name == "moving":
+        wanted += ["quality"]
     files = {kind: files[kind] for kind in wanted}
     images = {"static": WORD, "moving": WORD, name: image}
     read = [path, *(f for f in (mask, start) if f)]
@@ -344,7 +345,7 @@ def register(
     ):
         checkpoint = site.checkpoint(files["receipt"].parent, resume)
 
-        def write(resampled, transform, receipt):
+        def write(resampled, transform, *optimum, receipt):
             if "image" in files:
                 place = np.array(receipt["static_grid2world"])
                 save_nifti(out.temporary(files["image"]), resampled, place)
@@ -354,6 +355,8 @@ def register(
                 moved = transform.transform_inverse(image)
                 place = transform.domain_grid2world
                 save_nifti(out.temporary(files["inverse"]), moved, place)
+            if "quality" in files:
+                save_qa_metric(out.temporary(files["quality"]), *optimum)
             write_receipt(out, files["receipt"], receipt)
 
         count = _Count(site, image, limit_bits)

@@ -125,7 +125,7 @@ def helper(arguments=None):
     ):
         checkpoint = site.checkpoint(given.out_dir, given.resume)
 
-        def write(resampled, transform, receipt):
+        def write(*result, receipt):
             write_receipt(out, files["receipt"], receipt)
 
         receipt = site.run(

@@ -6,13 +6,11 @@ from dipy.io.image import save_nifti
 import numpy as np
 
 from dipy_ppir.align import syn_registration
-from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
-from dipy_ppir.align.metrics import SecureCCMetric
-from dipy_ppir.mpc.crosscorr import REVEAL
+from dipy_ppir.align.imwarp import registration_from
+from dipy_ppir.align.parameters import SYN, SynParameters
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
-from dipy_ppir.workflows.operations import METRIC_ARGUMENTS
 from dipy_ppir.workflows.progress import deformation_callback
 from dipy_ppir.workflows.registration import RegistrationFlow, load_images
 
@@ -55,6 +53,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         "update_spacing",
         "stride",
     )
+    spelling = {"sigma_diff": "mopt_sigma_diff", "radius": "mopt_radius"}
     pictures = figures.SYN_PICTURES
 
     def run(
@@ -63,27 +62,27 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         moving_image_files,
         prealign_file="",
         inv_static=False,
-        level_iters=(10, 10, 5),
+        level_iters=SYN.level_iters,
         metric="cc",
-        mopt_sigma_diff=2.0,
-        mopt_radius=4,
-        step_length=0.25,
+        mopt_sigma_diff=SYN.sigma_diff,
+        mopt_radius=SYN.radius,
+        step_length=SYN.step_length,
         ss_sigma_factor=None,
-        opt_tol=1e-5,
-        inv_iter=20,
-        inv_tol=1e-3,
+        opt_tol=SYN.opt_tol,
+        inv_iter=SYN.inv_iter,
+        inv_tol=SYN.inv_tol,
         static_vol_idx=None,
         moving_vol_idx=None,
         out_dir="",
         out_warped="warped_moved.nii.gz",
         out_inv_static="inc_static.nii.gz",
         out_field="displacement_field.nii.gz",
-        reveal="map",
-        map_spacing=3,
-        opens="levels",
+        reveal=SYN.reveal,
+        map_spacing=SYN.map_spacing,
+        opens=SYN.opens,
         map_precision=None,
         update_spacing=None,
-        stride=1,
+        stride=SYN.stride,
         receipt="receipt.json",
         no_pictures=False,
         session="",
@@ -221,43 +220,14 @@ class SecureSynRegistrationFlow(RegistrationFlow):
                 f"--metric {flags['metric']} is not available; leave it out to use "
                 "local cross-correlation (cc)"
             )
-        if flags["reveal"].lower() not in REVEAL:
-            raise InputError(
-                f"--reveal {flags['reveal']} is not known; choose one of "
-                f"{', '.join(REVEAL)}"
-            )
-        inputs.check_level_iters(flags["level_iters"])
-        sigma_factor = flags["ss_sigma_factor"]
-        inputs.check_sign(
-            positive={n: flags[n] for n in ("step_length", "inv_iter", "inv_tol")},
-            not_negative={}
-            if sigma_factor is None
-            else {"ss_sigma_factor": sigma_factor},
-            finite={"opt_tol": flags["opt_tol"]},
-        )
-        parameters = {
-            "level_iters": [int(n) for n in flags["level_iters"]],
-            "sigma_diff": flags["mopt_sigma_diff"],
-            "radius": flags["mopt_radius"],
-            "reveal": flags["reveal"].lower(),
-            "opens": flags["opens"].lower(),
-            **{
-                name: flags[name]
-                for name in (
-                    "step_length",
-                    "ss_sigma_factor",
-                    "opt_tol",
-                    "inv_iter",
-                    "inv_tol",
-                    "map_spacing",
-                    "map_precision",
-                    "update_spacing",
-                    "stride",
-                )
-            },
+        given = {
+            name: flags[self.spelling.get(name, name)]
+            for name in SynParameters.model_fields
+            if self.spelling.get(name, name) in flags
         }
-        inputs.explain(_registration, parameters)
-        return parameters
+        for name in ("reveal", "opens"):
+            given[name] = given[name].lower()
+        return self.checked(SynParameters, **given)
 
     def steps(self, parameters):
         """See `RegistrationFlow`."""
@@ -269,7 +239,11 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         if str(flags["prealign_file"]).strip():
             prealign = inputs.load_matrix(flags["prealign_file"], "the prealign file")
         images = load_images(paths, flags, "syn_registration")
-        inputs.explain(_registration(parameters).check, images, prealign)
+        with warnings.catch_warnings():
+            # The one that registers warns as well.
+            warnings.simplefilter("ignore")
+            check = registration_from(parameters.plain()).check
+        inputs.explain(check, images, prealign)
         return {**images, "prealign": prealign}
 
     def compute(self, images, parameters, progress, wanted):
@@ -282,7 +256,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             prealign=images["prealign"],
             callback=deformation_callback(progress),
             ret_receipt=True,
-            **parameters,
+            **parameters.plain(),
         )
         if result[0].min() == result[0].max():
             raise InputError(
@@ -304,15 +278,3 @@ class SecureSynRegistrationFlow(RegistrationFlow):
     def start(self, images):
         """See `RegistrationFlow`."""
         return np.eye(4) if images["prealign"] is None else images["prealign"]
-
-
-def _registration(parameters):
-    """Let the classes check their own arguments, before any file is read."""
-    names = ("sigma_diff", "radius", "reveal", *METRIC_ARGUMENTS)
-    metric = {name: parameters[name] for name in names}
-    others = {name: v for name, v in parameters.items() if name not in metric}
-    with warnings.catch_warnings():
-        # The one that registers warns as well.
-        warnings.simplefilter("ignore")
-        metric = SecureCCMetric(3, **metric)
-    return SecureSymmetricDiffeomorphicRegistration(metric, **others)

@@ -1,0 +1,117 @@
+"""How much memory a registration takes at each party, roughly and ahead of time.
+
+What others say of their images decides how much this party will need. The estimate
+follows from public numbers, so that all parties come to the same one. It was fitted to
+peaks of resident memory in runs of 64 x 64 x 64 to 192 x 160 x 192 voxels and 1000 x
+1000 pixels, of which it is 1.0 to 1.4 times.
+"""
+
+from math import prod
+
+from dipy_ppir.align.parameters import AffineParameters
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
+
+#: Of the program itself, bytes.
+_PROGRAM = 200e6
+#: Bytes for each voxel of an owner's image: as it was read, and as it is blurred.
+_IMAGE = 64
+#: For each sample of an affine registration, at an owner: on shares, and with the
+#: evaluations of DIPY's optimizer.
+_SAMPLE = {"transform": 190, "gradient": 320, "histogram": 320}
+#: For each sample at the helper, and for each sample and bin.
+_HELD, _HELD_BIN = 96, 8
+#: For each cell of the joint histogram, anywhere.
+_CELL = 3000
+#: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
+#: a quarter less where the map is computed on the usual grid in 3D.
+_VOXEL = {
+    "map": (720, 480),
+    "update": (380, 280),
+    "force": (320, 220),
+    "paper": (380, 280),
+}
+
+
+def peaks(parameters, static_shape, moving_shape):
+    """Bytes of memory that each party needs at most, about.
+
+    Parameters
+    ----------
+    parameters : AffineParameters or SynParameters
+    static_shape, moving_shape : sequence of int
+
+    Returns
+    -------
+    peaks : dict
+        by number of the party.
+    """
+    static, moving = float(prod(static_shape)), float(prod(moving_shape))
+    common = _PROGRAM
+    if isinstance(parameters, AffineParameters):
+        samples = static * (parameters.sampling_proportion or 1)
+        common += _CELL * parameters.nbins**2
+        owner = _SAMPLE[parameters.reveal] * samples
+        helper = (_HELD + _HELD_BIN * parameters.nbins) * samples
+    else:
+        coarse = parameters.dim == 3 and parameters.map_spacing > 2
+        part = 0.75 if parameters.reveal == "map" and coarse else 1.0
+        owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
+    return {
+        MOVING: common + owner + _IMAGE * moving,
+        STATIC: common + owner + _IMAGE * static,
+        HELPER: common + helper,
+    }
+
+
+def check_memory(limits, parameters, static_shape, moving_shape):
+    """Raise ValueError if a party would need more memory than was agreed.
+
+    Parameters
+    ----------
+    limits : dict
+        of the session file: "memory", GB.
+    parameters, static_shape, moving_shape
+        see `peaks`.
+    """
+    found = peaks(parameters, static_shape, moving_shape)
+    pid = max(found, key=found.get)
+    gigabytes = found[pid] / 1e9
+    if gigabytes > limits["memory"]:
+        fewer = (
+            "a smaller sampling_proportion, " if hasattr(parameters, "nbins") else ""
+        )
+        raise ValueError(
+            f"images of {_size(static_shape)} and {_size(moving_shape)} voxels need "
+            f"about {gigabytes:.1f} GB of memory at the {ROLES[pid]}, more than the "
+            f"{limits['memory']:g} GB of [limits] in the session file; use {fewer}"
+            "images of fewer voxels, or raise memory there at all parties"
+        )
+
+
+def check_session(session, parameters, static, moving):
+    """Raise ValueError if a session's registration would need more than was agreed.
+
+    Parameters
+    ----------
+    session : Session
+        without a session file nothing was agreed.
+    parameters
+        see `peaks`.
+    static, moving : array or RemoteImage
+    """
+    if session.plan is not None:
+        check_memory(session.plan.limits, parameters, static.shape, moving.shape)
+
+
+def check_voxels(limits, shape, name):
+    """Raise ValueError if an image is larger than was agreed."""
+    if prod(shape) > limits["voxels"]:
+        raise ValueError(
+            f"the {name} image has {_size(shape)} voxels, more than the "
+            f"{limits['voxels']:,} of [limits] in the session file; use a smaller one, "
+            "or raise voxels there at all parties"
+        )
+
+
+def _size(shape):
+    return " x ".join(map(str, shape))

@@ -1,0 +1,328 @@
+"""What a registration is asked for: its parameters, their defaults, what they may be.
+
+One description serves keyword arguments, flags of the commands and session files, which
+name a parameter each in its own way: see `ParameterError.spelled`.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+#: Steps of a pipeline to the type of their transform.
+PIPELINE_STEPS = {
+    "center_of_mass": None,
+    "translation": "TRANSLATION",
+    "rigid": "RIGID",
+    "rigid_isoscaling": "RIGIDISOSCALING",
+    "rigid_scaling": "RIGIDSCALING",
+    "affine": "AFFINE",
+}
+#: Names of starts that the images determine.
+STARTS = ("mass", "voxel-origin", "centers")
+#: Iterations of `SecureAffineRegistration` if none are given, as in DIPY; those of
+#: `affine_registration` are others there as well.
+CLASS_LEVEL_ITERS = (10000, 1000, 100)
+#: Longest step of SyN where images are carried along on shares, in voxels: longer ones
+#: do not come out right.
+MOST_STEP = 0.5
+#: More levels than any image has.
+MOST_LEVELS = 16
+
+#: Of the scale space of SyN: what DIPY has, and what carried images need.
+_SIGMA_FACTORS = {False: 0.2, True: 0.4}
+#: To how much of a voxel the map is opened by default, by dimension.
+_PRECISION = {2: 0.5, 3: 0.25}
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot be used.
+
+    Parameters
+    ----------
+    text : str
+        what is wrong and how to mend it, with names of parameters in braces.
+    """
+
+    def spelled(self, spell):
+        """The message, with every parameter called what `spell` makes of its name."""
+        return self.args[0].format_map(_Spelled(spell))
+
+    def __str__(self):
+        return self.spelled(str)
+
+
+class UnknownParameterError(ParameterError, TypeError):
+    """A parameter that there is not, as of any function."""
+
+
+class _Spelled(dict):
+    def __init__(self, spell):
+        super().__init__()
+        self._spell = spell
+
+    def __missing__(self, name):
+        return self._spell(name)
+
+
+def shown(value):
+    """A value for a message in which names of parameters are in braces."""
+    text = repr(_plain(value))
+    text = text if len(text) <= 100 else text[:97] + "..."
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _plain(value):
+    """The same out of Python's numbers and lists, whatever kind of array it is."""
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | range):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _is(wanted, **limits):
+    return Field(description=wanted, **limits)
+
+
+def _one_of(*values):
+    wanted = f"one of {', '.join(map(repr, values))}"
+    return Annotated[Literal[values], _is(wanted)]
+
+
+def _levels(kind, wanted):
+    wanted = f"a list of {wanted}, one for each of 1 to {MOST_LEVELS} levels"
+    wanted += ", coarsest first"
+    return Annotated[
+        tuple[kind, ...], _is(wanted, min_length=1, max_length=MOST_LEVELS)
+    ]
+
+
+_Flag = Annotated[bool, _is("True or False")]
+_Iterations = _levels(Annotated[int, Field(ge=0)], "integers from 0")
+
+
+class Parameters(BaseModel):
+    """Public parameters of a registration, checked.
+
+    Numbers and sequences may be numpy's; otherwise types are taken as they are: True is
+    no number, and 4.0 is no whole one. None, which means the default, may be given for
+    any of them.
+
+    Raises
+    ------
+    ParameterError
+        naming the parameter, its value and what it may be.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
+
+    def __init__(self, **given):
+        given = {name: _plain(v) for name, v in given.items() if v is not None}
+        try:
+            super().__init__(**{name: _tuples(v) for name, v in given.items()})
+        except ValidationError as exc:
+            raise self._explained(exc.errors()[0], given) from None
+
+    @classmethod
+    def _explained(cls, error, given):
+        problem = error.get("ctx", {}).get("error")
+        if isinstance(problem, ParameterError):
+            return problem
+        name = error["loc"][0]
+        if name not in cls.model_fields:
+            return UnknownParameterError(
+                f"there is no parameter {shown(name)}; there are: "
+                f"{', '.join(cls.model_fields)}"
+            )
+        wanted = cls.model_fields[name].description
+        return ParameterError(f"{{{name}}} must be {wanted}; got {shown(given[name])}")
+
+    @model_validator(mode="after")
+    def _fit_together(self):
+        if not any(self.level_iters):
+            raise ParameterError(
+                "{level_iters} must not be 0 at every level, which leaves nothing to "
+                f"do; got {shown(self.level_iters)}"
+            )
+        self._check()
+        return self
+
+    def _check(self):
+        """Raise `ParameterError` if parameters contradict each other."""
+        raise NotImplementedError
+
+    def plain(self, *names):
+        """Those of these names, or all, as JSON has them."""
+        return self.model_dump(mode="json", include=set(names) if names else None)
+
+
+class AffineParameters(Parameters):
+    """Parameters of `affine_registration`.
+
+    Parameters
+    ----------
+    pipeline : sequence of str
+        steps out of `PIPELINE_STEPS`.
+    starting_affine : str, optional
+        out of `STARTS`, if it is not a matrix, which is the moving owner's.
+    level_iters, sigmas, factors, method, ss_sigma_factor
+        see `SecureAffineRegistration`.
+    evaluations : float
+        how many times the planned evaluations are made, with ``reveal="transform"``.
+    nbins, sampling_proportion, reveal, hide_steps, backend
+        see `SecureMutualInformationMetric`.
+    result_to : str
+        which image owners get the transform.
+    ret_metric : bool
+        whether the metric's value at the end is asked for.
+    """
+
+    pipeline: Annotated[
+        tuple[Literal[tuple(PIPELINE_STEPS)], ...],
+        _is(
+            f"a list of one or more steps out of {', '.join(PIPELINE_STEPS)}",
+            min_length=1,
+            max_length=16,
+        ),
+    ] = ("center_of_mass", "translation", "rigid", "affine")
+    starting_affine: _one_of(*STARTS) | None = Field(
+        None, description=f"a matrix or one of {list(STARTS)}"
+    )
+    level_iters: _Iterations = (1000, 500, 100)
+    ss_sigma_factor: (
+        Annotated[float, _is("a number from 0 to 100", ge=0, le=100)] | None
+    ) = Field(None, description="a number from 0 to 100")
+    sigmas: _levels(
+        Annotated[float, Field(ge=0, le=1024)], "numbers from 0 to 1024"
+    ) = (3.0, 1.0, 0.0)
+    factors: _levels(
+        Annotated[int, Field(ge=1, le=1024)], "integers from 1 to 1024"
+    ) = (4, 2, 1)
+    nbins: Annotated[
+        int,
+        _is(
+            "an integer from 6 to 512, of which 4 are padding (32 is usual)",
+            ge=6,
+            le=512,
+        ),
+    ] = 32
+    sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="a number above 0 and at most 1; leave it out to use every voxel",
+    )
+    reveal: _one_of("transform", "gradient", "histogram") = "transform"
+    hide_steps: _Flag = False
+    evaluations: Annotated[
+        float, _is("a number above 0 and at most 100", gt=0, le=100)
+    ] = 1.0
+    method: Annotated[str, _is("a method of scipy.optimize.minimize")] = "L-BFGS-B"
+    backend: _one_of("packed", "mpyc") = "packed"
+    result_to: _one_of("both", "moving") = "both"
+    ret_metric: _Flag = False
+
+    def _check(self):
+        counts = len(self.level_iters), len(self.sigmas), len(self.factors)
+        if self.ss_sigma_factor is None and len(set(counts)) > 1:
+            raise ParameterError(
+                "{level_iters}, {sigmas} and {factors} must have one entry per level; "
+                "got %d, %d and %d" % counts
+            )
+        if self.ss_sigma_factor is None and self.factors[-1] != 1:
+            raise ParameterError(
+                "{factors} must end in 1, because the last level is the whole image "
+                f"whatever it says; got {shown(self.factors)}"
+            )
+        if self.ret_metric and set(self.pipeline) == {"center_of_mass"}:
+            raise ParameterError(
+                "{pipeline} ['center_of_mass'] cannot return any quality metric; leave "
+                "{ret_metric} out"
+            )
+        if self.hide_steps and "rigid_scaling" in self.pipeline:
+            raise ParameterError(
+                "the steps of {pipeline} rigid_scaling cannot be hidden, because it "
+                "depends on the axes of the moving image; use rigid, rigid_isoscaling "
+                "or affine, or leave {hide_steps} out"
+            )
+        if self.reveal == "transform":
+            if self.method != "L-BFGS-B":
+                raise ParameterError(
+                    f"{{method}} {shown(self.method)} sees the value of the metric at "
+                    'every step; with {reveal}="transform" leave it out, or choose '
+                    '"gradient" and read in doc/security.md what that gives away'
+                )
+            return
+        for name, default in (("hide_steps", False), ("evaluations", 1.0)):
+            if getattr(self, name) != default:
+                raise ParameterError(
+                    f'{{{name}}} needs {{reveal}}="transform"; with '
+                    f"{shown(self.reveal)} an optimizer at the moving owner chooses "
+                    "the steps"
+                )
+        if self.backend == "mpyc":
+            raise ParameterError('{backend}="mpyc" needs {reveal}="transform"')
+
+
+class SynParameters(Parameters):
+    """Parameters of `syn_registration`.
+
+    Parameters
+    ----------
+    dim : {2, 3}
+        of the images.
+    level_iters, step_length, ss_sigma_factor, opt_tol, inv_iter, inv_tol, result_to
+        see `SecureSymmetricDiffeomorphicRegistration`.
+    sigma_diff, radius, reveal, map_spacing, opens, map_precision, update_spacing, \
+stride, backend
+        see `SecureCCMetric`.
+    """
+
+    dim: Annotated[int, _is("2 or 3", ge=2, le=3)] = 3
+    level_iters: _Iterations = (10, 10, 5)
+    step_length: Annotated[float, _is("a number above 0", gt=0)] = 0.25
+    reveal: _one_of("map", "update", "force", "paper") = "map"
+    ss_sigma_factor: Annotated[float, _is("a number from 0 to 100", ge=0, le=100)] = (
+        Field(default_factory=lambda d: _SIGMA_FACTORS[d.get("reveal") == "map"])
+    )
+    opt_tol: Annotated[float, _is("a finite number")] = 1e-5
+    inv_iter: Annotated[int, _is("an integer from 1", ge=1)] = 20
+    inv_tol: Annotated[float, _is("a number above 0", gt=0)] = 1e-3
+    sigma_diff: Annotated[float, _is("a number from 0 to 100", ge=0, le=100)] = 2.0
+    # Beyond 20, exact window sums might not fit a word.
+    radius: Annotated[int, _is("an integer from 1 to 20", ge=1, le=20)] = 4
+    map_spacing: Annotated[int, _is("an integer from 2", ge=2)] = 3
+    opens: _one_of("levels", "end") = "levels"
+    map_precision: Annotated[
+        float, _is("a number from 2**-10 to 1", ge=2.0**-10, le=1)
+    ] = Field(default_factory=lambda d: _PRECISION.get(d.get("dim"), 1))
+    stride: Annotated[int, _is("1 or 2", ge=1, le=2)] = 1
+    update_spacing: Annotated[int, _is("an integer from 1", ge=1)] = Field(
+        default_factory=lambda d: 2 * d.get("stride", 1)
+    )
+    backend: _one_of("packed", "mpyc") = "packed"
+    result_to: _one_of("both", "moving", "static") = "both"
+
+    def _check(self):
+        if self.reveal == "map" and self.step_length > MOST_STEP:
+            raise ParameterError(
+                f"{{step_length}} must be at most {MOST_STEP} voxel where images are "
+                f"carried along, got {shown(self.step_length)}: longer steps do not "
+                "come out right"
+            )
+        if self.reveal in ("map", "update") and self.sigma_diff < 1:
+            raise ParameterError(
+                f"{{sigma_diff}} {shown(self.sigma_diff)} smooths so little that a "
+                'step shows the force; give at least 1, or {reveal}="force"'
+            )
+        if self.backend == "mpyc" and self.reveal != "force":
+            raise ParameterError('{backend}="mpyc" needs {reveal}="force"')
+
+
+#: All defaults, for signatures.
+AFFINE, SYN = AffineParameters(), SynParameters()
