@@ -643,13 +643,11 @@ class Shares:
         array = SharedArray(R128, part, 2, 0, bound)
         array = protocols.share_owners(s, array, 2, P127, label)
 
-        async def compare(mpc):
-            bits = mpyc_bridge.to_mpyc(array, "integer") < 0
-            if n > 1:
-                bits = mpc.np_any(bits.reshape(n, 1), axis=0)
-            return await mpyc_bridge.from_mpyc(mpc, bits, P127, bound=1)
+        def compare(mpc, x):
+            bits = x < 0
+            return (mpc.np_any(bits.reshape(n, 1), axis=0) if n > 1 else bits,)
 
-        bit = mpyc_bridge.run(s, compare)
+        (bit,) = mpyc_bridge.evaluate(s, compare, (array,), (1,), kind="integer")
         bit.choices = 2
         return bool(s.open(bit, label, (MOVING, STATIC, HELPER))[0])
 
