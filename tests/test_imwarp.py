@@ -285,7 +285,11 @@ def test_the_map_goes_to_who_gets_the_result(three, result_to):
             assert f"level_{name}" in labels
             assert ("map" in labels) == (owner in gets)
             assert ("prealign" in labels) == (owner == STATIC and owner in gets)
-        assert {e["label"] for e in receipt["learned"]["helper"]} <= {"whole", "stop"}
+        assert {e["label"] for e in receipt["learned"]["helper"]} <= {
+            "mismatch",
+            "stop",
+            "whole",
+        }
 
 
 def test_stopping_rule(three):

@@ -481,7 +481,7 @@ def test_a_run_that_opens_nothing_before_the_end_goes_on(tmp_path, bodies, victi
     sites = map_sites(tmp_path, bodies, opens="end")
     sites.run()
     whole, (once, _) = result(sites), learned(sites, "moving")
-    assert once.keys() == {"map", "whole"}
+    assert once.keys() == {"map", "mismatch", "whole"}
     kill_at(sites, victim, 1)
     sites.run("--resume")
     opened, resumed = learned(sites, "moving")

@@ -532,9 +532,9 @@ def test_receipt(runs, pair):
     assert json.loads((folder / "receipt.json").read_text()) == receipt
     assert (receipt["m"], receipt["t"]) == (3, 1)
     assert learned_by(receipt) == {
-        "moving owner": {"level_moving", "map", "whole"},
-        "static owner": {"level_static", "map", "prealign", "whole"},
-        "helper": {"whole"},
+        "moving owner": {"level_moving", "map", "mismatch", "whole"},
+        "static owner": {"level_static", "map", "mismatch", "prealign", "whole"},
+        "helper": {"mismatch", "whole"},
     }
     parameters = receipt["parameters"]
     assert parameters["level_iters"] == [3, 2]

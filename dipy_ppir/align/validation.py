@@ -10,7 +10,8 @@ from warnings import warn
 import numpy as np
 
 from dipy_ppir.align.parameters import STARTS
-from dipy_ppir.align.remote import MOST_VOXELS, is_remote
+from dipy_ppir.align.remote import is_remote
+from dipy_ppir.mpc.sessionfile import LIMITS
 
 
 def check_grid2world(matrix, dim, name):
@@ -90,11 +91,11 @@ def check_starting_affine(start, dim):
 def check_size(shape, what):
     """Raise ValueError if an image has more voxels than another party would believe."""
     voxels = math.prod(map(int, shape))
-    if voxels > MOST_VOXELS:
+    if voxels > LIMITS["voxels"]:
         raise ValueError(
-            f"{what} has {voxels:,} voxels, and {MOST_VOXELS:,} are the most that can "
-            "be registered; resample it to larger voxels, or cut it to the part that "
-            "matters"
+            f"{what} has {voxels:,} voxels, and {LIMITS['voxels']:,} are the most that "
+            "can be registered; resample it to larger voxels, or cut it to the part "
+            "that matters"
         )
 
 
