@@ -82,6 +82,30 @@ def load_volume(path, name, vol_idx=None, *, function="affine_registration"):
     return data, grid2world
 
 
+def of_header(path, name):
+    """Concerns about where the header of a readable NIfTI file places its image.
+
+    Parameters
+    ----------
+    path : str or Path
+    name : str
+        "static" or "moving".
+
+    Returns
+    -------
+    concerns : list of str
+        see `dipy_ppir.align.plausibility`.
+    """
+    header = nib.load(path).header
+    if int(header["qform_code"]) or int(header["sform_code"]):
+        return []
+    return [
+        f"the header of the {name} image {Path(path).name} says nothing of its "
+        "orientation (qform and sform codes are 0), so that left and right are a guess: "
+        "convert it again from its source, or set its sform"
+    ]
+
+
 def check_center(data, name):
     """Refuse an image whose centre of mass cannot be started from."""
     if np.sum(data, dtype=np.float64) == 0:

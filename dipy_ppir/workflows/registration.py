@@ -8,6 +8,7 @@ from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
 from dipy.workflows.multi_io import io_iterator
 
+from dipy_ppir.align import plausibility
 from dipy_ppir.align.parameters import ParameterError
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.flow import (
@@ -236,12 +237,15 @@ class RegistrationFlow(OutputFilesFlow):
             paths["static"],
             ", ".join(step.replace("_", " ") for step in steps),
         )
+        concerns = [c for n in IMAGES for c in inputs.of_header(paths[n], n)]
+        plausibility.tell(concerns, strict=parameters["strict"])
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
         with display(shown, len(parameters.level_iters)) as progress:
             moved, transform, *more, receipt = self.compute(
                 images, parameters, progress, wanted
             )
+        receipt["warnings"] = [*concerns, *receipt["warnings"]]
         self.receipts.append(receipt)
         save_nifti(out.temporary(files["image"]), moved, images["static_grid2world"])
         self.save(out, files, images, transform, *more)

@@ -8,6 +8,7 @@ from pathlib import Path
 from dipy.io.image import save_nifti, save_qa_metric
 import numpy as np
 
+from dipy_ppir.align import plausibility
 from dipy_ppir.align._public import planned_bits
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.memory import check_memory, check_voxels
@@ -301,6 +302,8 @@ def register(
     image, grid2world = inputs.load_volume(
         path, name, volume, function=function.__name__
     )
+    concerns = inputs.of_header(path, name)
+    plausibility.tell(concerns, strict=strict)
     options, parameters = site.plan.arguments, site.parameters
     inputs.explain(check_voxels, site.plan.limits, image.shape, name)
     # Of the other image nothing is known yet.
@@ -346,6 +349,7 @@ def register(
         checkpoint = site.checkpoint(files["receipt"].parent, resume)
 
         def write(resampled, transform, *optimum, receipt):
+            receipt["warnings"] = [*concerns, *receipt["warnings"]]
             if "image" in files:
                 place = np.array(receipt["static_grid2world"])
                 save_nifti(out.temporary(files["image"]), resampled, place)
