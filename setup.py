@@ -1,6 +1,7 @@
 """Build the Cython kernels. Everything else about the package is in pyproject.toml."""
 
 from glob import glob
+import hashlib
 import os
 from pathlib import Path
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from Cython.Build import cythonize
 import numpy as np
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 # DIPY_PPIR_BOUNDSCHECK=1 turns index checks back on in every kernel: slow, for
 # continuous integration and for hunting a crash.
@@ -27,6 +29,7 @@ KERNELS = (
 )
 # What the kernels include.
 INCLUDED = sorted(glob("cython_kernels/*.h") + glob("cython_kernels/*.pxi"))
+SOURCES = sorted([*INCLUDED, *(f"cython_kernels/{name}.pyx" for name in KERNELS)])
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 
 
@@ -57,6 +60,27 @@ def openmp_flags():
 
 OPENMP = openmp_flags()
 
+
+class BuildPython(build_py):
+    """Leaves the digest of the kernels' sources among what sites compare.
+
+    Compiled kernels cannot be compared: they differ from machine to machine.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        total = hashlib.sha256()
+        for name in SOURCES:
+            total.update(f"{name}\0".encode() + Path(name).read_bytes())
+        file = Path(self.build_lib, "dipy_ppir", "_kernels", "sources.py")
+        file.write_text(
+            '"""SHA-256 of the sources of the kernels; written when they were built."""'
+            f'\n\nDIGEST = "{total.hexdigest()}"\n'
+        )
+
+
 extensions = [
     Extension(
         f"dipy_ppir._kernels.{name}",
@@ -71,6 +95,7 @@ extensions = [
 ]
 
 setup(
+    cmdclass={"build_py": BuildPython},
     ext_modules=cythonize(
         extensions,
         compiler_directives={
@@ -81,5 +106,5 @@ setup(
             "initializedcheck": CHECKED,
             "embedsignature": True,
         },
-    )
+    ),
 )
