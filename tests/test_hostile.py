@@ -40,6 +40,7 @@ from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
 from dipy_ppir.mpc.link import MAX_BACKLOG, Link
 from dipy_ppir.mpc.network import Network
+from dipy_ppir.mpc.record import greeting
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import Party
 
@@ -452,8 +453,9 @@ def hear(name, raw, call):
             **PARAMETERS,
             "dipy_ppir version": version("dipy-ppir"),
             "threshold": 1,
+            "greeting": greeting(),
         },
-        "receipt": {"setup": 1},
+        "receipt": {"sent": {"setup": 1}, "common": "0" * 64},
         "any": 1,
     }[name]
     sockets, links, threads = [], {}, []

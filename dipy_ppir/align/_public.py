@@ -10,6 +10,7 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plan, plausibility
+from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.frames import Blur
 from dipy_ppir.align.hidden import (
     check_path,
@@ -246,6 +247,7 @@ def affine_registration(
     """
     if metric != "MI":
         raise ValueError(f"metric must be 'MI', got {metric!r}")
+    files = OwnFiles({"static image": static, "moving image": moving})
     evaluations, options = split_options(optimizer_options)
     if evaluations is not None:
         metric_kwargs = {"evaluations": evaluations, **metric_kwargs}
@@ -351,6 +353,7 @@ def affine_registration(
             helper={**common, **helper},
         )[MOVING]
     matrix, xopt, fopt, receipt = results
+    files.enter(receipt)
     plausibility.tell(receipt["warnings"], strict=strict, stacklevel=4)
     resampled = None
     if matrix is not None and not is_remote(moving):
@@ -471,25 +474,16 @@ def run_pipeline(
         )
     judged = any(step != "center_of_mass" for step in steps)
     affine, odd = registration.end(found, images, judged=judged)
-    receipt = session.receipt(
-        parameters={**_described(registration), "pipeline": steps},
-        static_grid2world=np.asarray(images["static_grid2world"]).tolist(),
-        moving_grid2world=np.asarray(images["moving_grid2world"]).tolist(),
+    registration.make_receipt(
+        images,
+        starting_affine,
+        affine,
+        found.fopt,
         warnings=[*concerns, *odd],
+        pipeline=steps,
     )
-    registration.receipt = receipt
-    knows = session.pid == MOVING or (
-        registration.result_to == "both" and not is_remote(images["static"])
-    )
-    return affine if knows else None, found.xopt, found.fopt, receipt
-
-
-def _described(registration):
-    """Parameters of a registration for its receipt."""
-    config = registration.config()
-    if registration.metric.reveal == "transform":
-        config["method"] = "damped BFGS on shares"
-    return config
+    affine = affine if registration.gets_result(images) else None
+    return affine, found.xopt, found.fopt, registration.receipt
 
 
 def _pipeline_party(session, config, steps, ret_metric, starting_affine, **images):
@@ -579,6 +573,7 @@ def syn_registration(
     """
     if str(metric).upper() != "CC":
         raise ValueError(f"metric must be 'CC', got {metric!r}")
+    files = OwnFiles({"static image": static, "moving image": moving})
     parameters = SynParameters(
         dim=dim,
         level_iters=level_iters,
@@ -605,6 +600,7 @@ def syn_registration(
         moving_grid2world=moving_affine,
         prealign=prealign,
     )
+    files.enter(registration.receipt)
     warped = None
     if mapping is not None and not is_remote(moving):
         warped = mapping.transform(moving)

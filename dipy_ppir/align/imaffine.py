@@ -43,6 +43,7 @@ from dipy_ppir.align.checkpoint import (
     journal,
     journal_ahead,
 )
+from dipy_ppir.align.facts import grid_facts, own_arrays, transform_facts
 from dipy_ppir.align.frames import GROUPS, Frame
 from dipy_ppir.align.hidden import (
     RESULT_PLACES,
@@ -338,7 +339,14 @@ class SecureAffineRegistration(AffineRegistration):
                 codomain_grid_shape=moving.shape,
                 codomain_grid2world=grid2world_of(moving, moving_grid2world),
             )
-            self.receipt = self.session.receipt(warnings=concerns)
+            self.make_receipt(
+                arguments,
+                starting_affine,
+                affine_map.affine,
+                found.fopt,
+                warnings=concerns,
+                transform=name,
+            )
             plausibility.tell(concerns, strict=self.strict)
             return (affine_map, *found[1:3]) if ret_metric else affine_map
         if is_remote(static) or is_remote(moving):
@@ -564,6 +572,52 @@ class SecureAffineRegistration(AffineRegistration):
             own = np.array([float(stuck)]) if session.pid == MOVING else None
             told = numbers.show_bit(numbers.own(own, (1,), 0, 1), "stuck", (STATIC,))
         return stuck if told is None else told
+
+    def gets_result(self, images):
+        """Whether the transform is this party's to know."""
+        return self.session.pid == MOVING or (
+            self.result_to == "both" and not is_remote(images["static"])
+        )
+
+    def make_receipt(
+        self, images, starting_affine, affine, value, *, warnings, **parameters
+    ):
+        """Make the receipt of a registration that has ended; all parties together.
+
+        Parameters
+        ----------
+        images : dict
+            see `optimize`.
+        starting_affine : str, array or None
+        affine : array, shape (dim + 1, dim + 1)
+            the result, at the owners that get it.
+        value : float or None
+            of the metric there, if it was opened to this party.
+        warnings : list of str
+            what is not plausible.
+        **parameters
+            what it did beside its `config`.
+        """
+        described = {**self.config(), **parameters}
+        if self.metric.reveal == "transform":
+            described["method"] = "damped BFGS on shares"
+        facts = grid_facts(images)
+        static = {**facts["images"]["static"], "grid2world": facts["static_grid2world"]}
+        if self.gets_result(images):
+            facts["transform"] = transform_facts(affine, static)
+        if value is not None:
+            name = "minus mutual information"
+            facts["metric"] = {"name": name, "value": float(value)}
+        arrays = {
+            f"{name} {what}": images[f"{name}{key}"]
+            for name in ("static", "moving")
+            for what, key in (("image", ""), ("mask", "_mask"))
+        }
+        arrays["start"] = starting_affine
+        facts |= own_arrays(self.session, **arrays)
+        self.receipt = self.session.receipt(
+            parameters=described, warnings=warnings, **facts
+        )
 
     def run(
         self,

@@ -41,11 +41,11 @@ from dipy_ppir.align.checkpoint import (
     journal,
     journal_ahead,
 )
+from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
 from dipy_ppir.align.intensities import flat_part, prepared
 from dipy_ppir.align.memory import check_session
 from dipy_ppir.align.metrics import METRIC_PARAMETERS, SecureCCMetric, check_size
 from dipy_ppir.align.parameters import SYN, SynParameters
-from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import (
     OWNERS,
     RemoteImage,
@@ -377,22 +377,23 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         records = self.checkpoint.records() if self._goes_on else []
         self._done = Counter(r["level"] for r in records if "level" in r)
         self._begun = Counter(r["begun"] for r in records if "begun" in r)
+        arrays = {f"{name} image": images[name] for name in ("static", "moving")}
         images, facts, concerns = self._prepared(images)
         self._mismatched = False
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
-        facts |= {
-            "parameters": self.config(),
-            "static_grid2world": images["static_grid2world"].tolist(),
-            "moving_grid2world": images["moving_grid2world"].tolist(),
-        }
+        facts |= {"parameters": self.config(), **grid_facts(images)}
+        facts |= own_arrays(self.session, **arrays, prealign=prealign)
         if self._mismatched:
             concerns.append(plausibility.MISMATCH)
         if self.static_to_moving is not None:
-            facts["quality"] = map_quality(self.static_to_moving)
+            facts |= map_facts(self.static_to_moving)
             concerns += plausibility.of_map(facts["quality"])
             concerns += self._of_overlap(images)
+        if self.full_energy_profile:
+            energy = float(self.full_energy_profile[-1])
+            facts["metric"] = {"name": "energy", "value": energy}
         self.receipt = self.session.receipt(warnings=concerns, **facts)
         return self.static_to_moving
 

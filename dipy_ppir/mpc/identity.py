@@ -6,6 +6,7 @@ certificates by telephone or mail and write them into the session file, and noth
 else is ever trusted.
 """
 
+import base64
 import datetime
 import hashlib
 import os
@@ -15,7 +16,7 @@ import stat
 import warnings
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -58,6 +59,20 @@ class Identity:
     def fingerprint(self):
         """SHA-256 of the certificate, as `fingerprint` writes it."""
         return fingerprint(self.certificate)
+
+    def sign(self, message):
+        """Sign bytes.
+
+        Returns
+        -------
+        signed : dict
+            with ``signature`` and ``certificate``, as text; see `signed_by`.
+        """
+        certificate = self.certificate.public_bytes(Encoding.DER)
+        return {
+            "signature": self.key.sign(message).hex(),
+            "certificate": base64.b64encode(certificate).decode(),
+        }
 
     @classmethod
     def load(cls, folder=None):
@@ -214,8 +229,38 @@ def home(folder=None):
 
 def fingerprint(certificate):
     """SHA-256 of a certificate (DER), as ``openssl x509 -fingerprint`` writes it."""
-    digest = hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest().upper()
+    return _fingerprint(certificate.public_bytes(Encoding.DER))
+
+
+def _fingerprint(der):
+    digest = hashlib.sha256(der).hexdigest().upper()
     return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
+
+
+def signed_by(pin, message, signed):
+    """Whether the party with a pinned certificate signed a message.
+
+    Parameters
+    ----------
+    pin : str
+        fingerprint of its certificate.
+    message : bytes
+    signed : dict
+        as `Identity.sign` made it, or anything that a stranger wrote.
+
+    Returns
+    -------
+    signed : bool
+    """
+    try:
+        der = base64.b64decode(signed["certificate"], validate=True)
+        if _fingerprint(der) != pin:
+            return False
+        key = x509.load_der_x509_certificate(der).public_key()
+        key.verify(bytes.fromhex(signed["signature"]), message)
+    except (KeyError, TypeError, ValueError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def parse_fingerprint(text):

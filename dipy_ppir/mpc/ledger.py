@@ -77,8 +77,14 @@ class Ledger:
         payload bytes sent, by (phase, receiver).
     rounds : Counter
         messages waited for, by phase.
+    attempt : dict
+        as `opened`, without what was opened before the run was last resumed.
     resumed : int
         how many times the run was interrupted and resumed.
+    run : Run or None
+        the run's number and when it began, see `record`; None before.
+    earlier_runs : list of str
+        numbers of the runs that were interrupted and that this one goes on with.
     """
 
     opened: dict = field(default_factory=dict)
@@ -87,7 +93,10 @@ class Ledger:
     sent: Counter = field(default_factory=Counter)
     framing: int = 0
     rounds: Counter = field(default_factory=Counter)
+    attempt: dict = field(default_factory=dict)
     resumed: int = 0
+    run: object = None
+    earlier_runs: list = field(default_factory=list)
     phase: str = "setup"
     _samples: int = None
 
@@ -111,10 +120,11 @@ class Ledger:
         for receiver in receivers:
             if self._samples is not None:
                 self._add_level(receiver, self._samples, values, bits * values)
-            entry = self.opened.setdefault((receiver, label), _Opened())
-            entry.openings += 1
-            entry.values += values
-            entry.bits += bits * values
+            for opened in (self.opened, self.attempt):
+                entry = opened.setdefault((receiver, label), _Opened())
+                entry.openings += 1
+                entry.values += values
+                entry.bits += bits * values
 
     def _add_level(self, receiver, samples, numbers, bits):
         before = self.levels.get((receiver, samples), (0, 0.0))
@@ -156,6 +166,7 @@ class Ledger:
             "rounds": [[key, n] for key, n in self.rounds.items()],
             "framing": self.framing,
             "resumed": self.resumed,
+            "runs": [*self.earlier_runs, *([self.run.number] if self.run else [])],
         }
 
     def add(self, state):
@@ -173,9 +184,15 @@ class Ledger:
             self.rounds[phase] += n
         self.framing += state["framing"]
         self.resumed += state["resumed"] + 1
+        self.earlier_runs += state["runs"]
 
-    def learned(self):
+    def learned(self, *, attempt=False):
         """What each role learned, for the receipt.
+
+        Parameters
+        ----------
+        attempt : bool, optional
+            leave out what was opened before the run was last resumed.
 
         Returns
         -------
@@ -184,7 +201,8 @@ class Ledger:
             ``meaning``, ``shape``, ``openings``, ``values`` and ``bits``, of all.
         """
         learned = {name: [] for name in ROLES.values()}
-        for (receiver, label), entry in self.opened.items():
+        opened = self.attempt if attempt else self.opened
+        for (receiver, label), entry in opened.items():
             declaration = DECLARATIONS[label]
             learned[ROLES[receiver]].append(
                 {

@@ -341,7 +341,8 @@ class Account:
         by_party = {ROLES[MOVING]: self.ledger.sent_by_phase()}
         for pid, sent in self.sent.items():
             by_party[ROLES[pid]] = dict(sent)
-        return make_receipt(self.ledger, by_party, **run_facts(THRESHOLD), **facts)
+        facts = {**run_facts(THRESHOLD), "role": ROLES[MOVING], **facts}
+        return make_receipt(self.ledger, by_party, **facts)
 
 
 class Conversation(Account):

@@ -1,25 +1,40 @@
 """The receipt of a run: what each party learned, what it cost, and how that reads."""
 
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 import math
 import platform
 
 from dipy_ppir.mpc.fields import P127, R64, R128
 from dipy_ppir.mpc.ledger import BLURRED, CHOSEN, MAPS, REBUILDS, ROLES
+from dipy_ppir.mpc.record import source_digest
+
+#: Packages whose versions are on the receipt, where they are installed.
+PACKAGES = (
+    "dipy",
+    "mpyc",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "cryptography",
+    "pyopenssl",
+    "gmpy2",
+)
 
 
 def run_facts(threshold):
     """Facts about the run and its software that every receipt states."""
+    versions = {"dipy_ppir": version("dipy-ppir")}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "m": len(ROLES),
         "t": threshold,
         "insecure": threshold == 0,
         "fields": f"{R64!r}, {R128!r}, {P127!r}",
-        "versions": {
-            "dipy_ppir": version("dipy-ppir"),
-            **{name: version(name) for name in ("dipy", "mpyc", "numpy")},
-            "python": platform.python_version(),
-        },
+        "versions": {**versions, "python": platform.python_version()},
+        "source": source_digest(),
     }
 
 
@@ -33,15 +48,24 @@ def make_receipt(ledger, sent_by_party, **facts):
     sent_by_party : dict
         maps each role's name to the payload bytes it sent, by phase.
     **facts
-        whatever else belongs on the receipt: m, t, field, versions, parameters.
+        whatever else belongs on the receipt: role, m, t, fields, versions, parameters;
+        of a session between sites title, session_file and parties.
 
     Returns
     -------
     receipt : dict
         can be written as JSON.
     """
+    run = ledger.run
     return {
+        **dict.fromkeys(("title", "role", "date", "duration", "run", "earlier_runs")),
+        **dict.fromkeys(("session_file", "parties", "parameters", "images")),
+        **{"warnings": [], "common": {}, "signatures": {}},
         **facts,
+        "run": run and run.number,
+        "date": run and run.date,
+        "duration": run and run.duration,
+        "earlier_runs": list(ledger.earlier_runs),
         "learned": ledger.learned(),
         "levels": [
             {
@@ -63,9 +87,11 @@ def make_receipt(ledger, sent_by_party, **facts):
         "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
         "waits": dict(ledger.rounds),
         "resumed": ledger.resumed,
+        "last_attempt": ledger.learned(attempt=True) if ledger.resumed else None,
     }
 
 
+INSECURE = "INSECURE RUN: the threshold was 0, nothing was kept secret."
 #: Above so many numbers per sample opened as histograms, the receipt says that the
 #: samples may be worked out; see doc/security.md for the measured attack.
 RISKY_SHARE = 0.1
@@ -94,7 +120,94 @@ def receipt_text(receipt):
     -------
     text : str
     """
-    lines = ["What each party learned", "-----------------------"]
+    sections = {
+        f"Receipt of the {receipt['role']}": run_lines(receipt),
+        "Warnings": receipt["warnings"],
+        "What each party learned": learned_lines(receipt),
+        "Result": result_lines(receipt),
+        "Quality of the map": quality_lines(receipt),
+        "What crossed the network": traffic_lines(receipt),
+        "What this rests on": trust_lines(receipt),
+    }
+    text = sections_text(sections)
+    if receipt.get("insecure"):
+        text = f"{INSECURE}\n\n{text}"
+    return text
+
+
+def sections_text(sections):
+    """Sections, those that say nothing left out: titles to lists of lines."""
+    return "\n\n".join(
+        "\n".join([title, "-" * len(title), *lines])
+        for title, lines in sections.items()
+        if lines
+    )
+
+
+def run_lines(receipt):
+    """Which run it is of, and who took part."""
+    if not receipt["run"]:
+        return []
+    lines = [receipt["title"]] if receipt["title"] else []
+    began = receipt["date"].replace("T", " ").replace("Z", " UTC")
+    lines.append(f"The run began {began} and took {receipt['duration']:,.1f} s.")
+    lines.append(f"Number of the run: {receipt['run']}")
+    if receipt["session_file"]:
+        lines.append(f"Hash of the session file: {receipt['session_file']}")
+    for role, party in (receipt["parties"] or {}).items():
+        lines.append(f"The {role} was {party['name']}.")
+        lines.append(f"    certificate SHA-256 {party['fingerprint']}")
+    for name, grid in (receipt["images"] or {}).items():
+        shape = " x ".join(map(str, grid["shape"]))
+        size = " x ".join(f"{x:.3g}" for x in grid["voxel_size"])
+        lines.append(f"The {name} image has {shape} voxels of {size} mm.")
+    return lines
+
+
+def result_lines(receipt):
+    """What this party got, in words."""
+    lines, found = [], receipt.get("transform")
+    if found:
+        shift = ", ".join(f"{x:.2f}" for x in found["shift"])
+        axis = ""
+        if found["axis"]:
+            axis = f" about ({', '.join(f'{x:.2f}' for x in found['axis'])})"
+        lines.append(
+            "The transform takes the centre of the static image "
+            f"{math.hypot(*found['shift']):.2f} mm away ({shift}), turns by "
+            f"{found['turn']:.2f} degrees{axis}, and scales by "
+            f"{', '.join(f'{x:.3f}' for x in found['scales'])}"
+            + ("; it takes left for right." if found["mirrored"] else ".")
+        )
+    moved = receipt.get("displacement")
+    if moved:
+        lines.append(
+            "Beside the affine transform from which it starts, the map moves points by "
+            f"{moved['mean']:.2f} mm on average, by up to {moved['percentile_95']:.2f} "
+            f"mm in 95 % of the voxels, and by {moved['largest']:.2f} mm at most."
+        )
+    metric = receipt.get("metric")
+    if metric:
+        lines.append(f"The metric there: {metric['name']} {metric['value']:.6g}.")
+    return lines
+
+
+def quality_lines(receipt):
+    """Whether a map folds."""
+    quality = receipt.get("quality")
+    if not quality:
+        return []
+    low, high = quality["smallest_jacobian"], quality["largest_jacobian"]
+    return [
+        f"{quality['non_positive_jacobian']:,} of {quality['voxels']:,} voxels "
+        f"({quality['percent']:.3g} %) have a non-positive Jacobian determinant: "
+        f"there the map folds. The determinant lies between {low:.3f} and {high:.3f}."
+    ]
+
+
+def learned_lines(receipt):
+    """What was opened to whom, and what that can show."""
+    lines = []
     for role, entries in receipt["learned"].items():
         if not entries:
             lines.append(
@@ -170,19 +283,12 @@ def receipt_text(receipt):
             "that does not follow the program may choose what the bits that it learns "
             "are about; it learns no more of them."
         )
-    quality = receipt.get("quality")
-    if quality:
-        low, high = quality["smallest_jacobian"], quality["largest_jacobian"]
-        lines += [
-            "",
-            "Quality of the map",
-            "------------------",
-            f"{quality['non_positive_jacobian']:,} of {quality['voxels']:,} voxels "
-            f"({quality['percent']:.3g} %) have a non-positive Jacobian determinant: "
-            "there the map folds. The determinant lies between "
-            f"{low:.3f} and {high:.3f}.",
-        ]
-    lines += ["", "What crossed the network", "------------------------"]
+    return lines
+
+
+def traffic_lines(receipt):
+    """What every party sent."""
+    lines = []
     for role, phases in receipt["bytes_sent"].items():
         detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)
         lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
@@ -191,14 +297,13 @@ def receipt_text(receipt):
         "masked with random numbers; parameters, shapes and positions were not, nor "
         "what is listed above as a finished map or transform."
     )
-    lines += [
-        "",
-        "What this rests on",
-        "------------------",
+    return lines
+
+
+def trust_lines(receipt):
+    """What has to be true for all this to be so."""
+    return [
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
         "parties that pool what they hold can rebuild both images.",
         "Every party follows the program (semi-honest). The code is not audited.",
     ]
-    if receipt.get("insecure"):
-        lines.insert(0, "INSECURE RUN: the threshold was 0, nothing was kept secret.\n")
-    return "\n".join(lines)

@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from dipy_ppir.mpc import protocols
+from dipy_ppir.mpc import protocols, record
 from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.errors import (
     AuthenticationError,
@@ -51,6 +51,8 @@ INSECURE_WARNING = (
     "every party can read both images. Use it on public data only."
 )
 DEFAULT_TIMEOUT = 300.0
+#: What the parties' installed files are compared as; named after their versions.
+SOURCE = "source code of dipy_ppir"
 
 
 def check_setup(parties, threshold, insecure=False):
@@ -128,7 +130,7 @@ class Session:
         self._process = os.getpid()
         #: The session file, if the session was opened by one.
         self.plan = None
-        self._relays = ()
+        self._identity, self._relays = None, ()
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
 
@@ -191,9 +193,11 @@ class Session:
             timeout=plan.timeouts["silence"],
         )
         session.plan, session._relays = plan, meeting.relays
+        session._identity = meeting.identity
         software = {
             f"{name} version": version(name) for name in ("dipy", "mpyc", "numpy")
         }
+        software[SOURCE] = record.source_digest()
         try:
             session.agree("session file", {**plan.agreement(), **software})
         except BaseException as exc:
@@ -414,6 +418,8 @@ class Session:
     def agree(self, name, parameters):
         """Make sure that all parties run with the same public parameters.
 
+        The first agreement of a run gives it its number, see `record`. Rounds: 1.
+
         Parameters
         ----------
         name : str
@@ -433,12 +439,15 @@ class Session:
             "threshold": self.threshold,
         }
         parameters = json.loads(json.dumps(parameters))
-        views = self.exchange("agree-" + name, parameters)
+        views = self.exchange(
+            "agree-" + name, {**parameters, "greeting": record.greeting()}
+        )
         for pid, view in views.items():
             if not _is_dict(view) or not all(isinstance(k, str) for k in view):
                 raise ProtocolError(
                     f"the {ROLES[pid]} sent malformed parameters of the {name}", pid
                 )
+        greetings = {pid: view.pop("greeting", None) for pid, view in views.items()}
         for key in sorted(set().union(*views.values())):
             seen = {pid: views[pid].get(key, "nothing") for pid in sorted(views)}
             values = list(seen.values())
@@ -454,6 +463,9 @@ class Session:
                     f"the parties do not agree on {key!r} of the {name}: {detail}; "
                     + _remedy(key)
                 )
+        if self.ledger.run is None:
+            plan = None if self.plan is None else self.plan.digest
+            self.ledger.run = record.begin(greetings, self.pid, plan)
 
     # -- life cycle ------------------------------------------------------
 
@@ -462,16 +474,47 @@ class Session:
         self.ledger = Ledger()
 
     def receipt(self, **facts):
-        """Receipt of the run so far; all parties must call this together."""
-        sent = self.ledger.sent_by_phase()
-        views = self.exchange("receipt", sent)
+        """Receipt of the run so far; all parties must call this together.
+
+        They tell each other what they sent, and the digest of what their receipts have
+        in common, signed between sites. Rounds: 1.
+
+        Parameters
+        ----------
+        **facts
+            what else belongs on it; see `make_receipt`.
+
+        Returns
+        -------
+        receipt : dict
+        """
+        plan = self.plan
+        facts = {**run_facts(self.threshold), "role": self.role, **facts}
+        if plan is not None:
+            facts |= {
+                "title": plan.title,
+                "session_file": plan.digest,
+                "parties": {
+                    ROLES[pid]: {"name": p.name, "fingerprint": p.fingerprint}
+                    for pid, p in plan.parties.items()
+                },
+            }
+        digest = record.common_digest(make_receipt(self.ledger, {}, **facts))
+        mine = {"sent": self.ledger.sent_by_phase(), "common": digest}
+        if self._identity is not None:
+            mine |= self._identity.sign(record.statement(self.pid, digest))
+        views = self.exchange("receipt", mine)
         by_party = {}
         for pid in sorted(views):
-            phases = views[pid] if _is_dict(views[pid]) else {}
+            phases = views[pid].get("sent") if _is_dict(views[pid]) else {}
+            phases = phases if _is_dict(phases) else {}
             by_party[ROLES[pid]] = {
                 k: v for k, v in phases.items() if _is_phase(k) and _is_count(v)
             }
-        return make_receipt(self.ledger, by_party, **run_facts(self.threshold), **facts)
+        parties = None if plan is None else plan.parties
+        tied = record.tie(views, self.pid, self.ledger.run, parties)
+        tied["warnings"] = [*facts.pop("warnings", []), *tied["warnings"]]
+        return make_receipt(self.ledger, by_party, **facts, **tied)
 
     def fail(self, exc):
         """Tell the other parties that this one stops because of `exc`."""
@@ -520,6 +563,11 @@ class Session:
 
 
 def _remedy(key):
+    if key == SOURCE:
+        return (
+            "install dipy_ppir from the same files everywhere: the versions are the "
+            "same, but the program was changed at a party, or built from other files"
+        )
     if key.endswith(" version"):
         return "install the same versions everywhere"
     if key == "resume":

@@ -100,8 +100,8 @@ def of_header(path, name):
     if int(header["qform_code"]) or int(header["sform_code"]):
         return []
     return [
-        f"the header of the {name} image {Path(path).name} says nothing of its "
-        "orientation (qform and sform codes are 0), so that left and right are a guess: "
+        f"the header of the {name} image {Path(path).name} does not say its "
+        "orientation (qform and sform codes are 0), so that left and right are guesses: "
         "convert it again from its source, or set its sform"
     ]
 

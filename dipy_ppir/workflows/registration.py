@@ -9,6 +9,7 @@ from dipy.io.image import save_nifti
 from dipy.workflows.multi_io import io_iterator
 
 from dipy_ppir.align import plausibility
+from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.parameters import ParameterError
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.flow import (
@@ -200,8 +201,9 @@ class RegistrationFlow(OutputFilesFlow):
                         self.load(paths, flags, parameters)
                 told = {**parameters, "strict": bool(flags["strict"])}
                 for paths, to in jobs:
+                    own = self._own_files(paths, flags)
                     images = self.load(paths, flags, parameters)
-                    self._register_pair(paths, images, told, to, out)
+                    self._register_pair(paths, own, images, told, to, out)
 
     def _jobs(self, files, flags, made):
         """The pairs that are named: (images, files to write by what is in them)."""
@@ -228,7 +230,14 @@ class RegistrationFlow(OutputFilesFlow):
             jobs.append(({"static": static, "moving": moving}, to))
         return jobs
 
-    def _register_pair(self, paths, images, parameters, files, out):
+    def _own_files(self, paths, flags):
+        """What is read for a pair, by what is in it; for the receipt."""
+        files = {f"{name} image": path for name, path in paths.items()}
+        for flag in self.also_read:
+            files[flag.removesuffix("_file").replace("_", " ")] = flags[flag]
+        return OwnFiles(files)
+
+    def _register_pair(self, paths, own, images, parameters, files, out):
         """Register one pair and write its files."""
         steps = self.steps(parameters)
         logger.info(
@@ -246,6 +255,7 @@ class RegistrationFlow(OutputFilesFlow):
                 images, parameters, progress, wanted
             )
         receipt["warnings"] = [*concerns, *receipt["warnings"]]
+        own.enter(receipt)
         self.receipts.append(receipt)
         save_nifti(out.temporary(files["image"]), moved, images["static_grid2world"])
         self.save(out, files, images, transform, *more)

@@ -11,6 +11,7 @@ import numpy as np
 from dipy_ppir.align import plausibility
 from dipy_ppir.align._public import planned_bits
 from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.memory import check_memory, check_voxels
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.align.validation import check_slices
@@ -299,6 +300,7 @@ def register(
     receipt : dict
     """
     name, function = site.image, site.operation.function
+    own = OwnFiles({f"{name} image": path, f"{name} mask": mask, "prealign": start})
     image, grid2world = inputs.load_volume(
         path, name, volume, function=function.__name__
     )
@@ -361,6 +363,7 @@ def register(
                 save_nifti(out.temporary(files["inverse"]), moved, place)
             if "quality" in files:
                 save_qa_metric(out.temporary(files["quality"]), *optimum)
+            own.enter(receipt)
             write_receipt(out, files["receipt"], receipt)
 
         count = _Count(site, image, limit_bits)
