@@ -16,6 +16,9 @@ from sites import NOISELESS, ROLES, Launcher, Sites
 
 from dipy_ppir.align.checkpoint import Checkpoint, CheckpointError
 from dipy_ppir.align.resumption import Resumption
+from dipy_ppir.mpc.record import is_hex
+from dipy_ppir.workflows.receiptfile import load
+from dipy_ppir.workflows.receipts import check
 
 SYN = {"level_iters": [4, 4], "radius": 2, "opt_tol": -1e9}
 AFFINE = {
@@ -417,6 +420,11 @@ def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
     assert 1 <= again <= 3
     assert learned["center_of_mass"]["openings"] == 1
     assert receipt["resumed"] == 1
+    (before,) = receipt["earlier_runs"]
+    assert is_hex(before, 64) and before != receipt["run"]
+    # Each counts what came before as far as it came; what they sign is the same.
+    files = [sites.folder / f"out_{site}" / "receipt.json" for site in ROLES]
+    assert check({str(file): load(file) for file in files}) == []
     static, _, matrix, _ = bodies(3)
     points = np.indices(static.shape).reshape(3, -1)
     points = matrix @ np.vstack([points, np.ones(points.shape[1])])

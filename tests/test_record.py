@@ -7,45 +7,15 @@ import json
 
 import numpy as np
 import pytest
+from records import IDENTITIES, plan_of_sites, run, run_of_sites
 
 from dipy_ppir.align.facts import OwnFiles, transform_facts
 from dipy_ppir.mpc import record
 from dipy_ppir.mpc.errors import ParameterMismatchError, ProtocolError
-from dipy_ppir.mpc.identity import create_identity, signed_by
+from dipy_ppir.mpc.identity import signed_by
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
-from dipy_ppir.mpc.protocols import share
 from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import SOURCE
-from dipy_ppir.mpc.sessionfile import SessionFile
-
-IDENTITIES = {pid: create_identity(f"Site {pid}") for pid in ROLES}
-
-
-def plan_of_sites():
-    """A session file of three sites."""
-    parties = {
-        name: {"name": f"Site {pid}", "fingerprint": IDENTITIES[pid].fingerprint}
-        for name, pid in (("moving", MOVING), ("static", STATIC), ("helper", HELPER))
-    }
-    parties["helper"]["address"] = "127.0.0.1:7433"
-    return SessionFile.parse(
-        {"title": "a test", "operation": "affine", "parties": parties}
-    )
-
-
-def run(session, **facts):
-    """A short run; returns its receipt."""
-    session.agree("test", {"a": 1})
-    a = share(session, MOVING, np.ones(10), (10,), bound=3)
-    session.open(a, "test-moving", (MOVING,))
-    return session.receipt(**facts)
-
-
-def run_of_sites(session, **facts):
-    """The same between sites, whose connections do not matter here."""
-    session.plan, session._identity = plan_of_sites(), IDENTITIES[session.pid]
-    return run(session, **facts)
-
 
 # -- the number of a run -----------------------------------------------------
 

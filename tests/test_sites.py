@@ -11,7 +11,9 @@ from sites import ROLES, SEEDED, Launcher, Sites
 
 from dipy_ppir.align import affine_registration as secure_registration
 from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.mpc.record import array_hash
 from dipy_ppir.mpc.session import Session
+from dipy_ppir.workflows.receipts import receipt as check_receipts
 
 # Affine transforms of bodies that are nearly round are too sensitive to compare.
 AFFINE = {
@@ -203,13 +205,14 @@ def test_syn(syn_sites, layout, reveal):
     )
 
 
-def test_the_receipt_is_the_same_everywhere(affine_sites):
+def test_the_receipt_is_the_same_everywhere(affine_sites, bodies, capsys):
     sites = affine_sites(reveal="gradient")
     sites.run()
-    receipts = {
-        site: json.loads((sites.folder / f"out_{site}" / "receipt.json").read_text())
+    files = {
+        site: sites.folder / f"out_{site}" / "receipt.json"
         for site in ("moving", "static", "helper")
     }
+    receipts = {site: json.loads(file.read_text()) for site, file in files.items()}
     learned = receipts["moving"]["learned"]
     assert {e["label"] for e in learned["moving owner"]} == {
         "center_of_mass",
@@ -223,6 +226,20 @@ def test_the_receipt_is_the_same_everywhere(affine_sites):
     for receipt in receipts.values():
         assert receipt["bytes_sent"] == receipts["moving"]["bytes_sent"]
         assert receipt["resumed"] == 0
+        assert receipt["warnings"] == []
+        assert receipt["images"]["static"]["shape"] == list(bodies(3)[0].shape)
+    # What is an owner's own is on its own receipt only.
+    own = {"moving": {"transform", "metric"}, "static": {"transform"}, "helper": set()}
+    for site, receipt in receipts.items():
+        assert own[site] == receipt.keys() & {"transform", "metric"}
+        kept = [f"{site} image"] if site != "helper" else []
+        assert [*receipt["arrays"]] == [*receipt["files"]] == kept
+    run, image = receipts["static"]["run"], bodies(3)[0].astype(np.float32)
+    assert receipts["static"]["arrays"]["static image"] == array_hash(run, image)
+    images = [str(sites.folder / f"{name}.nii.gz") for name in ("static", "moving")]
+    assert check_receipts([*map(str, files.values()), "--files", *images]) == 0
+    text = capsys.readouterr().out
+    assert "Site static." in text and f"{images[0]} is the static image of" in text
 
 
 def test_only_the_moving_owner_gets_the_transform(affine_sites):

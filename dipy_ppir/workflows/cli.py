@@ -20,11 +20,12 @@ CLI_FLOWS = {
     ),
 }
 
-#: Commands that are no workflows on images, to functions of `workflows.sites`.
+#: Commands that are no workflows on images, to functions that may return a status.
 CLI_SITES = {
-    "dipy_ppir_keygen": "keygen",
-    "dipy_ppir_session": "session",
-    "dipy_ppir_helper": "helper",
+    "dipy_ppir_keygen": ("dipy_ppir.workflows.sites", "keygen"),
+    "dipy_ppir_session": ("dipy_ppir.workflows.sites", "session"),
+    "dipy_ppir_helper": ("dipy_ppir.workflows.sites", "helper"),
+    "dipy_ppir_receipt": ("dipy_ppir.workflows.receipts", "receipt"),
 }
 
 
@@ -113,8 +114,8 @@ def _run(command):
 
     warnings.showwarning = _warn
     if command in CLI_SITES:
-        getattr(import_module("dipy_ppir.workflows.sites"), CLI_SITES[command])()
-        return 0
+        module, name = CLI_SITES[command]
+        return getattr(import_module(module), name)() or 0
     module, name = CLI_FLOWS[command]
     flow = getattr(import_module(module), name)()
     # DIPY's run_flow takes --log_level and then always uses INFO.
@@ -179,3 +180,8 @@ def session():
 def helper():
     """Entry point of ``dipy_ppir_helper``."""
     return run("dipy_ppir_helper")
+
+
+def receipt():
+    """Entry point of ``dipy_ppir_receipt``."""
+    return run("dipy_ppir_receipt")

@@ -101,7 +101,7 @@ def of_header(path, name):
         return []
     return [
         f"the header of the {name} image {Path(path).name} does not say its "
-        "orientation (qform and sform codes are 0), so that left and right are guesses: "
+        "orientation (qform and sform codes are 0), left and right are guesses: "
         "convert it again from its source, or set its sform"
     ]
 

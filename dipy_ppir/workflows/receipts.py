@@ -1,0 +1,291 @@
+"""The command ``dipy_ppir_receipt``: whether receipts belong together, in words."""
+
+import argparse
+from collections import Counter
+
+from dipy_ppir.mpc.identity import signed_by
+from dipy_ppir.mpc.ledger import DECLARATIONS, ROLES
+from dipy_ppir.mpc.receipt import (
+    INSECURE,
+    learned_lines,
+    quality_lines,
+    result_lines,
+    run_lines,
+    sections_text,
+    traffic_lines,
+)
+from dipy_ppir.mpc.record import (
+    common_digest,
+    common_part,
+    file_hash,
+    statement,
+)
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.receiptfile import load, printable
+
+#: Differences that are named; one change may make many.
+_MOST_NAMED = 20
+
+
+def receipt(arguments=None):
+    """``dipy_ppir_receipt``: check receipts of one run, and print what they say.
+
+    Returns
+    -------
+    status : int
+        0 if they are consistent, 1 otherwise.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dipy_ppir_receipt",
+        description="Check that receipts are of one run and say the same, and print "
+        "in plain words what they say: who took part, what was computed, and what each "
+        "party learned. The exit status is 0 if they are consistent, 1 otherwise.",
+    )
+    parser.add_argument(
+        "receipts",
+        nargs="+",
+        metavar="FILE",
+        help="receipts of one run (JSON): of one party, or of two or all three",
+    )
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="this site's own files (image, mask, prealign matrix): check that the run "
+        "was about these",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="on an error show where it occurred"
+    )
+    given = parser.parse_args(arguments)
+    if len(given.receipts) > len(ROLES):
+        raise InputError(
+            f"{len(given.receipts)} receipts were given, but a run has one for each of "
+            "its three parties; give those of one run"
+        )
+    if len(set(given.receipts)) < len(given.receipts):
+        raise InputError("the same receipt was given twice; give one of each party")
+    receipts = {printable(path, 1000): load(path) for path in given.receipts}
+    problems = check(receipts)
+    found, strangers = check_files(receipts, given.files)
+    problems += strangers
+    print(report(receipts, found, problems))
+    return 1 if problems else 0
+
+
+# -- checking ----------------------------------------------------------------
+
+
+def check(receipts):
+    """What is wrong with receipts that should be of one run.
+
+    Parameters
+    ----------
+    receipts : dict
+        maps names of files to what `load` returned.
+
+    Returns
+    -------
+    problems : list of str
+    """
+    problems = []
+    for name, found in receipts.items():
+        problems += _check_one(name, found)
+    by_role = Counter(found["role"] for found in receipts.values())
+    for role, count in by_role.items():
+        if count > 1:
+            names = " and ".join(n for n, f in receipts.items() if f["role"] == role)
+            problems.append(f"{names} are both the {role}'s: give one of each party.")
+    runs = {found["run"]: name for name, found in receipts.items()}
+    if len(runs) > 1:
+        named = ", ".join(f"{name} of run {run[:16]}..." for run, name in runs.items())
+        return [*problems, f"They are of different runs: {named}."]
+    return problems + _differences(receipts)
+
+
+def _check_one(name, found):
+    """What is wrong with a receipt by itself."""
+    problems, digest = [], common_digest(found)
+    if found["common"][found["role"]] != digest:
+        problems.append(
+            f"{name} was changed after the run: what it states does not have the "
+            "digest that it records. Ask its owner for the file as it was written."
+        )
+    for role, opened in found["learned"].items():
+        total = sum(e["bits"] for e in opened)
+        if abs(total - found["bits"][role]) > 0.1 * (len(opened) + 1):
+            problems.append(f"The bits of the {role} do not add up in {name}.")
+    if not _is_part(found):
+        problems.append(
+            f"In {name} what was opened since an interruption is not part of the whole."
+        )
+    for role in ROLES.values():
+        if found["common"][role] != found["common"][found["role"]]:
+            problems.append(
+                f"By {name} the {role} recorded something else when the run ended: "
+                "compare with its receipt."
+            )
+    for pid, role in ROLES.items() if found["parties"] else ():
+        pin = found["parties"][role]["fingerprint"]
+        signed = found["signatures"].get(role, {})
+        text = statement(pid, found["common"][role])
+        if not signed_by(pin, text, signed):
+            problems.append(
+                f"In {name} the signature of the {role} is missing, or not of what is "
+                "stated with the key whose certificate is named."
+            )
+    return problems
+
+
+def _is_part(found):
+    """Whether what was opened since the run was last resumed is part of the whole."""
+    if not found["resumed"]:
+        return found["last_attempt"] is None
+    whole = {(r, e["label"]): e for r, o in found["learned"].items() for e in o}
+    part = {(r, e["label"]): e for r, o in found["last_attempt"].items() for e in o}
+    return part.keys() <= whole.keys() and all(
+        entry[count] <= whole[key][count]
+        for key, entry in part.items()
+        for count in ("openings", "values", "bits")
+    )
+
+
+def _differences(receipts):
+    """In what receipts of one run differ that should state the same."""
+    flat = {}
+    # What came before an interruption each party counts by itself.
+    resumed = any(found["resumed"] for found in receipts.values())
+    for name, found in receipts.items():
+        part = {**common_part(found), "bytes_sent": found["bytes_sent"]}
+        if not resumed:
+            part |= {"levels": found["levels"], "bits": found["bits"]}
+        part["learned"] = {
+            role: {e["label"]: e for e in entries}
+            for role, entries in part["learned"].items()
+        }
+        flat[name] = _flat(part)
+    problems = []
+    for key in sorted(set().union(*flat.values())):
+        values = {name: entries.get(key, "nothing") for name, entries in flat.items()}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            said = ", ".join(f"{printable(v, 40)} in {n}" for n, v in values.items())
+            problems.append(f"{printable(key)} differs: {said}.")
+    if len(problems) > _MOST_NAMED:
+        left = len(problems) - _MOST_NAMED
+        problems = [*problems[:_MOST_NAMED], f"And {left} entries more differ."]
+    return problems
+
+
+def _flat(value, name=""):
+    """Values in nested tables and lists by dotted names."""
+    if isinstance(value, list):
+        value = {str(i): item for i, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {name: value}
+    flat = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{name}.{key}" if name else key)
+    return flat
+
+
+def check_files(receipts, files):
+    """Which of the files that receipts are about these are.
+
+    Parameters
+    ----------
+    receipts : dict
+        see `check`.
+    files : sequence of str
+        this site's own.
+
+    Returns
+    -------
+    found, problems : list of str
+    """
+    found, problems = [], []
+    for file in files:
+        about, shown = [], printable(file, 1000)
+        for name, one in receipts.items():
+            try:
+                digest = file_hash(one["run"], file)
+            except OSError as exc:
+                raise InputError(
+                    f"cannot read {shown}: {exc.strerror}; check its name"
+                ) from None
+            hashes = one.get("files", {})
+            about += [f"the {w} of {name}" for w, h in hashes.items() if h == digest]
+        if about:
+            found.append(f"{shown} is {' and '.join(about)}.")
+        else:
+            problems.append(
+                f"{shown} is none of the files that the run was about by "
+                "these receipts; only the receipt of its owner names a file."
+            )
+    return found, problems
+
+
+# -- saying ------------------------------------------------------------------
+
+
+def report(receipts, files, problems):
+    """All receipts as one text.
+
+    Parameters
+    ----------
+    receipts : dict
+        see `check`.
+    files : list of str
+        what is known of files.
+    problems : list of str
+
+    Returns
+    -------
+    text : str
+    """
+    first = next(iter(receipts.values()))
+    by_label = {
+        role: [{**e, "meaning": DECLARATIONS[e["label"]].meaning} for e in entries]
+        for role, entries in first["learned"].items()
+    }
+    results, warnings = {}, [INSECURE] if first["insecure"] else []
+    for found in receipts.values():
+        # Who gets the result has it alike.
+        results |= dict.fromkeys(result_lines(found) + quality_lines(found))
+        warnings += [f"{found['role'].capitalize()}: {w}" for w in found["warnings"]]
+    parameters = first["parameters"] or {}
+    sections = {
+        "What this is": run_lines(first),
+        "What was computed": [
+            f"{printable(name)} = {printable(value)}"
+            for name, value in parameters.items()
+        ],
+        "What each party learned": learned_lines({**first, "learned": by_label}),
+        "Result": [*results],
+        "What crossed the network": traffic_lines(first),
+        "Receipts": [_described(name, found) for name, found in receipts.items()],
+        "Files": files,
+        "Warnings": warnings,
+        "What is wrong": problems,
+    }
+    return "\n" + sections_text(sections) + "\n\n" + _verdict(receipts, problems)
+
+
+def _described(name, found):
+    versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
+    return f"{name} is the {found['role']}'s, written with {versions}."
+
+
+def _verdict(receipts, problems):
+    if problems:
+        count = len(problems)
+        return f"NOT CONSISTENT: see the {count} point{'s'[: count > 1]} above."
+    signed = all(found["parties"] for found in receipts.values())
+    how = "not signed, because all parties were on one machine"
+    if signed:
+        how = "signed with the three keys whose certificates are named above"
+    missing = set(ROLES.values()) - {found["role"] for found in receipts.values()}
+    if missing:
+        names = " and ".join(f"the {role}'s" for role in sorted(missing))
+        return f"Consistent, {how}; {names} receipt was not given."
+    return f"Consistent: all three receipts are of one run and state the same, {how}."
