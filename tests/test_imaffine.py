@@ -50,6 +50,7 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
 )
 from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.record import file_hash
 
 TRANSFORMS = sorted(regtransforms)
 EVERY_TRANSFORM = pytest.mark.parametrize(
@@ -770,7 +771,13 @@ def test_files_and_nifti_images(bodies, tmp_path):
     ):
         paths.append(str(tmp_path / f"{name}.nii.gz"))
         nib.save(nib.Nifti1Image(data, matrix), paths[-1])
-    _, from_files = affine_registration(paths[1], paths[0], pipeline=["center_of_mass"])
+    _, from_files, receipt = affine_registration(
+        paths[1], paths[0], pipeline=["center_of_mass"], ret_receipt=True
+    )
+    assert receipt["files"] == {
+        f"{name} image": file_hash(receipt["run"], path)
+        for name, path in zip(("static", "moving"), paths, strict=True)
+    }
     _, from_arrays = affine_registration(
         moving,
         static,

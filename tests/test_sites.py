@@ -282,6 +282,23 @@ def test_session_files_that_differ(affine_sites, change, named):
         assert sites.outputs(site) == []
 
 
+#: The installed files of a site are others than they are.
+CHANGED_PROGRAM = """
+from dipy_ppir.mpc import record
+record.source_digest = lambda: 64 * "0"
+"""
+
+
+def test_programs_that_differ(affine_sites):
+    """Versions are the same, files are not: as with another session file."""
+    sites = affine_sites()
+    statuses = sites.wait(sites.start(before={"helper": CHANGED_PROGRAM}))
+    for site, status in statuses.items():
+        line = sites.last_line(site)
+        assert status == 1 and "'source code of dipy_ppir'" in line
+        assert "from the same files everywhere" in line
+
+
 MISTAKES = {
     "no session file": (["STATIC", "remote"], "give the session file with --session"),
     "no remote": (["STATIC", "MOVING", "--session", "FILE"], 'other is "remote"'),

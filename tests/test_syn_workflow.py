@@ -594,6 +594,20 @@ def test_quality_of_the_map(runs, name):
     scale = np.linalg.det(PREALIGN) if name == "turned" else 1.0
     field = displacements(folder / FIELD, points_of(STATIC_SHAPE, STATIC_GRID), 1)
     assert _assert_quality(receipt["quality"], field, scale) == 0
+    if name == "plain":
+        lengths = np.linalg.norm(field, axis=-1)
+        assert receipt["displacement"] == pytest.approx(
+            {
+                "mean": lengths.mean(),
+                "percentile_95": np.percentile(lengths, 95),
+                "largest": lengths.max(),
+            },
+            rel=1e-4,
+        )
+    kept = {"static image", "moving image"}
+    kept |= {"prealign"} if name == "turned" else set()
+    assert receipt["files"].keys() == kept
+    assert "metric" not in receipt  # nothing of it is opened
 
 
 def test_folds_are_counted(command, tmp_path):

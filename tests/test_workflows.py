@@ -22,6 +22,7 @@ from scipy import ndimage
 from dipy_ppir.align.imaffine import SecureMutualInformationMetric
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.ledger import HELPER, ROLES, STATIC
+from dipy_ppir.mpc.record import file_hash
 from dipy_ppir.workflows import cli, figures, inputs, progress
 from dipy_ppir.workflows.align import SecureImageRegistrationFlow
 from dipy_ppir.workflows.outputs import OutputFiles
@@ -168,6 +169,15 @@ def test_masks_volumes_and_sampling(command, pair, tmp_path):
     )
     assert (status, err) == (0, "")
     masked = np.loadtxt("affine.txt")
+    receipt = json.loads(Path("receipt.json").read_text())
+    assert receipt["files"] == {
+        name: file_hash(receipt["run"], path)
+        for name, path in (
+            ("static image", series),
+            ("moving image", pair[1]),
+            ("static mask", mask),
+        )
+    }
     # So few voxels and evaluations: it is the mask and the volumes that matter.
     assert_allclose(masked[:3, 3], [3, -2, 1.4], atol=1.5)
     assert command(*pair, *base, "--sampling_prop", "50")[0] == 0
