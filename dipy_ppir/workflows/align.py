@@ -305,7 +305,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             )
         return images
 
-    def compute(self, images, parameters, progress, wanted):
+    def compute(self, images, parameters, progress, wanted, strict):
         """See `RegistrationFlow`."""
         masks = {name: images[name] for name in self.also_read if name in images}
         return affine_registration(
@@ -314,6 +314,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             moving_affine=images["moving_grid2world"],
             static_affine=images["static_grid2world"],
             ret_receipt=True,
+            strict=strict,
             callback=progress,
             **parameters.plain(),
             **masks,

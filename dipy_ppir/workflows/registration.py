@@ -116,7 +116,7 @@ class RegistrationFlow(OutputFilesFlow):
         """
         raise NotImplementedError
 
-    def compute(self, images, parameters, progress, wanted):
+    def compute(self, images, parameters, progress, wanted, strict):
         """Register a pair that was loaded.
 
         Parameters
@@ -128,6 +128,8 @@ class RegistrationFlow(OutputFilesFlow):
             display for the callback.
         wanted : set of str
             of `optional`.
+        strict : bool
+            whether a result that is not plausible is an error.
 
         Returns
         -------
@@ -199,11 +201,12 @@ class RegistrationFlow(OutputFilesFlow):
                     # A bad pair is found before others are registered for nothing.
                     for paths, _ in jobs:
                         self.load(paths, flags, parameters)
-                told = {**parameters, "strict": bool(flags["strict"])}
                 for paths, to in jobs:
                     own = self._own_files(paths, flags)
                     images = self.load(paths, flags, parameters)
-                    self._register_pair(paths, own, images, told, to, out)
+                    self._register_pair(
+                        paths, own, images, parameters, to, out, bool(flags["strict"])
+                    )
 
     def _jobs(self, files, flags, made):
         """The pairs that are named: (images, files to write by what is in them)."""
@@ -237,7 +240,7 @@ class RegistrationFlow(OutputFilesFlow):
             files[flag.removesuffix("_file").replace("_", " ")] = flags[flag]
         return OwnFiles(files)
 
-    def _register_pair(self, paths, own, images, parameters, files, out):
+    def _register_pair(self, paths, own, images, parameters, files, out, strict):
         """Register one pair and write its files."""
         steps = self.steps(parameters)
         logger.info(
@@ -247,12 +250,12 @@ class RegistrationFlow(OutputFilesFlow):
             ", ".join(step.replace("_", " ") for step in steps),
         )
         concerns = [c for n in IMAGES for c in inputs.of_header(paths[n], n)]
-        plausibility.tell(concerns, strict=parameters["strict"])
+        plausibility.tell(concerns, strict=strict)
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
         with display(shown, len(parameters.level_iters)) as progress:
             moved, transform, *more, receipt = self.compute(
-                images, parameters, progress, wanted
+                images, parameters, progress, wanted, strict
             )
         receipt["warnings"] = [*concerns, *receipt["warnings"]]
         own.enter(receipt)

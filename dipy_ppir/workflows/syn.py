@@ -246,7 +246,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         inputs.explain(check, images, prealign)
         return {**images, "prealign": prealign}
 
-    def compute(self, images, parameters, progress, wanted):
+    def compute(self, images, parameters, progress, wanted, strict):
         """See `RegistrationFlow`."""
         result = syn_registration(
             images["moving"],
@@ -256,6 +256,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             prealign=images["prealign"],
             callback=deformation_callback(progress),
             ret_receipt=True,
+            strict=strict,
             **parameters.plain(),
         )
         if result[0].min() == result[0].max():
