@@ -16,6 +16,7 @@ from dipy_ppir.workflows.receiptfile import MAX_BYTES, load
 from dipy_ppir.workflows.receipts import check, receipt, report
 
 FACTS = {
+    "operation": "affine",
     "parameters": {"nbins": 32, "level_iters": [10, 5]},
     "images": {
         name: {"shape": [91, 109, 91], "voxel_size": [2.0, 2.0, 2.5]}
@@ -65,6 +66,7 @@ def test_all_three(written, capsys):
         receipts[0]["session_file"],
         "The static owner was Site 1.\n    certificate SHA-256 ",
         "The moving image has 91 x 109 x 91 voxels of 2 x 2 x 2.5 mm.",
+        "It was an affine registration by mutual information.\n    nbins = 32\n",
         "level_iters = [10, 5]",
         "what a test opens to the moving owner: 10 numbers, 28 bits",
         "The moving owner sent ",
@@ -107,6 +109,7 @@ def test_a_run_that_was_resumed(written, capsys):
     status, _, text = answer(capsys, *files)
     assert status == 0
     assert "The run was interrupted once." in text
+    assert "It went on with the interrupted run " in text
 
 
 def test_totals_that_were_changed(written):

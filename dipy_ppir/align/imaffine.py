@@ -616,7 +616,7 @@ class SecureAffineRegistration(AffineRegistration):
         arrays["start"] = starting_affine
         facts |= own_arrays(self.session, **arrays)
         self.receipt = self.session.receipt(
-            parameters=described, warnings=warnings, **facts
+            operation="affine", parameters=described, warnings=warnings, **facts
         )
 
     def run(

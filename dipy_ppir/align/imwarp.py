@@ -383,7 +383,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self._init_optimizer(prealign=prealign, **images)
         self._optimize()
         self._end_optimizer()
-        facts |= {"parameters": self.config(), **grid_facts(images)}
+        facts |= {"operation": "syn", "parameters": self.config()}
+        facts |= grid_facts(images)
         facts |= own_arrays(self.session, **arrays, prealign=prealign)
         if self._mismatched:
             concerns.append(plausibility.MISMATCH)

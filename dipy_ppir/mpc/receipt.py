@@ -59,7 +59,8 @@ def make_receipt(ledger, sent_by_party, **facts):
     run = ledger.run
     return {
         **dict.fromkeys(("title", "role", "date", "duration", "run", "earlier_runs")),
-        **dict.fromkeys(("session_file", "parties", "parameters", "images")),
+        **dict.fromkeys(("session_file", "parties")),
+        **dict.fromkeys(("operation", "parameters", "images")),
         **{"warnings": [], "common": {}, "signatures": {}},
         **facts,
         "run": run and run.number,
@@ -152,6 +153,8 @@ def run_lines(receipt):
     began = receipt["date"].replace("T", " ").replace("Z", " UTC")
     lines.append(f"The run began {began} and took {receipt['duration']:,.1f} s.")
     lines.append(f"Number of the run: {receipt['run']}")
+    for number in receipt["earlier_runs"]:
+        lines.append(f"It went on with the interrupted run {number}.")
     if receipt["session_file"]:
         lines.append(f"Hash of the session file: {receipt['session_file']}")
     for role, party in (receipt["parties"] or {}).items():

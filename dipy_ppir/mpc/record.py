@@ -30,6 +30,7 @@ COMMON = (
     "title",
     "session_file",
     "parties",
+    "operation",
     "images",
     "static_grid2world",
     "moving_grid2world",

@@ -13,6 +13,7 @@ from dipy_ppir.mpc.ledger import DECLARATIONS, ROLES
 from dipy_ppir.mpc.record import is_hex, parse_date
 from dipy_ppir.workflows import operations  # noqa: F401  declares all that is opened
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.operations import OPERATIONS
 
 #: Larger files are no receipts.
 MAX_BYTES = 1 << 20
@@ -163,11 +164,12 @@ _ENTRIES = {
     "role": lambda value: value in ROLES.values(),
     "date": lambda value: parse_date(value) is not None,
     "duration": _is_number,
-    "earlier_runs": _each(_is_text),
+    "earlier_runs": _each(lambda value: is_hex(value, 64)),
     "title": _maybe(_is_text),
     "session_file": _is_hash,
     "parties": _maybe(_by_role(_having(name=_is_text, fingerprint=_is_text))),
     "images": _maybe(_named(_is_grid)),
+    "operation": lambda value: value is None or value in [*OPERATIONS],
     "parameters": _maybe(_is_plain),
     "versions": _named(_is_text),
     "source": lambda value: is_hex(value, 64),

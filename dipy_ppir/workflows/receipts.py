@@ -21,6 +21,7 @@ from dipy_ppir.mpc.record import (
     statement,
 )
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.operations import OPERATIONS
 from dipy_ppir.workflows.receiptfile import load, printable
 
 #: Differences that are named; one change may make many.
@@ -253,13 +254,14 @@ def report(receipts, files, problems):
         # Who gets the result has it alike.
         results |= dict.fromkeys(result_lines(found) + quality_lines(found))
         warnings += [f"{found['role'].capitalize()}: {w}" for w in found["warnings"]]
-    parameters = first["parameters"] or {}
+    computed = []
+    if first["operation"]:
+        computed.append(f"It was {OPERATIONS[first['operation']].title}.")
+    for name, value in (first["parameters"] or {}).items():
+        computed.append(f"    {printable(name)} = {printable(value)}")
     sections = {
         "What this is": run_lines(first),
-        "What was computed": [
-            f"{printable(name)} = {printable(value)}"
-            for name, value in parameters.items()
-        ],
+        "What was computed": computed,
         "What each party learned": learned_lines({**first, "learned": by_label}),
         "Result": [*results],
         "What crossed the network": traffic_lines(first),
