@@ -11,7 +11,6 @@ import math
 from dipy_ppir.mpc.frame import parse_metadata
 from dipy_ppir.mpc.ledger import DECLARATIONS, ROLES
 from dipy_ppir.mpc.record import is_hex, parse_date
-from dipy_ppir.workflows import operations  # noqa: F401  declares all that is opened
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS
 
