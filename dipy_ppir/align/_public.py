@@ -5,11 +5,11 @@ from warnings import warn
 
 from dipy.align.imaffine import AffineMap
 from dipy.align.transforms import regtransforms
-from dipy.io.utils import read_img_arr_or_path
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plan, plausibility
+from dipy_ppir.align.arguments import check_run, mask_array, matrix_array, read_image
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.frames import Blur
 from dipy_ppir.align.hidden import (
@@ -247,6 +247,9 @@ def affine_registration(
     """
     if metric != "MI":
         raise ValueError(f"metric must be 'MI', got {metric!r}")
+    check_run(session, checkpoint, callback)
+    static_mask = mask_array(static_mask, "static")
+    moving_mask = mask_array(moving_mask, "moving")
     files = OwnFiles({"static image": static, "moving image": moving})
     evaluations, options = split_options(optimizer_options)
     if evaluations is not None:
@@ -323,6 +326,8 @@ def affine_registration(
         raise ValueError(
             "a RemoteImage needs a session with the party that holds the image"
         )
+    elif checkpoint is not None:
+        raise ValueError("a checkpoint needs a session; leave it out")
     else:
         here, there, helper = split(images)
         common = {
@@ -372,8 +377,8 @@ def affine_registration(
 
 def _read_pair(static, static_affine, moving, moving_affine, session):
     """Both images, read or described by their owners."""
-    static, static_affine = _read(static, static_affine)
-    moving, moving_affine = _read(moving, moving_affine)
+    static, static_affine = read_image(static, static_affine, "static")
+    moving, moving_affine = read_image(moving, moving_affine, "moving")
     if session is not None and session.plan is not None:
         pair = {"static": (static, static_affine), "moving": (moving, moving_affine)}
         pair = exchange_grids(session, pair)
@@ -384,15 +389,6 @@ def _read_pair(static, static_affine, moving, moving_affine, session):
             "RemoteImage"
         )
     return static, static_affine, moving, moving_affine
-
-
-def _read(image, grid2world):
-    if is_word(image):
-        return image, None
-    if is_remote(image):
-        return image, image.grid2world
-    image, grid2world = read_img_arr_or_path(image, affine=grid2world)
-    return np.asarray(image), np.asarray(grid2world, dtype=np.float64)
 
 
 def _named(pipeline):
@@ -573,6 +569,8 @@ def syn_registration(
     """
     if str(metric).upper() != "CC":
         raise ValueError(f"metric must be 'CC', got {metric!r}")
+    check_run(session, checkpoint, callback)
+    prealign = matrix_array(prealign, "prealign")
     files = OwnFiles({"static image": static, "moving image": moving})
     parameters = SynParameters(
         dim=dim,

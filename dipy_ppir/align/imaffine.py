@@ -32,6 +32,15 @@ import numpy as np
 
 from dipy_ppir.align import plan, plausibility
 from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.arguments import (
+    check_instance,
+    check_run,
+    check_transform,
+    image_array,
+    mask_array,
+    matrix_array,
+    parameters_array,
+)
 from dipy_ppir.align.centers import (
     START_PART,
     precision_for,
@@ -191,11 +200,14 @@ class SecureAffineRegistration(AffineRegistration):
     ):
         if metric is None:
             metric = SecureMutualInformationMetric()
-        if not isinstance(metric, SecureMutualInformationMetric):
-            raise ValueError(
-                "SecureAffineRegistration needs a SecureMutualInformationMetric; any "
-                "other metric reads both images"
-            )
+        check_instance(
+            metric,
+            SecureMutualInformationMetric,
+            "metric",
+            "make one with SecureMutualInformationMetric(); any other metric reads "
+            "both images",
+        )
+        check_run(session, checkpoint, callback)
         evaluations, options = split_options(options)
         #: What was asked for, checked.
         self.parameters = AffineParameters(
@@ -287,10 +299,17 @@ class SecureAffineRegistration(AffineRegistration):
         ImplausibleError
             with `strict`, if the result is not plausible.
         """
+        static, moving = image_array(static, "static"), image_array(moving, "moving")
+        static_grid2world = matrix_array(static_grid2world, "static_grid2world")
+        moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
+        static_mask = mask_array(static_mask, "static")
+        moving_mask = mask_array(moving_mask, "moving")
         check_image(static, static_grid2world, "static")
         check_image(moving, moving_grid2world, "moving")
         if len(static.shape) != len(moving.shape):
             raise ValueError("static and moving images must have the same dimension")
+        check_transform(transform, len(static.shape))
+        params0 = parameters_array(params0, transform)
         check_slices(moving)
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
@@ -1137,7 +1156,8 @@ class SecureAffineRegistration(AffineRegistration):
             image = np.zeros((1,) * self.dim)
         else:
             inside = image if mask is None else image[mask != 0]
-            low, high = np.min(inside), np.max(inside)
+            # As float: the range of integers may not fit their type.
+            low, high = float(np.min(inside)), float(np.max(inside))
             image = (image.astype(np.float64) - low) / (high - low)
         with np.errstate(all="ignore" if remote else None):
             if self.use_isotropic:

@@ -28,6 +28,12 @@ import numpy.linalg as npl
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.arguments import (
+    check_instance,
+    check_run,
+    image_array,
+    matrix_array,
+)
 from dipy_ppir.align.carried import (
     CarriedLevels,
     mapping,
@@ -55,7 +61,12 @@ from dipy_ppir.align.remote import (
     split,
     unite,
 )
-from dipy_ppir.align.validation import check_grid2world, check_image, check_overlap
+from dipy_ppir.align.validation import (
+    check_grid2world,
+    check_image,
+    check_overlap,
+    check_single_precision,
+)
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.algebra import Secret, Shares
 from dipy_ppir.mpc.arrays import OwnedArray
@@ -172,11 +183,14 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         checkpoint=None,
         strict=False,
     ):
-        if metric is not None and not isinstance(metric, SecureCCMetric):
-            raise ValueError(
-                "SecureSymmetricDiffeomorphicRegistration needs a SecureCCMetric; any "
-                "other metric reads both images"
-            )
+        check_instance(
+            metric,
+            SecureCCMetric,
+            "metric",
+            "make one with SecureCCMetric(3), or 2 for 2D images; any other metric "
+            "reads both images",
+        )
+        check_run(session, checkpoint, callback)
         #: What was asked for, checked.
         self.parameters = SynParameters(
             level_iters=level_iters,
@@ -260,13 +274,16 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         ImplausibleError
             with `strict`, if the result is not plausible.
         """
+        static, moving = image_array(static, "static"), image_array(moving, "moving")
+        static_grid2world = matrix_array(static_grid2world, "static_grid2world")
+        moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
         images = {
             "static": static,
             "moving": moving,
             "static_grid2world": grid2world_of(static, static_grid2world),
             "moving_grid2world": grid2world_of(moving, moving_grid2world),
         }
-        prealign = None if prealign is None else np.asarray(prealign, dtype=np.float64)
+        prealign = matrix_array(prealign, "prealign")
         if self.session is not None:
             check_session(self.session, self.parameters, static, moving)
         self.check(images, prealign)
@@ -322,6 +339,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         for name in ("static", "moving"):
             image, matrix = images[name], images[name + "_grid2world"]
             check_image(image, matrix, name)
+            check_single_precision(image, name)
             if len(image.shape) != self.dim:
                 raise ValueError(
                     f"the metric is for {self.dim}D images, but the {name} image has "

@@ -59,13 +59,16 @@ def check_starting_affine(start, dim):
         return start
     if isinstance(start, str):
         raise ValueError(
-            f"starting_affine must be a matrix or one of {list(STARTS)}, got {start!r}"
+            f"starting_affine must be a matrix or one of {list(STARTS)}, got "
+            f"{start!r:.200}; read a file with numpy.loadtxt first"
         )
     try:
         matrix = np.array(start, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(
-            f"starting_affine must be a matrix or one of {list(STARTS)}"
+            f"starting_affine must be a matrix or one of {list(STARTS)}, got an object "
+            f"of type {type(start).__name__}; read a file with numpy.loadtxt first, "
+            "and of an AffineMap take its affine"
         ) from None
     if matrix.shape != (dim + 1, dim + 1):
         raise ValueError(
@@ -119,8 +122,10 @@ def check_image(image, grid2world, name):
             f"the {name} image has {image.ndim} dimensions; 2 or 3 are needed (of a "
             "4D series choose one volume)"
         )
-    if not np.issubdtype(image.dtype, np.number) or np.iscomplexobj(image):
-        raise ValueError(f"the {name} image must hold real numbers, not {image.dtype}")
+    if image.dtype.kind not in "biuf":
+        raise ValueError(
+            f"the {name} image must hold real numbers, not {image.dtype}; convert it"
+        )
     if not np.isfinite(image).all():
         raise ValueError(
             f"the {name} image contains NaN or infinite voxels; replace them first, "
@@ -132,6 +137,23 @@ def check_image(image, grid2world, name):
             "that it is the right one"
         )
     check_grid2world(grid2world, image.ndim, name)
+
+
+def check_single_precision(image, name):
+    """Raise ValueError if nothing is left of `image` in single precision.
+
+    DIPY's diffeomorphic registration computes with it.
+    """
+    if is_remote(image):
+        return
+    least, most = (float(v) for v in (np.min(image), np.max(image)))
+    with np.errstate(all="ignore"):
+        width = np.float32(most) - np.float32(least)
+    if not 0 < width < np.inf:
+        raise ValueError(
+            f"the values of the {name} image, from {least:g} to {most:g}, do not fit "
+            "single precision; subtract the least, and divide by the largest"
+        )
 
 
 def check_slices(moving):
