@@ -238,7 +238,7 @@ def test_who_cannot_write_its_result_may_try_again(tmp_path, bodies):
     assert set(sites.wait(processes).values()) == {1}
     assert "File too large" in sites.last_line("moving")
     for site in ("static", "helper"):
-        assert "party 0 (moving owner)" in sites.last_line(site), sites.log(site)
+        assert "moving owner (Site moving)" in sites.last_line(site), sites.log(site)
     assert results_written(sites) == []
     sites.run("--resume")
     assert "displacement_field.nii.gz" in sites.outputs("moving")
@@ -276,7 +276,7 @@ def test_iterations_are_not_repeated_for_ever(sites):
     assert set(sites.wait(sites.start("--resume")).values()) == {1}
     assert "opens too much; start anew" in sites.last_line("static")
     for site in ("moving", "helper"):
-        assert "party 1 (static owner) ended" in sites.last_line(site)
+        assert "the static owner (Site static) ended" in sites.last_line(site)
     assert results_written(sites) == []
 
 
@@ -286,7 +286,7 @@ def lose_checkpoint(sites):
     assert set(sites.wait(sites.start("--resume")).values()) == {1}
     assert "There is no checkpoint" in sites.log("static")
     for site in ROLES:
-        assert "static owner did not find the checkpoint" in sites.last_line(site)
+        assert "owner (Site static) did not find the checkp" in sites.last_line(site)
 
 
 def test_a_lost_checkpoint_is_missed(sites):
@@ -526,7 +526,7 @@ def test_the_end_of_a_level_is_not_opened_for_ever(tmp_path, bodies):
     assert set(sites.wait(sites.start("--resume")).values()) == {1}
     assert "shows more than was agreed; start anew" in sites.last_line("static")
     for site in ("moving", "helper"):
-        assert "party 1 (static owner) ended" in sites.last_line(site)
+        assert "the static owner (Site static) ended" in sites.last_line(site)
     assert results_written(sites) == []
 
 

@@ -111,6 +111,31 @@ def test_an_output_that_is_slow_or_full_takes_everything():
         assert output.problem is None
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interruption_says_how_to_go_on(tmp_path, begun):
+    """If there is a checkpoint to go on with."""
+    code = """
+import sys
+from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.workflows import cli
+
+def interrupted(command):
+    checkpoint = Checkpoint(sys.argv[1])
+    with checkpoint.hint():
+        if sys.argv[2] == "True":
+            checkpoint.begin({}, run="a" * 32)
+        raise KeyboardInterrupt
+
+cli._run = interrupted
+sys.exit(cli.run("dipy_ppir_helper"))
+"""
+    argv = [sys.executable, "-c", code, tmp_path / "checkpoint", begun]
+    assert run(argv, tmp_path, "2>err") == 130
+    (line,) = (tmp_path / "err").read_text().splitlines()
+    assert "interrupted; no output was written" in line
+    assert ("add --resume, at all parties, to go on" in line) == begun
+
+
 # -- descriptors -------------------------------------------------------------
 
 CALL = """

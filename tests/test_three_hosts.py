@@ -212,7 +212,7 @@ def test_an_unplugged_site_is_named(tmp_path, pair):
         statuses = sites.wait(processes)
     assert set(statuses.values()) == {1}
     for site in ("moving", "helper"):
-        assert "party 1 (static owner)" in sites.last_line(site), sites.log(site)
+        assert "static owner (Site static)" in sites.last_line(site), sites.log(site)
     # It was told nothing either.
     assert "said nothing" in sites.last_line("static"), sites.log("static")
     for site in ROLES:

@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from dipy_ppir.mpc.errors import PeerError, ProtocolError
-from dipy_ppir.mpc.ledger import MOVING, ROLES
+from dipy_ppir.mpc.ledger import MOVING
 
 #: States kept; parties are never further apart than one.
 KEPT = 2
@@ -123,6 +123,16 @@ class Checkpoint:
         # What was opened stays on record; states, which may be shares, do not.
         self.forget_after(None)
         os.replace(self.folder, old)
+
+    @contextmanager
+    def hint(self):
+        """Add to an interruption how to go on, if there is something to go on with."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as exc:
+            if self.run is not None:
+                exc.add_note("add --resume, at all parties, to go on")
+            raise
 
     # -- a journal of small records --------------------------------------
 
@@ -285,7 +295,11 @@ def begin_or_resume(session, checkpoint, facts):
             runs[pid], number = _run(view.get("run")), view.get("records")
             new = _run(view.get("new")) if pid == MOVING else new
             if type(number) is not int or number < 0:
-                raise ProtocolError(f"the {ROLES[pid]} describes no checkpoint", pid)
+                raise ProtocolError(
+                    f"{session.name_of(pid)} describes no checkpoint; check that all "
+                    "parties run the same version",
+                    pid,
+                )
             records += number
         if new is None:
             raise ProtocolError("the moving owner gives the run no number", MOVING)
@@ -297,10 +311,10 @@ def begin_or_resume(session, checkpoint, facts):
         if records:
             with suppress(PeerError):
                 session.exchange("disagreement", None)
-            without = [ROLES[pid] for pid in sorted(runs) if runs[pid] is None]
-            names = " and the ".join(without) or "parties"
+            without = [p for p in sorted(runs) if runs[p] is None]
+            names = " and ".join(map(session.name_of, without))
             raise CheckpointError(
-                (f"the {names} did not find" if without else "the parties do not have")
+                (f"{names} did not find" if without else "the parties do not have")
                 + " the checkpoint of the interrupted run: name the output folder of "
                 "that run, or start anew at all parties, without --resume"
             )

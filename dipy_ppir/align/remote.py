@@ -112,12 +112,13 @@ def exchange_grids(session, images):
     found = dict(images)
     for name, owner in OWNERS.items():
         if is_word(images[name][0]):
-            image = _described(views[owner], name, owner, session.limits["voxels"])
+            most = session.limits["voxels"]
+            image = _described(views[owner], name, owner, session.name_of(owner), most)
             found[name] = image, image.grid2world
     return found
 
 
-def _described(view, name, owner, most):
+def _described(view, name, owner, title, most):
     """The image that a peer describes; a peer may send anything."""
     try:
         view = view[name]
@@ -132,7 +133,7 @@ def _described(view, name, owner, most):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ProtocolError(
-            f"party {owner} ({name} owner) does not describe its image as it should: "
+            f"{title} does not describe its image as it should: "
             f"it must have 2 or 3 dimensions, at most {most:,} voxels and an "
             "invertible affine",
             owner,

@@ -222,6 +222,12 @@ class Session:
         """Name of this party's role."""
         return ROLES[self.pid]
 
+    def name_of(self, pid):
+        """What messages call a party: its role and, if it is known, its name."""
+        if self.plan is not None:
+            return self.plan.parties[pid].title
+        return f"the {ROLES[pid]}"
+
     @property
     def peers(self):
         """Numbers of the other parties."""
@@ -445,7 +451,9 @@ class Session:
         for pid, view in views.items():
             if not _is_dict(view) or not all(isinstance(k, str) for k in view):
                 raise ProtocolError(
-                    f"the {ROLES[pid]} sent malformed parameters of the {name}", pid
+                    f"{self.name_of(pid)} sent malformed parameters of the {name}; "
+                    "check that all parties run the same version",
+                    pid,
                 )
         greetings = {pid: view.pop("greeting", None) for pid, view in views.items()}
         for key in sorted(set().union(*views.values())):
@@ -456,7 +464,7 @@ class Session:
                 with suppress(PeerError):
                     self.exchange("disagreement", None)
                 detail = ", ".join(
-                    f"{v!r:.200} (hash {_hash(v)}) at the {ROLES[p]}"
+                    f"{v!r:.200} (hash {_hash(v)}) at {self.name_of(p)}"
                     for p, v in seen.items()
                 )
                 raise ParameterMismatchError(

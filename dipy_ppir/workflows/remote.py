@@ -146,7 +146,11 @@ class Site:
         steps, count = ["deformation"], len(self.parameters.level_iters)
         if self.plan.operation == "affine":
             steps = [s for s in self.parameters.pipeline if s != "center_of_mass"]
-        with self.open() as session, display(steps, count) as progress:
+        with (
+            checkpoint.hint(),
+            self.open() as session,
+            display(steps, count) as progress,
+        ):
             met()
             callback = progress
             if self.plan.operation == "syn":
