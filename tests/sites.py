@@ -113,6 +113,7 @@ class Sites:
         for name, identity in self.identities.items():
             identity.save(self.folder / "keys" / name)
         self.parameters, self.timeouts = parameters or {}, timeouts or {}
+        self.limits = {}
         self.reveal = reveal or REVEAL[operation]
         self.file = self.write("session.toml")
 
@@ -130,7 +131,7 @@ class Sites:
             lines.append(f'fingerprint = "{identity.fingerprint}"')
             if site in self.addresses:
                 lines.append(f'address = "{self.addresses[site]}"')
-        for table in ("parameters", "timeouts"):
+        for table in ("parameters", "timeouts", "limits"):
             lines.append(f"[{table}]")
             lines += [f"{k} = {_toml(v)}" for k, v in getattr(self, table).items()]
         path = self.folder / name

@@ -50,6 +50,7 @@ def test_numpy_and_python_are_the_same():
     assert given == AFFINE
     assert SynParameters(dim=2, stride=2).map_precision == 0.5
     assert SynParameters(reveal="force").ss_sigma_factor == 0.2
+    assert AffineParameters(ss_sigma_factor=1, level_iters=[5]).factors is None
 
 
 MISTAKES = {
@@ -73,6 +74,11 @@ MISTAKES = {
         "affine",
         {"level_iters": [10, 5]},
         "{level_iters}, {sigmas} and {factors} must have one entry per level; got 2, 3",
+    ),
+    "two scale spaces": (
+        "affine",
+        {"ss_sigma_factor": 0.5, "factors": [4, 2, 1]},
+        "{ss_sigma_factor} takes the place of {sigmas} and {factors}",
     ),
     "many levels": ("syn", {"level_iters": [1] * 17}, "{level_iters}.*1 to 16 levels"),
     "braces": ("affine", {"pipeline": ["{x}"]}, r"{pipeline}.*got \['\{x\}'\]"),
@@ -141,16 +147,15 @@ def test_steps_may_be_functions(images):
 # -- session files ---------------------------------------------------------------
 
 
-def plan_of(operation, *, reveal=None, result_to="both", limits=None, **parameters):
-    reveal = reveal or {"affine": "transform", "syn": "map"}[operation]
-    entries = {"limits": limits} if limits else {}
-    return pins.plan(
-        operation=operation,
-        reveal=reveal,
-        result_to=result_to,
-        parameters=parameters,
-        **entries,
-    )
+def plan_of(operation, *, limits=None, **parameters):
+    given = {"reveal": SCHEMAS[operation]().reveal if operation in SCHEMAS else "map"}
+    for name in ("reveal", "result_to"):
+        if name in parameters:
+            given[name] = parameters.pop(name)
+    given = {name: value for name, value in given.items() if value is not None}
+    if limits:
+        given["limits"] = limits
+    return pins.plan(operation=operation, parameters=parameters, **given)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,8 @@ def plan_of(operation, *, reveal=None, result_to="both", limits=None, **paramete
         ("affine", {"reveal": "map"}, "reveal must be one of 'transform'"),
         ("affine", {"hide_steps": True, "evaluations": 9.0}, "too many to hide"),
         ("affine", {"level_iters": [1, 1, 1]}, "leave no step"),
-        ("warp", {"reveal": "map"}, "operation = 'warp' is not known"),
+        ("affine", {"reveal": None}, "must say what may be revealed.*'transform'"),
+        ("warp", {}, "operation = 'warp' is not known"),
     ],
 )
 def test_a_file_that_would_not_run_as_written_is_refused(operation, entries, words):
@@ -264,6 +270,9 @@ def test_what_no_file_can_say_is_left_out(in_session, images):
         call(optimizer_options={"gtol": 1e-6})
     with pytest.raises(ParameterMismatchError, match="method is 'L-BFGS-B' .*'BFGS'"):
         call(method="BFGS")
+    session = in_session("affine", ss_sigma_factor=1, level_iters=[9, 5])
+    call = partial(call.func, *call.args, session=session, moving_affine=np.eye(4))
+    call = partial(call, **session.parameters)
     # Where it starts is the moving owner's own, if it is a matrix.
     with pytest.raises(AssertionError, match="something was sent"):
         call(starting_affine=np.eye(4))
@@ -283,6 +292,8 @@ def test_classes_keep_to_the_file_as_well(in_session, images):
     session = in_session("affine", pipeline=["rigid"], **BRIEF)
     levels = {name: BRIEF[name] for name in ("level_iters", "sigmas", "factors")}
 
+    scaled = {"ss_sigma_factor": 0.5, "sigmas": None, "factors": None}
+
     def optimize(kind="RIGID", *, nbins=16, metric_session=None, **options):
         metric = SecureMutualInformationMetric(nbins=nbins, session=metric_session)
         registration = SecureAffineRegistration(
@@ -299,7 +310,7 @@ def test_classes_keep_to_the_file_as_well(in_session, images):
         (partial(optimize, nbins=20, metric_session=session), "nbins is 16"),
         (partial(optimize, result_to="moving"), "result_to is 'both'"),
         (partial(optimize, options={"evaluations": 2}), "evaluations is 1.0"),
-        (partial(optimize, ss_sigma_factor=0.5), "ss_sigma_factor is None"),
+        (partial(optimize, **scaled), "factors is .* None in this call"),
     ):
         with pytest.raises(ParameterMismatchError, match=words):
             call()

@@ -121,8 +121,13 @@ RIGID = {**AFFINE, "pipeline": ["center_of_mass", "translation", "rigid"]}
 def test_on_shares(affine_sites, bodies, layout):
     """What the owners learn is the transform; the static owner counts the bits."""
     options = {"addresses": loopback(layout), "fresh": layout == "direct"}
-    sites = affine_sites(reveal="transform", parameters=RIGID, before=SEEDED, **options)
+    # How well the images match may be asked for besides.
+    asked = layout == "relayed"
+    options["parameters"] = {**RIGID, "ret_metric": asked}
+    sites = affine_sites(reveal="transform", before=SEEDED, **options)
     sites.run()
+    assert ("quality_metric.txt" in sites.outputs("moving")) == asked
+    assert "quality_metric.txt" not in sites.outputs("static")
     found = matrix_of(sites, "moving")
     np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)
     static, moving, *grids = bodies(3)
@@ -135,7 +140,8 @@ def test_on_shares(affine_sites, bodies, layout):
     assert np.abs(apart).max() < 1
     receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
     labels = {e["label"] for e in receipt["learned"]["moving owner"]}
-    assert labels == {"center_of_mass", "step", "step_size", "better"}
+    value = {"final_value"} if asked else set()
+    assert labels == {"center_of_mass", "step", "step_size", "better"} | value
     counts = json.loads((sites.folder / "keys" / "static" / "opened.json").read_text())
     assert [*counts.values()] == [receipt["bits"]["moving owner"]]
     assert not (sites.folder / "keys" / "moving" / "opened.json").exists()
@@ -344,6 +350,14 @@ MISTAKES = {
         ["STATIC", "remote", "--session", "SAMPLED", "--static_mask", "MASK"],
         "masks need all voxels",
     ),
+    "too many voxels": (
+        ["STATIC", "remote", "--session", "SMALL"],
+        "more than the 1,000 of [limits]",
+    ),
+    "too much memory": (
+        ["STATIC", "remote", "--session", "LITTLE"],
+        "more than the 0.1 GB of [limits]",
+    ),
 }
 
 
@@ -367,7 +381,13 @@ def test_mistakes_are_explained_before_connecting(
         data = np.full(image.shape, value, dtype=np.uint8)
         nib.save(nib.Nifti1Image(data, image.affine), sites.folder / f"{name}.nii.gz")
     sites.parameters = {**sites.parameters, "sampling_proportion": 0.5}
+    files = {}
+    for name, limits in (("SMALL", {"voxels": 1000}), ("LITTLE", {"memory": 0.1})):
+        sites.limits = limits
+        files[name] = sites.write(f"{name}.toml")
+    sites.limits = {}
     words = {
+        **files,
         "EMPTY": sites.folder / "empty.nii.gz",
         "MASK": sites.folder / "mask.nii.gz",
         "SAMPLED": sites.write("sampled.toml"),

@@ -252,8 +252,7 @@ def affine_registration(
     moving_mask = mask_array(moving_mask, "moving")
     files = OwnFiles({"static image": static, "moving image": moving})
     evaluations, options = split_options(optimizer_options)
-    if evaluations is not None:
-        metric_kwargs = {"evaluations": evaluations, **metric_kwargs}
+    scaled = {} if evaluations is None else {"evaluations": evaluations}
     named = isinstance(starting_affine, str)
     parameters = AffineParameters(
         pipeline=_named(pipeline),
@@ -263,6 +262,7 @@ def affine_registration(
         factors=factors,
         ret_metric=bool(ret_metric),
         result_to=result_to,
+        **scaled,
         **metric_kwargs,
     )
     steps, ret_metric = list(parameters.pipeline), parameters.ret_metric

@@ -42,6 +42,11 @@ def parameters_of(plan):
             f"operation = {plan.operation!r} is not known; choose one of "
             f"{', '.join(map(repr, SCHEMAS))}"
         )
+    if plan.reveal is None:
+        wanted = SCHEMAS[plan.operation].model_fields["reveal"].description
+        raise SessionFileError(
+            f"the session file must say what may be revealed: give reveal = {wanted}"
+        )
     known = entries(plan.operation)
     strangers = sorted(set(plan.parameters) - set(known))
     if strangers:

@@ -228,8 +228,8 @@ class SecureAffineRegistration(AffineRegistration):
         super().__init__(
             metric=metric,
             level_iters=list(self.parameters.level_iters),
-            sigmas=list(self.parameters.sigmas),
-            factors=list(self.parameters.factors),
+            sigmas=_listed(self.parameters.sigmas),
+            factors=_listed(self.parameters.factors),
             method=self.parameters.method,
             ss_sigma_factor=self.parameters.ss_sigma_factor,
             options=options,
@@ -417,16 +417,16 @@ class SecureAffineRegistration(AffineRegistration):
 
     def config(self):
         """Public parameters of the registration, JSON-able."""
-        names = (
-            "method",
-            "evaluations",
-            "level_iters",
-            "factors",
-            "sigmas",
-            "ss_sigma_factor",
-            "result_to",
-        )
-        return {**self.metric.config(), **self.parameters.plain(*names)}
+        return {
+            **self.metric.config(),
+            "method": self.method,
+            "evaluations": self.scale,
+            "level_iters": [int(n) for n in self.level_iters],
+            "factors": list(self.factors) if self.use_isotropic else None,
+            "sigmas": list(self.sigmas) if self.use_isotropic else None,
+            "ss_sigma_factor": None if self.use_isotropic else self.ss_sigma_factor,
+            "result_to": self.result_to,
+        }
 
     def keep_to_file(self, session, pipeline, starting_affine, ret_metric):
         """Refuse what the session file, if there is one, does not say.
@@ -1208,6 +1208,10 @@ def check_centers(**images):
             empty = mask is None or not np.any(mask)
             inside = masked(image, None if empty else mask)
             world_center_of_mass(inside, grid2world, f"the {name}")
+
+
+def _listed(values):
+    return None if values is None else list(values)
 
 
 def split_options(options):

@@ -221,20 +221,25 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     def config(self):
         """Public parameters of the registration, JSON-able."""
-        names = (
-            "level_iters",
-            "step_length",
-            "ss_sigma_factor",
-            "opt_tol",
-            "inv_iter",
-            "inv_tol",
-            "result_to",
-        )
-        return {"metric": self.metric.config(), **self.parameters.plain(*names)}
+        return {
+            "metric": self.metric.config(),
+            "level_iters": [int(n) for n in self.level_iters],
+            "step_length": float(self.step_length),
+            "ss_sigma_factor": float(self.ss_sigma_factor),
+            "opt_tol": float(self.opt_tol),
+            "inv_iter": int(self.inv_iter),
+            "inv_tol": float(self.inv_tol),
+            "result_to": self.result_to,
+        }
+
+    def _flat_config(self):
+        """Those of `config`, of `SynParameters`."""
+        config = self.config()
+        return {**config.pop("metric"), **config}
 
     def join(self, session):
         """Make the registration part of `session`, or of none with None."""
-        keep_to(session, "syn", self.parameters.plain())
+        keep_to(session, "syn", self._flat_config())
         self.session = session
         self.metric.join(session)
 
@@ -303,7 +308,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         masks = {"static_mask": None, "moving_mask": None}
         here, there, helper = split({**images, **masks})
         here = {name: here[name] for name in images}
-        common = {"parameters": self.parameters.plain()}
+        common = {"parameters": self._flat_config()}
 
         def run_here(session):
             self.join(session)
@@ -373,8 +378,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         self.session.ledger.about_images(
             {MOVING: voxels["static"], STATIC: voxels["moving"]}
         )
-        parameters = self.config()
-        parameters.update(parameters.pop("metric"))
+        parameters = self._flat_config()
         for name in ("static", "moving"):
             parameters[name + "_shape"] = list(images[name].shape)
             parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()

@@ -39,13 +39,17 @@ def peaks(parameters, static_shape, moving_shape):
     ----------
     parameters : AffineParameters or SynParameters
     static_shape, moving_shape : sequence of int
+        None where it is not known yet.
 
     Returns
     -------
     peaks : dict
         by number of the party.
     """
-    static, moving = float(prod(static_shape)), float(prod(moving_shape))
+    static, moving = (
+        0.0 if shape is None else float(prod(shape))
+        for shape in (static_shape, moving_shape)
+    )
     common = _PROGRAM
     if isinstance(parameters, AffineParameters):
         samples = static * (parameters.sampling_proportion or 1)
@@ -80,11 +84,12 @@ def check_memory(limits, parameters, static_shape, moving_shape):
         fewer = (
             "a smaller sampling_proportion, " if hasattr(parameters, "nbins") else ""
         )
+        sizes = [_size(s) for s in (static_shape, moving_shape) if s is not None]
         raise ValueError(
-            f"images of {_size(static_shape)} and {_size(moving_shape)} voxels need "
-            f"about {gigabytes:.1f} GB of memory at the {ROLES[pid]}, more than the "
-            f"{limits['memory']:g} GB of [limits] in the session file; use {fewer}"
-            "images of fewer voxels, or raise memory there at all parties"
+            f"registering {' and '.join(sizes)} voxels needs about {gigabytes:.1f} GB "
+            f"of memory at the {ROLES[pid]}, more than the {limits['memory']:g} GB "
+            f"of [limits] in the session file; use {fewer}images of fewer "
+            "voxels, or raise memory there at all parties"
         )
 
 

@@ -94,16 +94,24 @@ def _one_of(*values):
     return Annotated[Literal[values], _is(wanted)]
 
 
-def _levels(kind, wanted):
-    wanted = f"a list of {wanted}, one for each of 1 to {MOST_LEVELS} levels"
-    wanted += ", coarsest first"
-    return Annotated[
-        tuple[kind, ...], _is(wanted, min_length=1, max_length=MOST_LEVELS)
-    ]
+def _levels(kind):
+    return Annotated[tuple[kind, ...], Field(min_length=1, max_length=MOST_LEVELS)]
+
+
+def _of_levels(wanted):
+    levels = f"1 to {MOST_LEVELS} levels, coarsest first"
+    return f"a list of {wanted}, one for each of {levels}"
+
+
+def _unless_scaled(data, default):
+    """Of the other scale space, which sigma_factor does not describe."""
+    return default if data.get("ss_sigma_factor") is None else None
 
 
 _Flag = Annotated[bool, _is("True or False")]
-_Iterations = _levels(Annotated[int, Field(ge=0)], "integers from 0")
+_Iterations = Annotated[
+    _levels(Annotated[int, Field(ge=0)]), _is(_of_levels("integers from 0"))
+]
 
 
 class Parameters(BaseModel):
@@ -196,15 +204,17 @@ class AffineParameters(Parameters):
         None, description=f"a matrix or one of {list(STARTS)}"
     )
     level_iters: _Iterations = (1000, 500, 100)
-    ss_sigma_factor: (
-        Annotated[float, _is("a number from 0 to 100", ge=0, le=100)] | None
-    ) = Field(None, description="a number from 0 to 100")
-    sigmas: _levels(
-        Annotated[float, Field(ge=0, le=1024)], "numbers from 0 to 1024"
-    ) = (3.0, 1.0, 0.0)
-    factors: _levels(
-        Annotated[int, Field(ge=1, le=1024)], "integers from 1 to 1024"
-    ) = (4, 2, 1)
+    ss_sigma_factor: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="a number from 0 to 100"
+    )
+    sigmas: _levels(Annotated[float, Field(ge=0, le=1024)]) | None = Field(
+        default_factory=lambda d: _unless_scaled(d, (3.0, 1.0, 0.0)),
+        description=_of_levels("numbers from 0 to 1024"),
+    )
+    factors: _levels(Annotated[int, Field(ge=1, le=1024)]) | None = Field(
+        default_factory=lambda d: _unless_scaled(d, (4, 2, 1)),
+        description=_of_levels("integers from 1 to 1024"),
+    )
     nbins: Annotated[
         int,
         _is(
@@ -228,16 +238,22 @@ class AffineParameters(Parameters):
     ret_metric: _Flag = False
 
     def _check(self):
-        counts = len(self.level_iters), len(self.sigmas), len(self.factors)
-        if self.ss_sigma_factor is None and len(set(counts)) > 1:
+        if self.ss_sigma_factor is None:
+            counts = len(self.level_iters), len(self.sigmas), len(self.factors)
+            if len(set(counts)) > 1:
+                raise ParameterError(
+                    "{level_iters}, {sigmas} and {factors} must have one entry per "
+                    "level; got %d, %d and %d" % counts
+                )
+            if self.factors[-1] != 1:
+                raise ParameterError(
+                    "{factors} must end in 1, because the last level is the whole "
+                    f"image whatever it says; got {shown(self.factors)}"
+                )
+        elif self.sigmas is not None or self.factors is not None:
             raise ParameterError(
-                "{level_iters}, {sigmas} and {factors} must have one entry per level; "
-                "got %d, %d and %d" % counts
-            )
-        if self.ss_sigma_factor is None and self.factors[-1] != 1:
-            raise ParameterError(
-                "{factors} must end in 1, because the last level is the whole image "
-                f"whatever it says; got {shown(self.factors)}"
+                "{ss_sigma_factor} takes the place of {sigmas} and {factors}; give "
+                "either the one or the others"
             )
         if self.ret_metric and set(self.pipeline) == {"center_of_mass"}:
             raise ParameterError(

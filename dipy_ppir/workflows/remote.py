@@ -313,7 +313,7 @@ def register(
     options, parameters = site.plan.arguments, site.parameters
     inputs.explain(check_voxels, site.plan.limits, image.shape, name)
     # Of the other image nothing is known yet.
-    shapes = {"static": (1,), "moving": (1,), name: image.shape}
+    shapes = {"static": None, "moving": None, name: image.shape}
     inputs.explain(check_memory, site.plan.limits, parameters, *shapes.values())
     affine = site.plan.operation == "affine"
     if affine:
