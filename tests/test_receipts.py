@@ -92,6 +92,9 @@ def test_a_run_on_one_machine(written, capsys):
     assert status == 0
     assert "not signed" in verdict
     assert "certificate" not in text
+    # Where both images are on one disk, there is one only.
+    status, verdict, _ = answer(capsys, files[MOVING])
+    assert status == 0 and verdict.startswith("Consistent in itself, not signed")
 
 
 def test_a_run_that_was_resumed(written, capsys):
@@ -267,7 +270,10 @@ def test_many_differences_are_cut_off(written):
 
 # -- what somebody else wrote ------------------------------------------------
 
-ODD = (None, True, -1, 1e300, 10**30, "\x1b[2J", "x" * 5000, [], {}, [[]], {"\x07": 1})
+ODD = (
+    *(None, True, -1, 1e300, 10**30, "\x1b[2J", "x" * 5000),
+    *([], {}, [[]], 200 * [1.0], {"\x07": 1}),
+)
 
 
 def entries(value, path=()):

@@ -16,6 +16,8 @@ from dipy_ppir.workflows.operations import OPERATIONS
 
 #: Larger files are no receipts.
 MAX_BYTES = 1 << 20
+#: Longer lists no receipt has.
+_MOST = 100
 
 
 def load(path):
@@ -117,7 +119,9 @@ def _maybe(fits):
 
 
 def _each(fits):
-    return lambda value: isinstance(value, list) and all(map(fits, value))
+    return lambda value: (
+        isinstance(value, list) and len(value) <= _MOST and all(map(fits, value))
+    )
 
 
 def _by_role(fits, *, all_of_them=True):
