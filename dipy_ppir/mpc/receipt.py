@@ -185,7 +185,7 @@ def result_lines(receipt):
     moved = receipt.get("displacement")
     if moved:
         lines.append(
-            "Beside the affine transform from which it starts, the map moves points by "
+            "Apart from the affine transform at its start, the map moves points by "
             f"{moved['mean']:.2f} mm on average, by up to {moved['percentile_95']:.2f} "
             f"mm in 95 % of the voxels, and by {moved['largest']:.2f} mm at most."
         )
