@@ -50,6 +50,7 @@ from dipy_ppir.mpc.errors import (
     PeerTimeoutError,
 )
 from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.record import file_hash
 
 TRANSFORMS = sorted(regtransforms)
@@ -293,6 +294,9 @@ def test_two_metrics_used_alternately(images):
     # a gradient whose checksum fails is opened again
     assert 3 <= openings["metric_gradient"] <= 6
     assert receipt["bytes_total"] > 0
+    # It is of no run, and says so by leaving out which.
+    assert receipt["run"] is None
+    assert receipt_text(receipt).startswith("What each party learned")
     assert "metric_value" not in openings, "entered for the other metric"
     second[1].end()
 
