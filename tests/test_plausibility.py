@@ -114,6 +114,17 @@ def test_air_below_zero_has_a_centre_of_mass_of_its_own():
     assert "below zero" in plausibility.of_center(air, "static")[0]
 
 
+def test_a_mask_that_cuts_the_object_moves_its_centre_of_mass():
+    image = body((24, 24, 24))
+    half = np.zeros(image.shape)
+    half[:12] = 1
+    (said,) = plausibility.of_mask(image, half, np.diag([2, 2, 2, 1.0]), "static")
+    assert "moves the centre of mass" in said
+    around = image > 0.5
+    for mask in (None, np.ones(image.shape), np.zeros(image.shape), around):
+        assert not plausibility.of_mask(image, mask, np.eye(4), "static")
+
+
 @pytest.mark.parametrize(
     "shape, whole", [((9, 9, 9), "1 whole window"), ((20,) * 3, 0)]
 )

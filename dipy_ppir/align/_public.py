@@ -292,9 +292,13 @@ def affine_registration(
             static=(static, static_affine, static_mask),
             moving=(moving, moving_affine, moving_mask),
         )
-        for name, image in (("static", static), ("moving", moving)):
+        for name, image, mask, matrix in (
+            ("static", static, static_mask, static_affine),
+            ("moving", moving, moving_mask, moving_affine),
+        ):
             if not is_remote(image):
                 concerns += plausibility.of_center(image, name)
+                concerns += plausibility.of_mask(image, mask, matrix, name)
     if starting_affine is not None and "center_of_mass" in steps:
         warn(
             "starting_affine overwritten by center_of_mass transform",

@@ -41,6 +41,15 @@ def precision_for(grid2world, factor=1.0, part=RESULT_PART):
     return 2.0 ** np.floor(np.log2(voxel * factor * part))
 
 
+def center_of_mass(image):
+    """Centre of mass of an image, voxels; not finite where there is none."""
+    image = np.asarray(image)
+    if image.dtype.itemsize < 8:  # float16 overflows, and small integers do
+        image = image.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return np.array(ndimage.center_of_mass(image))
+
+
 def world_center_of_mass(image, grid2world, name="an"):
     """Centre of mass of an image, mm; `name` is for messages.
 
@@ -50,12 +59,7 @@ def world_center_of_mass(image, grid2world, name="an"):
         if it lies outside the image's grid, as of an image whose background is
         negative.
     """
-    image = np.asarray(image)
-    if image.dtype.itemsize < 8:  # float16 overflows, and small integers do
-        image = image.astype(np.float64)
-    with np.errstate(all="ignore"):
-        center = np.array(ndimage.center_of_mass(image))
-    size = np.array(image.shape)
+    center, size = center_of_mass(image), np.array(np.shape(image))
     if not (np.isfinite(center) & (center >= -0.5) & (center <= size - 0.5)).all():
         raise ValueError(
             f"the centre of mass of {name} image lies outside its grid, because "

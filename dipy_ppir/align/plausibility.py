@@ -13,6 +13,7 @@ import warnings
 
 import numpy as np
 
+from dipy_ppir.align.centers import center_of_mass
 from dipy_ppir.align.decomposition import decompose
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 
@@ -38,6 +39,9 @@ MOST_TURN, MOST_SCALE, MOST_SHEAR = 45.0, 1.5, 1.5
 LEAST_OVERLAP = 1 / 3
 #: Of the intensities that are not zero, largest part that is below.
 MOST_NEGATIVE = 0.1
+#: Part of a face of the grid that a mask covers which reaches the border, and part of
+#: the field of view by which it may move the centre of mass.
+LEAST_FACE, MOST_MOVED = 0.1, 0.08
 #: Windows that fit into a level along an axis, at least, and flat part of an object's
 #: windows, at most.
 LEAST_WINDOWS, MOST_FLAT = 3, 0.25
@@ -196,6 +200,35 @@ def of_center(image, name):
         "zero, as of air in a CT, so that its centre of mass is not the object's: "
         "add a constant that makes the background zero, or start without "
         "center_of_mass"
+    ]
+
+
+def of_mask(image, mask, grid2world, name):
+    """Concerns about a mask that cuts an object in two.
+
+    Parameters
+    ----------
+    image : array
+    mask : array or None
+    grid2world : array, shape (dim + 1, dim + 1)
+    name : str
+    """
+    inside = None if mask is None else np.asarray(mask) != 0
+    if inside is None or inside.all() or not inside.any():
+        return []
+    faces = [inside.take(at, axis=k) for k in range(inside.ndim) for at in (0, -1)]
+    if max(face.mean() for face in faces) < LEAST_FACE:
+        return []
+    centers = [center_of_mass(x) for x in (image, np.where(inside, image, 0))]
+    moved = grid2world[:-1, :-1] @ (centers[1] - centers[0])
+    extent = np.abs(grid2world[:-1, :-1]) @ np.array(inside.shape)
+    if not (np.abs(moved) > MOST_MOVED * extent).any():
+        return []
+    return [
+        f"the {name} mask reaches the border of its image, and moves the centre of "
+        f"mass, where the registration begins, by {np.linalg.norm(moved):.0f} mm: if "
+        "the other mask does not leave out the same part, leave the masks out or start "
+        "without center_of_mass"
     ]
 
 
