@@ -654,3 +654,41 @@ def test_any_other_broken_pipe_is_an_error(monkeypatch, command):
     status, _, err = command()
     assert status == 1
     assert err.startswith(f"{COMMAND}: error: Broken pipe")
+
+
+# -- results that are not plausible ------------------------------------------
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """A static image, and noise whose header says nothing of its orientation."""
+    static = save(tmp_path / "static.nii.gz", blobs())
+    noise = np.random.default_rng(3).random((24, 24, 24), dtype=np.float32)
+    image = nib.Nifti1Image(noise, None)
+    image.header.set_zooms((2, 2, 2))
+    assert not image.header["qform_code"] and not image.header["sform_code"]
+    nib.save(image, tmp_path / "noise.nii.gz")
+    return static, str(tmp_path / "noise.nii.gz")
+
+
+def test_what_is_not_plausible_is_in_the_log_and_the_receipt(command, odd):
+    status, out, _ = command(*odd, *SHORT, *NO_PICTURES, "--out_dir", "res")
+    assert status == 0 and Path("res/moved.nii.gz").exists()
+    warned = json.loads(Path("res/receipt.json").read_text())["warnings"]
+    for words in ("codes are 0", "hardly match"):
+        assert any(words in said for said in warned)
+        # Once in the log and once in the printed receipt.
+        assert out.count(words) == 2
+
+
+def test_strict_writes_nothing_that_is_not_plausible(command, odd):
+    options = [*SHORT, *NO_PICTURES, "--out_dir", "res", "--strict"]
+    status, _, err = command(*odd, *options)
+    assert status == 1 and "codes are 0" in err and err.count("\n") == 1
+    assert not Path("res").exists()
+    static, noise = odd
+    data = nib.load(noise).get_fdata(dtype=np.float32)
+    known = save("known.nii.gz", data)
+    status, _, err = command(static, known, *options)
+    assert status == 1 and "hardly match" in err and err.count("\n") == 1
+    assert not Path("res").exists()
