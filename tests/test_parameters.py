@@ -321,7 +321,10 @@ def test_classes_keep_to_the_file_as_well(in_session, images):
         SecureCCMetric(3, session=session)
     with pytest.raises(ParameterMismatchError, match="step_length is 0.25 .* 0.2"):
         SecureSymmetricDiffeomorphicRegistration(
-            SecureCCMetric(3, radius=2), step_length=0.2, session=session
+            SecureCCMetric(3, radius=2),
+            level_iters=[10, 10, 5],
+            step_length=0.2,
+            session=session,
         ).optimize(*pair, moving_grid2world=moving_grid2world)
 
 

@@ -70,7 +70,7 @@ from dipy_ppir.align.memory import check_session
 from dipy_ppir.align.mimetric import SecureMutualInformationMetric
 from dipy_ppir.align.parameters import (
     AFFINE,
-    CLASS_LEVEL_ITERS,
+    AFFINE_CLASS_ITERS,
     PIPELINE_STEPS,
     AffineParameters,
     ParameterError,
@@ -211,7 +211,7 @@ class SecureAffineRegistration(AffineRegistration):
         evaluations, options = split_options(options)
         #: What was asked for, checked.
         self.parameters = AffineParameters(
-            level_iters=CLASS_LEVEL_ITERS if level_iters is None else level_iters,
+            level_iters=AFFINE_CLASS_ITERS if level_iters is None else level_iters,
             sigmas=sigmas,
             factors=factors,
             method=method,

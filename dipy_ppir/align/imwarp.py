@@ -51,7 +51,7 @@ from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
 from dipy_ppir.align.intensities import flat_part, prepared
 from dipy_ppir.align.memory import check_session
 from dipy_ppir.align.metrics import METRIC_PARAMETERS, SecureCCMetric, check_size
-from dipy_ppir.align.parameters import SYN, SynParameters
+from dipy_ppir.align.parameters import SYN, SYN_CLASS_ITERS, SynParameters
 from dipy_ppir.align.remote import (
     OWNERS,
     RemoteImage,
@@ -193,7 +193,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         check_run(session, checkpoint, callback)
         #: What was asked for, checked.
         self.parameters = SynParameters(
-            level_iters=level_iters,
+            level_iters=SYN_CLASS_ITERS if level_iters is None else level_iters,
             step_length=step_length,
             ss_sigma_factor=ss_sigma_factor,
             opt_tol=opt_tol,

@@ -81,9 +81,8 @@ def check_memory(limits, parameters, static_shape, moving_shape):
     pid = max(found, key=found.get)
     gigabytes = found[pid] / 1e9
     if gigabytes > limits["memory"]:
-        fewer = (
-            "a smaller sampling_proportion, " if hasattr(parameters, "nbins") else ""
-        )
+        affine = isinstance(parameters, AffineParameters)
+        fewer = "a smaller sampling_proportion, " if affine else ""
         sizes = [_size(s) for s in (static_shape, moving_shape) if s is not None]
         raise ValueError(
             f"registering {' and '.join(sizes)} voxels needs about {gigabytes:.1f} GB "

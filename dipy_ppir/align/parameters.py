@@ -20,9 +20,8 @@ PIPELINE_STEPS = {
 }
 #: Names of starts that the images determine.
 STARTS = ("mass", "voxel-origin", "centers")
-#: Iterations of `SecureAffineRegistration` if none are given, as in DIPY; those of
-#: `affine_registration` are others there as well.
-CLASS_LEVEL_ITERS = (10000, 1000, 100)
+#: Iterations of the classes if none are given, as in DIPY, whose functions have others.
+AFFINE_CLASS_ITERS, SYN_CLASS_ITERS = (10000, 1000, 100), (100, 100, 25)
 #: Longest step of SyN where images are carried along on shares, in voxels: longer ones
 #: do not come out right.
 MOST_STEP = 0.5

@@ -63,7 +63,6 @@ from dipy_ppir.mpc.protocols import blur, check_truncation, dither, truncate_par
 from dipy_ppir.mpc.scratch import Scratch
 from dipy_ppir.mpc.threads import threads
 
-REVEAL = ("map", "update", "force", "paper")
 OWNERS = {STATIC: "static", MOVING: "moving"}
 
 for _owner, _name in OWNERS.items():
@@ -132,12 +131,6 @@ LEAST_DEVIATION = 2.0**-10
 #: |t| = |rho| |b - rho a| <= |rho| sqrt(1 - rho^2) <= 1/2, and |e grad s| <= sqrt(1/2)
 #: in voxels, because both neighbours lie in the window.
 MOST_FORCE, MOST_STEP = 0.5, 0.5 * 0.5**0.5
-
-
-def check_reveal(reveal):
-    """Raise ValueError if `reveal` is not one of `REVEAL`."""
-    if reveal not in REVEAL:
-        raise ValueError(f"reveal must be one of {REVEAL}, got {reveal!r}")
 
 
 def _ring(reveal):

@@ -6,6 +6,7 @@ from dipy_ppir.align import affine_registration, syn_registration
 from dipy_ppir.align._public import check_steps, planned_bits, registration_of
 from dipy_ppir.align.agreed import entries, parameters_of
 from dipy_ppir.align.memory import peaks
+from dipy_ppir.align.parameters import AffineParameters
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.ledger import (
     DECLARATIONS,
@@ -34,8 +35,6 @@ class Operation:
         maps each value of ``reveal`` to the labels that are opened.
     opened : callable
         the labels that are opened with such parameters, before the result.
-    check : callable
-        raises ValueError if the registration cannot do what such parameters say.
     result : dict
         maps party numbers to labels opened to them at the end, if they get the result.
     hidden : tuple
@@ -49,7 +48,6 @@ class Operation:
     title: str
     opens: dict
     opened: object
-    check: object
     result: dict
     hidden: tuple = ()
     results: dict = field(default_factory=dict)
@@ -80,12 +78,15 @@ def _opened_by_syn(parameters):
     return [x for x in labels if at_levels or not x.startswith("level_")]
 
 
-def _check_affine(parameters):
-    check_steps(registration_of(parameters), parameters.pipeline, 3)
+def check_plan(parameters):
+    """Raise ValueError if steps that are planned ahead cannot be taken.
 
-
-def _check_syn(parameters):
-    """What there is to check without images, the parameters themselves do."""
+    Parameters
+    ----------
+    parameters : AffineParameters or SynParameters
+    """
+    if isinstance(parameters, AffineParameters):
+        check_steps(registration_of(parameters), parameters.pipeline, 3)
 
 
 _MATCH = ("correlation",)
@@ -120,7 +121,6 @@ OPERATIONS = {
             ),
         },
         opened=_opened_by_affine,
-        check=_check_affine,
         result={STATIC: ("affine", "stuck")},
         hidden=("center_of_mass", "moved_frame", "transform", "mismatch"),
     ),
@@ -135,7 +135,6 @@ OPERATIONS = {
             "paper": ("paper_factor", "bracket_moving", "bracket_static", *_MATCH),
         },
         opened=_opened_by_syn,
-        check=_check_syn,
         result={MOVING: ("static_to_ref",), STATIC: ("moving_to_ref", "prealign")},
         results={
             "map": {
@@ -167,7 +166,7 @@ def operation_of(plan):
     parameters = parameters_of(plan)
     operation = OPERATIONS[plan.operation]
     try:
-        operation.check(parameters)
+        check_plan(parameters)
     except ValueError as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None
     return operation, parameters

@@ -22,7 +22,7 @@ from dipy_ppir.workflows.flow import (
     written_files,
 )
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.operations import OPERATIONS
+from dipy_ppir.workflows.operations import check_plan
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import display
 from dipy_ppir.workflows.remote import (
@@ -152,7 +152,7 @@ class RegistrationFlow(OutputFilesFlow):
         except ParameterError as exc:
             text = exc.spelled(lambda name: f"--{self.spelling.get(name, name)}")
             raise InputError(text) from None
-        inputs.explain(OPERATIONS[self.operation].check, parameters)
+        inputs.explain(check_plan, parameters)
         return parameters
 
     # -- one site of a session --------------------------------------------
