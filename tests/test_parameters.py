@@ -134,6 +134,9 @@ def test_a_parameter_that_there_is_not():
     """A TypeError, as of any function, that says what there is."""
     with pytest.raises(TypeError, match="no parameter 'bins'.*nbins"):
         affine_registration(None, None, bins=32)
+    twice = {"evaluations": 1, "optimizer_options": {"evaluations": 2}}
+    with pytest.raises(TypeError, match="multiple values .*'evaluations'"):
+        affine_registration(None, None, **twice)
     with pytest.raises(UnknownParameterError, match="no parameter 'radios'.*radius"):
         SynParameters(radios=3)
 
@@ -337,6 +340,7 @@ def test_classes_keep_to_the_file_as_well(in_session, images):
         # MiB of resident memory at the moving owner, the static owner, the helper.
         (AffineParameters(), (176,) * 3, (1238, 1106, 1502)),
         (AffineParameters(sampling_proportion=0.1), (128,) * 3, (349, 306, 237)),
+        (AffineParameters(nbins=64), (128,) * 3, (841, 785, 1196)),
         (AffineParameters(hide_steps=True), (128,) * 3, (587, 715, 882)),
         (AffineParameters(reveal="gradient"), (128,) * 3, (904, 808, 686)),
         (SYN, (64,) * 3, (304, 294, 249)),

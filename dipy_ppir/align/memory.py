@@ -15,11 +15,11 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 _PROGRAM = 200e6
 #: Bytes for each voxel of an owner's image: as it was read, and as it is blurred.
 _IMAGE = 64
-#: For each sample of an affine registration, at an owner: on shares, and with the
-#: evaluations of DIPY's optimizer.
-_SAMPLE = {"transform": 190, "gradient": 320, "histogram": 320}
-#: For each sample at the helper, and for each sample and bin.
-_HELD, _HELD_BIN = 96, 8
+#: For each sample of an affine registration at an owner, on shares and with the
+#: evaluations of DIPY's optimizer, and at the helper.
+_SAMPLE, _EVALUATED, _HELD = 64, 192, 96
+#: For each sample and bin, at an owner and at the helper.
+_BIN, _HELD_BIN = 4, 8
 #: For each cell of the joint histogram, anywhere.
 _CELL = 3000
 #: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
@@ -54,7 +54,8 @@ def peaks(parameters, static_shape, moving_shape):
     if isinstance(parameters, AffineParameters):
         samples = static * (parameters.sampling_proportion or 1)
         common += _CELL * parameters.nbins**2
-        owner = _SAMPLE[parameters.reveal] * samples
+        sample = _SAMPLE if parameters.reveal == "transform" else _EVALUATED
+        owner = (sample + _BIN * parameters.nbins) * samples
         helper = (_HELD + _HELD_BIN * parameters.nbins) * samples
     else:
         coarse = parameters.dim == 3 and parameters.map_spacing > 2
