@@ -205,5 +205,7 @@ def test_files_that_are_no_images(tmp_path):
     path.write_bytes(bytes(300))
     refused("static image .*x.dcm.*dcm2niix", read_image, path, None, "static")
     kind = [("R", "u1"), ("G", "u1"), ("B", "u1")]
+    series = nib.Nifti1Image(np.zeros((4, 4, 4, 2)), EYE)
+    refused("4 dimensions.*choose one volume", read_image, series, None, "static")
     colours = nib.Nifti1Image(np.zeros((8, 8, 8), dtype=kind), EYE)
     refused("moving image must hold real", read_image, colours, None, "moving")

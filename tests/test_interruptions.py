@@ -129,7 +129,7 @@ def kill(sites, victim, code, *extra):
     assert statuses[victim] == -signal.SIGKILL, sites.log(victim)
     for site in set(ROLES) - {victim}:
         assert statuses[site] == 1, sites.log(site)
-        assert f"party {ROLES[victim]} (" in sites.last_line(site), sites.log(site)
+        assert f"(Site {victim})" in sites.last_line(site), sites.log(site)
         assert "Traceback" not in sites.log(site)
     assert results_written(sites) == []
     return True

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dipy_ppir.workflows.flow import OutputFilesFlow
+from dipy_ppir.workflows import sites
+from dipy_ppir.workflows.flow import OutputFilesFlow, short_name
 from dipy_ppir.workflows.inputs import InputError, load_volume
 from dipy_ppir.workflows.streams import _Output
 
@@ -82,6 +83,13 @@ def test_letters_are_printed_if_need_be_in_another_way(tmp_path, encoding, unbuf
     assert run(printing(text), tmp_path, ">out", **variables) == 0
     printed = (tmp_path / "out").read_bytes()
     assert printed == (text + "\n").encode(encoding, "backslashreplace")
+
+
+def test_a_name_in_letters_that_the_locale_lacks(tmp_path, capsys):
+    """A program started with LC_ALL=C is given them as bytes in disguise."""
+    name = "Hôpital".encode().decode("ascii", "surrogateescape")
+    sites.keygen([name, "--identity", str(tmp_path)])
+    assert "Hôpital, valid until" in capsys.readouterr().out
 
 
 def test_what_is_only_printed_must_be(tmp_path):
@@ -222,6 +230,12 @@ def test_patterns_and_folders_are_still_such(named):
     assert [row[0] for row in many] == ["in [1]/x", "in [1]/y"]
     with pytest.raises(OSError, match="File not found: no"):
         jobs("no[1]", "c.m")
+
+
+def test_names_in_titles_are_text():
+    """Matplotlib takes nothing else."""
+    assert short_name("folder/né.nii") == "né.nii"
+    assert short_name(os.fsdecode(b"m\xff.nii")) == "m\ufffd.nii"
 
 
 def test_dicom_is_refused_with_the_remedy(named):

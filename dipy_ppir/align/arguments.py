@@ -12,7 +12,7 @@ import numpy as np
 
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.remote import is_remote, is_word
-from dipy_ppir.align.validation import check_size
+from dipy_ppir.align.validation import check_dimensions, check_size
 from dipy_ppir.mpc.session import Session
 
 _READ_IMAGE = (
@@ -138,7 +138,9 @@ def read_image(image, grid2world, name):
     if isinstance(image, (str, Path)):
         image = _load(image, name)
     if isinstance(image, nib.spatialimages.SpatialImage):
-        check_size(image.shape[:3], f"the {name} image")
+        # Before all of it is read.
+        check_dimensions(image, name)
+        check_size(image.shape, f"the {name} image")
         if image.get_data_dtype().kind not in "biuf":
             raise ValueError(
                 f"the {name} image must hold real numbers, not "

@@ -91,6 +91,15 @@ def check_starting_affine(start, dim):
     return matrix
 
 
+def check_dimensions(image, name):
+    """Raise ValueError unless an image has two or three dimensions."""
+    if image.ndim not in (2, 3):
+        raise ValueError(
+            f"the {name} image has {image.ndim} dimensions; 2 or 3 are needed (of a "
+            "4D series choose one volume)"
+        )
+
+
 def check_size(shape, what):
     """Raise ValueError if an image has more voxels than another party would believe."""
     voxels = math.prod(map(int, shape))
@@ -117,11 +126,7 @@ def check_image(image, grid2world, name):
         check_grid2world(image.grid2world, image.dim, name)
         return
     image = np.asarray(image)
-    if image.ndim not in (2, 3):
-        raise ValueError(
-            f"the {name} image has {image.ndim} dimensions; 2 or 3 are needed (of a "
-            "4D series choose one volume)"
-        )
+    check_dimensions(image, name)
     if image.dtype.kind not in "biuf":
         raise ValueError(
             f"the {name} image must hold real numbers, not {image.dtype}; convert it"

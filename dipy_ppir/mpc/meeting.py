@@ -208,7 +208,8 @@ class Meeting:
         pids = {party.pid for party in missing} - self.links.keys()
         if any(self.party.pid in self.plan.dials(p) for p in pids):
             pids.add(None)
-        return [reason for who, reason in self._refused.items() if who in pids]
+        # Other threads add to them.
+        return [reason for who, reason in list(self._refused.items()) if who in pids]
 
     # -- events of the connecting threads --------------------------------
 

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import glob
 import inspect
 import logging
+import os
 from pathlib import Path
 
 from dipy.workflows.multi_io import io_iterator
@@ -113,6 +114,6 @@ def beside(file, given, name):
 
 
 def short_name(path):
-    """Name of a file, cut off for a title."""
-    name = Path(path).name
+    """Name of a file, cut off for a title; bytes that are no text are replaced."""
+    name = os.fsencode(Path(path).name).decode("utf-8", "replace")
     return name if len(name) < 34 else name[:31] + "..."

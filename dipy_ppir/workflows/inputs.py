@@ -187,7 +187,7 @@ def load_matrix(path, what):
         raise InputError(f"{what} {path} does not exist; check the name of the file")
     try:
         matrix = np.loadtxt(path)
-    except (ValueError, OSError, UnicodeDecodeError):
+    except Exception:  # of numbers, or of unpacking a file that ends in .gz
         raise InputError(
             f"{what} {path} cannot be read as numbers; give the affine.txt that "
             "dipy_ppir_align_affine wrote"
@@ -310,6 +310,8 @@ def read_nifti(path, what):
     _check_header(image, path, what)
     try:
         data = np.asarray(image.dataobj)
+    except MemoryError:
+        raise
     except Exception as exc:
         raise InputError(
             f"{what} {path} is damaged or incomplete (its voxels cannot be read); copy "

@@ -1,6 +1,7 @@
 """Commands for sessions between sites: keys, session files, and the helper."""
 
 import argparse
+from contextlib import suppress
 import logging
 from pathlib import Path
 import sys
@@ -56,7 +57,7 @@ def keygen(arguments=None):
                 'give the name of this site, for example dipy_ppir_keygen "St. Anne '
                 'Hospital"; --show prints the fingerprint of the key that is there'
             )
-        identity = create_identity(given.name, days=given.days)
+        identity = create_identity(_utf8(given.name), days=given.days)
         folder = identity.save(given.identity, force=given.force)
         print(f"Key and certificate written to {folder}")
         print("Keep key.pem secret; nobody but this account can read it.\n")
@@ -133,6 +134,13 @@ def helper(arguments=None):
         )
         finish(out, receipt, files)
         checkpoint.discard()
+
+
+def _utf8(text):
+    """An argument in UTF-8, whose letters the locale may not know."""
+    with suppress(UnicodeDecodeError):
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    return text
 
 
 def _parser(name, description):
