@@ -804,6 +804,16 @@ def test_an_address_of_somebody_else():
         hold(pins.plan((HELPER,)), HELPER, listen=("192.0.2.7", 7433))
 
 
+def test_where_to_listen_as_text(tmp_path, keys):
+    path = tmp_path / "session.toml"
+    path.write_text(toml(pins.contents((HELPER,))))
+    options = {"identity": keys[HELPER]}
+    with pytest.raises(SessionFileError, match="192.0.2.7:7433 .*--listen takes an ad"):
+        Session.load(path, listen="192.0.2.7:7433", **options)
+    with pytest.raises(SessionFileError, match="listen='7433' must be host:port"):
+        Session.load(path, listen="7433", **options)
+
+
 def at_a_name(name="helper.test"):
     """A plan whose helper is dialled by name, and its port."""
     contents = pins.contents((HELPER,))

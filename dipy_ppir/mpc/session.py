@@ -25,6 +25,7 @@ from dipy_ppir.mpc.errors import (
     PeerLostError,
     PeerTimeoutError,
     ProtocolError,
+    SessionFileError,
 )
 from dipy_ppir.mpc.frame import (
     ENDED,
@@ -41,7 +42,7 @@ from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise
 from dipy_ppir.mpc.receipt import make_receipt, run_facts
-from dipy_ppir.mpc.sessionfile import LIMITS, SessionFile
+from dipy_ppir.mpc.sessionfile import LIMITS, SessionFile, parse_address
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -147,9 +148,9 @@ class Session:
             the session file, alike at all parties; see ``doc/deployment.md``.
         identity : str or Path, optional
             folder of this party's key, see `Identity.load`.
-        listen : tuple of (str, int), optional
-            address to listen on; by default all of this machine, at the port that
-            others dial.
+        listen : tuple of (str, int) or str, optional
+            address to listen on, as text ``host:port``; by default all of this machine,
+            at the port that others dial.
         on_wait : callable, optional
             called with the parties still missing (list of `Party`) and the seconds
             left, several times a second.
@@ -178,6 +179,12 @@ class Session:
         ...     "t1.nii.gz", "remote", session=session, **session.parameters)
         """
         plan = SessionFile.read(path)
+        if isinstance(listen, str):
+            text, listen = listen, parse_address(listen)
+            if listen is None:
+                raise SessionFileError(
+                    f"listen={text!r} must be host:port, for example '0.0.0.0:7433'"
+                )
         meeting = Meeting(plan, Identity.load(identity), listen=listen, on_wait=on_wait)
         meeting.hold()
         return cls.of_meeting(meeting)
