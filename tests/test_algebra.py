@@ -34,6 +34,7 @@ UNIT = 2.0**-16
 KEPT = Digits(UNIT, 64.0)
 
 declare("test-number", (MOVING, STATIC), "any", "what a test opens", 24)
+ALL = (MOVING, STATIC, HELPER)
 declare("test-bit", (0, 1, 2), "any", "a bit that a test opens", 1)
 
 
@@ -438,14 +439,45 @@ def test_the_sign_of_sums(three, numbers):
         sums = [
             shared(world, {MOVING: np.array([number])})[0] * y for number in numbers
         ]
-        sign = world.any_negative(sums, Digits(UNIT**2, 64.0), "test-bit")
+        sign = world.any_negative(sums, Digits(UNIT**2, 64.0), "test-bit", ALL)
         learned = session.ledger.learned()[ROLES[HELPER]]
         return sign, [(e["label"], e["values"], e["bits"]) for e in learned]
 
     expected = min(numbers) < 0
     assert three(run) == [(expected, [("test-bit", 1, 1.0)])] * 3
     clear = [Clear().own(np.array([x]), 0, (1,), KEPT) for x in numbers]
-    assert Clear().any_negative(clear, KEPT, "test-bit") is expected
+    assert Clear().any_negative(clear, KEPT, "test-bit", ALL) is expected
+
+
+@pytest.mark.parametrize("number", [2.0**40, -(2.0**90), 2.0**97])
+def test_of_a_sum_beyond_what_was_promised_a_bit_is_opened(three, number):
+    """As where an owner puts in what it may not."""
+
+    def run(session):
+        world, opened = Shares(session), []
+        one = shared(world, {MOVING: np.ones(1)})[0]
+        x = expression(one).times(round(number))
+        inner = session.open
+
+        def watched(*args, **options):
+            opened.append(inner(*args, **options))
+            return opened[-1]
+
+        session.open = watched
+        world.any_negative([x, x], Digits(UNIT, 8.0), "test-bit", (STATIC,))
+        session.open = inner
+        return opened[-1]
+
+    found = three(run)
+    assert found[MOVING] is None and found[HELPER] is None
+    assert found[STATIC] in ([0.0], [1.0])
+
+
+def test_a_coefficient_that_would_be_lost_is_refused():
+    x = expression(Clear().own(np.ones(1), 0, (1,), KEPT))
+    assert x.weighted(0.0, UNIT / 4).shape == (1,)
+    with pytest.raises(ValueError, match="is nothing"):
+        x.weighted(2.0**-8, UNIT / 4)
 
 
 @pytest.mark.parametrize("bits", [None, 60, 100, 119])

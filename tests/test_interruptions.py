@@ -1,5 +1,6 @@
 """Sites that are killed, and runs that go on afterwards."""
 
+from contextlib import nullcontext
 from copy import copy
 import json
 import os
@@ -16,6 +17,7 @@ from sites import NOISELESS, ROLES, Launcher, Sites
 
 from dipy_ppir.align.checkpoint import Checkpoint, CheckpointError
 from dipy_ppir.align.resumption import Resumption
+from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.record import is_hex
 from dipy_ppir.workflows.receiptfile import load
 from dipy_ppir.workflows.receipts import check
@@ -48,6 +50,17 @@ def count_and_append(self, record):
     if steps == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoint.append = count_and_append
+"""
+#: When it is about to be shown whether the images match.
+DIES_OPENING = """
+import os, signal
+from dipy_ppir.align.checkpoint import Checkpoint
+append = Checkpoint.append
+def append_and_die(self, record):
+    append(self, record)
+    if "mismatch" in record.get("opens", ()):
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.append = append_and_die
 """
 #: When so many frames are sent; not when all have written, and others may be done.
 DIES_SENDING = """
@@ -542,3 +555,47 @@ def test_a_level_is_not_begun_anew_for_ever():
                 resumption.refuse_repeats(place, 4)
         else:
             resumption.refuse_repeats(place, 4)
+
+
+def test_what_the_end_shows_is_not_shown_for_ever():
+    """Otherwise an owner that asks to go on could ask as often as it likes."""
+    for times, refused in ((0, False), (1, False), (2, True)):
+        records = [{"opens": ["mismatch"]}] * times + [{"place": [0, 0]}] * 9
+        resumption = Resumption(SimpleNamespace(records=lambda r=records: r))
+        resumption.refuse_again({"stuck": None})
+        if refused:
+            with pytest.raises(CheckpointError, match="mismatch.* 2 times already"):
+                resumption.refuse_again({"stuck": None, "mismatch": None})
+        else:
+            resumption.refuse_again({"mismatch": None})
+    Resumption().refuse_again({"mismatch": None})
+
+
+@pytest.mark.parametrize(
+    "said, at", [([0, 1], (0, 1)), ([1, 2], (1, 0)), ([2, 0], (1, 0)), ([1, 3], None)]
+)
+def test_no_party_goes_on_where_another_has_not_been(monkeypatch, said, at):
+    """A moving owner that says so would leave out levels and choose a result."""
+    monkeypatch.setattr("dipy_ppir.align.resumption.begin_or_resume", lambda *_: True)
+    session = SimpleNamespace(
+        phase=lambda name: nullcontext(),
+        exchange=lambda name, mine: {0: said, 1: mine, 2: [1, 1]},
+    )
+    records = [{"place": [0, 2]}, {"place": [1, 0]}, {"opens": ["affine"]}]
+    resumption = Resumption(SimpleNamespace(records=lambda: records))
+    if at is None:
+        with pytest.raises(ProtocolError, match="moving owner resumes at no possible"):
+            resumption.begin(session, {}, (3, 3), anew=False)
+    else:
+        resumption.begin(session, {}, (3, 3), anew=False)
+        assert resumption.at == at
+
+
+def test_a_bit_at_the_end_is_written_down_before_it_is_opened(tmp_path, bodies):
+    """Whoever breaks off as soon as it is about to have it, has it counted."""
+    sites = sites_for(tmp_path / "sites", "affine", bodies, reveal="transform")
+    assert kill(sites, "moving", DIES_OPENING)
+    assert kill(sites, "moving", DIES_OPENING, "--resume")
+    assert set(sites.wait(sites.start("--resume")).values()) == {1}
+    assert "(mismatch) was shown 2 times already" in sites.last_line("static")
+    assert results_written(sites) == []

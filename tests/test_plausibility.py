@@ -233,16 +233,18 @@ def syn_at(session, static, moving, **options):
 
 
 @pytest.mark.filterwarnings("ignore::dipy_ppir.align.plausibility.ImplausibleWarning")
-def test_syn_to_noise_is_told_to_all_by_one_bit(three, monkeypatch):
+def test_syn_to_noise_is_told_to_both_owners_by_one_bit(three, monkeypatch):
     static, moving = body((44, 40)), noise((44, 40))
     receipts = three(lambda s: syn_at(s, static, moving))
-    for receipt in receipts:
-        assert plausibility.MISMATCH in receipt["warnings"]
-        for role in ROLES.values():
-            (opened,) = (
-                e for e in receipt["learned"][role] if e["label"] == "mismatch"
-            )
-            assert (opened["values"], opened["bits"]) == (1, 1.0)
+    for pid, receipt in enumerate(receipts):
+        assert (plausibility.MISMATCH in receipt["warnings"]) is (pid != HELPER)
+        for owner, role in ROLES.items():
+            opened = [
+                (e["values"], e["bits"])
+                for e in receipt["learned"][role]
+                if e["label"] == "mismatch"
+            ]
+            assert opened == ([] if owner == HELPER else [(1, 1.0)])
     receipts = three(lambda s: syn_at(s, static, np.roll(static, 1, 0)))
     assert all(plausibility.MISMATCH not in r["warnings"] for r in receipts)
     # And the twin finds the same.
@@ -257,6 +259,27 @@ def test_syn_to_noise_is_told_to_all_by_one_bit(three, monkeypatch):
             SecureCCMetric(2, radius=3), level_iters=[5, 3]
         ).optimize(static, other)
     assert told == [True, False]
+
+
+@pytest.mark.parametrize("radius", [2, 4])
+def test_flat_windows_of_images_that_match_are_no_mismatch(three, radius):
+    """Of a ball nearly all windows are flat, inside and outside."""
+    at = np.indices((48, 48)) - 23.5
+    ball = (np.hypot(*at) < 12).astype(float)
+
+    def run(session):
+        registration = SecureSymmetricDiffeomorphicRegistration(
+            SecureCCMetric(2, radius=radius, session=session),
+            level_iters=[3],
+            session=session,
+        )
+        registration.optimize(
+            ball if session.pid == STATIC else RemoteImage(ball.shape),
+            ball if session.pid == MOVING else RemoteImage(ball.shape),
+        )
+        return registration.receipt["warnings"]
+
+    assert all(plausibility.MISMATCH not in said for said in three(run))
 
 
 def test_a_match_that_gets_worse_is_told(monkeypatch):
@@ -293,6 +316,21 @@ def test_no_step_is_told_to_the_static_owner(three):
 
     found = three(run)
     assert found[MOVING] == found[STATIC] == [True, False]
+
+
+def test_a_pipeline_that_ends_without_a_metric_is_not_judged():
+    static, unit = body((20, 22)), np.eye(3)
+    *_, receipt = affine_registration(
+        np.roll(static, 1, 0),
+        static,
+        pipeline=["translation", "center_of_mass"],
+        moving_affine=unit,
+        static_affine=unit,
+        ret_receipt=True,
+        **LEVELS,
+    )
+    labels = {e["label"] for v in receipt["learned"].values() for e in v}
+    assert "center_of_mass" in labels and "mismatch" not in labels
 
 
 # -- from Python and the command line -----------------------------------------------

@@ -200,7 +200,10 @@ def test_a_call_with_many_files_open_and_no_standard_streams(tmp_path):
 
 class Flow(OutputFilesFlow):
     def run(self, first, second, out_dir="", strength=3, out_file="a.txt"):
-        self.jobs = [tuple(map(str, row)) for row in self.get_io_iterator()]
+        self.jobs = [
+            tuple(map(str, row))
+            for row in self.rows([first, second], out_dir, [out_file])
+        ]
 
 
 @pytest.fixture
@@ -235,7 +238,7 @@ def test_patterns_and_folders_are_still_such(named):
     assert jobs("[ab].n", "c.m") == [("a.n", "c.m", "a.txt"), ("b.n", "c.m", "a.txt")]
     many = jobs("in [1]", "c.m")
     assert [row[0] for row in many] == ["in [1]/x", "in [1]/y"]
-    with pytest.raises(OSError, match="File not found: no"):
+    with pytest.raises(InputError, match="File not found: no"):
         jobs("no[1]", "c.m")
 
 

@@ -534,7 +534,7 @@ def test_receipt(runs, pair):
     assert learned_by(receipt) == {
         "moving owner": {"level_moving", "map", "mismatch", "whole"},
         "static owner": {"level_static", "map", "mismatch", "prealign", "whole"},
-        "helper": {"mismatch", "whole"},
+        "helper": {"whole"},
     }
     parameters = receipt["parameters"]
     assert parameters["level_iters"] == [3, 2]

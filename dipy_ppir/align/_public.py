@@ -106,11 +106,8 @@ def planned_bits(parameters, dim):
             p = regtransforms[kind, dim].get_number_of_parameters()
             total += sum(n - 1 for n in counts if n) * opened_bits(p)
     # Of the bits that are opened, one says whether the images match.
-    return (
-        total
-        + VALUE_BITS * parameters.ret_metric
-        + any(step != "center_of_mass" for step in steps)
-    )
+    judged = steps[-1] != "center_of_mass"
+    return total + VALUE_BITS * parameters.ret_metric + judged
 
 
 def registration_of(parameters, **others):
@@ -472,7 +469,7 @@ def run_pipeline(
             last=last,
             **images,
         )
-    judged = any(step != "center_of_mass" for step in steps)
+    judged = steps[-1] != "center_of_mass"
     affine, odd = registration.end(found, images, judged=judged)
     registration.make_receipt(
         images,

@@ -25,7 +25,7 @@ from dipy_ppir.align.parameters import MOST_STEP
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
 from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start, guard
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
-from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
 
 #: Which owner has which image.
@@ -199,6 +199,7 @@ class CarriedLevels:
             r.niter += 1
         carried.check(before, (static, moving))
         if is_last:
+            r._before_judging()
             r._judged(self.mismatched(carried, before, correlations))
         return {STATIC: static.displacement, MOVING: moving.displacement}
 
@@ -423,15 +424,17 @@ class CarriedLevels:
         powers = np.vstack((x**2, x, np.ones(n)))
         fit = np.linalg.solve(powers @ powers.T, powers)
         weights = 2 * fit[0] * (0.5 * n) + fit[1] - self.r.opt_tol
-        return self._any_negative([(correlations[-n:], weights)], "stop")
+        sums = [(correlations[-n:], weights)]
+        return self._any_negative(sums, "stop", (*IMAGES, HELPER))
 
-    def _any_negative(self, sums, label):
+    def _any_negative(self, sums, label, receivers):
         """Whether any of some weighted sums of correlations is below zero.
 
         Parameters
         ----------
         sums : sequence of (correlations, weights)
         label : str
+        receivers : sequence of int
         """
         unit, wanted = SUM_UNIT * min(x.unit for xs, _ in sums for x in xs), []
         for correlations, weights in sums:
@@ -441,7 +444,7 @@ class CarriedLevels:
         # A correlation is hardly larger than 1; 50 bits are compared.
         most = 4 * points * max(np.abs(weights).sum() for _, weights in sums)
         digits = Digits(most * 2.0**-48, most)
-        return self.world.any_negative(wanted, digits, label)
+        return self.world.any_negative(wanted, digits, label, receivers)
 
     def mismatched(self, carried, halves, correlations):
         """Whether two images hardly match, or less than when a level began.
@@ -455,13 +458,18 @@ class CarriedLevels:
             as they were given to the last iteration.
         correlations : list of Expression
             of the level, one for each iteration.
+
+        Returns
+        -------
+        mismatched : bool or None
+            None at the helper.
         """
         last = correlations[-1]
         sums = [
             ((last, carried.possible(halves)), (1.0, -LEAST_CORRELATION)),
             ((last, correlations[0]), (1.0, -KEPT_CORRELATION)),
         ]
-        return self._any_negative(sums, "mismatch")
+        return self._any_negative(sums, "mismatch", tuple(IMAGES))
 
 
 class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
@@ -558,6 +566,9 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
         pass
 
     def _level_ended(self, level, displacements):
+        pass
+
+    def _before_judging(self):
         pass
 
     def _judged(self, mismatched):

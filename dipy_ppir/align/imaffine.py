@@ -567,6 +567,7 @@ class SecureAffineRegistration(AffineRegistration):
                 bit = secret_numbers(session).own(known, (1,), 0, 1)
             session.ledger.about(None)
             receivers = MOVING, STATIC
+            self._count_ahead({"mismatch": (receivers, 1, 1)})
             return secret_numbers(session).show_bit(bit, "mismatch", receivers)
 
     def _mismatch_on_shares(self, found, images):
@@ -589,6 +590,7 @@ class SecureAffineRegistration(AffineRegistration):
         numbers = secret_numbers(session)
         with session.phase("result"):
             own = np.array([float(stuck)]) if session.pid == MOVING else None
+            self._count_ahead({"stuck": ((STATIC,), 1, 1)})
             told = numbers.show_bit(numbers.own(own, (1,), 0, 1), "stuck", (STATIC,))
         return stuck if told is None else told
 
@@ -831,8 +833,15 @@ class SecureAffineRegistration(AffineRegistration):
                 )
                 self._take(xopt)
         if ret_metric and value is not None:
+            self._count_ahead({"final_value": ((MOVING,), 1, VALUE_BITS)})
             value = numbers.show_value(value, 1 / SCALE)
         return xopt, value if ret_metric else None
+
+    def _count_ahead(self, openings):
+        """Count what is opened at the end, before it is; see `journal_ahead`."""
+        self._resumption.refuse_again(openings)
+        opens = {"opens": sorted(openings)}
+        journal_ahead(self.session, self.checkpoint, openings, **opens)
 
     def _hidden(self, images, counts, hidden):
         """All levels by the optimizer on shares, none of whose steps is shown.

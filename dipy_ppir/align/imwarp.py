@@ -466,6 +466,11 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             )
         )
 
+    def _before_judging(self):
+        """Count what is opened about the match, before it is."""
+        ahead = {"mismatch": ((MOVING, STATIC), 1, 1)}
+        journal_ahead(self.session, self.checkpoint, ahead)
+
     def _judged(self, mismatched):
         """What was opened about the match in the end."""
         self._mismatched = mismatched
@@ -673,7 +678,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         if self.checkpoint is None:
             return
         world, arrays = Shares(self.session), {}
-        facts = {"current_level": level, "units": {}}
+        facts = {"current_level": level, "units": {}, "mismatched": self._mismatched}
         for owner, fields in displacements.items():
             for axis, field in enumerate(fields):
                 name = f"part-{owner}-{axis}"
@@ -690,6 +695,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         if state is None:
             return None, None
         facts, arrays = state
+        self._mismatched = facts["mismatched"]
         for half in self._own_halves():
             for name in _HALF:
                 setattr(half, name, arrays[name])

@@ -15,11 +15,12 @@ import numpy as np
 
 from dipy_ppir.align.centers import center_of_mass
 from dipy_ppir.align.decomposition import decompose
-from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
+from dipy_ppir.mpc.errors import AfterTheEnd
+from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 
 declare(
     "mismatch",
-    receivers=(MOVING, STATIC, HELPER),
+    receivers=(MOVING, STATIC),
     shape="1, once",
     meaning="whether the two images hardly match in the end, or less than before",
     bits=1,
@@ -42,9 +43,9 @@ MOST_NEGATIVE = 0.1
 #: Part of a face of the grid that a mask covers which reaches the border, and part of
 #: the field of view by which it may move the centre of mass.
 LEAST_FACE, MOST_MOVED = 0.1, 0.08
-#: Windows that fit into a level along an axis, at least, and flat part of an object's
+#: Whole windows that a level has room for, at least, and flat part of an object's
 #: windows, at most.
-LEAST_WINDOWS, MOST_FLAT = 3, 0.25
+LEAST_WINDOWS, MOST_FLAT = 8, 0.25
 #: Part of a map's voxels that may fold.
 MOST_FOLDS = 0.01
 #: Points along each axis for which it is asked whether they lie in the other image.
@@ -67,7 +68,7 @@ class ImplausibleWarning(UserWarning):
     """A result that nobody should use without a look at it."""
 
 
-class ImplausibleError(ValueError):
+class ImplausibleError(ValueError, AfterTheEnd):
     """The same where it was asked to be an error (``strict``)."""
 
 
@@ -262,10 +263,10 @@ def of_level(level, shape, radius):
     shape : sequence of int
     radius : int
     """
-    if min(n - 2 * radius for n in shape) >= LEAST_WINDOWS:
+    whole = int(np.prod([n - 2 * radius for n in shape]))
+    if whole >= LEAST_WINDOWS:
         return []
     size = "x".join(str(int(n)) for n in shape)
-    whole = int(np.prod([n - 2 * radius for n in shape]))
     return [
         f"level {level}, of {size} voxels, has room for {whole} whole "
         f"window{'s' * (whole != 1)} of radius {radius}, which decide all of it: leave "

@@ -10,7 +10,7 @@ import numpy as np
 
 from dipy_ppir.align.checkpoint import CheckpointError, begin_or_resume, journal
 from dipy_ppir.mpc.errors import ProtocolError
-from dipy_ppir.mpc.ledger import MOVING
+from dipy_ppir.mpc.ledger import ROLES
 
 #: So often what an interrupted run had shown is shown again.
 REPEATS = 2
@@ -67,17 +67,20 @@ class Resumption:
         places = [r["place"] for r in self.checkpoint.records() if "place" in r]
         with session.phase("agreement"):
             views = session.exchange("resume", places[-1] if places else [0, 0])
-        place = views[MOVING]
-        if (
-            not isinstance(place, list)
-            or len(place) != 2
-            or not all(
-                type(n) is int and 0 <= n < limit
-                for n, limit in zip(place, limits, strict=True)
-            )
-        ):
-            raise ProtocolError("the moving owner resumes at no possible place", MOVING)
-        self.at = tuple(place)
+        for pid, place in views.items():
+            if (
+                not isinstance(place, list)
+                or len(place) != 2
+                or not all(
+                    type(n) is int and 0 <= n < limit
+                    for n, limit in zip(place, limits, strict=True)
+                )
+            ):
+                raise ProtocolError(
+                    f"the {ROLES[pid]} resumes at no possible place", pid
+                )
+        # Nobody leaves out what another has not seen.
+        self.at = min(map(tuple, views.values()))
 
     def recorded(self, place, name=None):
         """Records of the interrupted run at a place; those that have something."""
@@ -122,6 +125,30 @@ class Resumption:
                 f"this level was interrupted after {before} steps in all, which would "
                 "be shown again; start anew at all parties, without --resume"
             )
+
+    def refuse_again(self, labels):
+        """What is opened at the end says something of where the run has come to.
+
+        Parameters
+        ----------
+        labels : sequence of str
+            of what is about to be opened; records have them under "opens".
+
+        Raises
+        ------
+        CheckpointError
+            if it was opened as often as may be.
+        """
+        if self.checkpoint is None:
+            return
+        for label in labels:
+            before = sum(label in r.get("opens", ()) for r in self.checkpoint.records())
+            if before >= REPEATS:
+                raise CheckpointError(
+                    f"what the registration shows at its end ({label}) was shown "
+                    f"{before} times already; start anew at all parties, without "
+                    "--resume"
+                )
 
     def evaluations(self, session, evaluate, place):
         """A metric as a function of parameters, which is not evaluated twice.

@@ -53,7 +53,7 @@ import numpy as np
 from dipy_ppir.mpc import mpyc_bridge, protocols, steps
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, RoundingError
-from dipy_ppir.mpc.fields import P127, R128
+from dipy_ppir.mpc.fields import P127, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.scratch import scratch
 
@@ -243,6 +243,8 @@ class Expression:
     def weighted(self, coefficient, unit):
         """A public number times it, in a unit that is much smaller than its own."""
         factor = round(coefficient * self.unit / unit)
+        if not factor and coefficient:
+            raise ValueError(f"{coefficient} times {self.unit} is nothing in {unit}")
         return self.times(factor).over(self.unit / unit)
 
     def over(self, divisor):
@@ -374,7 +376,7 @@ class Clear:
             out.append(np.rint(x / w.precision) * w.precision)
         return out
 
-    def any_negative(self, sums, digits, label):
+    def any_negative(self, sums, digits, label, receivers):
         """Whether any of some sums is below zero; see `Shares.any_negative`."""
         return any(bool(self._value(expression(x))[0] < 0) for x in sums)
 
@@ -618,11 +620,11 @@ class Shares:
             for x, w in zip(opened, wanted, strict=True)
         ]
 
-    def any_negative(self, sums, digits, label):
-        """Whether any of some sums is below zero: one bit, opened to all.
+    def any_negative(self, sums, digits, label, receivers):
+        """Whether any of some sums is below zero: one bit, opened.
 
-        Rounds: 2, and MPyC's and 1. Elements for each sum: 1, 2 in the field, and
-        MPyC's.
+        Rounds: 3, and MPyC's and 1. Elements for each sum: 1, 2 to bring it into its
+        range, 2 in the field, and MPyC's.
 
         Parameters
         ----------
@@ -631,17 +633,26 @@ class Shares:
         digits : Digits
             what is below their unit may be taken for 0.
         label : str
+        receivers : sequence of int
+
+        Returns
+        -------
+        negative : bool or None
+            None where it is not opened.
         """
         s, n = self.session, len(sums)
         # Two more digits, dropped on the way: the field has fewer bits than the ring.
         digits = digits._replace(unit=digits.unit / 4)
         secrets = [self.secret(expression(x).times(4).over(4), digits) for x in sums]
-        bound = int(digits.bound / secrets[0].unit)
-        part = R128.zeros((n,))
+        bits = int(digits.bound / secrets[0].unit).bit_length()
+        words = R64.zeros((n,))
         if s.pid != HELPER:
-            part = np.concatenate([x.part for x in secrets])
-        array = SharedArray(R128, part, 2, 0, bound)
-        array = protocols.share_owners(s, array, 2, P127, label)
+            # Their low words: those of a number that keeps what is promised of it.
+            words = np.ascontiguousarray(
+                np.concatenate([x.part for x in secrets])[:, 0]
+            )
+        array = SharedArray(R64, words, 2, 0, (1 << bits) - 1)
+        array = protocols.confined(s, array, bits, P127, label, drop=2)
 
         def compare(mpc, x):
             bits = x < 0
@@ -649,7 +660,8 @@ class Shares:
 
         (bit,) = mpyc_bridge.evaluate(s, compare, (array,), (1,), kind="integer")
         bit.choices = 2
-        return bool(s.open(bit, label, (MOVING, STATIC, HELPER))[0])
+        opened = s.open(bit, label, receivers)
+        return None if opened is None else bool(round(opened[0]))
 
     def check(self, *numbers):
         """Find out whether a rounding went wrong: below, in or above its range.

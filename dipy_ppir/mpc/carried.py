@@ -145,6 +145,8 @@ NEARER = tuple(
     for row in ((3849, -2871, 557), (2934, -2190, 481), (2072, -1439, 399))
 )
 COEFFICIENT = 2.0**-10
+#: The same of g**2.
+FINE = 2.0**-20
 #: Unit of a step before it is rounded, in steps.
 BEND_UNIT = 2.0**-14
 MOST_RATE = 2.0**6
@@ -864,7 +866,7 @@ class CarriedCorrelation:
         -------
         possible : Expression, shape (1,)
         """
-        w, unit = self.world, self.inverse.unit**2 * COEFFICIENT
+        w, unit = self.world, self.inverse.unit**2 * FINE
         wanted = []
         for half in halves:
             square = half.inverse * half.inverse

@@ -10,6 +10,10 @@ class MPCError(Exception):
     """Base of all failures of a secure computation."""
 
 
+class AfterTheEnd(Exception):
+    """Raised when a session has come to its end: the other parties go on."""
+
+
 class InsecureSetupError(MPCError, ValueError):
     """The set-up cannot keep a secret, for example a threshold of zero."""
 

@@ -47,8 +47,8 @@ from dipy_ppir.mpc.arrays import SharedArray, broadcast
 from dipy_ppir.mpc.fields import P127, R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, declare
 from dipy_ppir.mpc.protocols import (
+    confined,
     deal,
-    lift,
     pad,
     reduce,
     share,
@@ -536,17 +536,12 @@ class SecretNumbers:
 def _in_range(session, array, bits=COMPARABLE_BITS):
     """The same numbers where they are below ``2**bits``; else others, as small.
 
-    Nobody need promise anything: through the rings of 64 and 128 bits, where masks hide
-    any number, whatever comes out is below ``2**(bits + 4)``. Rounds: 3.
+    Rounds: 3; see `protocols.confined`.
     """
     array = array._with(array.share, bound=(1 << bits) - 1)
     part = truncate_between_owners(session, array, 0, field=R64, name="ranged")
-    shift = 61 - bits
-    part = SharedArray(R64, part, 2, array.frac_bits, array.bound).times(1 << shift)
-    part.bound = (1 << 61) - 1
-    whole = share_owners(session, lift(session, part), shift, P127, "ranged")
-    # What is lifted is below 2**65 in any case.
-    return SharedArray(P127, whole.share, 1, array.frac_bits, 1 << 65 - shift)
+    part = SharedArray(R64, part, 2, array.frac_bits, array.bound)
+    return confined(session, part, bits, P127, "ranged")
 
 
 def _promised(product, bound):

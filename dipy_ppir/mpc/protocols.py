@@ -456,6 +456,40 @@ def share_owners(session, array, bits, field, name="owners-share"):
     return _share_parts(session, array, part, bits, field, name)
 
 
+def confined(session, array, bits, field, name, drop=0):
+    """Numbers in a field that are in a range whatever they were.
+
+    Where they are below ``2**bits`` they are the same, but for digits that are dropped;
+    else others, as small. Nobody need promise anything: through the rings of 64 and 128
+    bits, where masks hide any number, whatever comes out is below the result's bound.
+
+    Rounds: 2. Elements: those of `lift` and of `share_owners`.
+
+    Parameters
+    ----------
+    session : Session
+    array : SharedArray, shape (n,), field R64
+        whose parts the owners hold.
+    bits : int
+    field : Field
+        of the result.
+    name : str
+    drop : int, optional
+        low bits to drop.
+
+    Returns
+    -------
+    array : SharedArray, degree 1
+    """
+    shift = 61 - bits
+    raised = array.times(1 << shift)
+    raised.bound = (1 << 61) - 1
+    whole = share_owners(session, lift(session, raised), shift + drop, field, name)
+    # What is lifted is below 2**65 in any case.
+    bound = 1 << 65 - shift - drop
+    return SharedArray(field, whole.share, 1, array.frac_bits, bound)
+
+
 def lift(session, array):
     r"""Bring numbers from the ring of 64 bits into that of 128, exactly.
 

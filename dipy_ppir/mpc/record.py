@@ -206,6 +206,8 @@ def tie(views, pid, run, parties=None):
             continue
         signed = {name: view.get(name) for name in ("signature", "certificate")}
         if signed_by(parties[party].fingerprint, statement(party, digest), signed):
+            # As this program writes it, whatever a peer wrote.
+            signed["signature"] = bytes.fromhex(signed["signature"]).hex()
             signatures[role] = signed
         else:
             warnings.append(

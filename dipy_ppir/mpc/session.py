@@ -17,6 +17,7 @@ import numpy as np
 from dipy_ppir.mpc import protocols, record
 from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.errors import (
+    AfterTheEnd,
     AuthenticationError,
     InsecureSetupError,
     ParameterMismatchError,
@@ -563,7 +564,7 @@ class Session:
         return self
 
     def __exit__(self, kind, exc, trace):
-        if exc is not None:
+        if exc is not None and not isinstance(exc, AfterTheEnd):
             self.fail(exc)
             return
         if self.plan is not None:

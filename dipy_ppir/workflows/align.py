@@ -201,8 +201,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         resume : boolean, optional
             Go on with a session that was interrupted; all parties must say so.
         strict : boolean, optional
-            End with an error, and write nothing, where the result is not plausible:
-            without it a warning is given and is in the receipt.
+            End with an error, and write no result, where it is not plausible; without
+            it a warning is given and is in the receipt.
         limit_bits : float, optional
             At the owner of the static image, in a session: most bits that may be
             opened about this image in all sessions with reveal = "transform",

@@ -2,7 +2,6 @@
 
 from contextlib import contextmanager
 import glob
-import inspect
 import logging
 import os
 from pathlib import Path
@@ -18,25 +17,39 @@ logger = logging.getLogger("dipy_ppir")
 class OutputFilesFlow(Workflow):
     """A workflow whose files are written by `OutputFiles`."""
 
-    def get_io_iterator(self):
-        """Inputs and outputs of the arguments of `run`, from which it must be called.
+    def rows(self, read, out_dir, written):
+        """Rows of names: of files to read, and of those to write for them.
 
-        As DIPY's, but a file that exists is read whatever its name: square brackets
-        make no pattern of it. Whether files may be replaced is for `OutputFiles` to
-        decide, which knows what is written.
+        As ``Workflow.get_io_iterator``, but a file that exists is read whatever its
+        name: square brackets make no pattern of it. Whether files may be replaced is
+        for `OutputFiles` to decide, which knows what is written.
+
+        Parameters
+        ----------
+        read : sequence of str or Path
+            names or patterns.
+        out_dir : str or Path
+        written : sequence of str
+
+        Returns
+        -------
+        rows : list
+
+        Raises
+        ------
+        InputError
+            if they name no files, or different numbers of them.
         """
-        values = inspect.currentframe().f_back.f_locals
-        parameters = inspect.signature(self.run).parameters
-        read = [n for n, p in parameters.items() if p.default is p.empty]
-        written = [n for n in parameters if n.startswith("out_") and n != "out_dir"]
-        return io_iterator(
-            [_pattern(values[name]) for name in read],
-            values["out_dir"],
-            [values[name] for name in written],
-            output_strategy=self._output_strategy,
-            mix_names=self._mix_names,
-            out_keys=written,
-        )
+        with _explained():
+            return list(
+                io_iterator(
+                    [_pattern(name) for name in read],
+                    out_dir,
+                    written,
+                    output_strategy=self._output_strategy,
+                    mix_names=self._mix_names,
+                )
+            )
 
 
 def _pattern(name):
@@ -51,8 +64,8 @@ def _pattern(name):
 
 
 @contextmanager
-def explained():
-    """Turn what ``Workflow.get_io_iterator`` raises into an `InputError`."""
+def _explained():
+    """Turn what ``io_iterator`` raises into an `InputError`."""
     try:
         yield
     except ImportError:

@@ -66,12 +66,17 @@ class OutputFiles:
         self._temporary[path] = path.with_name(name)
         return self._temporary[path]
 
-    def commit(self):
-        """Give every file its final name, not to be interrupted half-way."""
+    def commit(self, *paths):
+        """Give files, all if none are named, their final names.
+
+        Not to be interrupted half-way.
+        """
         mask = {signal.SIGINT, signal.SIGTERM}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
         try:
             for path, temporary in list(self._temporary.items()):
+                if paths and path not in paths:
+                    continue
                 os.replace(temporary, path)
                 del self._temporary[path]
                 OutputFiles.written += 1

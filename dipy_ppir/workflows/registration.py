@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
-from dipy.workflows.multi_io import io_iterator
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.facts import OwnFiles
@@ -16,7 +15,6 @@ from dipy_ppir.workflows.flow import (
     OutputFilesFlow,
     beside,
     check_name,
-    explained,
     pictures,
     short_name,
     written_files,
@@ -210,17 +208,11 @@ class RegistrationFlow(OutputFilesFlow):
 
     def _jobs(self, files, flags, made):
         """The pairs that are named: (images, files to write by what is in them)."""
-        with explained():
-            # As Workflow.get_io_iterator does, which reads the frame of `run`.
-            rows = list(
-                io_iterator(
-                    [files[name] for name in IMAGES],
-                    flags["out_dir"],
-                    [flags[flag] for flag in self.outputs],
-                    output_strategy=self._output_strategy,
-                    mix_names=self._mix_names,
-                )
-            )
+        rows = self.rows(
+            [files[name] for name in IMAGES],
+            flags["out_dir"],
+            [flags[flag] for flag in self.outputs],
+        )
         results = self._results(flags)
         (main,) = (flag for flag, kind in results.items() if kind == "transform")
         others = {"receipt": flags["receipt"], **{name: name for name in made}}

@@ -377,12 +377,15 @@ def register(
             count.begin,
             **images,
             **{name + "_affine": grid2world},
-            strict=strict,
             **options,
         )
         count.end(receipt)
-        finish(out, receipt, files)
         checkpoint.discard()
+        if strict and receipt["warnings"]:
+            # What was learned stays on record; the others have their results.
+            out.commit(files["receipt"])
+            plausibility.tell(receipt["warnings"], strict=True)
+        finish(out, receipt, files)
     return receipt
 
 

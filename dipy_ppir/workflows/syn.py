@@ -197,8 +197,8 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         resume : boolean, optional
             Go on with a session that was interrupted; all parties must say so.
         strict : boolean, optional
-            End with an error, and write nothing, where the result is not plausible:
-            without it a warning is given and is in the receipt.
+            End with an error, and write no result, where it is not plausible; without
+            it a warning is given and is in the receipt.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """

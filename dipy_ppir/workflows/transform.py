@@ -11,7 +11,6 @@ from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import (
     OutputFilesFlow,
     check_name,
-    explained,
     written_files,
 )
 from dipy_ppir.workflows.inputs import InputError
@@ -82,9 +81,9 @@ class ApplyTransformFlow(OutputFilesFlow):
             )
         check_name(out_file, "out_file", (".nii", ".nii.gz"))
         with new_folders([Path(out_dir or ".", out_file)]):
-            with explained():
-                io_it = list(self.get_io_iterator())
-            jobs = [(row[:3], {"out": Path(row[3])}) for row in io_it]
+            given = static_image_files, moving_image_files, transform_map_file
+            rows = self.rows(given, out_dir, [out_file])
+            jobs = [(row[:3], {"out": Path(row[3])}) for row in rows]
             read = [f for job, _ in jobs for f in job]
             written = written_files(jobs)
             with OutputFiles(written, read, force=self._force_overwrite) as out:
