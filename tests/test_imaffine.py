@@ -1121,14 +1121,21 @@ def test_result_to_the_moving_owner_only(trio, bodies):
     )
     assert moving[1].shape == (4, 4)
     assert static[:2] == helper[:2] == (None, None)
-    assert moving[-1]["learned"]["static owner"] == []
+    (bit,) = moving[-1]["learned"]["static owner"]
+    assert bit["label"] == "mismatch"
 
 
 EXPECTED = {
     # labels on the receipt of a registration that begins with the centres of mass
-    "histogram": {"center_of_mass", "joint_histogram", "metric_gradient"},
-    "gradient": {"center_of_mass", "metric_value", "metric_gradient", "sample_count"},
-    "transform": {"center_of_mass", "step", "step_size", "better"},
+    "histogram": {"center_of_mass", "joint_histogram", "metric_gradient", "mismatch"},
+    "gradient": {
+        "center_of_mass",
+        "metric_value",
+        "metric_gradient",
+        "sample_count",
+        "mismatch",
+    },
+    "transform": {"center_of_mass", "step", "step_size", "better", "mismatch"},
 }
 
 
@@ -1145,8 +1152,8 @@ def test_receipt_is_the_declaration(trio, bodies, reveal, result_to):
             for role, entries in receipt["learned"].items()
         }
         assert labels["moving owner"] == EXPECTED[reveal]
-        result = {"affine"} if result_to == "both" else set()
-        assert labels["static owner"] == {"repetition"} | result
+        result = {"affine", "stuck"} if result_to == "both" else set()
+        assert labels["static owner"] == {"repetition", "mismatch"} | result
         assert labels["helper"] == {"repetition"}
         for role, entries in receipt["learned"].items():
             for entry in entries:
@@ -1828,6 +1835,7 @@ from scipy.ndimage import gaussian_filter
 from dipy_ppir.align import affine_registration
 from dipy_ppir.mpc import local
 image = gaussian_filter(np.random.default_rng(0).random((20, 20, 20)), 1)
+image[4:16, 5:15, 6:14] += 1
 def callback(progress):
     print(*(c.pid for c in local._shared._children.values()), flush=True)
     if {idle}:

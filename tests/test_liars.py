@@ -221,7 +221,8 @@ def cases():
 @pytest.mark.parametrize(("way", "liar", "how"), cases())
 def test_a_liar_is_named(way, liar, how, monkeypatch):
     silence = SILENCE if how == "silent" else LONG
-    plan = pins.plan(WAYS[way], connect=LONG, silence=silence)
+    options = {"connect": LONG, "silence": silence, "parameters": PARAMETERS}
+    plan = pins.plan(WAYS[way], **options)
     rng = np.random.default_rng(1)
     image = np.add.outer(np.arange(20.0), np.arange(20.0)) + rng.uniform(0, 1, (20, 20))
     at = random.Random(f"{way} {liar} {how}").randint(3, 40)

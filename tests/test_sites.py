@@ -141,7 +141,8 @@ def test_on_shares(affine_sites, bodies, layout):
     receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
     labels = {e["label"] for e in receipt["learned"]["moving owner"]}
     value = {"final_value"} if asked else set()
-    assert labels == {"center_of_mass", "step", "step_size", "better"} | value
+    shown = {"center_of_mass", "step", "step_size", "better", "mismatch"}
+    assert labels == shown | value
     counts = json.loads((sites.folder / "keys" / "static" / "opened.json").read_text())
     assert [*counts.values()] == [receipt["bits"]["moving owner"]]
     assert not (sites.folder / "keys" / "moving" / "opened.json").exists()
@@ -225,9 +226,10 @@ def test_the_receipt_is_the_same_everywhere(affine_sites, bodies, capsys):
         "sample_count",
         "metric_value",
         "metric_gradient",
+        "mismatch",
     }
     labels = [e["label"] for e in learned["static owner"]]
-    assert labels == ["repetition", "affine"]
+    assert labels == ["repetition", "mismatch", "stuck", "affine"]
     assert [e["label"] for e in learned["helper"]] == ["repetition"]
     for receipt in receipts.values():
         assert receipt["bytes_sent"] == receipts["moving"]["bytes_sent"]

@@ -131,9 +131,11 @@ def test_writes_what_dipy_writes(command, pair, tmp_path):
         "step",
         "step_size",
         "better",
+        "mismatch",
         "final_value",
     }
-    assert [e["label"] for e in receipt["learned"]["static owner"]] == ["affine"]
+    labels = [e["label"] for e in receipt["learned"]["static owner"]]
+    assert labels == ["mismatch", "stuck", "affine"]
     assert receipt["learned"]["helper"] == []
     for name in pair:
         assert Path(name).name not in json.dumps(receipt)
@@ -671,11 +673,12 @@ def odd(tmp_path):
     return static, str(tmp_path / "noise.nii.gz")
 
 
+@pytest.mark.filterwarnings("always::dipy_ppir.align.plausibility.ImplausibleWarning")
 def test_what_is_not_plausible_is_in_the_log_and_the_receipt(command, odd):
     status, out, _ = command(*odd, *SHORT, *NO_PICTURES, "--out_dir", "res")
     assert status == 0 and Path("res/moved.nii.gz").exists()
     warned = json.loads(Path("res/receipt.json").read_text())["warnings"]
-    for words in ("codes are 0", "hardly match"):
+    for words in ("codes are 0", "no mask cuts off"):
         assert any(words in said for said in warned)
         # Once in the log and once in the printed receipt.
         assert out.count(words) == 2

@@ -200,7 +200,8 @@ class AffineParameters(Parameters):
         ),
     ] = ("center_of_mass", "translation", "rigid", "affine")
     starting_affine: _one_of(*STARTS) | None = Field(
-        None, description=f"a matrix or one of {list(STARTS)}"
+        None,
+        description=f"a matrix or one of {list(STARTS)} (numpy.loadtxt reads a file)",
     )
     level_iters: _Iterations = (1000, 500, 100)
     ss_sigma_factor: Annotated[float, Field(ge=0, le=100)] | None = Field(
