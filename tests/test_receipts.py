@@ -97,6 +97,32 @@ def test_a_run_on_one_machine(written, capsys):
     assert status == 0 and verdict.startswith("Consistent in itself, not signed")
 
 
+def test_a_copy_for_others_has_nothing_of_its_own(written, capsys, tmp_path):
+    own = {
+        "transform": {
+            "shift": [1.0, 2.0, 3.0],
+            "turn": 4.0,
+            "axis": None,
+            "scales": [1.0, 1.0, 1.0],
+            "mirrored": False,
+        },
+        "arrays": {"static image": "0" * 64},
+        "equalized": True,
+    }
+    _, files = written(lambda s: run_of_sites(s, **FACTS, **own))
+    copy = tmp_path / "shared.json"
+    status, _, text = answer(capsys, files[STATIC], "--to_send", copy)
+    assert status == 0 and "takes the centre of the static image" in text
+    sent = json.loads(copy.read_text())
+    assert not sent.keys() & {*own, "static_grid2world"} and sent["warnings"] == []
+    status, verdict, text = answer(capsys, files[MOVING], copy, files[HELPER])
+    assert status == 0 and verdict.startswith("Consistent: all three")
+    with pytest.raises(InputError, match="already; add --force|there already"):
+        receipt([files[STATIC], "--to_send", str(copy)])
+    with pytest.raises(InputError, match="a copy of one receipt"):
+        receipt([*files[:2], "--to_send", str(tmp_path / "other.json")])
+
+
 def test_a_run_that_was_resumed(written, capsys):
     """What came before is counted by each party as far as it came."""
 

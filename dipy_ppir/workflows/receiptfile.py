@@ -82,6 +82,11 @@ def load(path):
     return found
 
 
+def without_own(found):
+    """A receipt without what is its party's own, which no signature is about."""
+    return {name: found[name] for name in _ENTRIES} | {"warnings": []}
+
+
 def _labels(found):
     for learned in (found["learned"], found["last_attempt"] or {}):
         yield from (e["label"] for entries in learned.values() for e in entries)

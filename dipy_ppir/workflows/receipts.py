@@ -22,7 +22,9 @@ from dipy_ppir.mpc.record import (
 )
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS
-from dipy_ppir.workflows.receiptfile import load, printable
+from dipy_ppir.workflows.outputs import OutputFiles
+from dipy_ppir.workflows.receiptfile import load, printable, without_own
+from dipy_ppir.workflows.remote import write_receipt
 
 #: Differences that are named; one change may make many.
 _MOST_NAMED = 20
@@ -57,6 +59,12 @@ def receipt(arguments=None):
         "was about these",
     )
     parser.add_argument(
+        "--to_send",
+        metavar="FILE",
+        help="also write a copy of one receipt without what is this site's own: the "
+        "result in numbers, warnings, and hashes of files",
+    )
+    parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
     given = parser.parse_args(arguments)
@@ -67,10 +75,17 @@ def receipt(arguments=None):
         )
     if len(set(given.receipts)) < len(given.receipts):
         raise InputError("the same receipt was given twice; give one of each party")
+    if given.to_send and len(given.receipts) > 1:
+        raise InputError("--to_send writes a copy of one receipt; give one")
     receipts = {printable(path, 1000): load(path) for path in given.receipts}
     problems = check(receipts)
     found, strangers = check_files(receipts, given.files)
     problems += strangers
+    if given.to_send:
+        (own,) = receipts.values()
+        with OutputFiles([given.to_send], given.receipts) as out:
+            write_receipt(out, given.to_send, without_own(own))
+            out.commit()
     print(report(receipts, found, problems))
     return 1 if problems else 0
 
