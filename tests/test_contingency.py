@@ -94,6 +94,27 @@ def test_table(three, n, leave_out):
         assert (table[-1] == counts).all(), "counts are exact"
 
 
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_the_helper_is_not_sent_too_much_ahead(three, monkeypatch, group):
+    """It says when it is done with a group of blocks; two of them may wait."""
+    case = Case(5 * BLOCK + 3)
+    size = (case.bins + 1) * BLOCK * 8
+    monkeypatch.setattr(contingency, "AHEAD", group * size)
+
+    def party(session):
+        sums = case.start(session)
+        before = session.ledger.rounds.total()
+        table = sums.table(case.band if session.pid == MOVING else None)
+        waited = session.ledger.rounds.total() - before
+        return session.open(table, "test-any", (MOVING,)), waited
+
+    (table, waited), _, _ = three(party)
+    expected = case.dense(case.weights).T @ case.one_hot
+    assert np.abs(table[:-1] - expected).max() <= case.n * 2.0**-20
+    # Of six blocks, the groups but the first two.
+    assert waited == {1: 4, 2: 1, 3: 0}[group]
+
+
 @pytest.mark.parametrize("mixed", ["first", "last"])
 def test_blocks_with_and_without_a_mask_together(three, mixed):
     """Full blocks and partly masked ones are counted in different ways."""

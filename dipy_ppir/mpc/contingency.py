@@ -57,6 +57,8 @@ from dipy_ppir.mpc.scratch import Scratch
 
 #: Samples handled at a time: the working set stays in the second-level cache.
 BLOCK = 1 << 11
+#: Bytes of a group of blocks, of which two may wait at the helper.
+AHEAD = 1 << 26
 #: The sum of a contraction stays below 2**SUM_BITS.
 SUM_BITS = 62
 #: No scaled element of a row is larger than 2**ROW_BITS.
@@ -113,6 +115,24 @@ class Contingency:
     def _blocks(self):
         for start in range(0, self.samples, BLOCK):
             yield start, min(start + BLOCK, self.samples)
+
+    def _paced_blocks(self, columns):
+        """Blocks of which rows go to the helper, which is not sent too much ahead.
+
+        With many bins its part takes longest: it says when it has done with a group of
+        blocks, and the moving owner is no more than two groups ahead.
+        """
+        s, blocks = self.session, list(self._blocks())
+        word = np.zeros(1, dtype=np.uint64)
+        size = columns * BLOCK * np.dtype(self.field.dtype).itemsize
+        group = max(AHEAD // size, 1)
+        for k, block in enumerate(blocks):
+            if s.pid == MOVING and k % group == 0 and k >= 2 * group:
+                s.network.receive(HELPER, "pace", word)
+            yield block
+            done, rest = divmod(k + 1, group)
+            if s.pid == HELPER and not rest and (done + 1) * group < len(blocks):
+                s.network.send(MOVING, "pace", word)
 
     def _random(self, owner, shape, what):
         """Numbers that hide an owner's rows, drawn by it and its seed party.
@@ -190,7 +210,7 @@ class Contingency:
         if kept and self._rows is None and s.pid == HELPER:
             self._rows = self.field.empty((self.samples, self.bins))
         draw = self._drawing(columns)
-        for start, stop in self._blocks():
+        for start, stop in self._paced_blocks(columns):
             shape = (stop - start, columns)
             b = self._b[start:stop]
             if s.pid == MOVING:
