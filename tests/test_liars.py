@@ -221,8 +221,8 @@ def cases():
 @pytest.mark.parametrize(("way", "liar", "how"), cases())
 def test_a_liar_is_named(way, liar, how, monkeypatch):
     silence = SILENCE if how == "silent" else LONG
-    options = {"connect": LONG, "silence": silence, "parameters": PARAMETERS}
-    plan = pins.plan(WAYS[way], **options)
+    options = {"parameters": PARAMETERS, "reveal": "transform"}
+    plan = pins.plan(WAYS[way], connect=LONG, silence=silence, **options)
     rng = np.random.default_rng(1)
     image = np.add.outer(np.arange(20.0), np.arange(20.0)) + rng.uniform(0, 1, (20, 20))
     at = random.Random(f"{way} {liar} {how}").randint(3, 40)
@@ -272,6 +272,6 @@ def test_a_liar_is_named(way, liar, how, monkeypatch):
         error = outcomes[pid]
         assert isinstance(error, PeerError), error
         assert error.culprit == liar, outcomes
-        assert f"party {liar} (" in str(error)
+        assert plan.parties[liar].title in str(error)
     timed_out = PeerTimeoutError in {type(outcome) for outcome in outcomes}
     assert timed_out == (how == "silent"), outcomes
