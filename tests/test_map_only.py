@@ -119,6 +119,22 @@ def test_on_shares_it_is_what_it_is_in_the_clear(three, monkeypatch, dim, option
     assert np.quantile(errors, 0.999) < 0.08
 
 
+def test_a_level_of_one_window_does_not_part_two_runs(three):
+    """What is no more than noise is no step, however short all steps are: but for what
+    is rounded when it is opened, two runs find the same."""
+    pair = deformed(3, (22, 22, 22))
+    options = {"level_iters": [8, 4], "radius": 5, "opens": "end"}
+    fields = [
+        three(lambda s: register(s, pair, 3, map_precision=2.0**-9, **options))[STATIC]
+        for _ in range(2)
+    ]
+    (registration, one), (_, other) = fields
+    assert "has room for 1 whole window" in registration.receipt["warnings"][0]
+    one, other = (np.asarray(m.get_forward_field()) for m in (one, other))
+    apart = np.sqrt(((one - other) ** 2).sum(-1))
+    assert np.sqrt((apart**2).mean()) < 0.01 and np.abs(one).max() > 0.2
+
+
 @pytest.mark.parametrize("dim", [2, 3])
 def test_as_good_as_dipy(three, dim):
     static, moving = deformed(dim)

@@ -416,3 +416,26 @@ def test_mistakes_are_explained_before_connecting(
     assert said in printed
     assert "Traceback" not in printed
     assert not (sites.folder / "out").exists()
+
+
+def test_an_owner_that_is_strict_ends_alone(tmp_path, bodies):
+    """When all have done their part: the others have results, it has its receipt."""
+    static, _, matrix, _ = bodies(3)
+    noise = np.random.default_rng(3).random(static.shape)
+    sites = Sites(
+        tmp_path / "sites",
+        "affine",
+        (static, noise, matrix, matrix),
+        parameters={**AFFINE, "pipeline": ["translation"]},
+    )
+    processes = sites.start(sites=("static", "helper"))
+    processes |= sites.start("--strict", sites=("moving",))
+    assert sites.wait(processes) == {"static": 0, "helper": 0, "moving": 1}
+    assert sites.outputs("static") == ["affine.txt", "receipt.json"]
+    assert sites.outputs("moving") == ["receipt.json"]
+    assert "not plausible, and strict: " in sites.last_line("moving")
+    for site, expected in (("moving", True), ("static", True), ("helper", False)):
+        text = (sites.folder / f"out_{site}" / "receipt.json").read_text()
+        said = json.loads(text)["warnings"]
+        assert any("hardly match" in warning for warning in said) is expected
+        assert ("hardly match, or less than where" in sites.log(site)) is expected
