@@ -317,8 +317,11 @@ def register(
     inputs.explain(check_memory, site.plan.limits, parameters, *shapes.values())
     affine = site.plan.operation == "affine"
     if affine:
-        starts_at_mass = parameters.starting_affine == "mass"
-        if starts_at_mass or "center_of_mass" in parameters.pipeline:
+        starts_at_mass = (
+            parameters.starting_affine == "mass"
+            or "center_of_mass" in parameters.pipeline
+        )
+        if starts_at_mass:
             inputs.check_center(image, name)
         if name == "moving":
             inputs.explain(check_slices, image)
@@ -334,6 +337,13 @@ def register(
         )
     if mask:
         options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
+    if strict and affine and starts_at_mass:
+        # What can be known before anything is shown to anybody.
+        own = plausibility.of_center(image, name)
+        own += plausibility.of_mask(
+            image, options.get(name + "_mask"), grid2world, name
+        )
+        plausibility.tell(own, strict=True)
     if start:
         if name != "moving":
             raise InputError("--prealign_file belongs to the owner of the moving image")
