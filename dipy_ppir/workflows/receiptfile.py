@@ -10,7 +10,7 @@ import math
 
 from dipy_ppir.mpc.frame import parse_metadata
 from dipy_ppir.mpc.ledger import DECLARATIONS, ROLES
-from dipy_ppir.mpc.record import is_hex, parse_date
+from dipy_ppir.mpc.record import COMMON, is_hex, parse_date
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS
 
@@ -84,7 +84,8 @@ def load(path):
 
 def without_own(found):
     """A receipt without what is its party's own, which no signature is about."""
-    return {name: found[name] for name in _ENTRIES} | {"warnings": []}
+    kept = [name for name in found if name in _ENTRIES or name in COMMON]
+    return {name: found[name] for name in kept} | {"warnings": []}
 
 
 def _labels(found):
