@@ -23,7 +23,7 @@ from scipy.interpolate import make_interp_spline
 from dipy_ppir.align.intensities import prepared, span
 from dipy_ppir.align.parameters import MOST_STEP
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
-from dipy_ppir.mpc.carried import CarriedCorrelation, Operators, Start, guard
+from dipy_ppir.mpc.carried import GUARD, CarriedCorrelation, Operators, Start
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
@@ -90,11 +90,6 @@ declare(
 def spacings(shape, spacing):
     """Spacing of the coarse grid along each axis of a level's grid."""
     return [spacing if n >= THIN else min(spacing, 2) for n in shape]
-
-
-def window(metric):
-    """Radius of the windows of a metric, and what deviation of theirs is flat."""
-    return metric.radius, guard(metric.radius)
 
 
 def power_of_two(x):
@@ -538,7 +533,7 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
         """Register; see ``dipy.align.imwarp``."""
         whole = np.eye(self.dim + 1)
         result = super().optimize(
-            *(prepared(x, *window(self.metric)).image for x in (static, moving)),
+            *(prepared(x, self.metric.radius, GUARD).image for x in (static, moving)),
             static_grid2world=whole if static_grid2world is None else static_grid2world,
             moving_grid2world=whole if moving_grid2world is None else moving_grid2world,
             prealign=prealign,

@@ -37,7 +37,6 @@ from dipy_ppir.align.arguments import (
 from dipy_ppir.align.carried import (
     CarriedLevels,
     mapping,
-    window,
 )
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
@@ -70,6 +69,7 @@ from dipy_ppir.align.validation import (
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.algebra import Secret, Shares
 from dipy_ppir.mpc.arrays import OwnedArray
+from dipy_ppir.mpc.carried import GUARD
 from dipy_ppir.mpc.crosscorr import LEAST_DEVIATION, check_grid
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
@@ -434,7 +434,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             if is_remote(image):
                 continue
             if self.metric.reveal == "map":
-                image, outliers, equal, flat = prepared(image, *window(self.metric))
+                image, outliers, equal, flat = prepared(image, radius, GUARD)
                 if outliers:
                     facts["winsorized_voxels"] = outliers
                 if equal:

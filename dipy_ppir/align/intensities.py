@@ -21,8 +21,12 @@ TAIL, MOST_OUTLIERS = 0.005, 0.002
 CONTRAST = 0.1
 #: Windows of a large image that are looked at.
 WINDOWS = 20_000
-#: Part of an object's windows that may be flat before an image is equalized.
-MOST_FLAT = 0.05
+#: Part of an object's windows that may be flat before an image is equalized; of brains
+#: without skull it is below 0.09, of a head CT 0.2.
+MOST_FLAT = 0.15
+#: Least radius of the windows that are looked at: of smaller ones many are flat in any
+#: image, and no harm done.
+LEAST_RADIUS = 4
 #: The slope of equalization is this power of how often an intensity occurs: of 1 all
 #: would be equally frequent, and noise of the background as large as anything.
 POWER = 0.75
@@ -77,7 +81,7 @@ def flat_part(image, radius, guard):
     ----------
     image : array
     radius : int
-        of the windows, voxels.
+        of the windows, voxels; `LEAST_RADIUS` if that is more.
     guard : float
         in units of the image's range, see `span`.
 
@@ -95,6 +99,7 @@ def flat_part(image, radius, guard):
         for at in (0, -1)
     ]
     border = np.median(np.concatenate(ends))
+    radius = min(max(radius, LEAST_RADIUS), (min(image.shape) - 1) // 2)
     windows = sliding_window_view(image, (2 * radius + 1,) * image.ndim)
     count = math.prod(windows.shape[: image.ndim])
     step = math.ceil((count / WINDOWS) ** (1 / image.ndim))

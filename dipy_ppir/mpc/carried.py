@@ -258,11 +258,6 @@ class Box:
         return x
 
 
-def guard(radius):
-    """What is added to the deviation of windows of a radius, of the image's range."""
-    return GUARD if radius > SMALL_RADIUS else GUARD_SMALL
-
-
 class Operators:
     """The public linear maps of one level's grid.
 
@@ -283,7 +278,7 @@ class Operators:
         self.shape = tuple(int(n) for n in shape)
         self.dim, self.radius, self.sigma = len(self.shape), radius, sigma
         self.window = (2 * radius + 1) ** self.dim
-        self.guard = guard(radius)
+        self.guard = GUARD if radius > SMALL_RADIUS else GUARD_SMALL
         self.spacing = tuple(spacing)
         self.points = [points(n, h) for n, h in zip(self.shape, spacing, strict=True)]
         self.coarse = tuple(len(p) for p in self.points)
