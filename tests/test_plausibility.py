@@ -108,10 +108,16 @@ def test_a_small_field_of_view_inside_a_large_one_overlaps():
 
 
 def test_air_below_zero_has_a_centre_of_mass_of_its_own():
-    image = body((20, 20, 20)) * 40
+    image = np.zeros((20, 20, 20))
+    image[1:8, 2:9, 3:10] = 40 * (1 + body((7, 7, 7)))
     assert not plausibility.of_center(image, "static")
-    air = np.where(image > 20, image, -1000)
+    air = np.where(image > 20, image, -30)
     assert "below zero" in plausibility.of_center(air, "static")[0]
+    # Where that does not move it, nobody minds: z-scores of an object in the middle.
+    middle = body((20, 20, 20))
+    scores = (middle - middle.mean()) / middle.std() + 0.3
+    assert (scores < 0).mean() > 0.2
+    assert not plausibility.of_center(scores, "static")
 
 
 def test_a_mask_that_cuts_the_object_moves_its_centre_of_mass():

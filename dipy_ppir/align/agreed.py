@@ -54,6 +54,11 @@ def parameters_of(plan):
             f"[parameters] has no entry {strangers[0]!r} for operation "
             f"{plan.operation!r}; it may have: {', '.join(known)}"
         )
+    if isinstance(plan.parameters.get("starting_affine"), list):
+        raise SessionFileError(
+            "starting_affine in [parameters] cannot be a matrix, which only the moving "
+            "owner knows: it passes it in its call from Python; leave it out here"
+        )
     try:
         return SCHEMAS[plan.operation](**plan.arguments)
     except ParameterError as exc:

@@ -1236,6 +1236,11 @@ def split_options(options):
     options : dict or None
         the others.
     """
+    if not isinstance(options, dict | None):
+        raise ValueError(
+            f"the options of the optimizer must be a dict, got {options!r:.100}; give "
+            'for example {"evaluations": 2}'
+        )
     options = dict(options or {})
     return options.pop("evaluations", None), options or None
 

@@ -185,6 +185,9 @@ def of_overlap(part):
 def of_center(image, name):
     """Concerns about an image whose centre of mass a registration starts from.
 
+    Intensities below zero, as of air in a CT, weigh against the others: the centre may
+    be anywhere, and not where that with the least intensity as zero would be.
+
     Parameters
     ----------
     image : array
@@ -196,11 +199,13 @@ def of_center(image, name):
     total = np.abs(image).sum()
     if not below > MOST_NEGATIVE * total:
         return []
+    moved = np.abs(center_of_mass(image) - center_of_mass(image - image.min()))
+    if (moved <= MOST_MOVED * np.array(image.shape)).all():
+        return []
     return [
         f"{100 * below / total:.0f} % of the intensities of the {name} image are below "
-        "zero, as of air in a CT, so that its centre of mass is not the object's: "
-        "add a constant that makes the background zero, or start without "
-        "center_of_mass"
+        f"zero, which moves its centre of mass by {moved.max():.0f} voxels: add a "
+        "constant that makes the background zero, or start without center_of_mass"
     ]
 
 

@@ -63,6 +63,8 @@ def check_starting_affine(start, dim):
             f"{start!r:.200}; read a file with numpy.loadtxt first"
         )
     try:
+        if np.iscomplexobj(start):
+            raise ValueError
         matrix = np.array(start, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(

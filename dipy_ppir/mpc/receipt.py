@@ -102,6 +102,10 @@ def _numbers(n):
     return f"{n:,} number{'s' if n != 1 else ''}"
 
 
+def _bits(n):
+    return f"{n:,.0f} bit{'s' if n != 1 else ''}"
+
+
 def _size(n):
     if n < 1000:
         return f"{n} B"
@@ -221,7 +225,7 @@ def learned_lines(receipt):
             times = "once" if e["openings"] == 1 else f"{e['openings']:,} times"
             lines.append(
                 f"The {role} learned, {times}, {e['meaning']}: "
-                f"{_numbers(e['values'])}, {e['bits']:,.0f} bits in all ({e['label']})."
+                f"{_numbers(e['values'])}, {_bits(e['bits'])} in all ({e['label']})."
             )
         voxels = receipt["voxels"].get(role)
         if entries and voxels:

@@ -588,6 +588,11 @@ def _remedy(key):
         return "install the same versions everywhere"
     if key == "resume":
         return "say --resume at all parties, or at none"
+    if key == "checkpoint":
+        return (
+            "commands keep one: from Python pass checkpoint=Checkpoint(name of a "
+            "folder), or leave it out at all parties"
+        )
     return "give every party the same parameters"
 
 

@@ -1,6 +1,7 @@
 """What a session file may ask for, and what that means in plain words."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dipy_ppir.align import affine_registration, syn_registration
 from dipy_ppir.align._public import check_steps, planned_bits, registration_of
@@ -17,6 +18,7 @@ from dipy_ppir.mpc.ledger import (
     ROLES,
     STATIC,
 )
+from dipy_ppir.mpc.sessionfile import SessionFile
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,31 @@ def operation_of(plan):
     except ValueError as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None
     return operation, parameters
+
+
+def read(path):
+    """A session file, its operation and its parameters, checked.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    plan : SessionFile
+    operation : Operation
+    parameters : AffineParameters or SynParameters
+
+    Raises
+    ------
+    SessionFileError
+        naming the file, the entry and the remedy.
+    """
+    plan = SessionFile.read(path)
+    try:
+        return plan, *operation_of(plan)
+    except SessionFileError as exc:
+        raise SessionFileError(f"session file {Path(path).name}: {exc}") from None
 
 
 def explain(plan):

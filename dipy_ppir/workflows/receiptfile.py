@@ -113,7 +113,12 @@ def _is_size(value):
 
 
 def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e18
+    # Too large an integer is no number to `isfinite`.
+    return type(value) in (int, float) and abs(value) < 1e18 and math.isfinite(value)
+
+
+def _is_length(value):
+    return _is_number(value) and value >= 0
 
 
 def _is_plain(value):
@@ -127,6 +132,13 @@ def _maybe(fits):
 def _each(fits):
     return lambda value: (
         isinstance(value, list) and len(value) <= _MOST and all(map(fits, value))
+    )
+
+
+def _of_axes(fits):
+    """Two or three of them."""
+    return lambda value: (
+        isinstance(value, list) and len(value) in (2, 3) and all(map(fits, value))
     )
 
 
@@ -172,7 +184,7 @@ _ENTRIES = {
     "run": lambda value: is_hex(value, 64),
     "role": lambda value: value in ROLES.values(),
     "date": lambda value: parse_date(value) is not None,
-    "duration": _is_number,
+    "duration": _is_length,
     "earlier_runs": _each(lambda value: is_hex(value, 64)),
     "title": _maybe(_is_text),
     "session_file": _is_hash,
@@ -210,10 +222,10 @@ _ENTRIES = {
 #: What a receipt may have besides.
 _RESULTS = {
     "transform": _having(
-        shift=_each(_is_number),
-        turn=_is_number,
-        axis=_maybe(_each(_is_number)),
-        scales=_each(_is_number),
+        shift=_of_axes(_is_number),
+        turn=_is_length,
+        axis=_maybe(_of_axes(_is_number)),
+        scales=_of_axes(_is_number),
         mirrored=lambda value: type(value) is bool,
     ),
     "displacement": _having(

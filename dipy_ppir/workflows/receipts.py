@@ -2,9 +2,11 @@
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
+from dipy_ppir.align import plausibility
 from dipy_ppir.mpc.identity import signed_by
-from dipy_ppir.mpc.ledger import DECLARATIONS, ROLES
+from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, ROLES
 from dipy_ppir.mpc.receipt import (
     INSECURE,
     learned_lines,
@@ -81,6 +83,8 @@ def receipt(arguments=None):
     problems = check(receipts)
     found, strangers = check_files(receipts, given.files)
     problems += strangers
+    if given.to_send and Path(given.to_send).exists():
+        raise InputError(f"--to_send {given.to_send} is there already; name another")
     if given.to_send:
         (own,) = receipts.values()
         with OutputFiles([given.to_send], given.receipts) as out:
@@ -193,6 +197,44 @@ def _differences(receipts):
     return problems
 
 
+#: What no signature is about, and receipts of one run have alike all the same, unless a
+#: party was cut off before it could count; by who has it.
+_UNSIGNED = ("resumed", "earlier_runs", "bits", "transform", "displacement", "quality")
+
+
+def unsigned(receipts):
+    """In what receipts differ that nobody signed, and should not differ either.
+
+    Parameters
+    ----------
+    receipts : dict
+        see `check`.
+
+    Returns
+    -------
+    remarks : list of str
+    """
+    remarks = []
+    for entry in _UNSIGNED:
+        have = {name: f[entry] for name, f in receipts.items() if entry in f}
+        said = [value for value in have.values() if value is not None]
+        if any(value != said[0] for value in said):
+            remarks.append(f"{entry} is not the same in {' and '.join(have)}.")
+    matched = {
+        name: plausibility.MISMATCH in found["warnings"]
+        for name, found in receipts.items()
+        if found["role"] != ROLES[HELPER]
+    }
+    if len(set(matched.values())) > 1:
+        names = " and ".join(matched)
+        remarks.append(f"Of {names} only one warns that the images hardly match.")
+    for name, found in receipts.items():
+        total = sum(sum(phases.values()) for phases in found["bytes_sent"].values())
+        if total != found["bytes_total"]:
+            remarks.append(f"The bytes sent do not add up in {name}.")
+    return remarks
+
+
 def _flat(value, name=""):
     """Values in nested tables and lists by dotted names."""
     if isinstance(value, list):
@@ -259,7 +301,7 @@ def report(receipts, files, problems):
     -------
     text : str
     """
-    first = next(iter(receipts.values()))
+    first, remarks = next(iter(receipts.values())), unsigned(receipts)
     by_label = {
         role: [{**e, "meaning": DECLARATIONS[e["label"]].meaning} for e in entries]
         for role, entries in first["learned"].items()
@@ -283,9 +325,11 @@ def report(receipts, files, problems):
         "Receipts": [_described(name, found) for name, found in receipts.items()],
         "Files": files,
         "Warnings": warnings,
+        "What differs of what nobody signed": remarks,
         "What is wrong": problems,
     }
-    return "\n" + sections_text(sections) + "\n\n" + _verdict(receipts, problems)
+    verdict = _verdict(receipts, problems, remarks)
+    return "\n" + sections_text(sections) + "\n\n" + verdict
 
 
 def _described(name, found):
@@ -293,7 +337,10 @@ def _described(name, found):
     return f"{name} is the {found['role']}'s, written with {versions}."
 
 
-def _verdict(receipts, problems):
+def _verdict(receipts, problems, remarks):
+    if remarks and not problems:
+        verdict = _verdict(receipts, problems, ())
+        return f"{verdict} But see what differs of what nobody signed, above."
     if problems:
         count = len(problems)
         return f"NOT CONSISTENT: see the {count} point{'s'[: count > 1]} above."

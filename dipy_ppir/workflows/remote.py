@@ -20,12 +20,12 @@ from dipy_ppir.mpc.ledger import MOVING, ROLES
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session
-from dipy_ppir.mpc.sessionfile import SessionFile, parse_address
+from dipy_ppir.mpc.sessionfile import parse_address
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.openings import LIMIT, Openings
-from dipy_ppir.workflows.operations import OPERATIONS, operation_of
+from dipy_ppir.workflows.operations import OPERATIONS, read
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import Countdown, deformation_callback, display
 
@@ -57,8 +57,7 @@ class Site:
 
     def __init__(self, path, identity=None, listen=None):
         self.path = Path(path)
-        self.plan = SessionFile.read(path)
-        self.operation, self.parameters = operation_of(self.plan)
+        self.plan, self.operation, self.parameters = read(path)
         self.identity = identity or None
         self._identity = Identity.load(self.identity)
         self.party = self.plan.party_of(self._identity.fingerprint)

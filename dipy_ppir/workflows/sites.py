@@ -14,10 +14,9 @@ from dipy_ppir.mpc.identity import (
     create_identity,
 )
 from dipy_ppir.mpc.ledger import HELPER, ROLES
-from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.workflows.flow import check_name
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.operations import OPERATIONS, explain, template
+from dipy_ppir.workflows.operations import OPERATIONS, explain, read, template
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import Site, finish, write_receipt
 
@@ -84,7 +83,7 @@ def session(arguments=None):
     if given.command == "new":
         print(template(given.operation or "affine"), end="")
     else:
-        print(explain(SessionFile.read(given.file)))
+        print(explain(read(given.file)[0]))
 
 
 def helper(arguments=None):
