@@ -135,7 +135,7 @@ def test_a_parameter_that_there_is_not():
     with pytest.raises(TypeError, match="no parameter 'bins'.*nbins"):
         affine_registration(None, None, bins=32)
     twice = {"evaluations": 1, "optimizer_options": {"evaluations": 2}}
-    with pytest.raises(TypeError, match="multiple values .*'evaluations'"):
+    with pytest.raises(ValueError, match="given twice"):
         affine_registration(None, None, **twice)
     with pytest.raises(UnknownParameterError, match="no parameter 'radios'.*radius"):
         SynParameters(radios=3)
@@ -420,3 +420,17 @@ def test_limits_are_part_of_what_is_agreed():
     assert plain.limits == LIMITS and other.limits["memory"] == 8.5
     assert plain.digest != other.digest
     assert other.agreement()["limits.memory"] == 8.5
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"optimizer_options": [1]}, "must be a dict"),
+        ({"starting_affine": np.eye(4) + 0.3j}, "starting_affine must be"),
+    ],
+)
+def test_contradictions_and_other_kinds_of_options(options, words):
+    image, unit = np.random.default_rng(0).random((12, 12, 12)), np.eye(4)
+    grids = {"moving_affine": unit, "static_affine": unit}
+    with pytest.raises(ValueError, match=words):
+        affine_registration(image, image, pipeline=["rigid"], **grids, **options)

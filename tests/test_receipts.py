@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from records import run, run_of_sites
 
+from dipy_ppir.align import plausibility
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.record import common_digest, file_hash
 from dipy_ppir.workflows import cli
@@ -373,3 +374,41 @@ def test_a_receipt_of_another_version(written, tmp_path):
         load(file)
     with pytest.raises(InputError, match="cannot read the receipt"):
         load(tmp_path / "nowhere.json")
+
+
+def test_what_nobody_signed_is_compared_all_the_same(written, capsys, tmp_path):
+    """An owner that hides what was opened before an interruption, or a warning."""
+    own = {"warnings": ["in the end something"]}
+    receipts, files = written(lambda s: run_of_sites(s, **{**FACTS, **own}))
+    assert answer(capsys, *files)[1].startswith("Consistent: all three")
+
+    def changed(**entries):
+        changed = tmp_path / "changed.json"
+        changed.write_text(json.dumps({**receipts[MOVING], **entries}))
+        return changed
+
+    for entries, said in (
+        (
+            {
+                "resumed": 1,
+                "last_attempt": receipts[MOVING]["learned"],
+            },
+            "resumed is not the same",
+        ),
+        ({"earlier_runs": ["0" * 64]}, "earlier_runs is not the same"),
+        ({"warnings": [plausibility.MISMATCH]}, "only one warns"),
+        ({"bytes_total": 7}, "do not add up in"),
+    ):
+        one = changed(**entries)
+        status, verdict, text = answer(capsys, one, *files[1:])
+        assert status == 0 and "what differs of what nobody signed" in verdict
+        assert said in text
+
+
+@pytest.mark.parametrize("duration", [-3, 10**400])
+def test_numbers_that_are_none(written, duration):
+    receipts, files = written()
+    with open(files[0], "w") as stream:
+        json.dump({**receipts[0], "duration": duration}, stream)
+    with pytest.raises(InputError, match="duration"):
+        load(files[0])

@@ -250,6 +250,10 @@ def affine_registration(
     files = OwnFiles({"static image": static, "moving image": moving})
     evaluations, options = split_options(optimizer_options)
     scaled = {} if evaluations is None else {"evaluations": evaluations}
+    if scaled and "evaluations" in metric_kwargs:
+        raise ValueError(
+            "evaluations is given twice, by itself and in optimizer_options; give one"
+        )
     named = isinstance(starting_affine, str)
     parameters = AffineParameters(
         pipeline=_named(pipeline),
