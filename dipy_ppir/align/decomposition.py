@@ -31,6 +31,21 @@ class Decomposition(NamedTuple):
     mirrored: bool
 
 
+def about_center(affine, shape, grid2world):
+    """`decompose` with the shift of the centre of a grid.
+
+    Parameters
+    ----------
+    affine : array, shape (dim + 1, dim + 1)
+        mm.
+    shape : sequence of int
+        of the static image.
+    grid2world : array, shape (dim + 1, dim + 1)
+    """
+    middle = np.append((np.array(shape) - 1) / 2, 1)
+    return decompose(affine, (np.asarray(grid2world) @ middle)[:-1])
+
+
 def decompose(affine, point=None):
     """Polar decomposition of an affine transform: a turn after a stretch.
 

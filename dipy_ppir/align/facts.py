@@ -10,7 +10,7 @@ from pathlib import Path
 from nibabel.affines import voxel_sizes
 import numpy as np
 
-from dipy_ppir.align.decomposition import decompose
+from dipy_ppir.align.decomposition import about_center
 from dipy_ppir.align.quality import map_quality
 from dipy_ppir.align.remote import grid2world_of, is_word
 from dipy_ppir.mpc.record import array_hash, file_hash
@@ -67,9 +67,7 @@ def transform_facts(affine, static):
     -------
     facts : dict
     """
-    dim = len(affine) - 1
-    middle = [*((n - 1) / 2 for n in static["shape"]), 1]
-    found = decompose(affine, (np.asarray(static["grid2world"]) @ middle)[:dim])
+    found = about_center(affine, static["shape"], static["grid2world"])
     return {
         "shift": found.shift.tolist(),
         "turn": found.angle,

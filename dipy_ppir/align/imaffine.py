@@ -535,8 +535,7 @@ class SecureAffineRegistration(AffineRegistration):
         if judged and self._stuck(found):
             concerns.append(plausibility.STUCK)
         affine = self.share_result(found.affine)
-        knows = {"both": (MOVING, STATIC), "moving": (MOVING,)}[self.result_to]
-        if self.session.pid in knows:
+        if self.gets_result(images):
             concerns += plausibility.of_transform(affine, *grid(images, "static"))
             part = plausibility.overlap(
                 affine, *grid(images, "static"), *grid(images, "moving")

@@ -403,6 +403,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         images, facts, concerns = self._prepared(images)
         self._mismatched = False
         self._init_optimizer(prealign=prealign, **images)
+        concerns += self._of_levels()
         self._optimize()
         self._end_optimizer()
         facts |= {"operation": "syn", "parameters": self.config()}
@@ -443,14 +444,18 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             else:
                 equal, flat = False, flat_part(image, radius, LEAST_DEVIATION)
             concerns += plausibility.of_windows(flat, equal, name)
-        scales = self._scale_space(
-            RemoteImage(images["static"].shape), images["static_grid2world"]
-        )
-        for level in range(self.levels):
-            if self.level_iters[-1 - level]:
-                shape = scales.get_domain_shape(level)
-                concerns += plausibility.of_level(level, shape, radius)
         return images, facts, concerns
+
+    def _of_levels(self):
+        """Concerns about the levels that are used."""
+        return [
+            concern
+            for level in range(self.levels)
+            if self.level_iters[-1 - level]
+            for concern in plausibility.of_level(
+                level, self.static_ss.get_domain_shape(level), self.metric.radius
+            )
+        ]
 
     def _of_overlap(self, images):
         """Concerns about where the two images lie from where SyN began."""

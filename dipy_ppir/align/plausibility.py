@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 
 from dipy_ppir.align.centers import center_of_mass
-from dipy_ppir.align.decomposition import decompose
+from dipy_ppir.align.decomposition import about_center
 from dipy_ppir.mpc.errors import AfterTheEnd
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 
@@ -118,9 +118,7 @@ def of_transform(affine, static_shape, static_grid2world):
     -------
     concerns : list of str
     """
-    middle = (np.array(static_shape) - 1) / 2
-    center = (static_grid2world @ np.append(middle, 1))[:-1]
-    found, concerns = decompose(affine, center), []
+    found, concerns = about_center(affine, static_shape, static_grid2world), []
     low, high = found.scales[0], found.scales[-1]
     remedy = "look at the images' orientations, and give a starting_affine if it is so"
     if found.mirrored:
