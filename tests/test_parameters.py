@@ -434,3 +434,18 @@ def test_contradictions_and_other_kinds_of_options(options, words):
     grids = {"moving_affine": unit, "static_affine": unit}
     with pytest.raises(ValueError, match=words):
         affine_registration(image, image, pipeline=["rigid"], **grids, **options)
+
+
+@pytest.mark.parametrize(
+    "entries, bits",
+    [
+        ({}, {"mismatch", "stuck"}),
+        ({"result_to": "moving"}, {"mismatch"}),
+        ({"parameters": {"pipeline": ["center_of_mass"]}}, set()),
+        ({"parameters": {"pipeline": ["rigid", "center_of_mass"]}}, set()),
+        ({"parameters": {"hide_steps": True}}, {"mismatch", "stuck"}),
+    ],
+)
+def test_bits_of_the_end_are_announced_where_they_are_opened(entries, bits):
+    text = explain(pins.plan(reveal="transform", **entries))
+    assert {label for label in ("mismatch", "stuck") if f"({label})" in text} == bits

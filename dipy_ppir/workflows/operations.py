@@ -66,10 +66,15 @@ def _opened_by_affine(parameters):
     starts = centers in parameters.pipeline or parameters.starting_affine == "mass"
     if set(parameters.pipeline) == {centers}:
         return [centers]
+    unopened = set() if starts else {centers}
+    if parameters.pipeline[-1] == centers:
+        unopened |= {"mismatch", "stuck"}
+    if parameters.result_to != "both":
+        unopened.add("stuck")
     # With the others of `reveal` it is known anyway.
     asked = parameters.ret_metric and parameters.reveal == "transform"
     value = ["final_value"] if asked else []
-    return [label for label in labels if starts or label != centers] + value
+    return [label for label in labels if label not in unopened] + value
 
 
 def _opened_by_syn(parameters):
@@ -104,6 +109,7 @@ OPERATIONS = {
                 "step_size",
                 "better",
                 "mismatch",
+                "stuck",
             ),
             "gradient": (
                 "center_of_mass",
@@ -112,6 +118,7 @@ OPERATIONS = {
                 "metric_gradient",
                 "repetition",
                 "mismatch",
+                "stuck",
             ),
             "histogram": (
                 "center_of_mass",
@@ -120,11 +127,12 @@ OPERATIONS = {
                 "metric_gradient",
                 "repetition",
                 "mismatch",
+                "stuck",
             ),
         },
         opened=_opened_by_affine,
-        result={STATIC: ("affine", "stuck")},
-        hidden=("center_of_mass", "moved_frame", "transform", "mismatch"),
+        result={STATIC: ("affine",)},
+        hidden=("center_of_mass", "moved_frame", "transform", "mismatch", "stuck"),
     ),
     "syn": Operation(
         function=syn_registration,
