@@ -16,7 +16,7 @@ from wire import Clock, Wire, set_clock
 
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.fields import R64
+from dipy_ppir.mpc.fields import R32, R64
 from dipy_ppir.mpc.frame import DATA, MPYC
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 
@@ -201,22 +201,22 @@ def depth():
 
 @pytest.fixture(scope="session")
 def ring_array():
-    """One party's part of an array in the ring whose integers the test knows.
+    """One party's part of an array in a ring whose integers the test knows.
 
     With `owners` the helper's part is zero, as the owners hold what
     `truncate_between_owners` returns.
     """
 
-    def make(session, values, *, frac_bits=0, bound=None, owners=False):
-        total = R64.from_ints(values)
+    def make(session, values, *, frac_bits=0, bound=None, owners=False, ring=R64):
+        total = ring.encode_int(values) if ring is R32 else ring.from_ints(values)
         parts = np.random.default_rng(3).integers(
-            0, 1 << 64, (3, *total.shape), dtype=np.uint64
+            0, ring.modulus, (3, *total.shape), dtype=ring.dtype
         )
         if owners:
             parts[HELPER] = 0
         parts[MOVING] = total - parts[STATIC] - parts[HELPER]
-        bound = R64.modulus // 2 - 1 if bound is None else bound
-        return SharedArray(R64, parts[session.pid], 2, frac_bits, bound)
+        bound = ring.modulus // 2 - 1 if bound is None else bound
+        return SharedArray(ring, parts[session.pid], 2, frac_bits, bound)
 
     return make
 

@@ -252,31 +252,23 @@ def rng_parts(shape):
     return np.random.default_rng(9).integers(0, 1 << 32, (3, *shape), dtype=np.uint32)
 
 
-EDGE = (1 << 61) - 1
-
-
-def test_lifting_is_exact(three, ring_array):
-    values = [0, 1, -1, EDGE, -EDGE, 1 << 60, -(1 << 60), 12345] * 500
+@pytest.mark.parametrize(("ring", "edge"), [(R32, (1 << 29) - 1), (R64, (1 << 61) - 1)])
+def test_lifting_is_exact(three, ring_array, ring, edge):
+    values = [0, 1, -1, edge, -edge, edge // 2, -(edge // 2), 12345] * 500
 
     def party(session):
-        array = ring_array(session, values, frac_bits=3, bound=EDGE)
+        array = ring_array(session, values, frac_bits=3, bound=edge, ring=ring)
         lifted = lift(session, array)
         assert (lifted.field, lifted.frac_bits) == (R128, 3)
         if session.pid == HELPER:
             assert not lifted.share.any()
+        with pytest.raises(FixedPointOverflowError, match="too large to be lifted"):
+            lift(session, ring_array(session, [1], bound=edge + 1, ring=ring))
         return session.open(lifted, "test-any", (MOVING,), raw=True)
 
     opened = R128.to_ints(three(party)[MOVING])
     signed = [int(v) - (int(v) >> 127 << 128) for v in opened]
     assert signed == values
-
-
-def test_what_cannot_be_lifted_is_refused(three, ring_array):
-    def party(session):
-        with pytest.raises(FixedPointOverflowError, match="too large to be lifted"):
-            lift(session, ring_array(session, [1], bound=EDGE + 1))
-
-    three(party)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,19 @@ def reduce(session, array, name="reduce"):
     )
 
 
-def _drawn(session, peer, purpose, shape, dtype, out=None):
+def drawn(session, peer, purpose, shape, dtype, out=None):
+    """Uniform numbers that this party and a peer both draw; zeros without protection.
+
+    Parameters
+    ----------
+    session : Session
+    peer : int
+    purpose : str
+        every purpose has a stream of its own.
+    shape, dtype
+    out : array, optional
+        where to put them.
+    """
     out = np.empty(shape, dtype=dtype) if out is None else out
     if session.threshold:
         session.stream(peer, purpose.encode()).fill(out)
@@ -220,9 +232,9 @@ def pad(session, name, shape, dtype=np.uint64, plus=np.add):
     """
     purpose = "pad-" + name
     if session.pid == HELPER:
-        parts = (_drawn(session, p, purpose, shape, dtype) for p in (MOVING, STATIC))
+        parts = (drawn(session, p, purpose, shape, dtype) for p in (MOVING, STATIC))
         return plus(*parts)
-    return _drawn(session, HELPER, purpose, shape, dtype)
+    return drawn(session, HELPER, purpose, shape, dtype)
 
 
 def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract, out=None):
@@ -254,9 +266,9 @@ def deal(session, name, numbers, shape, dtype=np.uint64, minus=np.subtract, out=
     """
     purpose = "dealt-" + name
     if session.pid == MOVING:
-        return _drawn(session, HELPER, purpose, shape, dtype, out)
+        return drawn(session, HELPER, purpose, shape, dtype, out)
     if session.pid == HELPER:
-        rest = minus(numbers, _drawn(session, MOVING, purpose, shape, dtype))
+        rest = minus(numbers, drawn(session, MOVING, purpose, shape, dtype))
         session.network.send(STATIC, name, rest)
         return None
     part = np.empty(shape, dtype=dtype) if out is None else out
@@ -491,21 +503,21 @@ def confined(session, array, bits, field, name, drop=0):
 
 
 def lift(session, array):
-    r"""Bring numbers from the ring of 64 bits into that of 128, exactly.
+    r"""Bring numbers from a ring of 32 or 64 bits into that of 128, exactly.
 
-    The owners open :math:`c = v + r` modulo 2**64 to each other, r a mask of the
-    helper's. With :math:`0 \le v < 2^{62}`, c has wrapped around just where it is below
-    2**62 and r is not below 3 * 2**62; so :math:`v = c - r'`, where the helper deals r'
-    for either case, r or r less 2**64.
+    The owners open :math:`c = v + r` modulo 2**k to each other, r a mask of the
+    helper's. With :math:`0 \le v < 2^{k - 2}`, c has wrapped around just where it is
+    below 2**(k - 2) and r is not below 3 * 2**(k - 2); so :math:`v = c - r'`, where the
+    helper deals r' for either case, r or r less 2**k.
 
-    Rounds: 1. Bytes: 32 dealt by the helper, which runs ahead, and 32 per number. What
-    an owner receives is hidden by the other's part of r, or dealt.
+    Rounds: 1. Bytes per number: 32 dealt by the helper, which runs ahead, and 4 words
+    of the ring. What an owner receives is hidden by the other's part of r, or dealt.
 
     Parameters
     ----------
     session : Session
-    array : SharedArray, shape (n,), field R64
-        of magnitude below 2**61.
+    array : SharedArray, shape (n,), field R32 or R64
+        of magnitude below 2**(k - 3).
 
     Returns
     -------
@@ -517,17 +529,18 @@ def lift(session, array):
     FixedPointOverflowError
         if the array's bound is larger.
     """
-    if array.bound >= 1 << 61:
+    ring, quarter = array.field, array.field.modulus >> 2
+    if array.bound >= quarter >> 1:
         raise FixedPointOverflowError(
             f"numbers of {array.bound.bit_length()} bits are too large to be lifted"
         )
-    n, offset = len(array.share), np.uint64(1 << 61)
-    mask = pad(session, "lift", (n,))
+    n, word = len(array.share), ring.dtype
+    mask = pad(session, "lift", (n,), word)
     dealt = None
     if session.pid == HELPER:
-        whole = np.stack([mask, np.zeros_like(mask)], axis=-1)
-        less = whole.copy()
-        less[:, 1] -= mask >= np.uint64(3 << 62)
+        whole = _widened(mask)
+        turns = np.outer(mask >= word(3 * quarter), np.ones(2)).astype(np.uint64)
+        less = R128.sub(whole, turns * constant(R128, ring.modulus, whole))
         dealt = np.stack([less, whole])
 
     def take():
@@ -536,15 +549,21 @@ def lift(session, array):
     receive, dealt = with_dealt(
         session, take, lambda: open_masked(session, array, mask, "lifted")
     )
-    masked = receive() + offset
+    masked = receive() + word(quarter >> 1)
     part = R128.zeros((n,))
     if session.pid != HELPER:
-        small = masked < np.uint64(1 << 62)
+        small = masked < word(quarter)
         part = R128.neg(np.where(small[:, None], *dealt))
     if session.pid == MOVING:
-        part = R128.add(part, np.stack([masked, np.zeros_like(masked)], axis=-1))
-        part = R128.sub(part, constant(R128, 1 << 61, part))
+        part = R128.add(part, _widened(masked))
+        part = R128.sub(part, constant(R128, quarter >> 1, part))
     return SharedArray(R128, part, 2, array.frac_bits, array.bound)
+
+
+def _widened(words):
+    """Words as elements of the ring of 128 bits."""
+    words = words.astype(np.uint64)
+    return np.stack([words, np.zeros_like(words)], axis=-1)
 
 
 def with_dealt(session, deal_all, begin):
@@ -645,9 +664,9 @@ def truncate_unseen(session, array, bits, *, field, name="truncate"):
         raise ValueError("masks here are whole words: use the rings")
     check_truncation(source, bound, bits)
 
-    def drawn(peer, what, field):
+    def masks(peer, what, field):
         purpose = f"unseen-{name}-{what}"
-        return _drawn(session, peer, purpose, field.storage(array.shape), np.uint64)
+        return drawn(session, peer, purpose, field.storage(array.shape), np.uint64)
 
     result = SharedArray(
         target,
@@ -657,20 +676,20 @@ def truncate_unseen(session, array, bits, *, field, name="truncate"):
         (bound >> bits) + 1,
     )
     if session.pid == MOVING:
-        hidden = source.sub(array.share, drawn(STATIC, "moved", source))
+        hidden = source.sub(array.share, masks(STATIC, "moved", source))
         session.network.send(HELPER, name, hidden)
-        mine = drawn(HELPER, "result", target)
+        mine = masks(HELPER, "result", target)
         return lambda: result._with(mine)
     if session.pid == HELPER:
         part = session.receive_elements(MOVING, source, array.shape, name)
-        part = source.add(part, drawn(STATIC, "rounding", source))
+        part = source.add(part, masks(STATIC, "rounding", source))
         part = truncate_part(MOVING, source, part, bound, bits, target)
         session.network.send(
-            STATIC, name, target.sub(part, drawn(MOVING, "result", target))
+            STATIC, name, target.sub(part, masks(MOVING, "result", target))
         )
         return lambda: result
-    part = source.add(array.share, drawn(MOVING, "moved", source))
-    part = source.sub(part, drawn(HELPER, "rounding", source))
+    part = source.add(array.share, masks(MOVING, "moved", source))
+    part = source.sub(part, masks(HELPER, "rounding", source))
     mine = truncate_part(STATIC, source, part, bound, bits, target)
 
     def receive():

@@ -1,0 +1,104 @@
+r"""Sums of products of numbers of one owner with numbers of the other.
+
+The moving owner knows x, the static owner y. Of any public bilinear map f(x, y), a
+matrix product say, or products and sums over windows, the owners get additive parts:
+
+.. math::
+
+    f(x, y) = \underbrace{f(x, y - b) + r}_{\text{moving owner}}
+        + \underbrace{f(x - a, b) + f(a, b) - r}_{\text{static owner}}.
+
+The helper knows the masks a and b, deals f(a, b) - r, and sends nothing else. y is
+shared once, however many x it is multiplied with.
+
+=================  ======  ====================================================
+verb               rounds  words of the ring, on all links
+=================  ======  ====================================================
+`share_static`     1       1 per number, from the static owner
+`sums`             1       1 per number, from the moving owner; 1 per result, from
+                           the helper
+=================  ======  ====================================================
+
+What each party sees: the helper nothing. An owner sees numbers of the other less a mask
+that the other and the helper draw; the static owner besides numbers of the helper less
+r, which the moving owner and the helper draw. No mask of x serves twice, and that of y
+hides one y only: all is uniform, and a simulator draws it at random.
+"""
+
+import numpy as np
+
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.protocols import deal, drawn
+
+
+class OwnProducts:
+    """Products of the owners' own numbers; see the module.
+
+    Parameters
+    ----------
+    session : Session
+    ring : WordRing
+        R32 or R64, whichever the results fit.
+    name : str
+        the protocol step.
+    """
+
+    def __init__(self, session, ring, name):
+        self.session, self.ring, self.name = session, ring, name
+        self._static = None
+
+    def share_static(self, shape, y=None):
+        """Share the static owner's numbers; those before are forgotten. Rounds: 1.
+
+        Parameters
+        ----------
+        shape : tuple of int
+        y : array of the ring's words, at the static owner only
+        """
+        s, name = self.session, f"{self.name}-static"
+        if s.pid == MOVING:
+            self._static = np.empty(shape, self.ring.dtype)
+            s.network.receive(STATIC, name, self._static)
+            return
+        peer = HELPER if s.pid == STATIC else STATIC
+        self._static = drawn(s, peer, name, shape, self.ring.dtype)
+        if s.pid == STATIC:
+            hidden = self.ring.sub(np.ascontiguousarray(y), self._static)
+            s.network.send(MOVING, name, hidden)
+
+    def sums(self, form, shape, results, x=None, *, bound):
+        """A bilinear map of both owners' numbers. Rounds: 1.
+
+        Parameters
+        ----------
+        form : callable
+            takes x and y, words of the ring, and returns those of the results.
+        shape, results : tuple of int
+            of x, and of what comes of it.
+        x : array of the ring's words, at the moving owner only
+        bound : int
+            promised to be no smaller than any result.
+
+        Returns
+        -------
+        sums : SharedArray, shape `results`
+            whose parts the owners hold; the helper's is zero.
+        """
+        s, ring, name = self.session, self.ring, f"{self.name}-moving"
+        if s.pid == STATIC:
+            hidden = np.empty(shape, ring.dtype)
+            s.network.receive(MOVING, name, hidden)
+            part = form(hidden, self._static)
+        else:
+            peer = HELPER if s.pid == MOVING else MOVING
+            mask = drawn(s, peer, name, shape, ring.dtype)
+            if s.pid == MOVING:
+                x = np.ascontiguousarray(x)
+                s.network.send(STATIC, name, ring.sub(x, mask))
+                part = form(x, self._static)
+            else:
+                part = form(mask, self._static)
+        dealt = deal(s, f"{self.name}-correction", part, results, ring.dtype)
+        part = ring.zeros(results) if s.pid == HELPER else ring.add(part, dealt)
+        return SharedArray(ring, part, 2, 0, bound)
