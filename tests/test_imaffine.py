@@ -231,8 +231,8 @@ def test_moving_image_is_sampled_as_dipy_does_to_the_last_bit(images, sampling):
         noise = np.random.default_rng(seed).uniform(-1, 1, 12) * (0.3 if seed else 0)
         matrix = transform.param_to_matrix(transform.get_identity_parameters() + noise)
         metric.affine_map.set_affine(matrix)
-        values, gradient = metric._sample_moving(matrix, True)
-        alone, none = metric._sample_moving(matrix, False)
+        values, gradient = metric.sample(matrix, metric.samples)
+        alone, none = metric.sample(matrix, metric.samples, with_gradient=False)
         assert none is None
         assert (alone == values).all()
         if sampling is None:
@@ -1348,7 +1348,7 @@ BAD = {
         lambda a: {"pipeline": ["rigid", "elastic"]},
         "pipeline must be a list .*; got \\['rigid', 'elastic'\\]",
     ),
-    "metric": (lambda a: {"metric": "CC"}, "metric must be 'MI'"),
+    "metric": (lambda a: {"metric": "CR"}, "metric must be one of 'MI'"),
     "result_to": (lambda a: {"result_to": "helper"}, "result_to must be"),
     "no overlap": (
         lambda a: {"moving_affine": a["moving_affine"] + _far()},
@@ -1642,7 +1642,7 @@ def test_a_party_killed_within_an_evaluation(images, monkeypatch, pid, moment, r
     assert_same(clear, metric, theta, reveal)
     children = dict(local._shared._children)
     where = {
-        "values": (metric, "_sample_moving"),
+        "values": (metric, "sample"),
         "gradient": (metric.histogram, "_update_gradient"),
     }
     inner = getattr(*where[moment])
@@ -1784,11 +1784,11 @@ def test_a_metric_interrupted_within_an_evaluation(images, monkeypatch, same):
     theta = near_identity(transform)
     assert_same(clear, secure, theta, "histogram")
 
-    def stop(*args):
+    def stop(*args, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(secure, "_sample_moving", stop)
+        patch.setattr(secure, "sample", stop)
         with pytest.raises(KeyboardInterrupt):
             secure.distance_and_gradient(theta)
     if not same:

@@ -381,7 +381,9 @@ def test_bad_mask(command, pair, tmp_path, make, words, role):
         ("--sigmas nan 0", ("--sigmas", "from 0", "got [nan, 0.0]")),
         ("--sigmas 1000 0", ("--sigmas 1000", "smaller")),
         ("--transform warp", ("--transform warp", "rigid_isoscaling")),
-        ("--metric cc", ("--metric cc", "mutual")),
+        ("--metric nmi", ("--metric must be one of", "SSD", "nmi")),
+        ("--metric ssd --nbins 20", ("--nbins means nothing", "SSD")),
+        ("--metric ssd --sampling gms", ("--sampling GMS needs", "sampling_prop")),
         ("--reveal all", ("--reveal", "'histogram'", "got 'all'")),
         ("--static_vol_idx 0", ("--static_vol_idx", "leave out")),
         ("--out_moved moved.txt", ("--out_moved", ".nii.gz")),
@@ -484,7 +486,7 @@ def test_outputs_appear_together(tmp_path):
 
 
 HALTING = HALT.format(
-    module="imaffine", name="SecureMutualInformationMetric", method="_sample_moving"
+    module="imaffine", name="SecureMutualInformationMetric", method="sample"
 )
 
 
@@ -513,16 +515,16 @@ def test_interrupted(pair, tmp_path, sent, status, words):
 
 @pytest.mark.parametrize("pid", [STATIC, pytest.param(HELPER, marks=pytest.mark.heavy)])
 def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
-    inner = SecureMutualInformationMetric._sample_moving
+    inner = SecureMutualInformationMetric.sample
     children = {}
 
-    def killing(metric, *args):
+    def killing(metric, *args, **options):
         if metric.evaluations == 2 and not children:
             children.update(local._shared._children)
             children[pid].kill()
-        return inner(metric, *args)
+        return inner(metric, *args, **options)
 
-    monkeypatch.setattr(SecureMutualInformationMetric, "_sample_moving", killing)
+    monkeypatch.setattr(SecureMutualInformationMetric, "sample", killing)
     result = command(*pair, *FAST, "--out_dir", "res")
     assert_refused(result, f"party {pid} ({ROLES[pid]})")
     assert "--debug" not in result[2], "it is no error of the program's"

@@ -8,7 +8,7 @@ from dipy.align.transforms import regtransforms
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
-from dipy_ppir.align import plan, plausibility
+from dipy_ppir.align import plausibility
 from dipy_ppir.align.arguments import check_run, mask_array, matrix_array, read_image
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.frames import Blur
@@ -32,7 +32,6 @@ from dipy_ppir.align.parameters import (
     AffineParameters,
     SynParameters,
 )
-from dipy_ppir.align.quasinewton import opened_bits
 from dipy_ppir.align.remote import exchange_grids, is_remote, is_word, split, unite
 from dipy_ppir.align.validation import (
     check_image,
@@ -81,6 +80,7 @@ def planned_bits(parameters, dim):
     """
     steps, hide_steps = parameters.pipeline, parameters.hide_steps
     levels, blur, total = len(parameters.level_iters), Blur(dim), 0.0
+    metric = registration_of(parameters).metric
     if parameters.starting_affine == "mass":
         total += _CENTER_BITS
     for i, step in enumerate(steps):
@@ -88,14 +88,13 @@ def planned_bits(parameters, dim):
             total, blur = total + _CENTER_BITS, Blur(dim)
             continue
         kind = PIPELINE_STEPS[step]
-        counts = plan.evaluations(
+        counts = metric.planned(
             kind,
             levels,
             parameters.level_iters,
             scale=parameters.evaluations,
-            rigid_before=i > 0 and steps[i - 1].startswith("rigid"),
+            before=steps[i - 1] if i else None,
             last=i == len(steps) - 1,
-            hidden=hide_steps,
         )
         if hide_steps:
             for level, count in enumerate(counts):
@@ -104,7 +103,7 @@ def planned_bits(parameters, dim):
             total += result_bits(dim) if i == len(steps) - 1 else 0
         else:
             p = regtransforms[kind, dim].get_number_of_parameters()
-            total += sum(n - 1 for n in counts if n) * opened_bits(p)
+            total += metric.planned_bits(counts, p)
     # Of the bits that are opened, one says whether the images match.
     judged = steps[-1] != "center_of_mass"
     return total + VALUE_BITS * parameters.ret_metric + judged
@@ -192,8 +191,9 @@ def affine_registration(
     starting_affine : {"mass", "voxel-origin", "centers"} or array, optional
         initial guess, shape (dim + 1, dim + 1), at the moving owner; or what it is
         determined by, the same at all parties.
-    metric : str, optional
-        only "MI".
+    metric : {"MI", "SSD"}, optional
+        mutual information, or the sum of squared differences, for images of the same
+        contrast.
     level_iters, sigmas, factors : sequence, optional
         as in DIPY: [1000, 500, 100], [3, 1, 0.0] and [4, 2, 1].
     ret_metric : bool, optional
@@ -218,6 +218,8 @@ def affine_registration(
         the receipt. See `plausibility`.
     nbins, sampling_proportion, reveal, backend, hide_steps : optional
         see `SecureMutualInformationMetric`.
+    sampling, seed, precision : optional
+        see `SecureSquaredDifferencesMetric`.
     evaluations : float, optional
         with ``reveal="transform"``, how many times the planned evaluations are made.
     ss_sigma_factor : float, optional
@@ -242,8 +244,6 @@ def affine_registration(
     ImplausibleError
         with `strict`, when the result is there.
     """
-    if metric != "MI":
-        raise ValueError(f"metric must be 'MI', got {metric!r}")
     check_run(session, checkpoint, callback)
     static_mask = mask_array(static_mask, "static")
     moving_mask = mask_array(moving_mask, "moving")
@@ -256,6 +256,7 @@ def affine_registration(
         )
     named = isinstance(starting_affine, str)
     parameters = AffineParameters(
+        metric=metric,
         pipeline=_named(pipeline),
         starting_affine=starting_affine if named else None,
         level_iters=level_iters,
@@ -282,6 +283,7 @@ def affine_registration(
     check_slices(moving)
     check_mask(static_mask, static, "static")
     check_mask(moving_mask, moving, "moving")
+    registration.metric.check_masks(static_mask, moving_mask)
     starting_affine = check_starting_affine(starting_affine, len(static.shape))
     # Only the moving owner knows where a registration starts.
     starts_here = session is None or session.pid == MOVING

@@ -42,15 +42,15 @@ def check_instance(value, kind, name, remedy):
     Parameters
     ----------
     value : object
-    kind : type
+    kind : type or tuple of type
     name : str
         of the argument.
     remedy : str
     """
     if value is not None and not isinstance(value, kind):
-        raise ValueError(
-            f"{name} must be a {kind.__name__}, got {described(value)}; {remedy}"
-        )
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise ValueError(f"{name} must be a {wanted}, got {described(value)}; {remedy}")
 
 
 def check_run(session, checkpoint, callback):

@@ -30,7 +30,7 @@ from dipy.core.optimize import Optimizer
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
-from dipy_ppir.align import plan, plausibility
+from dipy_ppir.align import plausibility
 from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.arguments import (
     check_instance,
@@ -76,10 +76,11 @@ from dipy_ppir.align.parameters import (
     ParameterError,
     shown,
 )
-from dipy_ppir.align.quasinewton import SCALE, minimise
+from dipy_ppir.align.quasinewton import SCALE
 from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote, split, unite
 from dipy_ppir.align.resumption import Resumption
 from dipy_ppir.align.secretmetric import secret_numbers
+from dipy_ppir.align.ssdmetric import SecureSquaredDifferencesMetric
 from dipy_ppir.align.validation import (
     check_image,
     check_mask,
@@ -102,6 +103,7 @@ __all__ = [
     "AffineMap",
     "SecureAffineRegistration",
     "SecureMutualInformationMetric",
+    "SecureSquaredDifferencesMetric",
     "transform_centers_of_mass",
     "transform_geometric_centers",
     "transform_origins",
@@ -136,6 +138,11 @@ class Found(NamedTuple):
     origin: np.ndarray
 
 
+#: Metrics by their names.
+METRICS = {
+    kind.name: kind
+    for kind in (SecureMutualInformationMetric, SecureSquaredDifferencesMetric)
+}
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
 _STEP_NAMES = {kind: step for step, kind in PIPELINE_STEPS.items()}
 
@@ -147,8 +154,8 @@ class SecureAffineRegistration(AffineRegistration):
 
     Parameters
     ----------
-    metric : SecureMutualInformationMetric, optional
-        by default one with default settings.
+    metric : SecureMutualInformationMetric or SecureSquaredDifferencesMetric, optional
+        by default the former with default settings.
     level_iters, sigmas, factors, method, ss_sigma_factor, options, verbosity
         as in DIPY. With ``reveal="transform"`` no level has more evaluations than
         `level_iters`, and few have as many: their number is planned (`plan`);
@@ -202,10 +209,10 @@ class SecureAffineRegistration(AffineRegistration):
             metric = SecureMutualInformationMetric()
         check_instance(
             metric,
-            SecureMutualInformationMetric,
+            tuple(METRICS.values()),
             "metric",
-            "make one with SecureMutualInformationMetric(); any other metric reads "
-            "both images",
+            "make one with SecureMutualInformationMetric() or "
+            "SecureSquaredDifferencesMetric(); any other metric reads both images",
         )
         check_run(session, checkpoint, callback)
         evaluations, options = split_options(options)
@@ -313,6 +320,7 @@ class SecureAffineRegistration(AffineRegistration):
         check_slices(moving)
         check_mask(static_mask, static, "static")
         check_mask(moving_mask, moving, "moving")
+        self.metric.check_masks(static_mask, moving_mask)
         starting_affine = check_starting_affine(starting_affine, len(static.shape))
         if self.metric.reveal == "transform":
             self.planned(transform)
@@ -620,14 +628,13 @@ class SecureAffineRegistration(AffineRegistration):
         """
         described = {**self.config(), **parameters}
         if self.metric.reveal == "transform":
-            described["method"] = "damped BFGS on shares"
+            described["method"] = self.metric.method
         facts = grid_facts(images)
         static = {**facts["images"]["static"], "grid2world": facts["static_grid2world"]}
         if self.gets_result(images):
             facts["transform"] = transform_facts(affine, static)
         if value is not None:
-            name = "minus mutual information"
-            facts["metric"] = {"name": name, "value": float(value)}
+            facts["metric"] = {"name": self.metric.title, "value": float(value)}
         arrays = {
             f"{name} {what}": images[f"{name}{key}"]
             for name in ("static", "moving")
@@ -736,14 +743,13 @@ class SecureAffineRegistration(AffineRegistration):
             if they leave no step to take.
         """
         kind, _ = _TRANSFORM_NAMES[type(transform)]
-        counts = plan.evaluations(
+        counts = self.metric.planned(
             kind,
             self.levels,
             self.level_iters,
             scale=self.scale,
-            rigid_before=before is not None and before.startswith("rigid"),
+            before=before,
             last=last,
-            hidden=self.metric.hide_steps,
         )
         if self.metric.hide_steps and kind not in GROUPS:
             raise ValueError(
@@ -753,7 +759,7 @@ class SecureAffineRegistration(AffineRegistration):
             )
         if self.metric.hide_steps:
             check_path([counts])
-        if sum(counts) < 2 - self.metric.hide_steps:
+        if not any(self.metric.steps_of(n) for n in counts if n):
             raise ValueError(
                 f"level_iters = {[int(n) for n in self.level_iters]} leave no step for "
                 f"the {kind.lower()} transform, which has evaluations at levels "
@@ -772,15 +778,8 @@ class SecureAffineRegistration(AffineRegistration):
             starting_affine=self.starting_affine if conducts else None,
             static_mask=self._level_mask(level),
             moving_mask=self.moving_mask,
-            nbins=self._bins(level),
+            level=level,
         )
-
-    def _bins(self, level):
-        """Bins of the histogram at a level: on shares fewer at the coarse ones."""
-        nbins = self.metric.nbins
-        if level == 0 or self.metric.reveal != "transform":
-            return nbins
-        return min(nbins, plan.COARSE_BINS)
 
     def _take(self, parameters):
         """Make a level's result the start of the next, at the moving owner."""
@@ -798,9 +797,9 @@ class SecureAffineRegistration(AffineRegistration):
             None but for the moving owner.
         """
         session = self.session
-        conducts, numbers = session.pid == MOVING, secret_numbers(session)
+        conducts = session.pid == MOVING
         xopt = self.params0 if conducts else None
-        value = None
+        value, live = None, False
         for level in range(self.levels - 1, -1, -1):
             self.current_level = level
             if not counts[-1 - level]:
@@ -810,20 +809,17 @@ class SecureAffineRegistration(AffineRegistration):
                     xopt = self._resumption.result(self._place)
                     self._take(xopt)
                 continue
-            self._resumption.refuse_repeats(self._place, counts[-1 - level])
+            count, live = counts[-1 - level], True
+            steps = self.metric.steps_of(count)
+            self._resumption.refuse_repeats(self._place, steps)
             journal(session, self.checkpoint, place=list(self._place))
             self._set_up(level, images)
-            metric = self.metric.shared
-            metric.begin(self.params0 if conducts else None)
-            count = counts[-1 - level]
             with session.phase("optimizer"):
-                xopt, value = minimise(
-                    numbers,
-                    metric,
+                xopt, value = self.metric.minimise(
                     self.params0 if conducts else None,
                     count,
-                    plan.cap(self.levels - 1 - level),
-                    self._counting(count - 1),
+                    self.levels - 1 - level,
+                    self._counting(steps),
                 )
             if conducts:
                 result = np.asarray(xopt).tolist()
@@ -831,10 +827,12 @@ class SecureAffineRegistration(AffineRegistration):
                     session, self.checkpoint, place=list(self._place), result=result
                 )
                 self._take(xopt)
-        if ret_metric and value is not None:
-            self._count_ahead({"final_value": ((MOVING,), 1, VALUE_BITS)})
-            value = numbers.show_value(value, 1 / SCALE)
-        return xopt, value if ret_metric else None
+        if not (ret_metric and live):
+            return xopt, None
+        self._count_ahead({"final_value": ((MOVING,), 1, VALUE_BITS)})
+        with session.phase("result"):
+            end = self.starting_affine if conducts else None
+            return xopt, self.metric.final_value(end, value)
 
     def _count_ahead(self, openings):
         """Count what is opened at the end, before it is; see `journal_ahead`."""
@@ -1261,14 +1259,10 @@ def registration_from(config, *, session=None, options=None, **others):
     registration : SecureAffineRegistration
     """
     config = dict(config)
-    metric = SecureMutualInformationMetric(
-        nbins=config.pop("nbins"),
-        sampling_proportion=config.pop("sampling_proportion"),
-        reveal=config.pop("reveal"),
-        backend=config.pop("backend"),
-        hide_steps=config.pop("hide_steps"),
-        session=session,
-    )
+    kind = METRICS[config.pop("metric")]
+    # Those of the others mean nothing here.
+    given = {n: config.pop(n) for m in METRICS.values() for n in m.names if n in config}
+    metric = kind(session=session, **{name: given[name] for name in kind.names})
     options = {**(options or {}), "evaluations": config.pop("evaluations")}
     return SecureAffineRegistration(
         metric=metric, session=session, options=options, **config, **others

@@ -8,7 +8,7 @@ peaks of resident memory in runs of 64 x 64 x 64 to 192 x 160 x 192 voxels and 1
 
 from math import prod
 
-from dipy_ppir.align.parameters import AffineParameters
+from dipy_ppir.align.parameters import AffineParameters, SynParameters
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 
 #: Of the program itself, bytes.
@@ -22,6 +22,9 @@ _SAMPLE, _EVALUATED, _HELD = 64, 192, 96
 _BIN, _HELD_BIN = 4, 8
 #: For each cell of the joint histogram, anywhere.
 _CELL = 3000
+#: For each sample of a sum of squared differences at an owner and at the helper, and
+#: for each voxel of the static image.
+_SQUARED, _SHARED = (240, 96), 48
 #: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
 #: a quarter less where the map is computed on the usual grid in 3D.
 _VOXEL = {
@@ -51,16 +54,20 @@ def peaks(parameters, static_shape, moving_shape):
         for shape in (static_shape, moving_shape)
     )
     common = _PROGRAM
+    samples = static
     if isinstance(parameters, AffineParameters):
-        samples = static * (parameters.sampling_proportion or 1)
+        samples *= parameters.sampling_proportion or 1
+    if isinstance(parameters, SynParameters):
+        coarse = parameters.dim == 3 and parameters.map_spacing > 2
+        part = 0.75 if parameters.reveal == "map" and coarse else 1.0
+        owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
+    elif parameters.metric == "SSD":
+        owner, helper = (n * samples + _SHARED * static for n in _SQUARED)
+    else:
         common += _CELL * parameters.nbins**2
         sample = _SAMPLE if parameters.reveal == "transform" else _EVALUATED
         owner = (sample + _BIN * parameters.nbins) * samples
         helper = (_HELD + _HELD_BIN * parameters.nbins) * samples
-    else:
-        coarse = parameters.dim == 3 and parameters.map_spacing > 2
-        part = 0.75 if parameters.reveal == "map" and coarse else 1.0
-        owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
     return {
         MOVING: common + owner + _IMAGE * moving,
         STATIC: common + owner + _IMAGE * static,

@@ -3,21 +3,18 @@
 import hashlib
 from warnings import warn
 
-from dipy.align import vector_fields as vf
-from dipy.align.imaffine import AffineMap, MutualInformationMetric
-from dipy.align.imwarp import get_direction_and_spacings
+from dipy.align.imaffine import MutualInformationMetric
 from dipy.align.parzenhist import sample_domain_regular
-from dipy.core.interpolation import interpolate_scalar_2d, interpolate_scalar_3d
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
-import numpy.linalg as npl
 
-from dipy_ppir._kernels import sampling
+from dipy_ppir.align import plan
+from dipy_ppir.align.affinemetric import PlacedImages
 from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
-from dipy_ppir.align.quasinewton import SCALE
-from dipy_ppir.align.remote import RemoteImage, grid2world_of, is_remote
+from dipy_ppir.align.quasinewton import SCALE, minimise, opened_bits
+from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.align.secretmetric import (
     EVERY_VOXEL,
     SecretMutualInformation,
@@ -31,7 +28,7 @@ from dipy_ppir.mpc.ledger import MOVING, STATIC
 LEAST_INFORMATION, KEPT_INFORMATION = 0.2, 0.9
 
 
-class SecureMutualInformationMetric(MutualInformationMetric):
+class SecureMutualInformationMetric(PlacedImages, MutualInformationMetric):
     """Mutual information of two parties' images, computed on secret shares.
 
     Takes the place of ``dipy.align.imaffine.MutualInformationMetric``, also
@@ -79,6 +76,9 @@ class SecureMutualInformationMetric(MutualInformationMetric):
     Once per resolution level 112 bytes per sample with the first, 224 with the others.
     """
 
+    name, title = "MI", "minus mutual information"
+    names = "nbins", "sampling_proportion", "reveal", "backend", "hide_steps"
+
     @warning_for_keywords()
     def __init__(
         self,
@@ -112,8 +112,8 @@ class SecureMutualInformationMetric(MutualInformationMetric):
 
     def config(self):
         """Public parameters of the metric, JSON-able."""
-        names = "nbins", "sampling_proportion", "reveal", "backend", "hide_steps"
-        return {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in self.names}
+        return {"metric": self.name, **own}
 
     def join(self, session):
         """Make the metric part of `session`, or of none with None."""
@@ -143,7 +143,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         starting_affine=None,
         static_mask=None,
         moving_mask=None,
-        nbins=None,
+        level=None,
     ):
         """Prepare the metric for a pair of images, at every party.
 
@@ -160,39 +160,23 @@ class SecureMutualInformationMetric(MutualInformationMetric):
             pre-aligning matrix, at the moving owner only.
         static_mask, moving_mask : array, optional
             as in DIPY.
-        nbins : int, optional
-            number of bins for these images, if not the metric's.
+        level : int, optional
+            of the images, 0 being the finest; on shares others have fewer bins.
         """
-        if nbins not in (None, self.histogram.nbins):
+        nbins = self.nbins
+        if level and self.reveal == "transform":
+            nbins = min(nbins, plan.COARSE_BINS)
+        if nbins != self.histogram.nbins:
             self.histogram = self._new_histogram(nbins, self.session)
-        self.dim = len(static.shape)
-        self.transform = transform
-        self.metric_grad = np.zeros(transform.get_number_of_parameters())
-        self.static_grid2world = grid2world_of(static, static_grid2world)
-        self.moving_grid2world = grid2world_of(moving, moving_grid2world)
-        self.static_world2grid = npl.inv(self.static_grid2world)
-        self.moving_world2grid = npl.inv(self.moving_grid2world)
-        self.moving_direction, self.moving_spacing = get_direction_and_spacings(
-            self.moving_grid2world, self.dim
-        )
-        self.moving_spacing = np.asarray(self.moving_spacing, dtype=np.float64)
-        self.starting_affine = starting_affine
-        self.affine_map = AffineMap(
-            np.eye(self.dim + 1) if starting_affine is None else starting_affine,
-            domain_grid_shape=static.shape,
-            domain_grid2world=self.static_grid2world,
-            codomain_grid_shape=moving.shape,
-            codomain_grid2world=self.moving_grid2world,
+        self.place(
+            transform,
+            static,
+            moving,
+            static_grid2world,
+            moving_grid2world,
+            starting_affine,
         )
         self.static_mask, self.moving_mask = self._masks(static_mask, moving_mask)
-        if self.dim == 2:
-            self.interp_method = interpolate_scalar_2d
-        else:
-            self.interp_method = interpolate_scalar_3d
-        self.static, self.moving = (
-            image if is_remote(image) else np.array(image, dtype=np.float64, order="C")
-            for image in (static, moving)
-        )
         self.histogram.setup(
             self.static, self.moving, smask=self.static_mask, mmask=self.moving_mask
         )
@@ -212,6 +196,58 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         """Share the static image, for a metric on shares."""
         self.shared = SecretMutualInformation(self)
         self.shared.share_static(*self._static_values())
+
+    # -- what a registration asks ---------------------------------------------
+
+    @property
+    def method(self):
+        """What the optimizer on shares is."""
+        return "damped BFGS on shares"
+
+    def planned(self, kind, levels, level_iters, *, scale, before, last):
+        """Evaluations at each level, coarsest first; see `plan.evaluations`.
+
+        Parameters
+        ----------
+        before : str or None
+            step of the pipeline before this one.
+        """
+        return plan.evaluations(
+            kind,
+            levels,
+            level_iters,
+            scale=scale,
+            rigid_before=before is not None and before.startswith("rigid"),
+            last=last,
+            hidden=self.hide_steps,
+        )
+
+    def steps_of(self, evaluations):
+        """How many steps so many evaluations take."""
+        return evaluations - (not self.hide_steps)
+
+    def check_masks(self, *masks):
+        """Raise ValueError for masks that cannot be used."""
+
+    def planned_bits(self, counts, parameters):
+        """Most bits that so many evaluations open, where steps are not hidden."""
+        return sum(n - 1 for n in counts if n) * opened_bits(parameters)
+
+    def minimise(self, params, evaluations, level, on_step):
+        """Minimise at a level, 0 being the coarsest; see `quasinewton.minimise`."""
+        self.shared.begin(params)
+        return minimise(
+            secret_numbers(self.session),
+            self.shared,
+            params,
+            evaluations,
+            plan.cap(level),
+            on_step,
+        )
+
+    def final_value(self, affine, value):
+        """Show the moving owner the value that the last level came to."""
+        return secret_numbers(self.session).show_value(value, 1 / SCALE)
 
     def mismatched(self, before, after):
         """Whether the images hardly match at a transform, or less than at another.
@@ -333,7 +369,7 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         mask : array of int32, shape (n,), or None
         """
         self.affine_map.set_affine(affine)
-        values, gradient = self._sample_moving(affine, True)
+        values, gradient = self.sample(affine, self.samples)
         mask = None
         if self.moving_mask is not None:
             mask = self._mask_at_samples().reshape(-1)
@@ -366,7 +402,9 @@ class SecureMutualInformationMetric(MutualInformationMetric):
                 histogram.talk_locally(self._count, *self._local_static)
             # The others can start while this party interpolates its image.
             histogram.announce()
-            moving, gradient = self._sample_moving(current_affine, update_gradient)
+            moving, gradient = self.sample(
+                current_affine, self.samples, with_gradient=update_gradient
+            )
             if self.samples is None:
                 static = RemoteImage(self.static.shape)
                 mask = None
@@ -402,63 +440,6 @@ class SecureMutualInformationMetric(MutualInformationMetric):
         self.evaluations += 1
         if self.callback is not None:
             self.callback(self)
-
-    def _sample_moving(self, affine, with_gradient):
-        """Moving image, and its gradient, at the samples moved by `affine`.
-
-        Returns
-        -------
-        values : array, shape (S, R, C), (R, C) or (n,)
-        gradient : array, shape ``values.shape + (dim,)``, or None
-            per mm.
-        """
-        world2grid, spacing = self.moving_world2grid, self.moving_spacing
-        dense = self.samples is None
-        if self.dim == 2:
-            return self._sample_moving_2d(affine, with_gradient)
-        shape = self.static.shape if dense else (self.ns,)
-        values = np.empty(shape)
-        gradient = np.empty((*shape, 3)) if with_gradient else None
-        flat = None if gradient is None else gradient.reshape(-1, 3)
-        if dense:
-            grid2world = affine.dot(self.static_grid2world)
-            sampling.sample_grid(
-                self.moving,
-                world2grid.dot(grid2world),
-                grid2world,
-                world2grid,
-                spacing,
-                np.array(shape, dtype=np.int32),
-                values.reshape(-1),
-                flat,
-            )
-        else:
-            sampling.sample_points(
-                self.moving, affine, world2grid, spacing, self.samples, values, flat
-            )
-        return values, gradient
-
-    def _sample_moving_2d(self, affine, with_gradient):
-        gradient = None
-        if self.samples is None:
-            values = self.affine_map.transform(self.moving)
-            if with_gradient:
-                gradient, _ = vf.gradient(
-                    self.moving,
-                    self.moving_world2grid,
-                    self.moving_spacing,
-                    self.static.shape,
-                    affine.dot(self.static_grid2world),
-                )
-            return values, gradient
-        points = affine.dot(self.samples.T).T
-        on_grid = self.moving_world2grid.dot(points.T).T[..., : self.dim]
-        values, _ = self.interp_method(self.moving, on_grid)
-        if with_gradient:
-            gradient, _ = vf.sparse_gradient(
-                self.moving, self.moving_world2grid, self.moving_spacing, points
-            )
-        return np.array(values), gradient
 
 
 class _RemoteValues(RemoteImage):

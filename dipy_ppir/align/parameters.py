@@ -7,7 +7,14 @@ name a parameter each in its own way: see `ParameterError.spelled`.
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 #: Steps of a pipeline to the type of their transform.
 PIPELINE_STEPS = {
@@ -91,6 +98,20 @@ def _is(wanted, **limits):
 def _one_of(*values):
     wanted = f"one of {', '.join(map(repr, values))}"
     return Annotated[Literal[values], _is(wanted)]
+
+
+def _upper(value):
+    return value.upper() if isinstance(value, str) else value
+
+
+def _name_of(*names):
+    """One of some names that may be written in small letters, as on command lines."""
+    return Annotated[_one_of(*names), BeforeValidator(_upper)]
+
+
+def _if(name, value, default):
+    """A default where a parameter given before has a value; None elsewhere."""
+    return lambda data: default if data.get(name) == value else None
 
 
 def _levels(kind):
@@ -183,8 +204,12 @@ class AffineParameters(Parameters):
         see `SecureAffineRegistration`.
     evaluations : float
         how many times the planned evaluations are made, with ``reveal="transform"``.
+    metric : {"MI", "SSD"}
+        mutual information, or the sum of squared differences.
     nbins, sampling_proportion, reveal, hide_steps, backend
         see `SecureMutualInformationMetric`.
+    sampling, seed, precision
+        see `SecureSquaredDifferencesMetric`.
     result_to : str
         which image owners get the transform.
     ret_metric : bool
@@ -215,17 +240,30 @@ class AffineParameters(Parameters):
         default_factory=lambda d: _unless_scaled(d, (4, 2, 1)),
         description=_of_levels("integers from 1 to 1024"),
     )
-    nbins: Annotated[
-        int,
-        _is(
-            "an integer from 6 to 512, of which 4 are padding (32 is usual)",
-            ge=6,
-            le=512,
-        ),
-    ] = 32
+    metric: _name_of("MI", "SSD") = "MI"
+    nbins: Annotated[int, Field(ge=6, le=512)] | None = Field(
+        default_factory=_if("metric", "MI", 32),
+        description="an integer from 6 to 512, of which 4 are padding (32 is usual)",
+    )
     sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="a number above 0 and at most 1; leave it out to use every voxel",
+    )
+    sampling: _name_of("URS", "GMS") | None = Field(
+        default_factory=lambda d: (
+            "URS"
+            if d.get("metric") == "SSD" and d.get("sampling_proportion") is not None
+            else None
+        ),
+        description="one of 'URS', 'GMS'",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        default_factory=lambda d: None if d.get("sampling") is None else 0,
+        description="an integer from 0 to 2**63 - 1",
+    )
+    precision: Annotated[float, Field(ge=2.0**-10, le=1)] | None = Field(
+        default_factory=_if("metric", "SSD", 1 / 16),
+        description="a number from 2**-10 to 1",
     )
     reveal: _one_of("transform", "gradient", "histogram") = "transform"
     hide_steps: _Flag = False
@@ -266,6 +304,7 @@ class AffineParameters(Parameters):
                 "depends on the axes of the moving image; use rigid, rigid_isoscaling "
                 "or affine, or leave {hide_steps} out"
             )
+        self._check_metric()
         if self.reveal == "transform":
             if self.method != "L-BFGS-B":
                 raise ParameterError(
@@ -283,6 +322,40 @@ class AffineParameters(Parameters):
                 )
         if self.backend == "mpyc":
             raise ParameterError('{backend}="mpyc" needs {reveal}="transform"')
+
+    def _check_metric(self):
+        """Refuse what means nothing to the metric."""
+        for metrics, names in _OF_METRICS.items():
+            for name in names:
+                default = _SAME.get(name)
+                if self.metric not in metrics and getattr(self, name) != default:
+                    raise ParameterError(
+                        f"{{{name}}} means nothing to {{metric}} {self.metric}; leave "
+                        f"it out, or choose {{metric}} {' or '.join(metrics)}"
+                    )
+        if self.sampling is not None and self.sampling_proportion is None:
+            raise ParameterError(
+                f"{{sampling}} {self.sampling} needs {{sampling_proportion}}, the part "
+                "of the voxels that are samples"
+            )
+        if self.seed is not None and self.sampling is None:
+            raise ParameterError(
+                "{seed} is that of random samples, but all voxels are used; leave it "
+                "out, or give {sampling_proportion}"
+            )
+
+
+#: Parameters to the metrics that have them; and what they are elsewhere, if not None.
+_OF_METRICS = {
+    ("MI",): ("nbins", "reveal", "hide_steps", "method", "backend"),
+    ("SSD",): ("sampling", "seed", "precision"),
+}
+_SAME = {
+    "reveal": "transform",
+    "hide_steps": False,
+    "method": "L-BFGS-B",
+    "backend": "packed",
+}
 
 
 class SynParameters(Parameters):

@@ -22,6 +22,10 @@ CAPS, HIDDEN_CAPS = (8.0, 4.0, 2.0), (12.0, 4.0, 1.0)
 COARSE_BINS = 16
 #: A single level makes up for the others.
 MOST_ALONE = 20
+#: Gauss-Newton iterations: of a translation and of others with more after them, and of
+#: the last transform.
+STEPS_BEFORE, STEPS_LAST = {"TRANSLATION": (6, 0, 0)}, (12, 6, 3)
+STEPS_BETWEEN = (8, 0, 0)
 
 
 def _of_level(three, level, levels):
@@ -83,6 +87,17 @@ def evaluations(
         counts[level] = count if count > 1 or hidden else 0
     if last and not hidden and used and not counts[used[-1]]:
         counts[used[-1]] = 1
+    return counts
+
+
+def iterations(kind, levels, level_iters, *, scale=1.0, last=True):
+    """Gauss-Newton iterations at each level, coarsest first; see `evaluations`."""
+    planned = STEPS_LAST if last else STEPS_BEFORE.get(kind, STEPS_BETWEEN)
+    used = [level for level in range(levels) if level_iters[level]]
+    counts = [0] * levels
+    for place, level in enumerate(used):
+        most = _of_level(planned, place, len(used))
+        counts[level] = min(-int(-most * scale // 1), int(level_iters[level]))
     return counts
 
 

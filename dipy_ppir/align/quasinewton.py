@@ -477,7 +477,7 @@ def object_moments(image, grid2world):
     return center, linear @ covariance @ linear.T
 
 
-def orthonormal_steps(jacobian, center, covariance):
+def orthonormal_steps(jacobian, center, covariance, length=None):
     r"""Changes of parameters that move an object by `SIZE_PART` of its size.
 
     Every parameter moves a point by a linear function of its position, so the mean
@@ -491,6 +491,8 @@ def orthonormal_steps(jacobian, center, covariance):
         as made by `linear_jacobian`.
     center, covariance : array
         of the object, as made by `object_moments`.
+    length : float, optional
+        by how much instead, mm; root mean square.
 
     Returns
     -------
@@ -505,7 +507,9 @@ def orthonormal_steps(jacobian, center, covariance):
     form = np.einsum("kde,ef,ldf->kl", jacobian, moments, jacobian)
     # A root that depends on the units of the parameters as they do.
     root = np.linalg.cholesky(form + 1e-12 * np.diag(np.diag(form)))
-    return SIZE_PART * np.sqrt(np.trace(covariance)) * np.linalg.inv(root).T
+    if length is None:
+        length = SIZE_PART * np.sqrt(np.trace(covariance))
+    return length * np.linalg.inv(root).T
 
 
 def bin_weights(moments_by_bin, bin_width):

@@ -105,14 +105,14 @@ class Resumption:
             )
         return np.array(found[-1]["result"])
 
-    def refuse_repeats(self, place, count):
+    def refuse_repeats(self, place, steps):
         """A level that is interrupted is begun anew, and its steps are shown again.
 
         Parameters
         ----------
         place : tuple of int
-        count : int
-            evaluations of the level.
+        steps : int
+            of the level.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class Resumption:
             if they would be shown too often.
         """
         before = len(self.recorded(place, "step"))
-        if before >= REPEATS * (count - 1) > 0:
+        if before >= REPEATS * steps > 0:
             raise CheckpointError(
                 f"this level was interrupted after {before} steps in all, which would "
                 "be shown again; start anew at all parties, without --resume"

@@ -68,12 +68,19 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         "sigmas",
         "factors",
         "save_metric",
+        "sampling",
+        "seed",
+        "precision",
         "reveal",
         "hide_steps",
         "far_apart",
         "out_quality",
     )
-    spelling = {"pipeline": "transform", "ret_metric": "save_metric"}
+    spelling = {
+        "pipeline": "transform",
+        "ret_metric": "save_metric",
+        "sampling_proportion": "sampling_prop",
+    }
     pictures = figures.PICTURES
 
     def run(
@@ -97,6 +104,9 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         out_quality="quality_metric.txt",
         static_mask=None,
         moving_mask=None,
+        sampling="",
+        seed=None,
+        precision=None,
         reveal=AFFINE.reveal,
         hide_steps=AFFINE.hide_steps,
         receipt="receipt.json",
@@ -133,10 +143,11 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         nbins : int, optional
             Number of bins to discretize the joint and marginal PDF, 6 to 512.
         sampling_prop : float, optional
-            Percentage of the voxels for calculating the PDF, from 1 to 100.
-            None (the default) or 100 uses all voxels, which masks need.
+            Percentage of the voxels that are used, from 1 to 100. None (the default) or
+            100 uses all voxels, which masks need.
         metric : string, optional
-            Similarity metric for gathering mutual information.
+            ``'mi'``: mutual information; ``'ssd'``: sum of squared differences, by
+            Gauss-Newton steps, for two images of the same contrast.
         level_iters : variable int, optional
             The number of iterations at each scale of the scale space.
             `level_iters[0]` corresponds to the coarsest scale,
@@ -173,6 +184,14 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             Mask of the static image (NIfTI): voxels that are not zero count.
         moving_mask : string or Path, optional
             Mask of the moving image (NIfTI): voxels that are not zero count.
+        sampling : string, optional
+            With 'ssd' and --sampling_prop, which voxels: ``'urs'``, the default, fresh
+            random ones in each iteration; ``'gms'`` prefers the edges of the moving
+            image, and shows the owner of the static image where these are.
+        seed : int, optional
+            With 'ssd' and --sampling_prop, seed of the random voxels, 0 by default.
+        precision : float, optional
+            With 'ssd', part of a voxel to which steps are rounded, 0.0625 by default.
         reveal : string, optional
             What the owner of the moving image learns beside the result.
             ``'transform'``: the steps that lead to it, rounded;
@@ -237,11 +256,6 @@ class SecureImageRegistrationFlow(RegistrationFlow):
                 f"--transform {transform} is not known; choose one of "
                 f"{', '.join(PIPELINES)}"
             )
-        if flags["metric"].lower() != "mi":
-            raise InputError(
-                f"--metric {flags['metric']} is not available; leave it out to use "
-                "mutual information (mi)"
-            )
         percent = flags["sampling_prop"]
         if percent is not None and not 1 <= percent <= 100:
             hint = ""
@@ -267,8 +281,12 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             level_iters=flags["level_iters"],
             sigmas=flags["sigmas"],
             factors=flags["factors"],
-            nbins=flags["nbins"],
+            metric=flags["metric"],
+            nbins=_unless_default(flags, "nbins", AFFINE.nbins),
             sampling_proportion=None if every_voxel else percent / 100,
+            sampling=flags["sampling"] or None,
+            seed=flags["seed"],
+            precision=flags["precision"],
             reveal=reveal,
             hide_steps=flags["hide_steps"],
             ret_metric=asked and transform != "com",
@@ -334,3 +352,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
     def start(self, images):
         """See `RegistrationFlow`."""
         return np.eye(4)
+
+
+def _unless_default(flags, flag, default):
+    """What a flag says; None for what it says by default."""
+    return None if flags[flag] == default else flags[flag]

@@ -31,8 +31,8 @@ class Operation:
         of `dipy_ppir.align`.
     command : str
         what the owners run.
-    title : str
-        for people.
+    titles : dict
+        for people, by metric.
     opens : dict
         maps each value of ``reveal`` to the labels that are opened.
     opened : callable
@@ -47,12 +47,17 @@ class Operation:
 
     function: object
     command: str
-    title: str
+    titles: dict
     opens: dict
     opened: object
     result: dict
     hidden: tuple = ()
     results: dict = field(default_factory=dict)
+
+    def title(self, metric=None):
+        """What it is, for people, with a metric or the first one."""
+        known = isinstance(metric, str) and metric in self.titles
+        return self.titles[metric if known else next(iter(self.titles))]
 
     def shown(self, reveal, pid):
         """Labels opened to a party at the end, if it gets the result."""
@@ -62,6 +67,9 @@ class Operation:
 def _opened_by_affine(parameters):
     affine = OPERATIONS["affine"]
     labels = affine.hidden if parameters.hide_steps else affine.opens[parameters.reveal]
+    if parameters.metric == "SSD":
+        edges = ("edge_samples",) if parameters.sampling == "GMS" else ()
+        labels = ("center_of_mass", "update", *edges, "mismatch", "stuck")
     centers = "center_of_mass"
     starts = centers in parameters.pipeline or parameters.starting_affine == "mass"
     if set(parameters.pipeline) == {centers}:
@@ -101,7 +109,10 @@ OPERATIONS = {
     "affine": Operation(
         function=affine_registration,
         command="dipy_ppir_align_affine",
-        title="an affine registration by mutual information",
+        titles={
+            "MI": "an affine registration by mutual information",
+            "SSD": "an affine registration by the sum of squared differences",
+        },
         opens={
             "transform": (
                 "center_of_mass",
@@ -137,7 +148,7 @@ OPERATIONS = {
     "syn": Operation(
         function=syn_registration,
         command="dipy_ppir_align_syn",
-        title="a diffeomorphic registration (SyN) by local cross-correlation",
+        titles={"CC": "a diffeomorphic registration (SyN) by local cross-correlation"},
         opens={
             "map": ("level_moving", "level_static", "whole", "stop", "mismatch"),
             "update": ("update_moving", "update_static", *_MATCH),
@@ -235,13 +246,15 @@ def explain(plan):
             "The two owners cannot be dialled: their traffic goes through the helper, "
             "which passes it on but cannot read it (TLS between the owners)."
         )
-    lines += ["", "What is computed", "-" * 16, f"It is {operation.title}."]
+    title = operation.title(getattr(parameters, "metric", None))
+    lines += ["", "What is computed", "-" * 16, f"It is {title}."]
     for name, value in parameters.plain(*entries(plan.operation)).items():
         if name in plan.parameters:
             lines.append(f"    {name} = {value}")
         elif value is not None:
             lines.append(f"    {name} = {value} (by default)")
-    if plan.operation == "affine" and parameters.sampling_proportion not in (None, 1):
+    masked = plan.operation == "affine" and parameters.metric == "MI"
+    if masked and parameters.sampling_proportion not in (None, 1):
         lines.append(
             "No owner can give a mask: masks need all voxels, and sampling_proportion "
             "takes a part of them."
@@ -306,6 +319,11 @@ def explain(plan):
         lines.append(
             "CAUTION: many histograms can determine the static image at coarse "
             'resolution; reveal = "transform" opens none.'
+        )
+    if "edge_samples" in labels:
+        lines.append(
+            "CAUTION: the static owner is shown at every iteration where the moving "
+            'image has edges (doc/security.md); sampling = "URS" shows nothing of it.'
         )
     if "metric_gradient" in labels:
         lines.append(

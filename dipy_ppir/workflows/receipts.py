@@ -313,7 +313,8 @@ def report(receipts, files, problems):
         warnings += [f"{found['role'].capitalize()}: {w}" for w in found["warnings"]]
     computed = []
     if first["operation"]:
-        computed.append(f"It was {OPERATIONS[first['operation']].title}.")
+        metric = (first["parameters"] or {}).get("metric")
+        computed.append(f"It was {OPERATIONS[first['operation']].title(metric)}.")
     for name, value in (first["parameters"] or {}).items():
         computed.append(f"    {printable(name)} = {printable(value)}")
     sections = {

@@ -9,7 +9,7 @@ from dipy.io.image import save_nifti, save_qa_metric
 import numpy as np
 
 from dipy_ppir.align import plausibility
-from dipy_ppir.align._public import planned_bits
+from dipy_ppir.align._public import planned_bits, registration_of
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.memory import check_memory, check_voxels
@@ -335,6 +335,7 @@ def register(
             "the session file at all parties"
         )
     if mask:
+        inputs.explain(registration_of(parameters).metric.check_masks, mask)
         options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
     if strict and affine and starts_at_mass:
         # What can be known before anything is shown to anybody.

@@ -1,0 +1,284 @@
+r"""Gauss-Newton steps between two owners' images, of which nothing else is opened.
+
+The step that makes :math:`\sum_x (m(x) - s(x))^2` smallest, linearized, is
+
+.. math:: \Delta = -H^{-1} \sum_x S(x) (m(x) - s(x)), \quad
+          S_k(x) = \sum_{d,e} C_{k,de} \, g_d(x) \, y_e(x),
+
+(equations 2 to 6 of Taiello et al. 2024), with g the gradient of the moving image where
+the transform takes x, and y a linear function of the position. All of it is the moving
+owner's, but for the sums :math:`\sum_x g_d(x) y_e(x) s(x)`: products of its own numbers
+with the static owner's (`ownproducts`). They are left on shares, multiplied by the
+moving owner's matrix :math:`H^{-1} C`, and what is opened to it is the step, to a
+precision.
+
+Words of 32 bits do: numbers of the static owner have `VALUE_BITS`, and the moving owner
+scales its own such that no sum over a block of samples reaches 2**`SUM_BITS`; blocks
+are added up in the ring of 128 bits. Nothing is truncated and nothing can fail.
+
+Rounds of a step: 4. Bytes on all links: ``4 dim`` for each sample, from the moving
+owner, and ``52 dim (dim + 1)`` for each block of `BLOCK` samples, and a few kB; once
+for each static image ``4 (dim + 1)`` a sample.
+
+What each party sees: see `ownproducts`, `protocols.lift` and `share_owners`: uniform
+numbers. The moving owner is opened its step, with noise of the helper's that is uniform
+and as wide as the precision, which is as good as rounded: a simulator that is given the
+rounded step adds the noise. No more bits can be opened than are counted, whatever the
+moving owner gives: a step that is larger than promised comes round the field and is
+another number.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.fields import P127, R32, R64, R128
+from dipy_ppir.mpc.ledger import HELPER, MOVING, declare
+from dipy_ppir.mpc.ownproducts import OwnProducts
+from dipy_ppir.mpc.protocols import dither, lift, share, share_owners, truncate
+
+#: Bits of the static owner's numbers, whose magnitude is at most one.
+VALUE_BITS = 10
+#: Samples whose products are added up in words of 32 bits, below this power of two.
+BLOCK, SUM_BITS = 1 << 15, 29
+#: Fraction bits of the matrix, and what its elements are below.
+MATRIX_DIGITS, LARGEST_ELEMENT = 64, 1 << 30
+#: Most bits of a number of a step.
+MOST_STEP_BITS = 20
+#: Fraction bits of values and of what divides them by the number of samples.
+COUNT_DIGITS = 60
+
+declare(
+    "update",
+    receivers=(MOVING,),
+    shape="number of parameters of the transform, each iteration",
+    meaning="by how much the transform's parameters change in the next step, rounded",
+    bits=MOST_STEP_BITS,
+)
+
+
+class Own(NamedTuple):
+    """What the moving owner brings to a step.
+
+    Attributes
+    ----------
+    gradient : array of int64, shape (dim, n)
+        g, as `scale` makes it.
+    matrix : array, shape (p, dim * (dim + 1))
+        of the sums of the integers, in units of the precision.
+    constant : array, shape (p,)
+        what is added.
+    """
+
+    gradient: np.ndarray
+    matrix: np.ndarray
+    constant: np.ndarray
+
+
+def blocks(n):
+    """Where blocks of samples begin and end."""
+    return [(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+
+
+def scale(gradient):
+    """By what a gradient may be multiplied for the sums of a block to fit their words.
+
+    Parameters
+    ----------
+    gradient : array, shape (dim, n)
+
+    Returns
+    -------
+    scale : float
+        0 if there is none.
+    """
+    size = np.abs(gradient)
+    most = max(
+        (size[:, i:j].sum(axis=1).max() for i, j in blocks(size.shape[1])), default=0
+    )
+    # Rounding adds half a unit to each sample, at most an eighth of the whole.
+    room = 2.0 ** (SUM_BITS - VALUE_BITS) * 0.875
+    return room / most if most > 0 else 0.0
+
+
+def sums_of_blocks(x, y, index=None):
+    """Sums of products over each block.
+
+    Parameters
+    ----------
+    x, y : array of int, shape (dim, n) and (dim + 1, n)
+    index : array of int, shape (n,), optional
+        where the samples are in y.
+
+    Returns
+    -------
+    sums : array, shape (blocks, dim, dim + 1)
+    """
+    n = x.shape[1]
+    y = y if index is None else y[:, index]
+    out = np.empty((len(blocks(n)), len(x), len(y)), x.dtype)
+    for k, (i, j) in enumerate(blocks(n)):
+        for d, row in enumerate(x):
+            for e, other in enumerate(y):
+                out[k, d, e] = np.dot(row[i:j], other[i:j])
+    return out
+
+
+class ClearSteps:
+    """The same in the clear, with the same roundings, of both owners' numbers."""
+
+    def __init__(self):
+        self._static = None
+
+    def share_static(self, shape, values=None):
+        """See `SecretSteps.share_static`."""
+        self._static = values
+
+    def step(self, count, parameters, own, index=None):
+        """See `SecretSteps.step`."""
+        sums = sums_of_blocks(own.gradient, self._static, index).sum(axis=0)
+        return np.rint(own.matrix @ sums.reshape(-1) + own.constant)
+
+
+class SecretSteps:
+    """Steps of a session; see the module.
+
+    Parameters
+    ----------
+    session : Session
+    dim : int
+    bits : int
+        of each number of a step, which must be smaller than 2**(bits - 1) - 1 units of
+        its precision.
+    """
+
+    def __init__(self, session, dim, bits):
+        self.session, self.dim, self.bits = session, dim, bits
+        self._products = OwnProducts(session, R32, "least-squares")
+
+    def share_static(self, shape, values=None):
+        """Share the static image's products with the positions. Rounds: 1.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (dim + 1, n).
+        values : array of int64, at the static owner only
+            of magnitude up to 2**`VALUE_BITS`.
+        """
+        words = None if values is None else R32.encode_int(values)
+        self._products.share_static(shape, words)
+
+    def step(self, count, parameters, own, index=None):
+        """The next step, opened to the moving owner. Rounds: 4.
+
+        Parameters
+        ----------
+        count : int
+            number of samples.
+        parameters : int
+        own : Own, at the moving owner only
+        index : array of int, shape (count,), optional
+            which of the numbers that were shared are the samples; public.
+
+        Returns
+        -------
+        step : array, shape (parameters,), or None
+            in units of the precision.
+        """
+        s, dim = self.session, self.dim
+        shape = len(blocks(count)), dim, dim + 1
+        gradient, matrix, constant = own or (None,) * 3
+        sums = self._products.sums(
+            lambda x, y: sums_of_blocks(x, y, index),
+            (dim, count),
+            shape,
+            None if gradient is None else R32.encode_int(gradient),
+            bound=(1 << SUM_BITS) - 1,
+        )
+        matrix = share(
+            s,
+            MOVING,
+            matrix,
+            (parameters, dim * (dim + 1)),
+            frac_bits=MATRIX_DIGITS,
+            bound=LARGEST_ELEMENT,
+            field=P127,
+            name="matrix",
+        )
+        constant = share(
+            s,
+            MOVING,
+            constant,
+            (parameters,),
+            frac_bits=MATRIX_DIGITS,
+            bound=LARGEST_ELEMENT,
+            field=P127,
+            name="constant",
+        )
+        sums = _added_up(lift(s, sums.reshape(-1)), shape[0])
+        sums = share_owners(s, sums, 0, P127, "sums")
+        step = P127.matmul(matrix.share, sums.share.reshape(-1, 1, 2))[:, 0]
+        step = P127.add(np.ascontiguousarray(step), constant.share)
+        # So many digits that the field has no room for larger numbers than promised.
+        digits = P127.bits - self.bits
+        step = P127.scale(step, 1 << digits - MATRIX_DIGITS)
+        step = SharedArray(P127, step, 2, digits, (1 << P127.bits - 1) - 1)
+        step = dither(s, step, 1 << digits - 1, by=HELPER)
+        return s.open(step, "update", (MOVING,))
+
+
+def _added_up(array, parts):
+    """Sums of the parts of an array in the ring of 128 bits."""
+    share = array.share.reshape(parts, -1, 2)
+    total = share[0]
+    for part in share[1:]:
+        total = R128.add(np.ascontiguousarray(total), np.ascontiguousarray(part))
+    return SharedArray(R128, total, 2, array.frac_bits, array.bound * parts)
+
+
+class SecretProducts:
+    """Mean products of two owners' numbers, for the value of the metric.
+
+    Parameters
+    ----------
+    session : Session
+    digits : int
+        fraction bits of what is returned.
+    """
+
+    def __init__(self, session, digits):
+        self.session, self.digits = session, digits
+        self._products = OwnProducts(session, R64, "mean-product")
+
+    def share_static(self, count, values=None):
+        """Share the static owner's numbers, as those of `SecretSteps`. Rounds: 1."""
+        words = None if values is None else R64.encode_int(values)
+        self._products.share_static((count,), words)
+
+    def mean(self, count, values=None):
+        """The mean product. Rounds: 5. Bytes: 8 for each number.
+
+        Parameters
+        ----------
+        count : int
+        values : array of int64, shape (count,), at the moving owner only
+
+        Returns
+        -------
+        mean : SharedArray, shape (1,), field P127
+        """
+        s = self.session
+        total = self._products.sums(
+            R64.dot,
+            (count,),
+            (1,),
+            None if values is None else R64.encode_int(values),
+            bound=count << 2 * VALUE_BITS,
+        )
+        total = share_owners(s, lift(s, total), 0, P127, "total")
+        mean = total.times(round(2.0**COUNT_DIGITS / count))
+        digits = COUNT_DIGITS + 2 * VALUE_BITS
+        mean = SharedArray(P127, mean.share, 1, digits, 2 << digits)
+        return truncate(s, mean, digits - self.digits)
