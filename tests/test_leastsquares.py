@@ -40,12 +40,11 @@ def numbers(n, dim, p, seed=0):
     return static, Own(integers, matrix, rng.uniform(-100, 100, p))
 
 
-def taken(session, static, own, *, count=None, index=None, bits=BITS):
-    steps = SecretSteps(session, len(own.gradient), bits)
+def taken(session, static, own):
+    steps = SecretSteps(session, len(own.gradient), BITS)
     steps.share_static(static.shape, static if session.pid == STATIC else None)
     mine = own if session.pid == MOVING else None
-    count = static.shape[1] if count is None else count
-    return steps.step(count, len(own.constant), mine, index)
+    return steps.step(static.shape[1], len(own.constant), mine)
 
 
 @pytest.mark.parametrize(("n", "dim", "p"), [(10, 2, 1), (2 * BLOCK + 7, 3, 12)])
@@ -73,19 +72,6 @@ def test_what_is_opened_is_rounded_evenly(three):
     noise = three(many)[MOVING].ravel() - 7.25
     assert np.abs(noise).max() <= 0.5
     check_uniform(np.minimum(np.floor((noise + 0.5) * 16), 15), "noise")
-
-
-def test_samples_of_what_was_shared_once(three):
-    static, own = numbers(5000, 2, 6)
-    index = np.sort(np.random.default_rng(5).choice(5000, 1000, replace=False))
-    some = own._replace(gradient=own.gradient[:, index])
-
-    def party(session):
-        return taken(session, static, some, count=1000, index=index)
-
-    sums = leastsquares.sums_of_blocks(some.gradient, static, index).sum(axis=0)
-    exact = some.matrix @ sums.reshape(-1) + some.constant
-    assert np.abs(three(party)[MOVING] - exact).max() <= 0.5 + 1e-9
 
 
 def test_a_step_beyond_its_bound_shows_no_more_bits(three):

@@ -198,7 +198,7 @@ def test_the_static_owner_refuses_samples_outside_the_image(trio, outcomes):
         index = None
         if session.pid == MOVING:
             index = np.arange(1000) + static.size - 500
-        metric._share_samples(index, 1000)
+        metric._share_edges(index, 1000)
 
     found = outcomes(trio, party)
     assert isinstance(found[STATIC], ProtocolError)

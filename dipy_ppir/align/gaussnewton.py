@@ -150,8 +150,8 @@ def minimise(steps, metric, params, iterations, precision, on_step=None):
     ----------
     steps : ClearSteps or SecretSteps
     metric : object
-        ``linearized(params)`` returns the count of samples, their index and, at the
-        moving owner, `Own`; ``basis`` are the steps, there.
+        ``linearized(params)`` returns the count of samples and, at the moving owner,
+        `Own`; ``basis`` are the steps, there.
     params : array, shape (p,), or None
         where to start; only the moving owner knows it.
     iterations : int
@@ -165,8 +165,8 @@ def minimise(steps, metric, params, iterations, precision, on_step=None):
     params : array, shape (p,), or None
     """
     for _ in range(iterations):
-        count, index, own = metric.linearized(params)
-        units = steps.step(count, metric.parameters, own, index)
+        count, own = metric.linearized(params)
+        units = steps.step(count, metric.parameters, own)
         # Where nothing depends on the transform, all that is seen is noise.
         if params is not None and own.matrix.any():
             step = precision * units

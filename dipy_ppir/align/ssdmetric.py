@@ -180,43 +180,42 @@ class SquaredDifferencesMetric(PlacedImages):
 
     @property
     def _resampled(self):
-        """Whether the static owner shares other samples in every iteration."""
-        return self.sampling == "GMS" and self._count < self.positions.count
+        """Whether there are other samples in every iteration."""
+        return self._count < self.positions.count
 
     def linearized(self, params):
-        """What the next step is made of.
+        """What the next step is made of, the static owner's samples included.
 
         Returns
         -------
         count : int
             number of samples.
-        index : array of int, shape (count,), or None
-            which of the static numbers they are; None for all.
         own : Own, or None
             what the moving owner brings; there only.
         """
         n, count = self.positions.count, self._count
         rng = np.random.default_rng([self.seed or 0, self.iterations])
         self.iterations += 1
-        if count == n:
-            return n, None, self._own(params, None)
-        if self._resampled:
-            index = None
-            if params is not None:
-                _, gradient = self._sampled(params)
-                weights = np.linalg.norm(gradient, axis=1)
-                index = magnitude_samples(rng, weights, count)
+        if not self._resampled:
+            return n, self._own(params)
+        if self.sampling == "URS":
+            index = uniform_samples(rng, n, count)
             self._share_samples(index, count)
-            return count, None, self._own(params, index)
-        index = uniform_samples(rng, n, count)
-        return count, index, self._own(params, index)
+            return count, self._own(params, index)
+        index = sampled = None
+        if params is not None:
+            values, gradient = self._sampled(params)
+            index = magnitude_samples(rng, np.linalg.norm(gradient, axis=1), count)
+            sampled = values[index], gradient[index]
+        self._share_edges(index, count)
+        return count, self._own(params, index, sampled)
 
-    def _own(self, params, index):
+    def _own(self, params, index=None, sampled=None):
         if params is None:
             return None
-        y = self.positions(index)
-        values, gradient = self._sampled(params, index)
+        values, gradient = sampled or self._sampled(params, index)
         steps = np.einsum("lde,lk->kde", self._motion(params), self.basis)
+        y = self.positions(index)
         return linearized(values, gradient, y, steps, self.precision)
 
     def _affine(self, params):
@@ -256,6 +255,8 @@ class SquaredDifferencesMetric(PlacedImages):
 
     def _share_samples(self, index, count):
         self.steps.share_static(None, self._static_values(index))
+
+    _share_edges = _share_samples
 
 
 class GaussNewton:
@@ -318,7 +319,8 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
     What the moving owner learns is each step, rounded. Images are scaled to [0, 1]
     each by itself, as DIPY does; they should have the same contrast. Bytes over all
     links: ``4 dim`` a sample and iteration, and ``4 (dim + 1)`` for each voxel and
-    level, or with "GMS" for each sample and iteration. Rounds of an iteration: 4, or 5.
+    level, or for each sample and iteration; 4 more with "GMS". Rounds of an iteration:
+    4, one more where it has samples of its own, and two with "GMS".
     """
 
     name, title = "SSD", "mean squared difference"
@@ -446,17 +448,22 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
                 self._share(self._static_values(), self.positions.count)
 
     def _share_samples(self, index, count):
+        with self.session.phase("samples"):
+            self._share(self._static_values(index), count)
+
+    def _share_edges(self, index, count):
         own = OwnedArray(MOVING, index, (count,), np.uint32)
         with self.session.phase("samples"):
             shown = self.session.open(own, "edge_samples", (STATIC,))
-            values = None
-            if shown is not None:
-                shown = shown.astype(np.int64)
-                if shown.max(initial=0) >= self.positions.count:
-                    raise ProtocolError(
-                        "the moving owner sent a sample outside the image", MOVING
-                    )
-                values = self._static_values(shown)
+        values = None
+        if shown is not None:
+            index = shown.astype(np.int64)
+            if index.max(initial=0) >= self.positions.count:
+                raise ProtocolError(
+                    "the moving owner sent a sample outside the image", MOVING
+                )
+            values = self._static_values(index)
+        with self.session.phase("samples"):
             self._share(values, count)
 
     def _share(self, values, count):

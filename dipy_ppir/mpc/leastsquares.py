@@ -102,21 +102,18 @@ def scale(gradient):
     return room / most if most > 0 else 0.0
 
 
-def sums_of_blocks(x, y, index=None):
+def sums_of_blocks(x, y):
     """Sums of products over each block.
 
     Parameters
     ----------
     x, y : array of int, shape (dim, n) and (dim + 1, n)
-    index : array of int, shape (n,), optional
-        where the samples are in y.
 
     Returns
     -------
     sums : array, shape (blocks, dim, dim + 1)
     """
     n = x.shape[1]
-    y = y if index is None else y[:, index]
     out = np.empty((len(blocks(n)), len(x), len(y)), x.dtype)
     for k, (i, j) in enumerate(blocks(n)):
         for d, row in enumerate(x):
@@ -135,9 +132,9 @@ class ClearSteps:
         """See `SecretSteps.share_static`."""
         self._static = values
 
-    def step(self, count, parameters, own, index=None):
+    def step(self, count, parameters, own):
         """See `SecretSteps.step`."""
-        sums = sums_of_blocks(own.gradient, self._static, index).sum(axis=0)
+        sums = sums_of_blocks(own.gradient, self._static).sum(axis=0)
         return np.rint(own.matrix @ sums.reshape(-1) + own.constant)
 
 
@@ -170,7 +167,7 @@ class SecretSteps:
         words = None if values is None else R32.encode_int(values)
         self._products.share_static(shape, words)
 
-    def step(self, count, parameters, own, index=None):
+    def step(self, count, parameters, own):
         """The next step, opened to the moving owner. Rounds: 4.
 
         Parameters
@@ -179,8 +176,6 @@ class SecretSteps:
             number of samples.
         parameters : int
         own : Own, at the moving owner only
-        index : array of int, shape (count,), optional
-            which of the numbers that were shared are the samples; public.
 
         Returns
         -------
@@ -191,7 +186,7 @@ class SecretSteps:
         shape = len(blocks(count)), dim, dim + 1
         gradient, matrix, constant = own or (None,) * 3
         sums = self._products.sums(
-            lambda x, y: sums_of_blocks(x, y, index),
+            sums_of_blocks,
             (dim, count),
             shape,
             None if gradient is None else R32.encode_int(gradient),
