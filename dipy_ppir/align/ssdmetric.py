@@ -130,7 +130,7 @@ class SquaredDifferencesMetric(PlacedImages):
         )
         self.parameters = transform.get_number_of_parameters()
         self.positions = Positions(self.static.shape, self.static_grid2world)
-        self.basis = None
+        self.basis = self._edges = None
         self._share_static()
 
     def check_masks(self, *masks):
@@ -172,6 +172,9 @@ class SquaredDifferencesMetric(PlacedImages):
         moments = object_moments(self.moving, self.moving_grid2world)
         voxel = np.linalg.norm(self.static_grid2world[:-1, :-1], axis=0).mean()
         self.basis = orthonormal_steps(jacobian, *moments, voxel)
+        if self._resampled and self.sampling == "GMS":
+            slopes = np.gradient(self.moving, *self.moving_spacing)
+            self._edges = np.sqrt(sum(slope**2 for slope in slopes))
 
     @property
     def _count(self):
@@ -202,18 +205,22 @@ class SquaredDifferencesMetric(PlacedImages):
             index = uniform_samples(rng, n, count)
             self._share_samples(index, count)
             return count, self._own(params, index)
-        index = sampled = None
+        index = None
         if params is not None:
-            values, gradient = self._sampled(params)
-            index = magnitude_samples(rng, np.linalg.norm(gradient, axis=1), count)
-            sampled = values[index], gradient[index]
+            index = magnitude_samples(rng, self._magnitude(params), count)
         self._share_edges(index, count)
-        return count, self._own(params, index, sampled)
+        return count, self._own(params, index)
 
-    def _own(self, params, index=None, sampled=None):
+    def _magnitude(self, params):
+        """Magnitude of the moving image's gradient at all voxels, flat."""
+        self.affine_map.set_affine(self._affine(params))
+        edges = self.affine_map.transform(self._edges, interpolation="nearest")
+        return np.asarray(edges, dtype=np.float64).reshape(-1)
+
+    def _own(self, params, index=None):
         if params is None:
             return None
-        values, gradient = sampled or self._sampled(params, index)
+        values, gradient = self._sampled(params, index)
         steps = np.einsum("lde,lk->kde", self._motion(params), self.basis)
         y = self.positions(index)
         return linearized(values, gradient, y, steps, self.precision)
