@@ -114,6 +114,40 @@ def test_affine(affine_sites, bodies, clear_affine, layout):
     np.testing.assert_allclose(moved.affine, static_grid2world)
 
 
+@pytest.mark.parametrize("sampling", [None, "GMS"])
+def test_squared_differences(affine_sites, bodies, sampling):
+    """Gauss-Newton steps between sites, of which the owners learn what is said ahead."""
+    static, moving, *grids = bodies(3)
+    parameters = {name: v for name, v in AFFINE.items() if name != "nbins"}
+    parameters |= {"metric": "SSD", "ret_metric": True}
+    if sampling:
+        parameters |= {"sampling": sampling, "sampling_proportion": 0.3, "seed": 5}
+    sites = affine_sites(
+        reveal="transform", addresses=loopback("direct"), parameters=parameters
+    )
+    sites.run()
+    assert "quality_metric.txt" in sites.outputs("moving")
+    found = matrix_of(sites, "moving")
+    np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)
+    _, here = secure_registration(
+        moving, static, static_affine=grids[0], moving_affine=grids[1], **parameters
+    )[:2]
+    apart = corners(static.shape, grids[0], found) - corners(
+        static.shape, grids[0], here
+    )
+    # Each coordinate of the last step is rounded to a 16th of a voxel, by chance.
+    assert np.abs(apart).max() < 0.5
+    receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
+    learned = {
+        role: {e["label"]: e["values"] for e in entries}
+        for role, entries in receipt["learned"].items()
+    }
+    # 12 steps at the coarse level and 6 at the fine one.
+    assert learned["moving owner"]["update"] == 3 * 18
+    assert ("edge_samples" in learned["static owner"]) == (sampling == "GMS")
+    assert learned["helper"] == {}
+
+
 RIGID = {**AFFINE, "pipeline": ["center_of_mass", "translation", "rigid"]}
 
 
