@@ -24,7 +24,7 @@ _BIN, _HELD_BIN = 4, 8
 _CELL = 3000
 #: For each sample of a sum of squared differences at an owner and at the helper, and
 #: for each voxel of the static image.
-_SQUARED, _SHARED = (240, 96), 48
+_SQUARED, _SHARED = (160, 24), 16
 #: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
 #: a quarter less where the map is computed on the usual grid in 3D.
 _VOXEL = {
