@@ -5,6 +5,7 @@
     affine_registration ─> SecureAffineRegistration ─> SecureMutualInformationMetric
                                                         └> SecureParzenJointHistogram
     syn_registration ─> SecureSymmetricDiffeomorphicRegistration ─> SecureCCMetric
+    point_registration
 
 Nothing in this package touches a socket or a field element; what has to be
 computed on both images goes through the protocols of `dipy_ppir.mpc`.
@@ -21,12 +22,15 @@ from dipy_ppir.align._public import (
     syn_registration,
     translation,
 )
+from dipy_ppir.align.points import RemotePoints, point_registration
 
 __all__ = [
     "RemoteImage",
+    "RemotePoints",
     "affine",
     "affine_registration",
     "center_of_mass",
+    "point_registration",
     "rigid",
     "rigid_isoscaling",
     "rigid_scaling",

@@ -4,11 +4,20 @@ A party may call the registration from Python with any arguments. What it asks f
 compared with the session file before anything is sent: the file is what people read.
 """
 
-from dipy_ppir.align.parameters import AffineParameters, ParameterError, SynParameters
+from dipy_ppir.align.parameters import (
+    AffineParameters,
+    ParameterError,
+    PointParameters,
+    SynParameters,
+)
 from dipy_ppir.mpc.errors import ParameterMismatchError, SessionFileError
 
 #: Operations of session files to their parameters.
-SCHEMAS = {"affine": AffineParameters, "syn": SynParameters}
+SCHEMAS = {
+    "affine": AffineParameters,
+    "syn": SynParameters,
+    "points": PointParameters,
+}
 #: What a session file says elsewhere than in [parameters].
 _ELSEWHERE = ("reveal", "result_to")
 #: What it cannot say: without a bound on evaluations nobody knows what will be opened.

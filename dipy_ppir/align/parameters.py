@@ -174,7 +174,7 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self):
-        if not any(self.level_iters):
+        if not any(getattr(self, "level_iters", [1])):
             raise ParameterError(
                 "{level_iters} must not be 0 at every level, which leaves nothing to "
                 f"do; got {shown(self.level_iters)}"
@@ -413,5 +413,27 @@ stride, backend
             raise ParameterError('{backend}="mpyc" needs {reveal}="force"')
 
 
+class PointParameters(Parameters):
+    """Parameters of `point_registration`.
+
+    Parameters
+    ----------
+    scaling, precision, result_to
+        see there.
+    reveal : str
+        "transform", of which there is no other.
+    """
+
+    scaling: _Flag = False
+    precision: Annotated[
+        float, _is("a length in mm from 1e-9 to 1000", ge=1e-9, le=1000)
+    ] = 0.005
+    reveal: _one_of("transform") = "transform"
+    result_to: _one_of("both", "moving", "static") = "both"
+
+    def _check(self):
+        """They cannot contradict each other."""
+
+
 #: All defaults, for signatures.
-AFFINE, SYN = AffineParameters(), SynParameters()
+AFFINE, SYN, POINTS = AffineParameters(), SynParameters(), PointParameters()

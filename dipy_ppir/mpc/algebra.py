@@ -324,6 +324,11 @@ def step_heights(unit, longest, power, digit):
     return [round(h) for h in longest / middles ** (1 / power) / digit]
 
 
+def _compared_bits(digits, unit):
+    """Bits of numbers that are compared with thresholds as large as they are."""
+    return (2 * int(digits.bound / unit)).bit_length() + 2
+
+
 class Clear:
     """Protocols in the clear: the same formulas and roundings on real numbers."""
 
@@ -362,6 +367,22 @@ class Clear:
             height = heights[max(int(k[0]) - 1, 0)] * digits.unit
             out.append(Secret(np.array([height]), digits.unit, (1,)))
         return self.masked(*out)
+
+    def stepped(self, x, thresholds, values, digits, unit):
+        """See `Shares.stepped`."""
+        x = self._value(expression(x))
+        at = np.searchsorted(thresholds, x, "right")
+        return self._kept(np.asarray(values)[at], unit)
+
+    def reached(self, groups, digits):
+        """See `Shares.reached`."""
+        return [
+            sum(
+                int(self.secret(x, digits).part[0] >= threshold)
+                for x, threshold in numbers
+            )
+            for numbers, _, _ in groups
+        ]
 
     def plus(self, x, constant):
         """Masked numbers and a public one."""
@@ -580,6 +601,84 @@ class Shares:
             part = R128.add(part, np.repeat(values[:1], n, axis=0))
         parts = [None] * n if s.pid == HELPER else list(part[:, None])
         return self.masked(*(Secret(part, digits.unit, (1,)) for part in parts))
+
+    def stepped(self, x, thresholds, values, digits, unit):
+        """A step function of a number.
+
+        Rounds: 1. Bytes: 64, and what `steps.deal` costs.
+
+        Parameters
+        ----------
+        x : Expression, shape (1,)
+            no product.
+        thresholds : sequence of float
+            rising.
+        values : sequence of float
+            below the first threshold, from it on, from the second on, and so on.
+        digits : Digits
+            promised of x.
+        unit : float
+            of the values.
+
+        Returns
+        -------
+        y : Secret, shape (1,)
+        """
+        s, x = self.session, self.secret(x, digits)
+        heights = [round(v / unit) for v in values]
+        part = self._step_function(
+            R128.zeros((1,)) if s.pid == HELPER else x.part,
+            R128.from_ints([round(t / x.unit) for t in thresholds]),
+            R128.from_ints(np.diff(np.array(heights, dtype=object))),
+            "stepped",
+            _compared_bits(digits, x.unit),
+        )
+        if s.pid == MOVING:
+            part = R128.add(part, R128.from_ints(heights[:1]))
+        return Secret(None if s.pid == HELPER else part, unit, (1,))
+
+    def reached(self, groups, digits):
+        """Open how many numbers of each group reach their thresholds.
+
+        Rounds: 2. Bytes: 64 for each number, what `steps.deal` costs, and 32 for each
+        group and receiver.
+
+        Parameters
+        ----------
+        groups : sequence of (numbers, label, receivers)
+            numbers being pairs of an Expression, of shape (1,), and a threshold.
+        digits : Digits
+            promised of the numbers.
+
+        Returns
+        -------
+        counts : list of int or None
+            None where they are not opened.
+        """
+        s = self.session
+        pairs = [pair for numbers, _, _ in groups for pair in numbers]
+        part = R128.zeros((len(pairs),))
+        for k, (x, threshold) in enumerate(pairs):
+            x = self.secret(x, digits)
+            if s.pid != HELPER:
+                part[k] = x.part[0]
+            if s.pid == MOVING:
+                less = R128.from_ints([round(threshold / x.unit)])
+                part[k] = R128.sub(part[k : k + 1], less)[0]
+        bits = _compared_bits(digits, x.unit)
+        one = R128.from_ints([1])
+        part = self._step_function(part, R128.zeros((1,)), one, "reached", bits)
+        openings, start = [], 0
+        for numbers, label, receivers in groups:
+            stop = start + len(numbers)
+            total = R128.dot(part[start:stop], np.repeat(one, len(numbers), axis=0))
+            count = SharedArray(
+                R128, total, 2, 0, len(numbers), choices=len(numbers) + 1
+            )
+            openings.append((count, label, tuple(receivers)))
+            start = stop
+        opened = s.open_all(openings)
+        return [None if x is None else round(x[0]) for x in opened]
 
     def shown(self, *wanted):
         """Open numbers to a precision; what this party sees of them.
