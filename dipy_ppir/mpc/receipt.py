@@ -1,6 +1,7 @@
 """The receipt of a run: what each party learned, what it cost, and how that reads."""
 
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 import math
 import platform
@@ -22,18 +23,24 @@ PACKAGES = (
 )
 
 
-def run_facts(threshold):
-    """Facts about the run and its software that every receipt states."""
+@cache
+def _versions():
+    # To look them up takes milliseconds, as long as a short run.
     versions = {"dipy_ppir": version("dipy-ppir")}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
+    return {**versions, "python": platform.python_version()}
+
+
+def run_facts(threshold):
+    """Facts about the run and its software that every receipt states."""
     return {
         "m": len(ROLES),
         "t": threshold,
         "insecure": threshold == 0,
         "fields": f"{R64!r}, {R128!r}, {P127!r}",
-        "versions": {**versions, "python": platform.python_version()},
+        "versions": dict(_versions()),
         "source": source_digest(),
     }
 

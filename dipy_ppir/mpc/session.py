@@ -5,6 +5,7 @@ same program in step; what a party does depends on its number.
 """
 
 from contextlib import contextmanager, suppress
+from functools import cache
 import hashlib
 from importlib.metadata import version
 import json
@@ -449,7 +450,7 @@ class Session:
         """
         parameters = {
             **parameters,
-            "dipy_ppir version": version("dipy-ppir"),
+            "dipy_ppir version": _own_version(),
             "threshold": self.threshold,
         }
         parameters = json.loads(json.dumps(parameters))
@@ -576,6 +577,11 @@ class Session:
                 self.fail(error)
                 raise
         self.close()
+
+
+@cache
+def _own_version():
+    return version("dipy-ppir")
 
 
 def _remedy(key):
