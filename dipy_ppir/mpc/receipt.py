@@ -178,6 +178,16 @@ def run_lines(receipt):
     return lines
 
 
+def _of_points(receipt):
+    return receipt["operation"] == "points"
+
+
+def _center_of(receipt):
+    if _of_points(receipt):
+        return "centroid of the moving points"
+    return "centre of the static image"
+
+
 def result_lines(receipt):
     """What this party got, in words."""
     lines, found = [], receipt.get("transform")
@@ -187,7 +197,7 @@ def result_lines(receipt):
         if found["axis"]:
             axis = f" about ({', '.join(f'{x:.2f}' for x in found['axis'])})"
         lines.append(
-            "The transform takes the centre of the static image "
+            f"The transform takes the {_center_of(receipt)} "
             f"{math.hypot(*found['shift']):.2f} mm away ({shift}), turns by "
             f"{found['turn']:.2f} degrees{axis}, and scales by "
             f"{', '.join(f'{x:.3f}' for x in found['scales'])}"
@@ -224,9 +234,12 @@ def learned_lines(receipt):
     lines = []
     for role, entries in receipt["learned"].items():
         if not entries:
+            what, public = "image", "image shapes and positions"
+            if _of_points(receipt):
+                what, public = "set of points", "how many points there are"
             lines.append(
-                f"The {role} learned nothing about either image. It saw only public "
-                "facts: image shapes and positions, parameters, number of steps."
+                f"The {role} learned nothing about either {what}. It saw only public "
+                f"facts: {public}, parameters, number of steps."
             )
         for e in entries:
             times = "once" if e["openings"] == 1 else f"{e['openings']:,} times"
@@ -291,6 +304,11 @@ def learned_lines(receipt):
             "of blurred numbers are the most that they show where all parties follow "
             "the program; an owner that does not can be shown more (doc/security.md)."
         )
+    elif _of_points(receipt):
+        lines.append(
+            "No point was shown to anybody but its owner. Who gets the transform knows "
+            "where the other's centroid is, which it takes its own to."
+        )
     else:
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner. An owner "
@@ -306,9 +324,12 @@ def traffic_lines(receipt):
     for role, phases in receipt["bytes_sent"].items():
         detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)
         lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
+    made, public = "an image", "parameters, shapes and positions"
+    if _of_points(receipt):
+        made, public = "points", "parameters and the number of points"
     lines.append(
-        f"In all {_size(receipt['bytes_total'])}. Everything made from an image was "
-        "masked with random numbers; parameters, shapes and positions were not, nor "
+        f"In all {_size(receipt['bytes_total'])}. Everything made from {made} was "
+        f"masked with random numbers; {public} were not, nor "
         "what is listed above as a finished map or transform."
     )
     return lines
@@ -318,6 +339,7 @@ def trust_lines(receipt):
     """What has to be true for all this to be so."""
     return [
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
-        "parties that pool what they hold can rebuild both images.",
+        "parties that pool what they hold can rebuild both "
+        f"{'sets of points' if _of_points(receipt) else 'images'}.",
         "Every party follows the program (semi-honest). The code is not audited.",
     ]

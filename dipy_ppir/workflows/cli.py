@@ -14,6 +14,10 @@ CLI_FLOWS = {
         "SecureImageRegistrationFlow",
     ),
     "dipy_ppir_align_syn": ("dipy_ppir.workflows.syn", "SecureSynRegistrationFlow"),
+    "dipy_ppir_align_points": (
+        "dipy_ppir.workflows.points",
+        "SecurePointRegistrationFlow",
+    ),
     "dipy_ppir_apply_transform": (
         "dipy_ppir.workflows.transform",
         "ApplyTransformFlow",
@@ -160,6 +164,11 @@ def align_affine():
 def align_syn():
     """Entry point of ``dipy_ppir_align_syn``."""
     return run("dipy_ppir_align_syn")
+
+
+def align_points():
+    """Entry point of ``dipy_ppir_align_points``."""
+    return run("dipy_ppir_align_points")
 
 
 def apply_transform():

@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dipy_ppir.align import affine_registration, syn_registration
+from dipy_ppir.align import (
+    affine_registration,
+    point_registration,
+    syn_registration,
+)
 from dipy_ppir.align._public import check_steps, planned_bits, registration_of
 from dipy_ppir.align.agreed import entries, parameters_of
 from dipy_ppir.align.memory import peaks
@@ -43,6 +47,10 @@ class Operation:
         labels that are opened where steps are hidden.
     results : dict
         maps values of ``reveal`` to what takes the place of `result`.
+    data : str
+        what an owner has.
+    example : str
+        name of a file with it.
     """
 
     function: object
@@ -53,6 +61,8 @@ class Operation:
     result: dict
     hidden: tuple = ()
     results: dict = field(default_factory=dict)
+    data: str = "image"
+    example: str = "your_image.nii.gz"
 
     def title(self, metric=None):
         """What it is, for people, with a metric or the first one."""
@@ -98,7 +108,7 @@ def check_plan(parameters):
 
     Parameters
     ----------
-    parameters : AffineParameters or SynParameters
+    parameters : Parameters
     """
     if isinstance(parameters, AffineParameters):
         check_steps(registration_of(parameters), parameters.pipeline, 3)
@@ -163,6 +173,16 @@ OPERATIONS = {
                 STATIC: ("map", "prealign"),
             }
         },
+    ),
+    "points": Operation(
+        function=point_registration,
+        command="dipy_ppir_align_points",
+        title="a rigid registration of corresponding points",
+        opens={"transform": ("alike", "steady")},
+        opened=lambda parameters: ["alike", "steady"],
+        result=dict.fromkeys((MOVING, STATIC), ("rotation", "centroid", "size_ratio")),
+        data="points",
+        example="your_points.txt",
     ),
 }
 
@@ -266,15 +286,22 @@ def explain(plan):
         for receiver in DECLARATIONS[label].receivers:
             learned[receiver].append(DECLARATIONS[label])
     gets = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
+    of_images = plan.operation != "points"
     for pid in gets[plan.result_to]:
         shown = operation.shown(plan.reveal, pid)
+        if not of_images and not parameters.scaling:
+            shown = [label for label in shown if label != "size_ratio"]
         learned[pid] += [DECLARATIONS[label] for label in shown]
     for pid, declarations in learned.items():
         name = plan.parties[pid].name
         if pid == HELPER:
+            known = (
+                "their shapes and positions, the parameters, and the number of steps"
+            )
             lines.append(
-                f"{name} (helper) learns nothing about either image: only their shapes "
-                "and positions, the parameters, and the number of steps."
+                f"{name} (helper) learns nothing about either image: only {known}."
+                if of_images
+                else f"{name} (helper) learns how many points there are, and no point."
             )
             for d in declarations:
                 lines.append(f"  It sees {d.meaning} ({d.label}).")
@@ -287,7 +314,7 @@ def explain(plan):
             lines.append("  - the resulting transform.")
         if not declarations:
             lines.append("  - nothing but shapes, positions and the number of steps.")
-    if plan.reveal == "transform":
+    if plan.operation == "affine" and plan.reveal == "transform":
         most = planned_bits(parameters, 3)
         lines.append(
             f"All of it is at most {most:,.0f} bits about the static image; "
@@ -299,11 +326,15 @@ def explain(plan):
                 "not can be shown more (doc/security.md)."
             )
     lines += [
-        "Both owners learn the other image's shape and position in space.",
+        "Both owners learn the other image's shape and position in space."
+        if of_images
+        else "Both owners learn how many points the other has, and in how many "
+        "dimensions.",
         "",
         "What this rests on",
         "-" * 18,
-        "Two of the three parties that pool what they hold can rebuild both images.",
+        "Two of the three parties that pool what they hold can rebuild both "
+        + ("images." if of_images else "sets of points."),
         "Every party follows the program (semi-honest). The code is not audited.",
     ]
     if set(labels) & MAPS or plan.reveal == "map":
@@ -332,20 +363,23 @@ def explain(plan):
             'reveal = "transform" shows it the steps only.'
         )
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
-    needed = max(peaks(parameters, size, size).values()) / 1e9
-    lines += [
-        "",
-        f"Each party may be asked for {most['memory']:g} GB of memory, and images have "
-        f"at most {most['voxels']:,} voxels.",
-        f"Images of {' x '.join(map(str, size))} take about {needed:.1f} GB at one of "
-        "the parties.",
-    ]
+    if of_images:
+        needed = max(peaks(parameters, size, size).values()) / 1e9
+        lines += [
+            "",
+            f"Each party may be asked for {most['memory']:g} GB of memory, and images "
+            f"have at most {most['voxels']:,} voxels.",
+            f"Images of {' x '.join(map(str, size))} take about {needed:.1f} GB at one "
+            "of the parties.",
+        ]
+    else:
+        lines += ["", f"There may be at most {most['voxels']:,} points ([limits])."]
     times = plan.timeouts
+    keeps = f", and keeps its own state every {times['checkpoint']:g} s"
     lines += [
         "",
         f"Each party waits {times['connect']:g} s for the others to come, gives up on "
-        f"one that is silent for {times['silence']:g} s, and keeps its own state every "
-        f"{times['checkpoint']:g} s.",
+        f"one that is silent for {times['silence']:g} s{keeps if of_images else ''}.",
         f"Hash of this session file: {plan.digest}; the same everywhere.",
     ]
     return "\n".join(lines)
@@ -354,10 +388,10 @@ def explain(plan):
 TEMPLATE = """\
 # Session file of dipy_ppir: the same at all three parties.
 title = "{title}"
-operation = "{operation}"          # affine or syn
+operation = "{operation}"          # affine, syn or points
 # What the owners learn beside the result: for affine "transform" (the steps that lead
 # to it), "gradient" or "histogram" (far more), for syn "map" (rounded copies of it), or
-# "update" and "force" (nearly the images). See:
+# "update" and "force" (nearly the images), for points "transform" (nothing). See:
 # dipy_ppir_session check FILE
 reveal = "{reveal}"
 result_to = "both"            # both, moving, or for syn static: who gets the transform
@@ -403,13 +437,18 @@ hide_steps = false            # true: show the moving owner little but the resul
     "syn": """\
 level_iters = [10, 10, 5]
 radius = 4""",
+    "points": """\
+scaling = false               # true: find a scale as well
+precision = 0.005             # mm, by which rounding may move a point""",
 }
 
 
 def template(operation):
     """A session file to start from."""
     return TEMPLATE.format(
-        title="Registration of T1 images, study 1",
+        title="Registration of points, study 1"
+        if operation == "points"
+        else "Registration of T1 images, study 1",
         operation=operation,
         reveal=next(iter(OPERATIONS[operation].opens)),
         parameters=_PARAMETERS[operation],

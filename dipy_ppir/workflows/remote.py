@@ -96,12 +96,12 @@ class Site:
             )
         if self.party.pid not in (0, 1):
             raise InputError(
-                "this party's certificate is the helper's, which has no image; run "
-                f"dipy_ppir_helper {self.path}"
+                "this party's certificate is the helper's, which has no "
+                f"{self.operation.data}; run dipy_ppir_helper {self.path}"
             )
         other = "static" if self.image == "moving" else "moving"
         if files[other] != WORD or files[self.image] == WORD:
-            order = {self.image: "your_image.nii.gz", other: WORD}
+            order = {self.image: self.operation.example, other: WORD}
             raise InputError(
                 f"this party's certificate is the {ROLES[self.party.pid]}'s; run "
                 f"{self.operation.command} {order['static']} {order['moving']} "
@@ -129,7 +129,8 @@ class Site:
 
         Parameters
         ----------
-        checkpoint : Checkpoint
+        checkpoint : Checkpoint or None
+            None for an operation that keeps no state and tells of no progress.
         write : callable
             takes what the function returns, the receipt last, and writes it under
             temporary names.
@@ -142,6 +143,14 @@ class Site:
         -------
         receipt : dict
         """
+        if checkpoint is None:
+            with self.open() as session:
+                met()
+                *result, receipt = self.operation.function(
+                    session=session, ret_receipt=True, **arguments
+                )
+                write(*result, receipt=receipt)
+            return receipt
         steps, count = ["deformation"], len(self.parameters.level_iters)
         if self.plan.operation == "affine":
             steps = [s for s in self.parameters.pipeline if s != "center_of_mass"]
@@ -165,7 +174,14 @@ class Site:
         return receipt
 
     def checkpoint(self, folder, resume):
-        """Where this party keeps its state."""
+        """Where this party keeps its state; None where there is none to keep."""
+        if self.plan.operation == "points":
+            if resume:
+                raise InputError(
+                    "points are registered in a moment, and nothing is kept that could "
+                    "be resumed; leave out --resume, at all parties"
+                )
+            return None
         folder = Path(folder) / f"{self.path.stem}.{self.party.pid}.checkpoint"
         if not resume and folder.is_dir():
             logger.warning(
@@ -185,18 +201,21 @@ class Site:
         )
 
 
-def check_words(files, session):
-    """Refuse the word "remote" without a session file, and the reverse."""
+def check_words(files, session, data="image"):
+    """Refuse the word "remote" without a session file, and the reverse.
+
+    `data` is what the files hold, for messages.
+    """
     words = [name for name, file in files.items() if str(file) == WORD]
     if words and not session:
         raise InputError(
-            f'the word "{WORD}" stands for the image of another site: give the session '
-            "file with --session, or the name of an image"
+            f'the word "{WORD}" stands for the {data} of another site: give the '
+            f"session file with --session, or the name of a file"
         )
     if session and len(words) != 1:
         raise InputError(
-            f'with --session one image is this site\'s and the other is "{WORD}"; '
-            "dipy_ppir_helper is the command for the party without an image"
+            f"with --session one file is this site's {data} and the other is "
+            f'"{WORD}"; dipy_ppir_helper is the command for the helper'
         )
 
 

@@ -132,7 +132,8 @@ def helper(arguments=None):
             checkpoint, write, static=WORD, moving=WORD, **site.plan.arguments
         )
         finish(out, receipt, files)
-        checkpoint.discard()
+        if checkpoint is not None:
+            checkpoint.discard()
 
 
 def _utf8(text):
