@@ -535,3 +535,50 @@ def test_rates(trio):
     assert found == clear
     for x, rate in zip(norms[2:], found[2:], strict=True):
         assert rate == pytest.approx(0.3 / x ** (1 / 8), rel=2 ** (1 / 8) - 0.99)
+
+
+STEPS = [-1.5, 0.25, 8.0], [3.0, 1.0, -2.0, 7.5]
+GROUPS = (("reached-low", [-2.0, 0.25, 1.0]), ("reached-high", [0.5, 5.0]))
+for name, numbers in GROUPS:
+    declare(name, ALL, "1", "how many numbers a test counts", np.log2(len(numbers) + 1))
+
+
+def stepped(world, number):
+    (x,) = shared(world, {MOVING: np.array([number])})
+    return world.stepped(expression(x), *STEPS, KEPT, 2.0**-20)
+
+
+@pytest.mark.parametrize("number", [-64.0, -1.5 - UNIT, -1.5, 0.0, 0.25, 8.0, 63.0])
+def test_a_step_function_is_that_of_the_number(three, number):
+    results = three(lambda s: stepped(Shares(s), number))
+    whole = R128.add(results[MOVING].part, results[STATIC].part)
+    wanted = stepped(Clear(), number)
+    assert decoded(whole) * results[MOVING].unit == wanted.part
+    assert wanted.part == STEPS[1][sum(number >= t for t in STEPS[0])]
+    assert results[HELPER].part is None
+
+
+@pytest.mark.parametrize("threshold", [-3.0, 0.25, 1.0, 4.0, 60.0])
+def test_how_many_reach_a_threshold(trio, threshold):
+    def count(world):
+        (x,) = shared(world, {STATIC: np.array([1.0])})
+        groups = []
+        for label, numbers in GROUPS:
+            given = [shared(world, {MOVING: np.array([v])})[0] for v in numbers]
+            groups.append(([(g * x, threshold) for g in given], label, ALL))
+        return world.reached(groups, KEPT)
+
+    wanted = [sum(v >= threshold for v in numbers) for _, numbers in GROUPS]
+    assert count(Clear()) == wanted
+    results = run_trio(trio, lambda s: count(Shares(s)))
+    # A product is rounded up or down by a unit.
+    near = [sum(abs(v - threshold) <= UNIT for v in numbers) for _, numbers in GROUPS]
+    for counts in results:
+        assert all(
+            w - n <= c <= w for c, w, n in zip(counts, wanted, near, strict=True)
+        )
+        assert counts == results[0]
+    opened = trio[HELPER].ledger.opened
+    for label, numbers in GROUPS:
+        entry = opened[HELPER, label]
+        assert entry.bits == pytest.approx(np.log2(len(numbers) + 1))

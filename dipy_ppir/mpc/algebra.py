@@ -640,8 +640,8 @@ class Shares:
     def reached(self, groups, digits):
         """Open how many numbers of each group reach their thresholds.
 
-        Rounds: 2. Bytes: 64 for each number, what `steps.deal` costs, and 32 for each
-        group and receiver.
+        Rounds: 2, or 3 where a number is a product. Bytes: 64 for each number, 16 more
+        for a product, what `steps.deal` costs, and 32 for each group and receiver.
 
         Parameters
         ----------

@@ -41,11 +41,13 @@ rotation nothing else is.
 ==================  ======  ========================================================
 step                rounds  bytes, on all links
 ==================  ======  ========================================================
-`correlate`         3       16 d n; 8 + 32 + 16 for each of 2 sums, or 9 in space
-`in_plane`          12      1,344
-`in_space`          59      6,128
-`Shares.reached`    2       see `steps`: 56 bits of 2 numbers, or 3 in space
-`show`              1       32 for each of 2 numbers, or 6 in space, and receiver
+`correlate`         3       16 d n, and 72 for each of 2 sums, or 9 in space
+`in_plane`          13      656, and 112 where sizes count
+`in_space`          60      6,784, and 112; 5 comparisons of 44 bits (see `steps`)
+`Shares.reached`    2 or 3  64 for each of 2 numbers, or 3 in space, and of 58 bits
+                            a comparison; 96 for each of 1 grade, or 2; 16 where sizes
+                            count
+`Shares.shown`      1       32 for each of 2 numbers, or 6 in space, and receiver
 ==================  ======  ========================================================
 
 What each party sees before the openings is what `ownproducts`, `protocols.lift` and
@@ -228,8 +230,8 @@ def _shape(dim):
 def correlate(session, n, dim, points=None):
     """B of the module, or what of it is used in the plane, on shares.
 
-    Rounds: 3, of which 1 is the static owner's alone. Bytes: 16 per coordinate, and 56
-    per result, of which the helper sends 40.
+    Rounds: 3. Bytes: 16 per coordinate, and 72 per result, of which the helper sends
+    40.
 
     Parameters
     ----------
