@@ -5,11 +5,12 @@ import time
 
 import numpy as np
 
+from dipy_ppir.align import point_registration
 from dipy_ppir.align.quasinewton import minimise
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc import local, mpyc_bridge
 from dipy_ppir.mpc.fields import P127
-from dipy_ppir.mpc.ledger import MOVING, ROLES
+from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.protocols import share
 
 
@@ -91,6 +92,30 @@ def small(session, what, repeats):
             seconds.append(time.perf_counter() - start)
     sent = ledger.sent_by_phase()["small"]
     return seconds, ledger.rounds["small"] // repeats, sent // repeats
+
+
+def point_pair(n, dim):
+    """Corresponding points of two owners, as of an outline: moving and static, mm."""
+    rng = np.random.default_rng(n)
+    turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    turn[:, 0] *= np.sign(np.linalg.det(turn))
+    moving = rng.standard_normal((n, dim)) * np.array([30.0, 12.0, 20.0])[:dim]
+    return moving, moving @ turn.T + rng.standard_normal((n, dim)) + 40.0
+
+
+def register_points(session, n, dim, scaling, repeats):
+    """Registrations of points inside a session: seconds, waits, bytes of one."""
+    pair = dict(zip(("moving", "static"), point_pair(n, dim), strict=True))
+    own = {MOVING: "moving", STATIC: "static"}.get(session.pid)
+    pair = {name: x if name == own else "remote" for name, x in pair.items()}
+    seconds = []
+    for _ in range(repeats):
+        session.new_run()
+        start = time.perf_counter()
+        point_registration(**pair, session=session, scaling=scaling)
+        seconds.append(time.perf_counter() - start)
+    ledger = session.ledger
+    return seconds, sum(ledger.rounds.values()), sum(ledger.sent.values())
 
 
 def peak_memory():
