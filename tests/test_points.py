@@ -9,12 +9,14 @@ import pytest
 from sites import Launcher, Sites
 
 from dipy_ppir.align import RemotePoints, point_registration
+from dipy_ppir.align.parameters import PointParameters
 from dipy_ppir.align.plausibility import ImplausibleError, ImplausibleWarning
 from dipy_ppir.align.points import (
     MISMATCH,
     UndeterminedError,
     centred,
     clear_registration,
+    planned_bits,
     unit_of,
 )
 from dipy_ppir.mpc import local
@@ -465,6 +467,10 @@ def test_what_the_command_refuses(monkeypatch, files, capsys):
         ((static_file, moving_file, "--resume"), "leave it out"),
         ((static_file, moving_file, "--precision", "-1"), "--precision must be"),
         ((static_file, moving_file, "--out_matrix", ""), "--out_matrix is empty"),
+        (
+            (static_file, moving_file, "--limit_bits", "9"),
+            "is for an owner in a session",
+        ),
     ):
         out = folder / "refused"
         assert command(monkeypatch, *words, "--out_dir", out) == 1
@@ -528,6 +534,34 @@ def test_three_sites(tmp_path):
     assert len({r["run"] for r in receipts}) == 1
     assert not any(r["warnings"] for r in receipts)
     assert receipts[0]["common"] == receipts[1]["common"]
+
+
+def test_each_owner_counts_what_is_opened_about_its_points(tmp_path):
+    """In all sessions; what has no rotation counts for less, as does no result."""
+    moving, static = pair(dim=3)
+    sites = PointSites(tmp_path, moving, static)
+    keys = {n: tmp_path / "keys" / n / "opened.json" for n in ("moving", "static")}
+
+    def counted():
+        return {n: sum(json.loads(f.read_text()).values()) for n, f in keys.items()}
+
+    sites.run()
+    receipt = json.loads((tmp_path / "out_static" / "receipt.json").read_text())
+    first = counted()
+    assert first["static"] == pytest.approx(receipt["bits"]["moving owner"], abs=0.2)
+    planned = planned_bits(PointParameters(), 3, "static")
+    assert first["moving"] == pytest.approx(planned, abs=1)
+    limit = "--force", "--limit_bits", str(round(1.5 * planned))
+    for site in keys:
+        assert sites.wait(sites.start(*limit, sites=[site])) == {site: 1}
+        assert "over the limit" in sites.last_line(site)
+    sites.file = sites.write("less.toml", result_to="moving")
+    sites.run("--force")
+    more = {n: counted()[n] - first[n] for n in keys}
+    assert more["static"] == pytest.approx(first["static"], abs=0.2)
+    assert more["moving"] == pytest.approx(2.6, abs=0.2)
+    few = planned_bits(PointParameters(result_to="moving"), 3, "static")
+    assert few == pytest.approx(2.6, abs=0.1)
 
 
 def test_three_sites_without_a_rotation(tmp_path):

@@ -23,7 +23,7 @@ from dipy_ppir.align.remote import OWNERS, WORD, is_word
 from dipy_ppir.mpc import local, rotation
 from dipy_ppir.mpc.algebra import Shares
 from dipy_ppir.mpc.errors import ProtocolError
-from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC, declare
 from dipy_ppir.mpc.protocols import share
 
 #: Coordinates of a centroid are below this, in units to which they are rounded.
@@ -133,6 +133,22 @@ def unit_of(precision, dim):
     Both of them together then move a point by no more than `precision`.
     """
     return 2.0 ** math.floor(math.log2(precision / math.sqrt(dim)))
+
+
+def planned_bits(parameters, dim, receiver):
+    """Most bits that are opened to an owner.
+
+    Parameters
+    ----------
+    parameters : PointParameters
+    dim : int
+    receiver : {"moving", "static"}
+    """
+    counts = {"alike": 1, "steady": dim - 2}
+    if parameters.result_to in ("both", receiver):
+        counts |= {"rotation": 2 if dim == 2 else 6, "centroid": dim}
+        counts["size_ratio"] = int(parameters.scaling)
+    return sum(DECLARATIONS[label].bits * n for label, n in counts.items())
 
 
 def point_array(points, name):

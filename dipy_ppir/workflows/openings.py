@@ -30,6 +30,8 @@ class Openings:
     image : array
     limit : float, optional
         most bits in all sessions together; 0 for no limit.
+    what : str, optional
+        what the array is called in messages.
 
     Raises
     ------
@@ -37,13 +39,13 @@ class Openings:
         if the limit is no number from 0 on.
     """
 
-    def __init__(self, folder, image, limit=LIMIT):
+    def __init__(self, folder, image, limit=LIMIT, what="this image"):
         if not 0 <= limit < math.inf:
             raise InputError(
                 f"--limit_bits {limit} must be a number of bits, or 0 for no limit"
             )
         self.file, self.key = Path(folder) / FILE, digest(image)
-        self.limit = limit
+        self.limit, self.what = limit, what
 
     def _read(self):
         try:
@@ -77,10 +79,10 @@ class Openings:
         before = self.bits
         if self.limit and before + planned > self.limit:
             raise InputError(
-                f"{before:,.0f} bits were opened about this image, or may have been, "
+                f"{before:,.0f} bits were opened about {self.what}, or may have been, "
                 f"in earlier sessions, and this one may open {planned:,.0f} more: over "
-                f"the limit of {self.limit:,.0f}. Ask yourself why it is registered so "
-                "often, then raise the limit with --limit_bits"
+                f"the limit of {self.limit:,.0f}. Ask yourself why so many "
+                "registrations are wanted, then raise the limit with --limit_bits"
             )
 
     def begin(self, planned):

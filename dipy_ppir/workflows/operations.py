@@ -394,20 +394,20 @@ operation = "{operation}"          # affine, syn or points
 # "update" and "force" (nearly the images), for points "transform" (nothing). See:
 # dipy_ppir_session check FILE
 reveal = "{reveal}"
-result_to = "both"            # both, moving, or for syn static: who gets the transform
+result_to = "both"            # both, moving, or but for affine static: who gets it
 
 # One table for each party. The fingerprint comes from dipy_ppir_keygen at that site;
 # compare it by telephone. An owner that can only dial out has no address.
-[parties.moving]              # has the image that is moved
+[parties.moving]              # has what is moved
 name = "Hospital A"
 fingerprint = "..."
 
-[parties.static]              # has the image that it is moved to
+[parties.static]              # has what it is moved to
 name = "Hospital B"
 fingerprint = "..."
 # address = "registration.hospital-b.example:7433"
 
-[parties.helper]              # has no image; independent of both
+[parties.helper]              # has neither; independent of both
 name = "University C"
 fingerprint = "..."
 address = "helper.university-c.example:7433"
@@ -417,7 +417,7 @@ address = "helper.university-c.example:7433"
 
 [limits]                      # of what a party may be asked for
 memory = 16                   # GB at each party; images that need more are refused
-voxels = 268_435_456          # of the larger image
+voxels = 268_435_456          # of the larger image; or points
 
 [timeouts]                    # seconds
 connect = 900                 # to wait for the others

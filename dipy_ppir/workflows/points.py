@@ -9,11 +9,19 @@ import numpy as np
 from dipy_ppir.align import plausibility, point_registration
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.parameters import POINTS, ParameterError, PointParameters
-from dipy_ppir.align.points import UndeterminedError, centred, point_array
+from dipy_ppir.align.points import (
+    UndeterminedError,
+    centred,
+    planned_bits,
+    point_array,
+)
 from dipy_ppir.align.remote import WORD
+from dipy_ppir.mpc.identity import home
+from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import OutputFilesFlow, check_name
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.openings import LIMIT, Openings
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import (
     Site,
@@ -55,6 +63,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         listen="",
         resume=False,
         strict=False,
+        limit_bits=LIMIT,
         debug=False,
     ):
         """Register two sets of corresponding points that neither owner shows.
@@ -102,6 +111,10 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         strict : boolean, optional
             End with an error, and write no result, where it is not plausible; without
             it a warning is given and is in the receipt.
+        limit_bits : float, optional
+            In a session: most bits that may be opened about this site's points in all
+            sessions, this one included; 0 for no limit. They are counted in
+            opened.json, beside the key.
         debug : boolean, optional
             On an error also show where in the program it occurred.
         """
@@ -130,6 +143,8 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
                 "--resume is for sessions of images; leave it out: points are "
                 "registered in a moment"
             )
+        elif limit_bits != LIMIT:
+            raise InputError("--limit_bits is for an owner in a session; leave it out")
         else:
             try:
                 parameters = PointParameters(scaling=scaling, precision=precision)
@@ -141,6 +156,9 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             name: load_points(path, name, parameters.precision)
             for name, path in mine.items()
         }
+        count = None
+        if site is not None:
+            count = _Count(site, points[site.image], limit_bits)
         with (
             new_folders(names.values()),
             OutputFiles(
@@ -160,9 +178,11 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
                 write_receipt(out, names["receipt"], receipt)
 
             try:
-                found = _register(site, points, parameters, write)
+                found = _register(site, points, parameters, write, count)
             except UndeterminedError as exc:
                 # What was learned stays on record.
+                if count is not None:
+                    count.end(exc.receipt)
                 own.enter(exc.receipt)
                 write_receipt(out, names["receipt"], exc.receipt)
                 out.commit()
@@ -174,11 +194,34 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             finish(out, found, names)
 
 
-def _register(site, points, parameters, write):
+class _Count:
+    """Counts what is opened about this owner's points, see `openings`."""
+
+    def __init__(self, site, points, limit):
+        other = MOVING if site.image == "static" else STATIC
+        receiver = "moving" if other == MOVING else "static"
+        self.role = ROLES[other]
+        self.planned = planned_bits(site.parameters, points.shape[1], receiver)
+        folder = home(site.identity)
+        self.count = Openings(folder, points, limit, "these points")
+        self.count.check(self.planned)
+
+    def begin(self):
+        """The parties have met."""
+        self.count.begin(self.planned)
+
+    def end(self, receipt):
+        """The session has come to its end."""
+        self.count.end(self.planned, receipt, self.role)
+
+
+def _register(site, points, parameters, write, count):
     """Register here, or as one site; returns the receipt."""
     if site is not None:
         pair = {"static": WORD, "moving": WORD, **points}
-        return site.run(None, write, **pair, **site.plan.arguments)
+        receipt = site.run(None, write, count.begin, **pair, **site.plan.arguments)
+        count.end(receipt)
+        return receipt
     *result, receipt = point_registration(
         **points, ret_receipt=True, **parameters.plain()
     )
