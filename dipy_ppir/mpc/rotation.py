@@ -96,7 +96,7 @@ _LINE = 2.12, 19 / 16
 LEAST, ALIKE = 1 / 2, 7 / 8
 #: The square of that distance over the square of the radius, where sizes are kept.
 MOST_APART = 1 / 4
-#: Least zeta: as of a set 45 times as long as it is thick.
+#: Least zeta: as of a rod 90 times as long as it is thick.
 STEADY = 2.0**-12
 _SETTLED = 1 << 10
 #: From which zeta on 1/zeta begins at which value.
