@@ -32,6 +32,7 @@ from dipy_ppir.workflows import cli
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import explain, template
 from dipy_ppir.workflows.points import load_points
+from dipy_ppir.workflows.receipts import receipt as check_receipts
 
 PRECISION = 0.005
 
@@ -302,6 +303,16 @@ def test_too_many_points_for_the_session(trio, outcomes, monkeypatch):
     assert not any(s.ledger.opened for s in trio)
 
 
+def test_more_memory_than_was_agreed(trio, outcomes, monkeypatch):
+    """Said by all three, who know how many points there are."""
+    moving, static = pair()
+    limits = {"memory": 7e-6, "voxels": 60}
+    monkeypatch.setattr(type(trio[0]), "limits", limits)
+    for result in outcomes(trio, lambda s: party(s, moving, static), stop=False):
+        assert "60 points needs about" in str(result)
+    assert not any(s.ledger.opened for s in trio)
+
+
 # -- results that are not plausible ----------------------------------------------
 
 
@@ -533,7 +544,8 @@ def test_three_sites(tmp_path):
     ]
     assert len({r["run"] for r in receipts}) == 1
     assert not any(r["warnings"] for r in receipts)
-    assert receipts[0]["common"] == receipts[1]["common"]
+    files = [str(f) for f in sorted(tmp_path.glob("out_*/receipt.json"))]
+    assert len(files) == 3 and not check_receipts(files)
 
 
 def test_each_owner_counts_what_is_opened_about_its_points(tmp_path):

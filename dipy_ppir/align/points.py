@@ -31,6 +31,8 @@ MOST_SHIFT = 1 << 40
 #: The logarithm of a size, base 2, is rounded to a part of this.
 SIZE_PLACES = 1 << 18
 _SIZE_RANGE = round(math.log2(rotation.SIZES[1] / rotation.SIZES[0]) * SIZE_PLACES)
+#: Bytes of memory for each coordinate at an owner, the largest peak that was measured.
+_MEMORY = 64
 #: Part of a set's spread, at least, that lies beside the line that it is nearest to.
 LEAST_SPREAD = 2.0**-10
 
@@ -505,6 +507,13 @@ def _run(session, parameters, pair, own):
     shapes = _exchanged(session, pair)
     _check_shapes(shapes)
     n, dim = shapes["moving"]
+    needed = _MEMORY * n * dim / 1e9
+    if needed > session.limits["memory"]:
+        raise ValueError(
+            f"registering {n:,} points needs about {needed:.1f} GB of memory at each "
+            f"owner, more than the {session.limits['memory']:g} GB of [limits] in the "
+            "session file; leave some out, the same in both sets, or raise memory there"
+        )
     described = {**parameters.plain(), "points": n, "dim": dim}
     with session.phase("agreement"):
         session.agree("registration", described)

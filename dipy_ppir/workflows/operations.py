@@ -12,6 +12,7 @@ from dipy_ppir.align._public import check_steps, planned_bits, registration_of
 from dipy_ppir.align.agreed import entries, parameters_of
 from dipy_ppir.align.memory import peaks
 from dipy_ppir.align.parameters import AffineParameters
+from dipy_ppir.align.points import planned_bits as point_bits
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.ledger import (
     DECLARATIONS,
@@ -314,6 +315,9 @@ def explain(plan):
             lines.append("  - the resulting transform.")
         if not declarations:
             lines.append("  - nothing but shapes, positions and the number of steps.")
+    if not of_images:
+        most = max(point_bits(parameters, 3, name) for name in ("moving", "static"))
+        lines.append(f"All of it is at most {most:,.0f} bits for each owner.")
     if plan.operation == "affine" and plan.reveal == "transform":
         most = planned_bits(parameters, 3)
         lines.append(
