@@ -116,7 +116,7 @@ def test_affine(affine_sites, bodies, clear_affine, layout):
 
 @pytest.mark.parametrize("sampling", [None, "GMS"])
 def test_squared_differences(affine_sites, bodies, sampling):
-    """Gauss-Newton steps between sites, of which the owners learn what is said ahead."""
+    """Between sites, of whose steps the owners learn what is said ahead."""
     static, moving, *grids = bodies(3)
     parameters = {name: v for name, v in AFFINE.items() if name != "nbins"}
     parameters |= {"metric": "SSD", "ret_metric": True}

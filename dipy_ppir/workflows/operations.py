@@ -178,7 +178,7 @@ OPERATIONS = {
     "points": Operation(
         function=point_registration,
         command="dipy_ppir_align_points",
-        title="a rigid registration of corresponding points",
+        titles={"": "a rigid registration of corresponding points"},
         opens={"transform": ("alike", "steady")},
         opened=lambda parameters: ["alike", "steady"],
         result=dict.fromkeys((MOVING, STATIC), ("rotation", "centroid", "size_ratio")),
