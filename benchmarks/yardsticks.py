@@ -104,18 +104,42 @@ def point_pair(n, dim):
 
 
 def register_points(session, n, dim, scaling, repeats):
-    """Registrations of points inside a session: seconds, waits, bytes of one."""
-    pair = dict(zip(("moving", "static"), point_pair(n, dim), strict=True))
-    own = {MOVING: "moving", STATIC: "static"}.get(session.pid)
-    pair = {name: x if name == own else "remote" for name, x in pair.items()}
-    seconds = []
+    """Registrations of made-up points: seconds, waits, bytes of the last one."""
+    pair = dict(zip((MOVING, STATIC), point_pair(n, dim), strict=True))
+    found = register_given(session, (n, dim), repeats, pair.get(session.pid), scaling)
+    return found["seconds"], found["waits"], found["bytes"]
+
+
+def register_given(session, shape, repeats, points=None, scaling=False):
+    """Registrations of points inside a session.
+
+    Parameters
+    ----------
+    session : Session
+    shape : tuple of int
+    repeats : int
+    points : array, at an owner only
+
+    Returns
+    -------
+    found : dict
+        ``seconds`` of each, ``waits`` and ``bytes`` of the last, and its ``matrix``.
+    """
+    pair, seconds = {"moving": "remote", "static": "remote"}, []
+    if points is not None:
+        pair[{MOVING: "moving", STATIC: "static"}[session.pid]] = points
     for _ in range(repeats):
         session.new_run()
         start = time.perf_counter()
-        point_registration(**pair, session=session, scaling=scaling)
+        found = point_registration(**pair, session=session, scaling=scaling)
         seconds.append(time.perf_counter() - start)
     ledger = session.ledger
-    return seconds, sum(ledger.rounds.values()), sum(ledger.sent.values())
+    return {
+        "seconds": seconds,
+        "waits": sum(ledger.rounds.values()),
+        "bytes": sum(ledger.sent.values()),
+        "matrix": found[1],
+    }
 
 
 def peak_memory():
