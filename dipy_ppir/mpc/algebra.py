@@ -5,6 +5,7 @@ parties (`Shares`), and in the clear (`Clear`), where the same formulas and roun
 are done with real numbers. Its words are
 
 - `own`: numbers that one owner knows; nothing is sent;
+- `given`: the same, masked, of which the other part of the mask is zero;
 - `Masked`: numbers x of which both owners know x - a, with a mask a whose two parts the
   owners hold, and the helper knows both. They may be multiplied;
 - sums of products of masked numbers, with public linear maps before and after
@@ -33,14 +34,15 @@ verb         rounds  elements of 16 bytes, on all links
 ===========  ======  =========================================================
 `own`        0       0
 `masked`     1       2 per number
+`given`      1       1 per number
 `fresh`      1       3 per number: 1 from the helper, 2 between the owners
 `secret`     0       1 per number, from the helper
 ===========  ======  =========================================================
 
-What each party sees: the helper nothing. An owner sees the other's part less a part of
-a mask that the other and the helper draw, and corrections less numbers that the moving
-owner and the helper draw. No mask serves twice, so that all of this is uniform and
-independent of the secrets: a simulator draws it at random.
+What each party sees: the helper nothing. An owner sees the other's part, or what is
+given, less a part of a mask that the other and the helper draw, and corrections less
+numbers that the moving owner and the helper draw. No mask serves twice, so that all of
+this is uniform and independent of the secrets: a simulator draws it at random.
 """
 
 from dataclasses import dataclass, field
@@ -345,6 +347,10 @@ class Clear:
         """Numbers ready to be multiplied."""
         return [Masked(x.part, None, x.unit, x.shape) for x in numbers]
 
+    def given(self, owner, *numbers):
+        """Numbers of an owner ready to be multiplied."""
+        return self.masked(*numbers)
+
     def fresh(self, *wanted):
         """Expressions with the digits wanted, ready to be multiplied."""
         return self.masked(*(self.secret(*w) for w in wanted))
@@ -482,6 +488,37 @@ class Shares:
             x if x.part is None else Secret(x.part.copy(), x.unit, x.shape)
             for x in numbers
         )
+
+    def given(self, owner, *numbers):
+        """Numbers that an owner knows, as `own` makes them, ready to be multiplied.
+
+        Their masks are the owner's alone, and the helper's.
+
+        Rounds: 1. Elements: 1 per number.
+
+        Parameters
+        ----------
+        owner : int
+        *numbers : Secret
+        """
+        s, other, out = self.session, MOVING + STATIC - owner, []
+        for x in numbers:
+            shape = R128.storage(x.shape)
+            if s.pid == other:
+                hidden = np.empty(shape, dtype=R128.dtype)
+                s.network.receive(owner, "given", hidden)
+                out.append(Masked(hidden, x.part, x.unit, x.shape))
+                continue
+            peer = owner if s.pid == HELPER else HELPER
+            mask = protocols.drawn(s, peer, "given", shape, R128.dtype)
+            if s.pid == HELPER:
+                # The moving owner's part of the mask less the static owner's.
+                mask = mask if owner == MOVING else R128.neg(mask)
+            else:
+                s.network.send(other, "given", R128.sub(x.part, mask))
+                add_into(mask, x.part)
+            out.append(Masked(mask, x.part, x.unit, x.shape))
+        return out
 
     def _exchanged(self, numbers):
         """Mask numbers one after the other, and exchange them between the owners.
