@@ -55,6 +55,16 @@ def shared(world, numbers, digits=KEPT):
     return world.masked(*given)
 
 
+def given(world, numbers):
+    """Numbers of each owner, whose masks are its own."""
+    pid = world.session.pid if isinstance(world, Shares) else None
+    out = []
+    for owner, x in numbers.items():
+        own = world.own(x if pid in (None, owner) else None, owner, x.shape, KEPT)
+        out += world.given(owner, own)
+    return out
+
+
 def value(masked):
     """Masked numbers of three parties put together; units of the first."""
     m, s = masked[MOVING], masked[STATIC]
@@ -71,6 +81,7 @@ def everything(world):
     x, y = shared(world, owned(1, (4, 5)))
     (z,) = shared(world, {STATIC: owned(2, (4, 5))[STATIC]})
     c = shared(world, {MOVING: owned(3, (1,))[MOVING]})[0]
+    g, h = given(world, owned(8, (4, 5)))
     rows = Linear([None, AxisMap(np.arange(10).reshape(2, 5) / 4, 0.25)])
     mixed = (x * y).times(3) - y * z + z * z
     fresh = world.fresh(
@@ -92,6 +103,12 @@ def everything(world):
         *fresh,
         *squares,
         *world.fresh((plus * y, KEPT)),
+        g,
+        h,
+        *world.fresh(
+            (g * h - g * x, KEPT),
+            (expression(world.map(rows, g)) + world.map(rows, h), KEPT),
+        ),
     ]
 
 
@@ -157,6 +174,11 @@ def test_rounds_and_elements(trio, depth, tap, payload_bytes):
         lambda s: worlds[s.pid].fresh((expression(x[s.pid][0]), KEPT))
     )
     assert (rounds, elements) == (1, 2 * 10)
+    for owner, mine in numbers.items():
+        rounds, elements, _ = count(
+            lambda s, one={owner: mine}: given(worlds[s.pid], one)
+        )
+        assert (rounds, elements) == (1, 10)
 
 
 def test_the_helper_receives_nothing_but_that_the_owners_are_there(
@@ -204,7 +226,8 @@ def received(trio, tap, numbers):
         world = Shares(session)
         x, y = shared(world, numbers)
         u, v = world.fresh((x * y, KEPT), (x * x, KEPT))
-        world.fresh((u * v, KEPT), (x * v, KEPT))
+        g, h, again, _ = given(world, numbers) + given(world, numbers)
+        world.fresh((u * v, KEPT), (x * v, KEPT), (g * h, KEPT), (again * u, KEPT))
 
     run_trio(trio, run)
     return {

@@ -18,6 +18,8 @@ correlation. So the curvature is :math:`2 \phi \bar M`, with :math:`\phi` the me
 the squared correlations, weighed by the traces of M: one number on shares.
 """
 
+import math
+from numbers import Integral
 from typing import NamedTuple
 
 from dipy.align.imaffine import AffineMap
@@ -49,15 +51,21 @@ from dipy_ppir.mpc.localcc import (
 
 #: Grids of no more voxels have windows twice as close to each other.
 SMALL = 60_000
-#: Of images that match, the metric is no smaller part of what is possible, and no
-#: smaller part of what it was at the beginning.
-LEAST_CORRELATION, KEPT_CORRELATION = 0.25, 0.95
+#: Of images that match, the metric is no smaller part of what is possible, in small
+#: grids and in others, and no smaller part of what it was at the beginning. Of brains
+#: it is half or more, and a third; of a brain and noise at most a third, and a fifth.
+LEAST_SMALL, LEAST_CORRELATION, KEPT_CORRELATION = 0.38, 0.22, 0.95
 
 
 def spacing_of(shape, radius):
     """How many voxels apart the windows of a level's grid are: half their width."""
     spacing = radius + 1
-    return max(spacing // 2, 2) if np.prod(shape) <= SMALL else spacing
+    return max(spacing // 2, 2) if is_small(shape) else spacing
+
+
+def is_small(shape):
+    """Whether a grid is one of few voxels."""
+    return math.prod(shape) <= SMALL
 
 
 def scaled(image, radius):
@@ -125,7 +133,8 @@ class MovingSide:
 
     def __init__(self, image, grid2world, mask, windows, static_grid2world):
         self.image, self.grid2world = image, grid2world
-        self.mask, self.windows = mask, windows
+        self.mask = None if mask is None else (np.asarray(mask) != 0).astype(np.int32)
+        self.windows = windows
         self.positions = Positions(windows.shape, static_grid2world)
         self._map = AffineMap(
             np.eye(windows.dim + 1),
@@ -409,7 +418,8 @@ class SecureCrossCorrelationMetric:
         shared, numbers = self.shared, secret_numbers(self.session)
         least = None
         if self._static is not None:
-            least = np.array([LEAST_CORRELATION * SCALE * possible(self._static)])
+            part = LEAST_SMALL if is_small(self.windows.shape) else LEAST_CORRELATION
+            least = np.array([part * SCALE * possible(self._static)])
         least = numbers.own(least, (1,), owner=STATIC)
         before, after = shared.value(before), shared.value(after)
         # They are minus the mean squares.
@@ -431,8 +441,9 @@ def possible(known):
 
 def checked_radius(radius):
     """The radius of windows, an integer from 1 to 16; raises ValueError."""
-    if isinstance(radius, bool) or radius != int(radius) or not 1 <= radius <= 16:
+    whole = isinstance(radius, Integral) and not isinstance(radius, bool)
+    if not whole or not 1 <= radius <= 16:
         raise ValueError(
-            f"radius must be a number of voxels between 1 and 16, got {radius!r}"
+            f"radius must be a number of voxels from 1 to 16, got {radius!r}"
         )
     return int(radius)

@@ -409,36 +409,37 @@ class SecretCorrelation:
         evaluation : Evaluation
         """
         s, w = self.session, self.windows
-        # The factor of every mean, times two, goes into the matrix.
         factor, unit = scale / w.count, 2.0**MATRIX_DIGITS
         with s.phase("gradient" if parameters else "value"):
-            if parameters:
-                shape = parameters, w.dim * (w.dim + 1)
-                if s.pid == MOVING:
-                    matrix = -2 * factor * np.asarray(matrix)
-                shared = share(
-                    s,
-                    MOVING,
-                    matrix,
-                    shape,
-                    frac_bits=MATRIX_DIGITS,
-                    bound=LARGEST_ELEMENT,
-                    field=P127,
-                    name="matrix",
-                )
             sums = self._correlations.sums(known, parameters + part)
-            sums = self._in_field([x for x in sums if x is not None])
-            squares, slopes, columns = (*sums, None, None)[:3]
-            wanted = [squares.times(-round(factor * unit))]
             if parameters:
-                own = columns[:parameters].times(round(2 * factor * unit))
-                moved = (shared @ slopes.reshape(-1, 1)).reshape(-1)
-                wanted += [
-                    moved,
-                    own,
-                    columns[parameters:].times(round(unit / w.count)),
-                ]
-            return self._scaled(wanted, parameters)
+                # Not before: the helper would wait for it, and the owners for that.
+                shared = self._share_matrix(matrix, factor, parameters)
+            squares, *others = self._in_field([x for x in sums if x is not None])
+            value = squares.times(-round(factor * unit)).share
+            if not parameters:
+                return Evaluation(self._scaled(value))
+            slopes, columns = others
+            moved = shared @ slopes.reshape(-1, 1)
+            own = columns[:parameters].times(round(2 * factor * unit))
+            gradient = P127.add(moved.share[:, 0], own.share)
+            rest = columns[parameters:].times(round(unit / w.count)).share
+            whole = self._scaled(np.concatenate([value, gradient, rest]))
+        gradient, rest = whole[1 : 1 + parameters], whole[1 + parameters :]
+        return Evaluation(whole[:1], gradient, rest if part else None)
+
+    def _share_matrix(self, matrix, factor, parameters):
+        dim = self.windows.dim
+        return share(
+            self.session,
+            MOVING,
+            None if matrix is None else -2 * factor * np.asarray(matrix),
+            (parameters, dim * (dim + 1)),
+            frac_bits=MATRIX_DIGITS,
+            bound=LARGEST_ELEMENT,
+            field=P127,
+            name="matrix",
+        )
 
     def _in_field(self, sums):
         """Sums of both owners' parts, in the optimizer's field. Rounds: 1."""
@@ -456,21 +457,12 @@ class SecretCorrelation:
             at += math.prod(x.shape)
         return out
 
-    def _scaled(self, wanted, parameters):
-        """Products of sums with the digits of results; rounds: 2."""
+    def _scaled(self, products):
+        """Products of sums with the digits of results. Rounds: 2."""
         digits = MATRIX_DIGITS + round(-math.log2(SUM_UNIT))
-        value, *rest = (a.share for a in wanted)
-        if parameters:
-            moved, own, part = rest
-            rest = [P127.add(moved, own), part]
         # A line is a parabola too.
-        both = np.concatenate([value, *rest])
-        both = SharedArray(P127, both, 2, digits, LARGEST_RESULT << digits)
-        both = truncate(self.session, both, digits - self.digits)
-        if not parameters:
-            return Evaluation(both[:1])
-        part = both[1 + parameters :] if both.shape[0] > 1 + parameters else None
-        return Evaluation(both[:1], both[1 : 1 + parameters], part)
+        products = SharedArray(P127, products, 2, digits, LARGEST_RESULT << digits)
+        return truncate(self.session, products, digits - self.digits)
 
 
 class ClearCorrelation:
@@ -493,18 +485,16 @@ class ClearCorrelation:
 
     def evaluate(self, scale, parameters, known, matrix=None, *, part=False):
         """See `SecretCorrelation.evaluate`."""
-        factor, sums = (
-            scale / self.windows.count,
-            self._correlations.sums(known, parameters + part),
-        )
+        factor = scale / self.windows.count
+        sums = self._correlations.sums(known, parameters + part)
         value = -_rounded(factor, MATRIX_DIGITS) * sums.squares.part
         if not parameters:
             return Evaluation(_rounded(value, self.digits))
         moved = _rounded(-2 * factor * matrix, MATRIX_DIGITS) @ sums.slopes.part
         own = _rounded(2 * factor, MATRIX_DIGITS) * sums.columns.part[:parameters]
         rest = sums.columns.part[parameters:] / self.windows.count
-        found = (_rounded(x, self.digits) for x in (value, moved + own, rest))
-        return Evaluation(*found)
+        found = [_rounded(x, self.digits) for x in (value, moved + own, rest)]
+        return Evaluation(*found if part else found[:2])
 
 
 def _rounded(x, digits):
