@@ -50,7 +50,7 @@ from dipy_ppir.mpc.localcc import (
 )
 
 #: Grids of no more voxels have windows twice as close to each other.
-SMALL = 60_000
+SMALL = 20_000
 #: Of images that match, the metric is no smaller part of what is possible, in small
 #: grids and in others, and no smaller part of what it was at the beginning. Of brains
 #: it is half or more, and a third; of a brain and noise at most a third, and a fifth.
