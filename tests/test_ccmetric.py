@@ -9,7 +9,7 @@ from parties import run_trio
 import pytest
 from scipy import ndimage
 
-from dipy_ppir.align import RemoteImage, ccmetric
+from dipy_ppir.align import RemoteImage, affine_registration, ccmetric
 from dipy_ppir.align.ccmetric import (
     LevelCorrelation,
     MovingSide,
@@ -19,7 +19,9 @@ from dipy_ppir.align.ccmetric import (
     scaled,
     spacing_of,
 )
+from dipy_ppir.align.parameters import AffineParameters, ParameterError
 from dipy_ppir.align.parzenhist import linear_jacobian
+from dipy_ppir.align.plausibility import ImplausibleWarning
 from dipy_ppir.align.quasinewton import DIGITS, SCALE, ClearNumbers, minimise
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc.ledger import MOVING, STATIC
@@ -341,7 +343,90 @@ def test_large_grids_have_windows_further_apart():
     assert ccmetric.is_small((24, 24, 24)) and not ccmetric.is_small((800, 800))
 
 
-@pytest.mark.parametrize("radius", [0, 17, 2.5, True, "4", None])
+@pytest.mark.parametrize("radius", [0, 21, 2.5, "4"])
 def test_radii_that_cannot_be_used(radius):
-    with pytest.raises(ValueError, match="radius must be a number of voxels"):
+    with pytest.raises(ValueError, match="radius must be an integer from 1 to 20"):
         SecureCrossCorrelationMetric(radius=radius)
+
+
+# -- through the door --------------------------------------------------------------
+
+
+def test_as_a_metric_of_affine_registration(bodies):
+    """Where mutual information ends, with nothing opened but the same.
+
+    Of the same contrast: where a smooth body has another, local correlation, DIPY's
+    too, is largest a little beside the truth.
+    """
+    static, moving, *grids = bodies(3)
+    moving = moving**2
+    common = {
+        "static_affine": grids[0],
+        "moving_affine": grids[1],
+        "level_iters": [12, 12],
+        "sigmas": [1.0, 0.0],
+        "factors": [2, 1],
+        "pipeline": ["center_of_mass", "rigid", "affine"],
+        "ret_metric": True,
+        "ret_receipt": True,
+    }
+    found = {}
+    for name in ("MI", "cc"):
+        moved, matrix, xopt, value, receipt = affine_registration(
+            moving, static, metric=name, **common
+        )
+        found[name] = matrix, receipt
+        assert receipt["warnings"] == [] and len(xopt) == 12
+        inside = static > 0.1
+        assert np.corrcoef(moved[inside], static[inside])[0, 1] > 0.95
+    assert -1 < value < -0.2
+    assert found["cc"][1]["parameters"]["metric"] == "CC"
+    assert found["cc"][1]["parameters"]["radius"] == 4
+    assert found["cc"][1]["metric"]["name"] == SecureCrossCorrelationMetric.title
+    openings = [
+        {e["label"]: e["openings"] for e in receipt["learned"]["moving owner"]}
+        for _, receipt in found.values()
+    ]
+    assert openings[0] == openings[1]
+    at = np.argwhere(static > 0.1) @ grids[0][:3, :3].T
+    apart = found["MI"][0] - found["cc"][0]
+    apart = at @ apart[:3, :3].T + apart[:3, 3]
+    assert np.sqrt((apart**2).sum(axis=1).mean()) < 0.5
+
+
+def test_masks_and_noise_through_the_door(bodies):
+    static, moving, *grids = bodies(2)
+    common = {
+        "static_affine": grids[0],
+        "moving_affine": grids[1],
+        "level_iters": [12, 12],
+        "sigmas": [1.0, 0.0],
+        "factors": [2, 1],
+        "pipeline": ["rigid"],
+        "metric": "CC",
+        "radius": 3,
+        "ret_receipt": True,
+    }
+    mask = {"static_mask": static > 0.02, "moving_mask": moving > 0.02}
+    _, _, receipt = affine_registration(moving, static, **mask, **common)
+    assert receipt["warnings"] == []
+    noise = np.random.default_rng(3).standard_normal(moving.shape)
+    with pytest.warns(ImplausibleWarning, match="hardly match"):
+        affine_registration(noise, static, **common)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"radius": 3}, "radius means nothing to metric MI; .* metric CC"),
+        ({"metric": "CC", "nbins": 32}, "nbins means nothing to metric CC"),
+        ({"metric": "CC", "hide_steps": True}, "hide_steps means nothing"),
+        ({"metric": "CC", "reveal": "gradient"}, "reveal means nothing"),
+        ({"metric": "CC", "backend": "mpyc"}, "backend means nothing"),
+        ({"metric": "CC", "sampling_proportion": 0.5}, "sampling_proportion means"),
+        ({"metric": "CC", "radius": 0}, "radius must be an integer from 1 to 20"),
+    ],
+)
+def test_parameters_that_mean_nothing(options, message):
+    with pytest.raises(ParameterError, match=message):
+        AffineParameters(**options)

@@ -170,7 +170,7 @@ def plan_of(operation, *, limits=None, **parameters):
             if name not in ("not finite", "nobody's")  # refused in any file
         ),
         ("affine", {"method": "BFGS"}, "no entry 'method'"),
-        ("affine", {"radius": 4}, "no entry 'radius'"),
+        ("affine", {"sigma_diff": 2.0}, "no entry 'sigma_diff'"),
         ("affine", {"reveal": "map"}, "reveal must be one of 'transform'"),
         ("affine", {"hide_steps": True, "evaluations": 9.0}, "too many to hide"),
         ("affine", {"level_iters": [1, 1, 1]}, "leave no step"),

@@ -383,6 +383,8 @@ def test_bad_mask(command, pair, tmp_path, make, words, role):
         ("--transform warp", ("--transform warp", "rigid_isoscaling")),
         ("--metric nmi", ("--metric must be one of", "SSD", "nmi")),
         ("--metric ssd --nbins 20", ("--nbins means nothing", "SSD")),
+        ("--radius 3", ("--radius means nothing", "MI", "CC")),
+        ("--metric cc --sampling_prop 9", ("--sampling_prop means nothing", "CC")),
         ("--metric ssd --sampling gms", ("--sampling GMS needs", "sampling_prop")),
         ("--reveal all", ("--reveal", "'histogram'", "got 'all'")),
         ("--static_vol_idx 0", ("--static_vol_idx", "leave out")),

@@ -191,9 +191,9 @@ def affine_registration(
     starting_affine : {"mass", "voxel-origin", "centers"} or array, optional
         initial guess, shape (dim + 1, dim + 1), at the moving owner; or what it is
         determined by, the same at all parties.
-    metric : {"MI", "SSD"}, optional
-        mutual information, or the sum of squared differences, for images of the same
-        contrast.
+    metric : {"MI", "SSD", "CC"}, optional
+        mutual information; the sum of squared differences, for images of the same
+        contrast; or local cross-correlation, whatever shade lies over them.
     level_iters, sigmas, factors : sequence, optional
         as in DIPY: [1000, 500, 100], [3, 1, 0.0] and [4, 2, 1].
     ret_metric : bool, optional
@@ -220,6 +220,8 @@ def affine_registration(
         see `SecureMutualInformationMetric`.
     sampling, seed, precision : optional
         see `SecureSquaredDifferencesMetric`.
+    radius : int, optional
+        see `SecureCrossCorrelationMetric`.
     evaluations : float, optional
         with ``reveal="transform"``, how many times the planned evaluations are made.
     ss_sigma_factor : float, optional

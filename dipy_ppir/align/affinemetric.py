@@ -8,7 +8,10 @@ import numpy as np
 import numpy.linalg as npl
 
 from dipy_ppir._kernels import sampling
+from dipy_ppir.align import plan
+from dipy_ppir.align.quasinewton import SCALE, minimise, opened_bits
 from dipy_ppir.align.remote import grid2world_of, is_remote
+from dipy_ppir.align.secretmetric import secret_numbers
 
 
 class PlacedImages:
@@ -117,3 +120,58 @@ class PlacedImages:
                 self.moving, self.moving_world2grid, self.moving_spacing, points
             )
         return np.array(values), gradient
+
+
+class StepsOnShares:
+    """What a registration asks of a metric that the optimizer on shares minimises.
+
+    It is `quasinewton.minimise`, with the metric's attribute ``shared``.
+    """
+
+    method = "damped BFGS on shares"
+    hide_steps = False
+
+    def planned(self, kind, levels, level_iters, *, scale, before, last):
+        """Evaluations at each level, coarsest first; see `plan.evaluations`.
+
+        Parameters
+        ----------
+        before : str or None
+            step of the pipeline before this one.
+        """
+        return plan.evaluations(
+            kind,
+            levels,
+            level_iters,
+            scale=scale,
+            rigid_before=before is not None and before.startswith("rigid"),
+            last=last,
+            hidden=self.hide_steps,
+        )
+
+    def steps_of(self, evaluations):
+        """How many steps so many evaluations take."""
+        return evaluations - (not self.hide_steps)
+
+    def check_masks(self, *masks):
+        """Raise ValueError for masks that cannot be used."""
+
+    def planned_bits(self, counts, parameters):
+        """Most bits that so many evaluations open, where steps are not hidden."""
+        return sum(n - 1 for n in counts if n) * opened_bits(parameters)
+
+    def minimise(self, params, evaluations, level, on_step):
+        """Minimise at a level, 0 being the coarsest; see `quasinewton.minimise`."""
+        self.shared.begin(params)
+        return minimise(
+            secret_numbers(self.session),
+            self.shared,
+            params,
+            evaluations,
+            plan.cap(level),
+            on_step,
+        )
+
+    def final_value(self, affine, value):
+        """Show the moving owner the value that the last level came to."""
+        return secret_numbers(self.session).show_value(value, 1 / SCALE)

@@ -19,7 +19,6 @@ the squared correlations, weighed by the traces of M: one number on shares.
 """
 
 import math
-from numbers import Integral
 from typing import NamedTuple
 
 from dipy.align.imaffine import AffineMap
@@ -27,7 +26,10 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import quasinewton
+from dipy_ppir.align.affinemetric import StepsOnShares
+from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.intensities import prepared, span
+from dipy_ppir.align.parameters import AffineParameters
 from dipy_ppir.align.parzenhist import linear_jacobian
 from dipy_ppir.align.quasinewton import (
     LARGEST_WEIGHT,
@@ -294,7 +296,7 @@ class LevelCorrelation:
         )
 
 
-class SecureCrossCorrelationMetric:
+class SecureCrossCorrelationMetric(StepsOnShares):
     """Local cross-correlation of two parties' images, computed on secret shares.
 
     Mirrors ``CrossCorrelationMetric`` of ``dipy.align.imaffine`` in DIPY's development
@@ -304,7 +306,7 @@ class SecureCrossCorrelationMetric:
     Parameters
     ----------
     radius : int, optional
-        of the windows, voxels of a level's grid.
+        of the windows, voxels of a level's grid; 4 by default.
     session : Session, optional
         this party's session.
 
@@ -320,12 +322,12 @@ class SecureCrossCorrelationMetric:
     resolution level 16. Every voxel is used.
     """
 
-    #: What the moving owner learns: the steps that are taken, see `quasinewton`.
-    reveal, hide_steps = "transform", False
+    name, title, names = "CC", "minus mean squared local correlation", ("radius",)
+    reveal = "transform"
 
     @warning_for_keywords()
-    def __init__(self, *, radius=4, session=None):
-        self.radius = checked_radius(radius)
+    def __init__(self, *, radius=None, session=None):
+        self.radius = AffineParameters(metric="CC", radius=radius).radius
         self.join(session)
         #: The metric on shares, after `setup`; see `LevelCorrelation`.
         self.shared = None
@@ -333,10 +335,11 @@ class SecureCrossCorrelationMetric:
 
     def config(self):
         """Public parameters of the metric, JSON-able."""
-        return {"radius": self.radius}
+        return {"metric": self.name, "radius": self.radius}
 
     def join(self, session):
         """Make the metric part of `session`, or of none with None."""
+        keep_to(session, "affine", self.config())
         self.session = session
         self._world = None if session is None else Shares(session)
 
@@ -352,6 +355,7 @@ class SecureCrossCorrelationMetric:
         starting_affine=None,
         static_mask=None,
         moving_mask=None,
+        level=None,
     ):
         """Prepare the metric for a pair of images, at every party.
 
@@ -367,6 +371,8 @@ class SecureCrossCorrelationMetric:
             pre-aligning matrix, at the moving owner only.
         static_mask, moving_mask : array, optional
             of the images that are here: windows count whose centres are in both.
+        level : int, optional
+            of the images; there is no difference.
         """
         shape = tuple(int(n) for n in static.shape)
         static_grid2world = grid2world_of(static, static_grid2world)
@@ -437,13 +443,3 @@ def possible(known):
     """
     part = 1 - (GUARD * known.inverse) ** 2
     return float(np.mean(np.where(known.inverse > 0, part, 0) ** 2))
-
-
-def checked_radius(radius):
-    """The radius of windows, an integer from 1 to 16; raises ValueError."""
-    whole = isinstance(radius, Integral) and not isinstance(radius, bool)
-    if not whole or not 1 <= radius <= 16:
-        raise ValueError(
-            f"radius must be a number of voxels from 1 to 16, got {radius!r}"
-        )
-    return int(radius)

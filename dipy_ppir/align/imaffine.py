@@ -41,6 +41,7 @@ from dipy_ppir.align.arguments import (
     matrix_array,
     parameters_array,
 )
+from dipy_ppir.align.ccmetric import SecureCrossCorrelationMetric
 from dipy_ppir.align.centers import (
     START_PART,
     precision_for,
@@ -102,6 +103,7 @@ __all__ = [
     "AffineInversionError",
     "AffineMap",
     "SecureAffineRegistration",
+    "SecureCrossCorrelationMetric",
     "SecureMutualInformationMetric",
     "SecureSquaredDifferencesMetric",
     "transform_centers_of_mass",
@@ -141,7 +143,11 @@ class Found(NamedTuple):
 #: Metrics by their names.
 METRICS = {
     kind.name: kind
-    for kind in (SecureMutualInformationMetric, SecureSquaredDifferencesMetric)
+    for kind in (
+        SecureMutualInformationMetric,
+        SecureSquaredDifferencesMetric,
+        SecureCrossCorrelationMetric,
+    )
 }
 _TRANSFORM_NAMES = {type(t): key for key, t in regtransforms.items()}
 _STEP_NAMES = {kind: step for step, kind in PIPELINE_STEPS.items()}
@@ -154,8 +160,9 @@ class SecureAffineRegistration(AffineRegistration):
 
     Parameters
     ----------
-    metric : SecureMutualInformationMetric or SecureSquaredDifferencesMetric, optional
-        by default the former with default settings.
+    metric : SecureMutualInformationMetric, SecureSquaredDifferencesMetric or \
+SecureCrossCorrelationMetric, optional
+        by default the first with default settings.
     level_iters, sigmas, factors, method, ss_sigma_factor, options, verbosity
         as in DIPY. With ``reveal="transform"`` no level has more evaluations than
         `level_iters`, and few have as many: their number is planned (`plan`);
@@ -211,8 +218,8 @@ class SecureAffineRegistration(AffineRegistration):
             metric,
             tuple(METRICS.values()),
             "metric",
-            "make one with SecureMutualInformationMetric() or "
-            "SecureSquaredDifferencesMetric(); any other metric reads both images",
+            "make one with SecureMutualInformationMetric(), for example; any other "
+            "metric reads both images",
         )
         check_run(session, checkpoint, callback)
         evaluations, options = split_options(options)

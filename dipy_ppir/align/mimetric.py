@@ -9,11 +9,11 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plan
-from dipy_ppir.align.affinemetric import PlacedImages
+from dipy_ppir.align.affinemetric import PlacedImages, StepsOnShares
 from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
-from dipy_ppir.align.quasinewton import SCALE, minimise, opened_bits
+from dipy_ppir.align.quasinewton import SCALE
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.align.secretmetric import (
     EVERY_VOXEL,
@@ -28,7 +28,9 @@ from dipy_ppir.mpc.ledger import MOVING, STATIC
 LEAST_INFORMATION, KEPT_INFORMATION = 0.2, 0.9
 
 
-class SecureMutualInformationMetric(PlacedImages, MutualInformationMetric):
+class SecureMutualInformationMetric(
+    StepsOnShares, PlacedImages, MutualInformationMetric
+):
     """Mutual information of two parties' images, computed on secret shares.
 
     Takes the place of ``dipy.align.imaffine.MutualInformationMetric``, also
@@ -196,58 +198,6 @@ class SecureMutualInformationMetric(PlacedImages, MutualInformationMetric):
         """Share the static image, for a metric on shares."""
         self.shared = SecretMutualInformation(self)
         self.shared.share_static(*self._static_values())
-
-    # -- what a registration asks ---------------------------------------------
-
-    @property
-    def method(self):
-        """What the optimizer on shares is."""
-        return "damped BFGS on shares"
-
-    def planned(self, kind, levels, level_iters, *, scale, before, last):
-        """Evaluations at each level, coarsest first; see `plan.evaluations`.
-
-        Parameters
-        ----------
-        before : str or None
-            step of the pipeline before this one.
-        """
-        return plan.evaluations(
-            kind,
-            levels,
-            level_iters,
-            scale=scale,
-            rigid_before=before is not None and before.startswith("rigid"),
-            last=last,
-            hidden=self.hide_steps,
-        )
-
-    def steps_of(self, evaluations):
-        """How many steps so many evaluations take."""
-        return evaluations - (not self.hide_steps)
-
-    def check_masks(self, *masks):
-        """Raise ValueError for masks that cannot be used."""
-
-    def planned_bits(self, counts, parameters):
-        """Most bits that so many evaluations open, where steps are not hidden."""
-        return sum(n - 1 for n in counts if n) * opened_bits(parameters)
-
-    def minimise(self, params, evaluations, level, on_step):
-        """Minimise at a level, 0 being the coarsest; see `quasinewton.minimise`."""
-        self.shared.begin(params)
-        return minimise(
-            secret_numbers(self.session),
-            self.shared,
-            params,
-            evaluations,
-            plan.cap(level),
-            on_step,
-        )
-
-    def final_value(self, affine, value):
-        """Show the moving owner the value that the last level came to."""
-        return secret_numbers(self.session).show_value(value, 1 / SCALE)
 
     def mismatched(self, before, after):
         """Whether the images hardly match at a transform, or less than at another.

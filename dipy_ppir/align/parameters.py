@@ -204,12 +204,14 @@ class AffineParameters(Parameters):
         see `SecureAffineRegistration`.
     evaluations : float
         how many times the planned evaluations are made, with ``reveal="transform"``.
-    metric : {"MI", "SSD"}
-        mutual information, or the sum of squared differences.
+    metric : {"MI", "SSD", "CC"}
+        mutual information, the sum of squared differences, or local cross-correlation.
     nbins, sampling_proportion, reveal, hide_steps, backend
         see `SecureMutualInformationMetric`.
     sampling, seed, precision
         see `SecureSquaredDifferencesMetric`.
+    radius
+        see `SecureCrossCorrelationMetric`.
     result_to : str
         which image owners get the transform.
     ret_metric : bool
@@ -240,7 +242,7 @@ class AffineParameters(Parameters):
         default_factory=lambda d: _unless_scaled(d, (4, 2, 1)),
         description=_of_levels("integers from 1 to 1024"),
     )
-    metric: _name_of("MI", "SSD") = "MI"
+    metric: _name_of("MI", "SSD", "CC") = "MI"
     nbins: Annotated[int, Field(ge=6, le=512)] | None = Field(
         default_factory=_if("metric", "MI", 32),
         description="an integer from 6 to 512, of which 4 are padding (32 is usual)",
@@ -264,6 +266,10 @@ class AffineParameters(Parameters):
     precision: Annotated[float, Field(ge=2.0**-10, le=1)] | None = Field(
         default_factory=_if("metric", "SSD", 1 / 16),
         description="a number from 2**-10 to 1",
+    )
+    radius: Annotated[int, Field(ge=1, le=20)] | None = Field(
+        default_factory=_if("metric", "CC", 4),
+        description="an integer from 1 to 20",
     )
     reveal: _one_of("transform", "gradient", "histogram") = "transform"
     hide_steps: _Flag = False
@@ -348,7 +354,9 @@ class AffineParameters(Parameters):
 #: Parameters to the metrics that have them; and what they are elsewhere, if not None.
 _OF_METRICS = {
     ("MI",): ("nbins", "reveal", "hide_steps", "method", "backend"),
+    ("MI", "SSD"): ("sampling_proportion",),
     ("SSD",): ("sampling", "seed", "precision"),
+    ("CC",): ("radius",),
 }
 _SAME = {
     "reveal": "transform",

@@ -71,6 +71,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         "sampling",
         "seed",
         "precision",
+        "radius",
         "reveal",
         "hide_steps",
         "far_apart",
@@ -107,6 +108,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         sampling="",
         seed=None,
         precision=None,
+        radius=None,
         reveal=AFFINE.reveal,
         hide_steps=AFFINE.hide_steps,
         receipt="receipt.json",
@@ -147,7 +149,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             100 uses all voxels, which masks need.
         metric : string, optional
             ``'mi'``: mutual information; ``'ssd'``: sum of squared differences, by
-            Gauss-Newton steps, for two images of the same contrast.
+            Gauss-Newton steps, for two images of the same contrast; ``'cc'``: local
+            cross-correlation, of every voxel.
         level_iters : variable int, optional
             The number of iterations at each scale of the scale space.
             `level_iters[0]` corresponds to the coarsest scale,
@@ -192,6 +195,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             With 'ssd' and --sampling_prop, seed of the random voxels, 0 by default.
         precision : float, optional
             With 'ssd', part of a voxel to which steps are rounded, 0.0625 by default.
+        radius : int, optional
+            With 'cc', radius of the windows, voxels, 4 by default.
         reveal : string, optional
             What the owner of the moving image learns beside the result.
             ``'transform'``: the steps that lead to it, rounded;
@@ -287,6 +292,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             sampling=flags["sampling"] or None,
             seed=flags["seed"],
             precision=flags["precision"],
+            radius=flags["radius"],
             reveal=reveal,
             hide_steps=flags["hide_steps"],
             ret_metric=asked and transform != "com",

@@ -123,6 +123,7 @@ OPERATIONS = {
         titles={
             "MI": "an affine registration by mutual information",
             "SSD": "an affine registration by the sum of squared differences",
+            "CC": "an affine registration by local cross-correlation",
         },
         opens={
             "transform": (
