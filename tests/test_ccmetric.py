@@ -19,6 +19,7 @@ from dipy_ppir.align.ccmetric import (
     scaled,
     spacing_of,
 )
+from dipy_ppir.align.memory import peaks
 from dipy_ppir.align.parameters import AffineParameters, ParameterError
 from dipy_ppir.align.parzenhist import linear_jacobian
 from dipy_ppir.align.plausibility import ImplausibleWarning
@@ -26,6 +27,7 @@ from dipy_ppir.align.quasinewton import DIGITS, SCALE, ClearNumbers, minimise
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.localcc import GUARD, ClearCorrelation, Windows
+from dipy_ppir.workflows.operations import OPERATIONS
 
 RADIUS = 3
 
@@ -413,6 +415,18 @@ def test_masks_and_noise_through_the_door(bodies):
     noise = np.random.default_rng(3).standard_normal(moving.shape)
     with pytest.warns(ImplausibleWarning, match="hardly match"):
         affine_registration(noise, static, **common)
+
+
+def test_what_a_session_file_says_of_it():
+    """In words, and how much memory it takes."""
+    parameters = AffineParameters(metric="cc", sampling_proportion=None)
+    assert (parameters.metric, parameters.radius) == ("CC", 4)
+    by_mutual_information = peaks(AffineParameters(), (200,) * 3, (200,) * 3)
+    by_correlation = peaks(parameters, (200,) * 3, (200,) * 3)
+    for party, needed in by_correlation.items():
+        assert 0.5e9 < needed < 3e9 and needed < by_mutual_information[party]
+    title = OPERATIONS["affine"].title("CC")
+    assert "local cross-correlation" in title and "affine" in title
 
 
 @pytest.mark.parametrize(

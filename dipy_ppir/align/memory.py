@@ -25,6 +25,8 @@ _CELL = 3000
 #: For each sample of a sum of squared differences at an owner and at the helper, and
 #: for each voxel of the static image.
 _SQUARED, _SHARED = (160, 24), 16
+#: For each voxel of the static image with local cross-correlation, likewise.
+_CORRELATED = 160, 90
 #: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
 #: a quarter less where the map is computed on the usual grid in 3D.
 _VOXEL = {
@@ -63,6 +65,8 @@ def peaks(parameters, static_shape, moving_shape):
         owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
     elif parameters.metric == "SSD":
         owner, helper = (n * samples + _SHARED * static for n in _SQUARED)
+    elif parameters.metric == "CC":
+        owner, helper = (n * static for n in _CORRELATED)
     else:
         common += _CELL * parameters.nbins**2
         sample = _SAMPLE if parameters.reveal == "transform" else _EVALUATED
