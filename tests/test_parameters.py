@@ -210,6 +210,10 @@ def test_what_is_asked_for_besides_is_explained():
     assert "(center_of_mass)" in more and "(final_value)" in more
     sampled = explain(plan_of("affine", sampling_proportion=0.1))
     assert "masks" in sampled and "masks" not in plain
+    correlated = explain(plan_of("affine", metric="CC", radius=3))
+    assert "an affine registration by local cross-correlation" in correlated
+    assert "    radius = 3\n" in correlated and "nbins" not in correlated
+    assert "(step)" in correlated and "at most 1," in correlated
 
 
 # -- calls in a session ----------------------------------------------------------

@@ -148,6 +148,34 @@ def test_squared_differences(affine_sites, bodies, sampling):
     assert learned["helper"] == {}
 
 
+def test_cross_correlation(affine_sites):
+    """Between sites nothing is opened but what is with mutual information."""
+    parameters = {name: v for name, v in AFFINE.items() if name != "nbins"}
+    sites = affine_sites(
+        reveal="transform",
+        addresses=loopback("direct"),
+        parameters=parameters | {"metric": "CC", "radius": 3},
+    )
+    sites.run()
+    found = matrix_of(sites, "moving")
+    np.testing.assert_allclose(matrix_of(sites, "static"), found, atol=1e-9)
+    receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
+    assert receipt["parameters"]["metric"] == "CC"
+    learned = {
+        role: {e["label"] for e in entries}
+        for role, entries in receipt["learned"].items()
+    }
+    assert learned["moving owner"] == {
+        "center_of_mass",
+        "step",
+        "step_size",
+        "better",
+        "mismatch",
+    }
+    assert learned["static owner"] == {"affine", "mismatch", "stuck"}
+    assert learned["helper"] == set()
+
+
 RIGID = {**AFFINE, "pipeline": ["center_of_mass", "translation", "rigid"]}
 
 
