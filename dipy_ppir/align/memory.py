@@ -26,7 +26,7 @@ _CELL = 3000
 #: for each voxel of the static image.
 _SQUARED, _SHARED = (160, 24), 16
 #: For each voxel of the static image with local cross-correlation, likewise.
-_CORRELATED = 160, 90
+_CORRELATED = 170, 90
 #: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
 #: a quarter less where the map is computed on the usual grid in 3D.
 _VOXEL = {
