@@ -443,5 +443,88 @@ class PointParameters(Parameters):
         """They cannot contradict each other."""
 
 
+class FreeFormParameters(Parameters):
+    """Parameters of `freeform_registration`.
+
+    Parameters
+    ----------
+    dim : {2, 3}
+        of the images.
+    level_iters, factors, sigmas, spacing, bending, precision, opt_tol, max_step, \
+sampling, sampling_proportion, seed, intensities, inv_iter, inv_tol, result_to, ret_metric
+        see `SecureFreeFormRegistration`.
+    reveal : str
+        what the moving owner learns on the way: "steps".
+    """
+
+    dim: Annotated[int, _is("2 or 3", ge=2, le=3)] = 3
+    level_iters: _Iterations = (10, 10, 10)
+    factors: _levels(Annotated[int, Field(ge=1, le=1024)]) = Field(
+        default_factory=lambda d: _halves(len(d.get("level_iters", ()))),
+        description=_of_levels("integers from 1 to 1024"),
+    )
+    sigmas: _levels(Annotated[float, Field(ge=0, le=1024)]) = Field(
+        default_factory=lambda d: tuple(
+            f / 2 if f > 1 else 0.0 for f in d.get("factors", ())
+        ),
+        description=_of_levels("numbers from 0 to 1024"),
+    )
+    # Beyond 32, sums in 3D might not fit a word.
+    spacing: Annotated[int, _is("an integer from 2 to 32, voxels", ge=2, le=32)] = 5
+    bending: Annotated[float, _is("a number from 0 to 1000", ge=0, le=1000)] = 0.01
+    precision: Annotated[
+        float, _is("a number from 2**-20 to 1, voxels", ge=2.0**-20, le=1)
+    ] = 0.125
+    opt_tol: Annotated[float, _is("a number from 0 to 1, voxels", ge=0, le=1)] = Field(
+        default_factory=lambda d: d.get("precision", 1.0)
+    )
+    max_step: Annotated[float, _is("a number above 0, voxels", gt=0, le=16)] = 2.0
+    sampling: _one_of("uniform", "gradient") = "uniform"
+    sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="a number above 0 and at most 1; leave it out to use every voxel",
+    )
+    seed: Annotated[int, _is("an integer from 0", ge=0, lt=1 << 63)] = 0
+    intensities: (
+        Annotated[tuple[float, ...], Field(min_length=2, max_length=2)] | None
+    ) = Field(None, description="two numbers, the lower one first")
+    inv_iter: Annotated[int, _is("an integer from 1", ge=1)] = 20
+    inv_tol: Annotated[float, _is("a number above 0", gt=0)] = 1e-3
+    reveal: _one_of("steps") = "steps"
+    result_to: _one_of("both", "moving", "static") = "both"
+    ret_metric: _Flag = False
+
+    def _check(self):
+        counts = len(self.level_iters), len(self.factors), len(self.sigmas)
+        if len(set(counts)) > 1:
+            raise ParameterError(
+                "{level_iters}, {factors} and {sigmas} must have one entry per level; "
+                "got %d, %d and %d" % counts
+            )
+        if self.factors[-1] != 1:
+            raise ParameterError(
+                "{factors} must end in 1, because the last level is the whole image "
+                f"whatever it says; got {shown(self.factors)}"
+            )
+        if self.intensities is not None and not (
+            self.intensities[0] < self.intensities[1]
+        ):
+            raise ParameterError(
+                "{intensities} must be two numbers, the lower one first; got "
+                f"{shown(self.intensities)}"
+            )
+        if self.sampling == "gradient" and self.sampling_proportion in (None, 1):
+            raise ParameterError(
+                '{sampling}="gradient" needs {sampling_proportion}, the part of the '
+                "voxels that is sampled"
+            )
+
+
+def _halves(levels):
+    """Powers of two down to 1."""
+    return tuple(1 << k for k in reversed(range(levels)))
+
+
 #: All defaults, for signatures.
-AFFINE, SYN, POINTS = AffineParameters(), SynParameters(), PointParameters()
+AFFINE, SYN = AffineParameters(), SynParameters()
+POINTS, FREEFORM = PointParameters(), FreeFormParameters()

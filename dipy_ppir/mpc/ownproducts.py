@@ -46,26 +46,34 @@ class OwnProducts:
 
     def __init__(self, session, ring, name):
         self.session, self.ring, self.name = session, ring, name
-        self._static = None
+        self._static, self._due = None, False
 
-    def share_static(self, shape, y=None):
+    def share_static(self, shape, y=None, *, wait=True):
         """Share the static owner's numbers; those before are forgotten. Rounds: 1.
 
         Parameters
         ----------
         shape : tuple of int
         y : array of the ring's words, at the static owner only
+        wait : bool, optional
+            False to receive them with the first `sums`, whose round is then the same.
         """
         s, name = self.session, f"{self.name}-static"
         if s.pid == MOVING:
-            self._static = np.empty(shape, self.ring.dtype)
-            s.network.receive(STATIC, name, self._static)
+            self._static, self._due = np.empty(shape, self.ring.dtype), True
+            if wait:
+                self._receive()
             return
         peer = HELPER if s.pid == STATIC else STATIC
         self._static = drawn(s, peer, name, shape, self.ring.dtype)
         if s.pid == STATIC:
             hidden = self.ring.sub(np.ascontiguousarray(y), self._static)
             s.network.send(MOVING, name, hidden)
+
+    def _receive(self):
+        if self._due:
+            self.session.network.receive(STATIC, f"{self.name}-static", self._static)
+        self._due = False
 
     def sums(self, form, shape, results, x=None, *, bound):
         """A bilinear map of both owners' numbers. Rounds: 1.
@@ -96,6 +104,7 @@ class OwnProducts:
             if s.pid == MOVING:
                 x = np.ascontiguousarray(x)
                 s.network.send(STATIC, name, ring.sub(x, mask))
+                self._receive()
                 part = form(x, self._static)
             else:
                 part = form(mask, self._static)

@@ -1,0 +1,311 @@
+"""Free-form registration by cubic B-splines of two images that two parties hold.
+
+The sum of squared differences decides, as in the paper's section 3.1: `splinelevels`
+has the optimizer. There is no such registration in DIPY: arguments and results are
+those of `imwarp`. The moving owner conducts; it learns the steps, rounded, and with
+them the map. The static owner learns control points of the map, if it gets the result.
+
+Every party calls the same functions: the image it does not hold is a `RemoteImage`.
+Called with both images, the other two parties are started as processes on this machine
+and run the same protocol.
+"""
+
+from collections import Counter
+
+from dipy.align import floating
+from dipy.align.imwarp import (
+    DiffeomorphicMap,
+    RegistrationStages,
+    get_direction_and_spacings,
+)
+from dipy.align.scalespace import IsotropicScaleSpace
+from dipy.align.vector_fields import (
+    invert_vector_field_fixed_point_2d,
+    invert_vector_field_fixed_point_3d,
+)
+from dipy.testing.decorators import warning_for_keywords
+import numpy as np
+from scipy import ndimage
+
+from dipy_ppir.align import plausibility
+from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.arguments import check_run, image_array, matrix_array
+from dipy_ppir.align.checkpoint import (
+    CheckpointError,
+    agree_on_state,
+    begin_or_resume,
+    digest,
+    journal,
+    journal_ahead,
+)
+from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
+from dipy_ppir.align.imwarp import REPEATS, RESULT_TO, check_received
+from dipy_ppir.align.memory import check_session
+from dipy_ppir.align.parameters import FREEFORM, FreeFormParameters
+from dipy_ppir.align.remote import (
+    RemoteImage,
+    check_roles,
+    grid2world_of,
+    is_remote,
+    split,
+    unite,
+)
+from dipy_ppir.align.splinelevels import MovingLevel, SplineLevels, opened_bits
+from dipy_ppir.align.validation import (
+    check_grid2world,
+    check_image,
+    check_overlap,
+    check_pyramid,
+)
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.arrays import OwnedArray
+from dipy_ppir.mpc.errors import ProtocolError
+from dipy_ppir.mpc.freeform import IMAGE_BITS, MEAN_BITS, ClearSteps, SharedSteps
+from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+
+#: The resulting control points are multiples of this part of a voxel.
+RESULT_UNIT = 2.0**-6
+#: Part of an image's voxels on either side that is no measure of its range.
+TAIL = 0.005
+
+declare(
+    "control_points",
+    receivers=(STATIC,),
+    shape="dim numbers for every control point of the static image, once",
+    meaning="the resulting map, as the control points of its spline",
+    bits=16,
+)
+
+
+class FreeFormRegistration:
+    """What a registration has in common at whatever party; see `SplineLevels`.
+
+    Parameters
+    ----------
+    parameters : FreeFormParameters
+    callback : callable or None
+
+    Attributes
+    ----------
+    current_level, niter : int
+        where the registration is; level 0 is the finest.
+    energy_list : list
+        empty: no energy is opened.
+    """
+
+    def __init__(self, parameters, callback):
+        self.parameters, self.callback = parameters, callback
+        self.dim, self.energy_list = parameters.dim, []
+        self.current_level, self.niter = None, 0
+
+    # -- images and grids ------------------------------------------------
+
+    def _set_up(self, images, prealign):
+        self._images = images
+        self._prealign = prealign
+        self._static, self._moving = (
+            self._scaled(images[name]) for name in ("static", "moving")
+        )
+        #: Whether the moving image is here.
+        self.conducts = self._moving is not None
+        self._space = self._scale_space(images["static"], images["static_grid2world"])
+
+    def _scaled(self, image):
+        """An image that is here, its intensities from 0 to 1."""
+        if is_remote(image):
+            return None
+        image, given = np.asarray(image, dtype=np.float64), self.parameters.intensities
+        low, high = np.quantile(image, [TAIL, 1 - TAIL]) if given is None else given
+        if not high > low:
+            low, high = image.min(), image.max()
+        return np.clip((image - low) / (high - low), 0.0, 1.0)
+
+    def _scale_space(self, static, grid2world):
+        """Grids of the levels, which follow from the static image's."""
+        p = self.parameters
+        with np.errstate(all="ignore"):
+            space = IsotropicScaleSpace(
+                np.zeros((1,) * self.dim),
+                list(p.factors),
+                [0.0] * len(p.factors),
+                image_grid2world=grid2world,
+                input_spacing=get_direction_and_spacings(grid2world, self.dim)[1],
+                mask0=False,
+            )
+        space.domain_shapes = [
+            (np.array(static.shape) / scaling).astype(np.int32)
+            for scaling in space.scalings
+        ]
+        return space
+
+    def level_shape(self, level):
+        """Shape of a level's grid."""
+        return tuple(int(n) for n in self._space.get_domain_shape(level))
+
+    def level_factors(self, above, level):
+        """Sizes of the voxels of a level in those of a finer one."""
+        return self._space.get_scaling(above) / self._space.get_scaling(level)
+
+    def _smoothed(self, name, level):
+        """An image as a level has it, on its own grid.
+
+        The standard deviation counts voxels of the static image, along its finest axis,
+        and is the same in mm along all axes of both images.
+        """
+        image = self._static if name == "static" else self._moving
+        spacings = {
+            n: np.linalg.norm(self._images[f"{n}_grid2world"][:-1, :-1], axis=0)
+            for n in ("static", "moving")
+        }
+        sigma = self.parameters.sigmas[-1 - level] * spacings["static"].min()
+        return ndimage.gaussian_filter(image, sigma / spacings[name])
+
+    def moving_level(self, level, lattice):
+        """A level at the moving owner."""
+        to_moving = np.linalg.inv(self._images["moving_grid2world"])
+        if self._prealign is not None:
+            to_moving = to_moving @ self._prealign
+        return MovingLevel(
+            self._smoothed("moving", level),
+            to_moving @ self._space.get_affine(level),
+            lattice,
+            self.parameters.bending,
+        )
+
+    def static_words(self, level):
+        """The static image at a level, in units of 2**-IMAGE_BITS; None elsewhere."""
+        if self._static is None:
+            return None
+        steps = self._space.get_scaling(level).astype(int)
+        image = self._smoothed("static", level)[tuple(slice(None, None, k) for k in steps)]
+        image = image[tuple(slice(n) for n in self.level_shape(level))]
+        return np.rint(image * (1 << IMAGE_BITS)).astype(np.int64)
+
+    # -- the same in the clear and on shares -----------------------------
+
+    def _judge(self, levels, controls, world):
+        """Whether the images match in the end, and how well, if that is asked for."""
+        finest = levels.lattice(0)
+        images = None
+        if not self.parameters.level_iters[-1]:
+            world.begin(finest, self.static_words(0))
+        if self.conducts:
+            at = self.moving_level(0, finest)
+            images = np.stack(
+                [at.warped(c)[0] for c in (np.zeros_like(controls), controls)]
+            )
+            images = np.rint(images * (1 << IMAGE_BITS)).astype(np.int64)
+        return world.judged(images, value=self.parameters.ret_metric)
+
+    def _map(self, levels, controls):
+        """The map of control points that are multiples of `RESULT_UNIT`."""
+        images = self._images
+        static_grid2world = images["static_grid2world"]
+        field = levels.lattice(0).values(controls * RESULT_UNIT)
+        field = np.moveaxis(field, 0, -1) @ static_grid2world[:-1, :-1].T
+        field = np.ascontiguousarray(field, dtype=floating)
+        backward = DiffeomorphicMap(
+            self.dim,
+            np.array(field.shape[:-1], dtype=np.int32),
+            disp_grid2world=static_grid2world,
+            domain_shape=images["moving"].shape,
+            domain_grid2world=images["moving_grid2world"],
+            codomain_shape=images["static"].shape,
+            codomain_grid2world=static_grid2world,
+            prealign=None if self._prealign is None else np.linalg.inv(self._prealign),
+        )
+        invert = {
+            2: invert_vector_field_fixed_point_2d,
+            3: invert_vector_field_fixed_point_3d,
+        }[self.dim]
+        backward.backward = field
+        inverse = invert(
+            field,
+            np.linalg.inv(static_grid2world),
+            self._space.get_spacing(0),
+            self.parameters.inv_iter,
+            self.parameters.inv_tol,
+            start=-field,
+        )
+        backward.forward = np.array(inverse)
+        return backward.inverse()
+
+    def _tell(self, stage):
+        if self.callback is not None:
+            self.callback(self, stage)
+
+    def _level_begins(self):
+        self._tell(RegistrationStages.SCALE_START)
+
+    def _iterated(self):
+        self._tell(RegistrationStages.ITER_END)
+
+
+def rounded(controls):
+    """Control points in whole `RESULT_UNIT`, as they are shown."""
+    least, most = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    return np.clip(np.rint(controls / RESULT_UNIT), least, most).astype(np.int16)
+
+
+class ClearFreeFormRegistration(FreeFormRegistration):
+    """What `SecureFreeFormRegistration` does, without parties.
+
+    Of both images in the clear, the same formulas and roundings (steps are rounded to
+    nearest): to see what the algorithm does, and to compare with.
+
+    Parameters
+    ----------
+    callback : callable, optional
+    **parameters
+        of `FreeFormParameters`.
+
+    Attributes
+    ----------
+    iterations : list of int
+        at each level, the coarsest first.
+    controls : array, shape (dim, *control_shape)
+        control points in voxels of the static image.
+    steps : list of (int, array)
+        level and steps that are shown, of each iteration.
+    mismatched : bool
+    value : float or None
+    """
+
+    def __init__(self, *, callback=None, **parameters):
+        super().__init__(FreeFormParameters(**parameters), callback)
+
+    @warning_for_keywords()
+    def optimize(
+        self,
+        static,
+        moving,
+        *,
+        static_grid2world=None,
+        moving_grid2world=None,
+        prealign=None,
+    ):
+        """Register; see `SecureFreeFormRegistration.optimize`."""
+        images = {"static": static, "moving": moving}
+        for name, given in (
+            ("static", static_grid2world),
+            ("moving", moving_grid2world),
+        ):
+            images[f"{name}_grid2world"] = grid2world_of(images[name], given)
+        self._set_up(images, prealign)
+        self.iterations, self.steps = [], []
+        world = ClearSteps()
+        levels = SplineLevels(self, world)
+        self.controls = levels.run()
+        self.mismatched, self.value = self._judge(levels, self.controls, world)
+        return self._map(levels, rounded(self.controls))
+
+    def _before_opening(self, lattice, bits):
+        pass
+
+    def _iterated(self, steps):
+        self.steps.append((self.current_level, steps))
+        super()._iterated()
+
+    def _level_ends(self, controls):
+        self.iterations.append(self.niter)
+        self._tell(RegistrationStages.SCALE_END)
