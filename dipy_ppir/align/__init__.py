@@ -6,6 +6,7 @@
                                                         └> SecureParzenJointHistogram
     syn_registration ─> SecureSymmetricDiffeomorphicRegistration ─> SecureCCMetric
     point_registration
+    freeform_registration ─> SecureFreeFormRegistration
 
 Nothing in this package touches a socket or a field element; what has to be
 computed on both images goes through the protocols of `dipy_ppir.mpc`.
@@ -16,6 +17,7 @@ from dipy_ppir.align._public import (
     affine,
     affine_registration,
     center_of_mass,
+    freeform_registration,
     rigid,
     rigid_isoscaling,
     rigid_scaling,
@@ -31,6 +33,7 @@ __all__ = [
     "affine_registration",
     "center_of_mass",
     "point_registration",
+    "freeform_registration",
     "rigid",
     "rigid_isoscaling",
     "rigid_scaling",

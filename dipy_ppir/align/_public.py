@@ -12,6 +12,7 @@ from dipy_ppir.align import plausibility
 from dipy_ppir.align.arguments import check_run, mask_array, matrix_array, read_image
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.frames import Blur
+from dipy_ppir.align.freeform import SecureFreeFormRegistration
 from dipy_ppir.align.hidden import (
     check_path,
     check_start,
@@ -27,6 +28,7 @@ from dipy_ppir.align.imaffine import (
 from dipy_ppir.align.imwarp import registration_from as syn_registration_from
 from dipy_ppir.align.parameters import (
     AFFINE,
+    FREEFORM,
     PIPELINE_STEPS,
     SYN,
     AffineParameters,
@@ -52,6 +54,7 @@ __all__ = [
     "affine",
     "affine_registration",
     "center_of_mass",
+    "freeform_registration",
     "rigid",
     "rigid_isoscaling",
     "rigid_scaling",
@@ -612,6 +615,103 @@ def syn_registration(
     if mapping is not None and not is_remote(moving):
         warped = mapping.transform(moving)
     out = (warped, mapping)
+    return out + (registration.receipt,) if ret_receipt else out
+
+
+@warning_for_keywords()
+def freeform_registration(
+    moving,
+    static,
+    *,
+    moving_affine=None,
+    static_affine=None,
+    dim=FREEFORM.dim,
+    prealign=None,
+    session=None,
+    callback=None,
+    ret_receipt=False,
+    checkpoint=None,
+    strict=False,
+    **parameters,
+):
+    """Find the cubic B-spline that deforms one party's image onto another's.
+
+    The sum of squared differences decides: both images must show the same with the same
+    contrast. Neither party sees the other's image.
+
+    Parameters
+    ----------
+    moving, static : array, nifti image, str or RemoteImage
+        the image that another party holds is a `RemoteImage`; at the helper both
+        are. In a session opened by `Session.load` the word "remote" does, because
+        the owners tell each other the shapes and affines.
+    moving_affine, static_affine : array, shape (dim + 1, dim + 1), optional
+        voxel-to-space transformations, mm; required for arrays.
+    dim : int (either 2 or 3), optional
+        the dimension of the image domain.
+    prealign : array, shape (dim + 1, dim + 1), optional
+        affine transform from the static to the moving image's space (see
+        `affine_registration`), at the moving owner.
+    session : Session, optional
+        this party's session. With both images here and no session, the other
+        two parties are started as processes on this machine.
+    callback, strict : optional
+        see `SecureFreeFormRegistration`.
+    ret_receipt : bool, optional
+        also return, last, what each party learned and what it cost.
+    checkpoint : Checkpoint, optional
+        where this party keeps its state in a session, to go on after an interruption.
+    level_iters, factors, sigmas, spacing, bending, precision, opt_tol : optional
+        see `SecureFreeFormRegistration`.
+    max_step, sampling, sampling_proportion, seed, intensities, inv_iter : optional
+        see `SecureFreeFormRegistration`.
+    inv_tol, result_to, ret_metric : optional
+        see `SecureFreeFormRegistration`.
+
+    Returns
+    -------
+    warped_moving : array or None
+        the moving image warped to the static image's grid, at its owner.
+    mapping : DiffeomorphicMap or None
+        the map, at the owners that get it.
+    value : float or None
+        with `ret_metric`, the mean squared difference, at the moving owner.
+    receipt : dict
+        with `ret_receipt`.
+
+    Raises
+    ------
+    ValueError
+        if an image or a parameter cannot be used, before any connection is
+        opened.
+    ImplausibleError
+        with `strict`, when the result is there.
+    """
+    check_run(session, checkpoint, callback)
+    prealign = matrix_array(prealign, "prealign")
+    files = OwnFiles({"static image": static, "moving image": moving})
+    registration = SecureFreeFormRegistration(
+        dim, callback=callback, checkpoint=checkpoint, strict=strict, **parameters
+    )
+    if session is not None:
+        registration.join(session)
+    static, static_affine, moving, moving_affine = _read_pair(
+        static, static_affine, moving, moving_affine, session
+    )
+    mapping = registration.optimize(
+        static,
+        moving,
+        static_grid2world=static_affine,
+        moving_grid2world=moving_affine,
+        prealign=prealign,
+    )
+    files.enter(registration.receipt)
+    warped = None
+    if mapping is not None and not is_remote(moving):
+        warped = mapping.transform(moving)
+    out = (warped, mapping)
+    if registration.parameters.ret_metric:
+        out += (registration.value,)
     return out + (registration.receipt,) if ret_receipt else out
 
 

@@ -6,6 +6,7 @@ compared with the session file before anything is sent: the file is what people 
 
 from dipy_ppir.align.parameters import (
     AffineParameters,
+    FreeFormParameters,
     ParameterError,
     PointParameters,
     SynParameters,
@@ -17,6 +18,7 @@ SCHEMAS = {
     "affine": AffineParameters,
     "syn": SynParameters,
     "points": PointParameters,
+    "freeform": FreeFormParameters,
 }
 #: What a session file says elsewhere than in [parameters].
 _ELSEWHERE = ("reveal", "result_to")

@@ -43,19 +43,19 @@ from dipy_ppir.align.imwarp import REPEATS, RESULT_TO, check_received
 from dipy_ppir.align.memory import check_session
 from dipy_ppir.align.parameters import FREEFORM, FreeFormParameters
 from dipy_ppir.align.remote import (
-    RemoteImage,
     check_roles,
     grid2world_of,
     is_remote,
     split,
     unite,
 )
-from dipy_ppir.align.splinelevels import MovingLevel, SplineLevels, opened_bits
+from dipy_ppir.align.splinelevels import MovingLevel, SplineLevels
 from dipy_ppir.align.validation import (
     check_grid2world,
     check_image,
     check_overlap,
     check_pyramid,
+    check_slices,
 )
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.arrays import OwnedArray
@@ -177,7 +177,9 @@ class FreeFormRegistration:
         if self._static is None:
             return None
         steps = self._space.get_scaling(level).astype(int)
-        image = self._smoothed("static", level)[tuple(slice(None, None, k) for k in steps)]
+        image = self._smoothed("static", level)[
+            tuple(slice(None, None, k) for k in steps)
+        ]
         image = image[tuple(slice(n) for n in self.level_shape(level))]
         return np.rint(image * (1 << IMAGE_BITS)).astype(np.int64)
 
@@ -237,7 +239,7 @@ class FreeFormRegistration:
     def _level_begins(self):
         self._tell(RegistrationStages.SCALE_START)
 
-    def _iterated(self):
+    def _iterated(self, steps):
         self._tell(RegistrationStages.ITER_END)
 
 
@@ -304,8 +306,411 @@ class ClearFreeFormRegistration(FreeFormRegistration):
 
     def _iterated(self, steps):
         self.steps.append((self.current_level, steps))
-        super()._iterated()
+        super()._iterated(steps)
 
     def _level_ends(self, controls):
         self.iterations.append(self.niter)
         self._tell(RegistrationStages.SCALE_END)
+
+
+class SecureFreeFormRegistration(FreeFormRegistration):
+    """Free-form registration of two parties' images by cubic B-splines.
+
+    Parameters
+    ----------
+    dim : {2, 3}
+        of the images.
+    level_iters : list of int, optional
+        most iterations at each level, from the coarsest to the finest.
+    factors : list of int, optional
+        how many times larger the voxels of each level are than those of the static
+        image, as in DIPY's affine registration; by default halves.
+    sigmas : list of float, optional
+        standard deviations of the Gaussian that smooths both images at each level, in
+        voxels of the static image; by default half the factors, and 0 at the last.
+    spacing : int, optional
+        a control point every so many voxels of a level's grid, along each axis.
+    bending : float, optional
+        weight of the bending energy.
+    precision : float, optional
+        to how much of a voxel of a level the moving owner is shown each step.
+    opt_tol : float, optional
+        a level ends when the control points move by no more, in voxels; by default
+        `precision`.
+    max_step : float, optional
+        longest step of a control point, voxels.
+    sampling : {"uniform", "gradient"}, optional
+        which voxels are sampled: drawn alike, or with probabilities as the gradient of
+        the moving image, which shows the static owner where that has edges.
+    sampling_proportion : float, optional
+        which part of them, at each iteration anew; by default all voxels count.
+    seed : int, optional
+        of the samples.
+    intensities : (float, float), optional
+        the range of both images that counts; by default each owner takes its own,
+        without the smallest and the largest half percent.
+    inv_iter, inv_tol
+        as in DIPY.
+    ret_metric : bool, optional
+        whether the moving owner is shown the mean squared difference in the end.
+    callback : callable, optional
+        called with this object and a `RegistrationStages`, as in DIPY.
+    session : Session, optional
+        this party's session. By default the other parties are started as processes on
+        this machine.
+    result_to : {"both", "moving", "static"}, optional
+        which image owners get the resulting map. The moving owner could have it anyway.
+    checkpoint : Checkpoint, optional
+        where this party keeps its state, to go on after an interruption; needs a
+        session.
+    strict : bool, optional
+        raise an `ImplausibleError` where a result that is not plausible otherwise is
+        an `ImplausibleWarning`; see `plausibility`.
+
+    Attributes
+    ----------
+    value : float or None
+        with `ret_metric` the mean squared difference, in parts of the range squared, at
+        the moving owner.
+    receipt : dict or None
+        what each party learned, and what it cost.
+
+    Raises
+    ------
+    ValueError
+        if an argument is out of range.
+    """
+
+    @warning_for_keywords()
+    def __init__(
+        self,
+        dim=FREEFORM.dim,
+        *,
+        callback=None,
+        session=None,
+        checkpoint=None,
+        strict=False,
+        **parameters,
+    ):
+        check_run(session, checkpoint, callback)
+        super().__init__(FreeFormParameters(dim=dim, **parameters), callback)
+        self.session, self.checkpoint = session, checkpoint
+        self.strict = bool(strict)
+        self.receipt = self.value = None
+
+    def config(self):
+        """Public parameters of the registration, JSON-able."""
+        return self.parameters.plain()
+
+    def join(self, session):
+        """Make the registration part of `session`, or of none with None."""
+        keep_to(session, "freeform", self.config())
+        self.session = session
+
+    @warning_for_keywords()
+    def optimize(
+        self,
+        static,
+        moving,
+        *,
+        static_grid2world=None,
+        moving_grid2world=None,
+        prealign=None,
+    ):
+        """Register without showing either image.
+
+        Parameters
+        ----------
+        static, moving : array or RemoteImage, shape (S, R, C) or (R, C)
+            the image that another party holds is a `RemoteImage`.
+        static_grid2world, moving_grid2world : array, shape (dim + 1, dim + 1), optional
+            voxel-to-space transformations, mm; of a `RemoteImage`, its own.
+        prealign : array, shape (dim + 1, dim + 1), optional
+            affine transform from the static to the moving image's space, at the moving
+            owner.
+
+        Returns
+        -------
+        static_to_moving : DiffeomorphicMap or None
+            the map, at the owners that get it.
+
+        Raises
+        ------
+        ValueError
+            if an image or a parameter cannot be used; before any connection is opened.
+        ParameterMismatchError
+            if the parties do not use the same parameters.
+        ImplausibleError
+            with `strict`, if the result is not plausible.
+        """
+        static, moving = image_array(static, "static"), image_array(moving, "moving")
+        static_grid2world = matrix_array(static_grid2world, "static_grid2world")
+        moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
+        images = {
+            "static": static,
+            "moving": moving,
+            "static_grid2world": grid2world_of(static, static_grid2world),
+            "moving_grid2world": grid2world_of(moving, moving_grid2world),
+        }
+        prealign = matrix_array(prealign, "prealign")
+        if self.session is not None:
+            check_session(self.session, self.parameters, static, moving)
+        self.check(images, prealign)
+        if prealign is not None and is_remote(moving):
+            raise ValueError("prealign belongs to the moving owner; leave it out here")
+        if self.session is not None:
+            check_roles(self.session.pid, static, moving)
+            mapping = self._register(images, prealign)
+            plausibility.tell(self.receipt["warnings"], strict=self.strict)
+            return mapping
+        if is_remote(static) or is_remote(moving):
+            raise ValueError(
+                "a RemoteImage needs a session with the party that holds the image"
+            )
+        if self.checkpoint is not None:
+            raise ValueError("a checkpoint needs a session; leave it out")
+        masks = {"static_mask": None, "moving_mask": None}
+        here, there, helper = split({**images, **masks})
+        here = {name: here[name] for name in images}
+        common = {"parameters": self.config()}
+
+        def run_here(session):
+            self.join(session)
+            try:
+                return self._register(here, prealign)
+            finally:
+                self.join(None)
+
+        results = local.run_locally(
+            run_here,
+            "dipy_ppir.align.freeform:_register_party",
+            moving={},
+            static={**common, **there},
+            helper={**common, **helper},
+        )
+        # Of the images, each owner speaks of its own.
+        concerns = [*self.receipt["warnings"], *results[STATIC]]
+        self.receipt["warnings"] = list(dict.fromkeys(concerns))
+        plausibility.tell(self.receipt["warnings"], strict=self.strict)
+        return results[MOVING]
+
+    # -- before the session ----------------------------------------------
+
+    def check(self, images, prealign):
+        """Raise ValueError unless the images can be registered; see `optimize`.
+
+        Parameters
+        ----------
+        images : dict
+            with ``static``, ``moving`` and their ``_grid2world``.
+        prealign : array or None
+        """
+        p = self.parameters
+        for name in ("static", "moving"):
+            image, matrix = images[name], images[name + "_grid2world"]
+            check_image(image, matrix, name)
+            if len(image.shape) != self.dim:
+                raise ValueError(
+                    f"the registration is for {self.dim}D images, but the {name} image "
+                    f"has {len(image.shape)} dimensions; give it its dim"
+                )
+        check_grid2world(prealign, self.dim, "prealign of the")
+        shape, grid2world = images["static"].shape, images["static_grid2world"]
+        if p.spacing >= min(shape):
+            raise ValueError(
+                f"a control point every {p.spacing} voxels leaves no room for a "
+                f"deformation along an axis of {min(shape)} voxels of the static "
+                "image; give a smaller spacing"
+            )
+        check_slices(images["moving"])
+        check_pyramid(shape, grid2world, p.factors)
+        if is_remote(images["moving"]):
+            return  # where the prealign matrix puts it is the moving owner's to check
+        start = grid2world if prealign is None else prealign.dot(grid2world)
+        check_overlap(
+            shape,
+            start,
+            images["moving"].shape,
+            images["moving_grid2world"],
+            remedy="check their headers, or pass prealign (see affine_registration)"
+            if prealign is None
+            else "the prealign matrix maps the static image outside the moving one; it "
+            "must map static to moving world coordinates, mm",
+        )
+
+    def _agree(self, images):
+        voxels = {n: int(np.prod(images[n].shape)) for n in ("static", "moving")}
+        self.session.ledger.about_images(
+            {MOVING: voxels["static"], STATIC: voxels["moving"]}
+        )
+        parameters = self.config()
+        for name in ("static", "moving"):
+            parameters[name + "_shape"] = list(images[name].shape)
+            parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()
+        parameters["checkpoint"] = self.checkpoint is not None
+        parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
+        with self.session.phase("agreement"):
+            self.session.agree("registration", parameters)
+
+    # -- the same program at every party ---------------------------------
+
+    def _register(self, images, prealign):
+        """One registration inside a session; see `optimize`."""
+        session = self.session
+        self.join(session)
+        self._agree(images)
+        goes_on = self.checkpoint is not None and begin_or_resume(
+            session, self.checkpoint, self._facts(images, prealign)
+        )
+        records = self.checkpoint.records() if goes_on else []
+        self._done = Counter(r["level"] for r in records if "iteration" in r)
+        self._set_up(images, prealign)
+        world = SharedSteps(session)
+        levels = SplineLevels(self, world)
+        self._tell(RegistrationStages.OPT_START)
+        with session.phase("spline steps"):
+            controls = levels.run(*self._newest(goes_on))
+        session.ledger.about(None)
+        with session.phase("result"):
+            self._before_the_end(levels)
+            mismatched, self.value = self._judge(levels, controls, world)
+            mapping = self._show(levels, controls)
+            journal(session, self.checkpoint)
+        self._tell(RegistrationStages.OPT_END)
+        facts = {"operation": "freeform", "parameters": self.config()}
+        facts |= grid_facts(images)
+        arrays = {f"{name} image": images[name] for name in ("static", "moving")}
+        facts |= own_arrays(session, **arrays, prealign=prealign)
+        concerns = [plausibility.MISMATCH] if mismatched else []
+        if mapping is not None:
+            facts |= map_facts(mapping)
+            concerns += plausibility.of_map(facts["quality"])
+            concerns += self._of_overlap(images, mapping)
+        if self.value is not None:
+            facts["metric"] = {"name": "mean squared difference", "value": self.value}
+        self.receipt = session.receipt(warnings=concerns, **facts)
+        return mapping
+
+    def _of_overlap(self, images, mapping):
+        """Concerns about where the two images lie from where it began."""
+        prealign = mapping.prealign
+        return plausibility.of_overlap(
+            plausibility.overlap(
+                np.eye(self.dim + 1) if prealign is None else prealign,
+                images["static"].shape,
+                images["static_grid2world"],
+                images["moving"].shape,
+                images["moving_grid2world"],
+            )
+        )
+
+    def _show(self, levels, controls):
+        """The map, at the owners that get it: the static one by its control points."""
+        session, receivers = self.session, RESULT_TO[self.parameters.result_to]
+        dim, here = self.dim, None
+        shape = dim, *levels.lattice(0).control_shape
+        if self.conducts:
+            here = rounded(controls)
+        if STATIC in receivers:
+            matrix = np.eye(dim + 1) if self._prealign is None else self._prealign
+            matrix = matrix if self.conducts else None
+            shown, start = session.open_all(
+                [
+                    (
+                        OwnedArray(MOVING, here, shape, np.int16),
+                        "control_points",
+                        (STATIC,),
+                    ),
+                    (
+                        OwnedArray(MOVING, matrix, (dim + 1, dim + 1), np.float64),
+                        "prealign",
+                        (STATIC,),
+                    ),
+                ]
+            )
+            if shown is not None:
+                here, self._prealign = shown, self._received(start)
+        if session.pid not in receivers:
+            return None
+        return self._map(levels, here.astype(np.float64))
+
+    def _received(self, matrix):
+        check_received(matrix, MOVING)
+        if abs(np.linalg.det(matrix)) < 1e-12:
+            raise ProtocolError(
+                "the moving owner sent a prealign matrix that is singular", MOVING
+            )
+        return None if np.array_equal(matrix, np.eye(self.dim + 1)) else matrix
+
+    # -- what is opened, counted, and kept -------------------------------
+
+    def _before_opening(self, lattice, bits):
+        """Count what is opened in an iteration, before it is."""
+        session, level = self.session, self.current_level
+        limit = self.parameters.level_iters[-1 - level]
+        self._done[level] += 1
+        if self._done[level] > REPEATS * limit:
+            raise CheckpointError(
+                f"after interruptions this level was iterated {REPEATS} times as often "
+                "as was agreed, which opens too much; start anew at all parties, "
+                "without --resume"
+            )
+        session.ledger.about(int(np.prod(lattice.shape)))
+        ahead = {"control_point_steps": ((MOVING,), self.dim * lattice.size, bits)}
+        journal_ahead(
+            session, self.checkpoint, ahead, level=level, iteration=self.niter
+        )
+
+    def _before_the_end(self, levels):
+        """Count what is opened in the end, before it is."""
+        p, ahead = self.parameters, {"mismatch": ((MOVING, STATIC), 1, 1)}
+        if p.ret_metric:
+            ahead["mean_square"] = (MOVING,), 1, MEAN_BITS
+        if STATIC in RESULT_TO[p.result_to]:
+            size = self.dim * levels.lattice(0).size
+            ahead["control_points"] = (STATIC,), size, 16
+        journal_ahead(self.session, self.checkpoint, ahead)
+
+    def _level_ends(self, controls):
+        """Write down this party's own state at the end of a level."""
+        self._tell(RegistrationStages.SCALE_END)
+        journal(self.session, self.checkpoint)
+        if self.checkpoint is None or not self.current_level:
+            return
+        arrays = {} if controls is None else {"controls": controls}
+        number = len(self.parameters.level_iters) - self.current_level
+        self.checkpoint.save(number, {"current_level": self.current_level}, arrays)
+
+    def _newest(self, goes_on):
+        """Level to go on with and control points so far; see `_level_ends`."""
+        if not goes_on:
+            return None, None
+        number = agree_on_state(self.session, self.checkpoint)
+        self.checkpoint.forget_after(number)
+        if number is None:
+            return None, None
+        facts, arrays = self.checkpoint.load(number)
+        return facts["current_level"] - 1, arrays.get("controls")
+
+    def _facts(self, images, prealign):
+        """What a checkpoint belongs to."""
+        here = {n: None if is_remote(images[n]) else images[n] for n in images}
+        return {
+            **self.config(),
+            "static image": digest(here["static"], here["static_grid2world"]),
+            "moving image": digest(here["moving"], here["moving_grid2world"]),
+            "prealign": digest(prealign),
+        }
+
+
+def _register_party(session, parameters, **images):
+    images = unite(**images)
+    registration = SecureFreeFormRegistration(session=session, **parameters)
+    with plausibility.untold():
+        registration.optimize(
+            images["static"],
+            images["moving"],
+            static_grid2world=images["static_grid2world"],
+            moving_grid2world=images["moving_grid2world"],
+        )
+    return registration.receipt["warnings"]

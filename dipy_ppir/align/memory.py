@@ -8,7 +8,11 @@ peaks of resident memory in runs of 64 x 64 x 64 to 192 x 160 x 192 voxels and 1
 
 from math import prod
 
-from dipy_ppir.align.parameters import AffineParameters, SynParameters
+from dipy_ppir.align.parameters import (
+    AffineParameters,
+    FreeFormParameters,
+    SynParameters,
+)
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 
 #: Of the program itself, bytes.
@@ -35,6 +39,9 @@ _VOXEL = {
     "force": (320, 220),
     "paper": (380, 280),
 }
+#: The same of a free-form registration, for each dimension of the images: it has a
+#: gradient and a displacement along each.
+_SPLINE = (130, 70)
 
 
 def peaks(parameters, static_shape, moving_shape):
@@ -42,7 +49,7 @@ def peaks(parameters, static_shape, moving_shape):
 
     Parameters
     ----------
-    parameters : AffineParameters or SynParameters
+    parameters : AffineParameters, SynParameters or FreeFormParameters
     static_shape, moving_shape : sequence of int
         None where it is not known yet.
 
@@ -63,6 +70,8 @@ def peaks(parameters, static_shape, moving_shape):
         coarse = parameters.dim == 3 and parameters.map_spacing > 2
         part = 0.75 if parameters.reveal == "map" and coarse else 1.0
         owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
+    elif isinstance(parameters, FreeFormParameters):
+        owner, helper = (parameters.dim * n * static for n in _SPLINE)
     elif parameters.metric == "SSD":
         owner, helper = (n * samples + _SHARED * static for n in _SQUARED)
     elif parameters.metric == "CC":

@@ -451,14 +451,15 @@ class FreeFormParameters(Parameters):
     dim : {2, 3}
         of the images.
     level_iters, factors, sigmas, spacing, bending, precision, opt_tol, max_step, \
-sampling, sampling_proportion, seed, intensities, inv_iter, inv_tol, result_to, ret_metric
+sampling, sampling_proportion, seed, intensities, inv_iter, inv_tol, result_to, \
+ret_metric
         see `SecureFreeFormRegistration`.
     reveal : str
         what the moving owner learns on the way: "steps".
     """
 
     dim: Annotated[int, _is("2 or 3", ge=2, le=3)] = 3
-    level_iters: _Iterations = (10, 10, 10)
+    level_iters: _Iterations = (10, 10, 10, 10)
     factors: _levels(Annotated[int, Field(ge=1, le=1024)]) = Field(
         default_factory=lambda d: _halves(len(d.get("level_iters", ()))),
         description=_of_levels("integers from 1 to 1024"),
@@ -471,13 +472,11 @@ sampling, sampling_proportion, seed, intensities, inv_iter, inv_tol, result_to, 
     )
     # Beyond 32, sums in 3D might not fit a word.
     spacing: Annotated[int, _is("an integer from 2 to 32, voxels", ge=2, le=32)] = 5
-    bending: Annotated[float, _is("a number from 0 to 1000", ge=0, le=1000)] = 0.01
+    bending: Annotated[float, _is("a number from 0 to 1000", ge=0, le=1000)] = 0.03
     precision: Annotated[
         float, _is("a number from 2**-20 to 1, voxels", ge=2.0**-20, le=1)
-    ] = 0.125
-    opt_tol: Annotated[float, _is("a number from 0 to 1, voxels", ge=0, le=1)] = Field(
-        default_factory=lambda d: d.get("precision", 1.0)
-    )
+    ] = 0.5
+    opt_tol: Annotated[float, _is("a number from 0 to 1, voxels", ge=0, le=1)] = 0.125
     max_step: Annotated[float, _is("a number above 0, voxels", gt=0, le=16)] = 2.0
     sampling: _one_of("uniform", "gradient") = "uniform"
     sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(

@@ -49,11 +49,15 @@ from dipy_ppir.mpc.freeform import (
 
 #: A step that is shown lies within so many voxels.
 RANGE = 8.0
-#: Of the squares of gradients that a control point sees, on average, this part is added
-#: to each, so that flat parts neither move nor show much.
-DAMPING = 0.05
+#: Of the squares of gradients that a control point sees, this part is added: what was
+#: rounded would else grow where neighbours move in turns. Of their average, the other,
+#: so that flat parts neither move nor show much.
+DAMPING, FLAT = 0.2, 0.05
 #: Relative residual of the linear system, and most iterations for it.
 SOLVED, MOST_SOLVING = 0.02, 40
+#: Steps are halved where a voxel would be left with less than this part of its volume,
+#: so many times at most.
+LEAST_VOLUME, MOST_SHORTENING = 0.1, 10
 #: Each time the steps' squares grow, steps are shortened by this, and lengthened again.
 SHORTER, LONGER = 0.5, 1.25
 
@@ -136,7 +140,7 @@ class MovingLevel:
     def damped(self, gradient, samples):
         """Sums of squares of the gradient, and the damping."""
         squares = self.lattice.sums(scattered(gradient**2, samples, self.lattice))
-        return squares + DAMPING * squares.mean() + 1e-12
+        return (1 + DAMPING) * squares + FLAT * squares.mean() + 1e-12
 
     def step(self, controls, gradient, ascent, samples):
         """The Gauss-Newton step; see the module.
@@ -158,9 +162,7 @@ class MovingLevel:
         if samples is not None:
             weight *= samples.count / np.prod(lattice.shape)
         squares = self.damped(gradient, samples)
-        damping = squares - lattice.sums(
-            scattered(gradient**2, samples, lattice)
-        )
+        damping = squares - lattice.sums(scattered(gradient**2, samples, lattice))
         diagonal = lattice.sums(scattered(gradient**2, samples, lattice), power=2)
         diagonal += damping + weight * self.energy.diagonal
         whole = scattered(gradient, samples, lattice)
@@ -254,13 +256,16 @@ class SplineLevels:
         lattice, limit = self.lattice(level), p.level_iters[-1 - level]
         at = r.moving_level(level, lattice) if r.conducts else None
         world.begin(lattice, r.static_words(level))
-        bits, length, before, more = opened_bits(p.precision), 1.0, np.inf, True
+        # As fine at coarse levels, in mm: what is lost there is not made up for, and
+        # control points are few.
+        precision = p.precision / p.factors[-1 - level]
+        bits, length, before, more = opened_bits(precision), 1.0, np.inf, True
         while world.goes_on(more and r.niter < limit, r.niter >= limit):
             samples = self.samples(level, at, controls)
             own = None
             if r.conducts:
                 image, gradient = at.warped(controls, samples)
-                own, heights = at.own(image, gradient, samples, p.precision)
+                own, heights = at.own(image, gradient, samples, precision)
             r._before_opening(lattice, bits)
             steps = world.steps(bits, own, samples)
             if r.conducts:
@@ -272,10 +277,10 @@ class SplineLevels:
                 length, before = min(length, 1.0), squares
                 longest = np.abs(step).max()
                 step *= min(length, p.max_step / max(longest, 1e-9))
-                controls = controls + step
+                controls = shortened(controls, step, lattice)
                 more = longest > p.opt_tol
-            r.niter += 1
             r._iterated(steps)
+            r.niter += 1
         return controls
 
     def samples(self, level, at, controls):
@@ -302,6 +307,26 @@ class SplineLevels:
             steepness = np.sqrt((gradient**2).sum(axis=0)).reshape(-1)
             where = magnitude_samples(rng, steepness, count)
         return self.world.samples(Samples(count, where, True))
+
+
+def shortened(controls, step, lattice):
+    """Control points after a step, that is shorter where the map would fold.
+
+    Parameters
+    ----------
+    controls, step : array, shape (dim, *control_shape)
+    lattice : Lattice
+    """
+    dim, part = len(controls), np.ones(lattice.control_shape)
+    for _ in range(MOST_SHORTENING):
+        rows = (
+            np.stack(np.gradient(u), -1) for u in lattice.values(controls + part * step)
+        )
+        bad = np.linalg.det(np.stack([*rows], -2) + np.eye(dim)) < LEAST_VOLUME
+        if not bad.any():
+            break
+        part[lattice.sums(bad.astype(np.float64)) > 0] *= SHORTER
+    return controls + part * step
 
 
 def magnitude_samples(rng, weights, count):

@@ -1,7 +1,8 @@
 r"""Steps of control points of a cubic B-spline, from products of the owners' numbers.
 
-The moving owner knows numbers x_d of every voxel (the gradient of its warped image along
-axis d) and its warped image m, the static owner its image J. For a control point c
+The moving owner knows numbers x_d of every voxel (the gradient of its warped image
+along axis d) and its warped image m, the static owner its image J. For a control point
+c
 
 .. math::
 
@@ -321,7 +322,9 @@ class SharedSteps:
         bound = lattice.most_weight << IMAGE_BITS + GRADIENT_BITS
         if samples is None or not samples.hidden:
             form = products(lattice, samples, lattice.integer_sums)
-            shape = results[:1] + (lattice.shape if samples is None else (samples.count,))
+            shape = results[:1] + (
+                lattice.shape if samples is None else (samples.count,)
+            )
             return self._images.sums(form, shape, results, x, bound=bound).share
         own = None
         if s.pid == STATIC:
@@ -359,9 +362,9 @@ class SharedSteps:
     def judged(self, images=None, *, value=False):
         """Whether the images hardly match in the end, or less than in the beginning.
 
-        They do not if the sum of squared differences is more than 3/4 of that of
-        the static image less its mean, or 21/20 of what it was (`LEFT`, `KEPT`). Rounds: 2, those of
-        `Shares.any_negative`, and 1 for the value.
+        They do not if the sum of squared differences is more than 3/4 of that of the
+        static image less its mean, or 21/20 of what it was (`LEFT`, `KEPT`). Rounds: 2,
+        those of `Shares.any_negative`, and 1 for the value.
 
         Parameters
         ----------

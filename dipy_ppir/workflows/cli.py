@@ -18,6 +18,10 @@ CLI_FLOWS = {
         "dipy_ppir.workflows.points",
         "SecurePointRegistrationFlow",
     ),
+    "dipy_ppir_align_freeform": (
+        "dipy_ppir.workflows.freeform",
+        "SecureFreeFormRegistrationFlow",
+    ),
     "dipy_ppir_apply_transform": (
         "dipy_ppir.workflows.transform",
         "ApplyTransformFlow",
@@ -169,6 +173,11 @@ def align_syn():
 def align_points():
     """Entry point of ``dipy_ppir_align_points``."""
     return run("dipy_ppir_align_points")
+
+
+def align_freeform():
+    """Entry point of ``dipy_ppir_align_freeform``."""
+    return run("dipy_ppir_align_freeform")
 
 
 def apply_transform():

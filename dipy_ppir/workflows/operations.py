@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dipy_ppir.align import (
     affine_registration,
+    freeform_registration,
     point_registration,
     syn_registration,
 )
@@ -104,6 +105,16 @@ def _opened_by_syn(parameters):
     return [x for x in labels if at_levels or not x.startswith("level_")]
 
 
+def _opened_by_freeform(parameters):
+    hidden = parameters.sampling == "gradient"
+    return [
+        "control_point_steps",
+        "mismatch",
+        *(["sampled_voxels"] if hidden else []),
+        *(["mean_square"] if parameters.ret_metric else []),
+    ]
+
+
 def check_plan(parameters):
     """Raise ValueError if steps that are planned ahead cannot be taken.
 
@@ -185,6 +196,23 @@ OPERATIONS = {
         result=dict.fromkeys((MOVING, STATIC), ("rotation", "centroid", "size_ratio")),
         data="points",
         example="your_points.txt",
+    ),
+    "freeform": Operation(
+        function=freeform_registration,
+        command="dipy_ppir_align_freeform",
+        titles={
+            "": "a free-form registration (cubic B-splines) by squared differences"
+        },
+        opens={
+            "steps": (
+                "control_point_steps",
+                "mismatch",
+                "sampled_voxels",
+                "mean_square",
+            )
+        },
+        opened=_opened_by_freeform,
+        result={STATIC: ("control_points", "prealign")},
     ),
 }
 
@@ -393,10 +421,11 @@ def explain(plan):
 TEMPLATE = """\
 # Session file of dipy_ppir: the same at all three parties.
 title = "{title}"
-operation = "{operation}"          # affine, syn or points
+operation = "{operation}"          # affine, syn, freeform or points
 # What the owners learn beside the result: for affine "transform" (the steps that lead
 # to it), "gradient" or "histogram" (far more), for syn "map" (rounded copies of it), or
-# "update" and "force" (nearly the images), for points "transform" (nothing). See:
+# "update" and "force" (nearly the images), for freeform "steps" (rounded), for points
+# "transform" (nothing). See:
 # dipy_ppir_session check FILE
 reveal = "{reveal}"
 result_to = "both"            # both, moving, or but for affine static: who gets it
@@ -445,6 +474,10 @@ radius = 4""",
     "points": """\
 scaling = false               # true: find a scale as well
 precision = 0.005             # mm, by which rounding may move a point""",
+    "freeform": """\
+level_iters = [10, 10, 10, 10]
+factors = [8, 4, 2, 1]
+spacing = 5                   # voxels from one control point to the next""",
 }
 
 

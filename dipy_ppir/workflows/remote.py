@@ -161,7 +161,7 @@ class Site:
         ):
             met()
             callback = progress
-            if self.plan.operation == "syn":
+            if self.plan.operation != "affine":
                 callback = deformation_callback(progress)
             *result, receipt = self.operation.function(
                 session=session,
