@@ -22,7 +22,7 @@ from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 
 ROLES = {"moving": MOVING, "static": STATIC, "helper": HELPER}
-REVEAL = {"affine": "histogram", "syn": "map"}
+REVEAL = {"affine": "histogram", "syn": "map", "freeform": "steps"}
 #: Seconds that a command may take: for those that hang, not for those that are slow.
 LIMIT = 300
 

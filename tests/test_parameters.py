@@ -22,6 +22,7 @@ from dipy_ppir.align.parameters import (
     AFFINE,
     SYN,
     AffineParameters,
+    FreeFormParameters,
     ParameterError,
     SynParameters,
     UnknownParameterError,
@@ -33,7 +34,11 @@ from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import LIMITS, SessionFile
 from dipy_ppir.workflows.operations import OPERATIONS, explain, template
 
-SCHEMAS = {"affine": AffineParameters, "syn": SynParameters}
+SCHEMAS = {
+    "affine": AffineParameters,
+    "syn": SynParameters,
+    "freeform": FreeFormParameters,
+}
 BRIEF = {"level_iters": [5, 3], "sigmas": [1.0, 0.0], "factors": [2, 1], "nbins": 16}
 
 
@@ -87,6 +92,27 @@ MISTAKES = {
     "long steps": ("syn", {"step_length": 0.6}, "{step_length}.*at most 0.5"),
     "rough": ("syn", {"sigma_diff": 0.5}, '{sigma_diff} 0.5.*{reveal}="force"'),
     "nobody's": ("syn", {"result_to": "helper"}, "{result_to}.*'static'"),
+    "too sparse": ("freeform", {"spacing": 33}, "{spacing}.*2 to 32, voxels; got 33"),
+    "nothing to sample": (
+        "freeform",
+        {"sampling": "gradient"},
+        '{sampling}="gradient" needs {sampling_proportion}',
+    ),
+    "levels of two kinds": (
+        "freeform",
+        {"factors": [2, 1]},
+        "{level_iters}, {factors} and {sigmas} must have one entry per level",
+    ),
+    "no whole image": (
+        "freeform",
+        {"level_iters": [1], "factors": [2]},
+        "{factors} must end in 1",
+    ),
+    "no range": (
+        "freeform",
+        {"intensities": [1, 0.5]},
+        "{intensities} must be two numbers, the lower one first",
+    ),
     "not the static owner's": (
         "affine",
         {"result_to": "static"},

@@ -4,6 +4,7 @@ from itertools import combinations_with_replacement
 from math import prod
 
 import numpy as np
+from scipy.sparse import csr_array
 
 
 class BendingEnergy:
@@ -26,8 +27,8 @@ class BendingEnergy:
         dim = len(lattice.shape)
         squares = []
         for axis in range(dim):
-            parts = (lattice.matrix(axis, order) for order in range(3))
-            squares.append([part.T @ part for part in parts])
+            parts = (csr_array(lattice.matrix(axis, order)) for order in range(3))
+            squares.append([(part.T @ part).tocsr() for part in parts])
         self._terms = []
         for axes in combinations_with_replacement(range(dim), 2):
             orders = [axes.count(axis) for axis in range(dim)]
@@ -45,8 +46,9 @@ class BendingEnergy:
         for weight, factors in self._terms:
             x = controls
             for axis, matrix in enumerate(factors):
-                x = np.moveaxis(x, axis - dim, -1) @ matrix
-                x = np.moveaxis(x, -1, axis - dim)
+                first = np.moveaxis(x, axis - dim, 0)
+                x = (matrix @ first.reshape(len(first), -1)).reshape(first.shape)
+                x = np.moveaxis(x, 0, axis - dim)
             total += weight * x
         return total
 
@@ -54,7 +56,7 @@ class BendingEnergy:
     def diagonal(self):
         """Diagonal of that map, shape `control_shape`."""
         each = (
-            weight * prod(np.ix_(*(np.diagonal(m) for m in factors)))
+            weight * prod(np.ix_(*(m.diagonal() for m in factors)))
             for weight, factors in self._terms
         )
         return sum(each)

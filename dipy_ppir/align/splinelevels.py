@@ -37,6 +37,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
 from dipy_ppir.align.bending import BendingEnergy
+from dipy_ppir.align.quality import jacobian_determinant
 from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.freeform import (
     GRADIENT_BITS,
@@ -54,10 +55,12 @@ RANGE = 8.0
 #: so that flat parts neither move nor show much.
 DAMPING, FLAT = 0.2, 0.05
 #: Relative residual of the linear system, and most iterations for it.
-SOLVED, MOST_SOLVING = 0.02, 40
+SOLVED, MOST_SOLVING = 0.05, 20
 #: Steps are halved where a voxel would be left with less than this part of its volume,
 #: so many times at most.
-LEAST_VOLUME, MOST_SHORTENING = 0.1, 10
+LEAST_VOLUME, MOST_SHORTENING = 0.1, 6
+#: Added to the diagonal where a spline is fitted to another.
+RIDGE = 1e-4
 #: Each time the steps' squares grow, steps are shortened by this, and lengthened again.
 SHORTER, LONGER = 0.5, 1.25
 
@@ -110,9 +113,13 @@ class MovingLevel:
 
     def _points(self, displacements, samples):
         """Where voxels of the level come to lie in the image."""
-        at = slice(None) if samples is None else samples.at
-        points = np.indices(self.lattice.shape, dtype=np.float64) + displacements
-        points = points.reshape(self.dim, -1)[:, at]
+        shape = self.lattice.shape
+        if samples is None:
+            points = np.indices(shape, dtype=np.float64) + displacements
+            points = points.reshape(self.dim, -1)
+        else:
+            points = displacements.reshape(self.dim, -1)[:, samples.at]
+            points += np.unravel_index(samples.at, shape)
         return points.T @ self._linear.T + self._start
 
     def own(self, image, gradient, samples, precision):
@@ -244,9 +251,10 @@ class SplineLevels:
         factors = self.r.level_factors(level + 1, level)
         for axis, factor in enumerate(factors):
             positions = np.arange(now.shape[axis]) / factor
-            # The nearest spline at the voxels, the smallest of them.
-            fitted = np.linalg.pinv(now.at(axis, np.arange(now.shape[axis])), 1e-3)
-            matrix = fitted @ before.at(axis, positions)
+            # The nearest spline at the voxels; control points beyond them stay small.
+            values = now.at(axis, np.arange(now.shape[axis]))
+            normal = values.T @ values + RIDGE * np.eye(values.shape[1])
+            matrix = np.linalg.solve(normal, values.T @ before.at(axis, positions))
             moved = np.moveaxis(controls, axis + 1, -1) @ matrix.T
             controls = np.moveaxis(moved, -1, axis + 1)
         return controls * np.reshape(factors, (-1,) + (1,) * len(factors))
@@ -317,12 +325,10 @@ def shortened(controls, step, lattice):
     controls, step : array, shape (dim, *control_shape)
     lattice : Lattice
     """
-    dim, part = len(controls), np.ones(lattice.control_shape)
+    part = np.ones(lattice.control_shape)
     for _ in range(MOST_SHORTENING):
-        rows = (
-            np.stack(np.gradient(u), -1) for u in lattice.values(controls + part * step)
-        )
-        bad = np.linalg.det(np.stack([*rows], -2) + np.eye(dim)) < LEAST_VOLUME
+        field = np.moveaxis(lattice.values(controls + part * step), 0, -1)
+        bad = jacobian_determinant(field, None) < LEAST_VOLUME
         if not bad.any():
             break
         part[lattice.sums(bad.astype(np.float64)) > 0] *= SHORTER
