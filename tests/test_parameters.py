@@ -379,6 +379,8 @@ def test_classes_keep_to_the_file_as_well(in_session, images):
         (SYN, (192, 160, 192), (2970, 2970, None)),
         (SynParameters(reveal="update"), (112,) * 3, (653, 639, 471)),
         (SynParameters(dim=2), (1000, 1000), (913, 903, 657)),
+        (FreeFormParameters(), (110,) * 3, (539, 349, 308)),
+        (FreeFormParameters(dim=2), (1200, 1200), (469, 313, 274)),
     ],
 )
 def test_memory_is_estimated_from_above(parameters, shape, measured):

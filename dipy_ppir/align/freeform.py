@@ -669,6 +669,7 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         if STATIC in RESULT_TO[p.result_to]:
             size = self.dim * levels.lattice(0).size
             ahead["control_points"] = (STATIC,), size, 16
+            ahead["prealign"] = (STATIC,), (self.dim + 1) ** 2, 64
         journal_ahead(self.session, self.checkpoint, ahead)
 
     def _level_ends(self, controls):

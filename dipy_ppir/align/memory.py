@@ -39,9 +39,9 @@ _VOXEL = {
     "force": (320, 220),
     "paper": (380, 280),
 }
-#: The same of a free-form registration, for each dimension of the images: it has a
-#: gradient and a displacement along each.
-_SPLINE = (130, 70)
+#: The same of a free-form registration for each dimension, at the moving owner, the
+#: static one and the helper: along each there are a gradient and a displacement.
+_SPLINE = (75, 20, 30)
 
 
 def peaks(parameters, static_shape, moving_shape):
@@ -62,8 +62,7 @@ def peaks(parameters, static_shape, moving_shape):
         0.0 if shape is None else float(prod(shape))
         for shape in (static_shape, moving_shape)
     )
-    common = _PROGRAM
-    samples = static
+    common, samples, other = _PROGRAM, static, None
     if isinstance(parameters, AffineParameters):
         samples *= parameters.sampling_proportion or 1
     if isinstance(parameters, SynParameters):
@@ -71,7 +70,7 @@ def peaks(parameters, static_shape, moving_shape):
         part = 0.75 if parameters.reveal == "map" and coarse else 1.0
         owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
     elif isinstance(parameters, FreeFormParameters):
-        owner, helper = (parameters.dim * n * static for n in _SPLINE)
+        owner, other, helper = (parameters.dim * n * static for n in _SPLINE)
     elif parameters.metric == "SSD":
         owner, helper = (n * samples + _SHARED * static for n in _SQUARED)
     elif parameters.metric == "CC":
@@ -83,7 +82,7 @@ def peaks(parameters, static_shape, moving_shape):
         helper = (_HELD + _HELD_BIN * parameters.nbins) * samples
     return {
         MOVING: common + owner + _IMAGE * moving,
-        STATIC: common + owner + _IMAGE * static,
+        STATIC: common + (owner if other is None else other) + _IMAGE * static,
         HELPER: common + helper,
     }
 
