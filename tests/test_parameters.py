@@ -234,6 +234,11 @@ def test_what_is_asked_for_besides_is_explained():
     more = {"starting_affine": "mass", "ret_metric": True}
     more = explain(plan_of("affine", pipeline=["rigid"], **more))
     assert "(center_of_mass)" in more and "(final_value)" in more
+    drawn = {"sampling": "gradient", "sampling_proportion": 0.1, "ret_metric": True}
+    drawn, plain = explain(plan_of("freeform", **drawn)), explain(plan_of("freeform"))
+    for words in ("(sampled_voxels)", "(mean_square)", "the edges of the moving"):
+        assert words in drawn and words not in plain
+    assert "can rebuild much" in plain
     sampled = explain(plan_of("affine", sampling_proportion=0.1))
     assert "masks" in sampled and "masks" not in plain
     correlated = explain(plan_of("affine", metric="CC", radius=3))

@@ -389,6 +389,17 @@ def explain(plan):
             "CAUTION: the static owner is shown at every iteration where the moving "
             'image has edges (doc/security.md); sampling = "URS" shows nothing of it.'
         )
+    if "control_point_steps" in labels:
+        lines.append(
+            "CAUTION: what the moving owner is shown of the steps are equations in the "
+            "static image, of which it can rebuild much (doc/security.md); a coarser "
+            "precision, a larger spacing and 0 iterations at the last level show less."
+        )
+    if "sampled_voxels" in labels:
+        lines.append(
+            "CAUTION: where samples are shows the static owner the edges of the moving "
+            'image; sampling = "uniform" does not.'
+        )
     if "metric_gradient" in labels:
         lines.append(
             "CAUTION: the moving owner chooses where the metric is evaluated, some "
