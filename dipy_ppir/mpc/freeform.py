@@ -41,11 +41,13 @@ the weights to what they have.
 verb             rounds  words of 8 bytes, on all links
 ===============  ======  ======================================================
 `begin`          1       1 per voxel, from the static owner
-`steps`          2       n dim per sample, from the moving owner; 6 per control
-                         point and axis: 2 from the static owner, 1 from the
-                         moving one, 3 from the helper
-the same, of     3       n dim + 1/2 (where they are) and n (J) per sample, n dim
-hidden samples           from the helper; 5 per control point and axis
+`steps`          2       dim per sample, from the moving owner; 6 per control
+                         point and axis: 1 from the moving owner, 2 from the
+                         static one, 3 from the helper
+`samples`        1       1/2 per hidden sample, from the moving owner
+`steps` of       3       2 dim + 1 per sample: dim each from the moving owner and
+hidden samples           the helper, 1 from the static owner; 5 per control point
+                         and axis: as above, but 2 from the helper
 `judged`         2, see  2 per voxel, from the moving owner; 2 from the helper, and
                  there   what `lift` and MPyC's comparison of two numbers cost
 ===============  ======  ======================================================
