@@ -461,7 +461,7 @@ class CarriedLevels:
         """
         last = correlations[-1]
         sums = [
-            ((last, carried.possible(halves)), (1.0, -LEAST_CORRELATION)),
+            ((last, carried.reference(halves)), (1.0, -LEAST_CORRELATION)),
             ((last, correlations[0]), (1.0, -KEPT_CORRELATION)),
         ]
         return self._any_negative(sums, "mismatch", tuple(IMAGES))

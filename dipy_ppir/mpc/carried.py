@@ -1,4 +1,7 @@
-r"""Local cross-correlation of two images that are carried along on shares.
+r"""Two images that are carried along on shares, and their local cross-correlation.
+
+`Carried` is what is common to all metrics; the forces of cross-correlation are in
+`CarriedCorrelation`, those of squared differences in `differences`.
 
 SyN moves the static image s and the moving image m towards each other, each by its half
 U and V of a map. Within a level nothing is opened: images, halves and what is known of
@@ -95,6 +98,7 @@ from dipy_ppir.mpc.carrier import (
     WIDE,
     WIDE_UNIT,
     Carrier,
+    channels,
     solid,
     sum_of,
 )
@@ -192,9 +196,14 @@ def slope(p, order):
     return matrix
 
 
+def interpolation(wanted, p):
+    """Linear interpolation at some positions from points p, as a matrix."""
+    return np.stack([np.interp(wanted, p, row) for row in np.eye(len(p))], 1)
+
+
 def straight(n, p):
     """Linear interpolation of n voxels from points p, as a matrix."""
-    return np.stack([np.interp(np.arange(n), p, row) for row in np.eye(len(p))], 1)
+    return interpolation(np.arange(n), p)
 
 
 class Residual:
@@ -272,15 +281,23 @@ class Operators:
         of the coarse grid, along each axis, voxels.
     relative : sequence of float, optional
         what a step along each axis counts; for voxels that are not cubes.
+    thinning : sequence of int, optional
+        every how many voxels along each axis are carried: `spacing` counts the voxels
+        that there were before, and all else those that are left.
     """
 
-    def __init__(self, shape, radius, sigma, spacing, relative=None):
-        self.shape = tuple(int(n) for n in shape)
+    def __init__(self, shape, radius, sigma, spacing, relative=None, thinning=None):
+        thinning = (1,) * len(shape) if thinning is None else tuple(thinning)
+        whole = tuple(int(n) for n in shape)
+        self.shape = tuple(-(-n // t) for n, t in zip(whole, thinning, strict=True))
         self.dim, self.radius, self.sigma = len(self.shape), radius, sigma
         self.window = (2 * radius + 1) ** self.dim
         self.guard = GUARD if radius > SMALL_RADIUS else GUARD_SMALL
         self.spacing = tuple(spacing)
-        self.points = [points(n, h) for n, h in zip(self.shape, spacing, strict=True)]
+        self.points = [
+            points(n, h) if t == 1 else points(n, h) / t
+            for n, h, t in zip(whole, spacing, thinning, strict=True)
+        ]
         self.coarse = tuple(len(p) for p in self.points)
         self.relative = (1.0,) * self.dim if relative is None else tuple(relative)
         self.keys = [(a,) for a in range(self.dim)]
@@ -319,7 +336,8 @@ class Operators:
         """
         axes = []
         for n, p in zip(self.shape, self.points, strict=True):
-            gauss = ndimage.gaussian_filter1d(np.eye(n), self.sigma, axis=0)[p]
+            gauss = ndimage.gaussian_filter1d(np.eye(n), self.sigma, axis=0)
+            gauss = interpolation(p, np.arange(n)) @ gauss
             inner = np.zeros(n)
             inner[self.radius : n - self.radius] = 1
             outer = np.zeros(len(p))
@@ -478,7 +496,10 @@ class Spread:
 
 
 class Smooth:
-    """An array times the gradient of an image along an axis, smoothed."""
+    """An array times the gradient of an image along an axis, smoothed.
+
+    Of arrays of several channels the sum over them.
+    """
 
     def __init__(self, operators, axis):
         self.o, self.axis = operators, axis
@@ -490,24 +511,27 @@ class Smooth:
 
     def clear(self, left, right):
         """Of real numbers."""
-        slope = np.gradient(right[0], axis=self.axis)
-        edge = [slice(None)] * self.o.dim
-        for at in (0, -1):
-            edge[self.axis] = at
-            slope[tuple(edge)] = 0
-        return self.map.clear(left[0] * slope)
+        axis = self.axis - self.o.dim
+        slope = np.gradient(right[0], axis=axis)
+        np.moveaxis(slope, axis, 0)[[0, -1]] = 0
+        products = (left[0] * slope).reshape(-1, *self.o.shape)
+        return self.map.clear(products.sum(axis=0))
 
     def ring(self, left, right, out, factor):
         """Add that of packed arrays, times an integer, to `out`."""
-        first, t, x = 3 - self.o.dim, solid(left[0]), solid(right[0])
+        first, shape = 3 - self.o.dim, self.o.shape
+        t, x = channels(left[0], shape), channels(right[0], shape)
         axes = [None] * first + self.map.axes
-        n0, n1, n2, _ = t.shape
+        n0, n1, n2, _ = t[0].shape
         thin = scratch("thin", (n0, *self.o.coarse[-2:]))
         for begin in range(0, n0, PLANES):
             planes = min(PLANES, n0 - begin)
             products = scratch("smooth", (planes, n1, n2))
             products[...] = 0
-            kernels.slope_products(t, x, self.axis + first, begin, products, threads())
+            for y, z in zip(t, x, strict=True):
+                kernels.slope_products(
+                    y, z, self.axis + first, begin, products, threads()
+                )
             rows = axes[1].ring(products, 1)
             thin[begin : begin + planes] = axes[2].ring(rows, 2)
         if axes[0] is not None:
@@ -524,8 +548,9 @@ class Half(NamedTuple):
     Attributes
     ----------
     image : Masked, shape of the grid
-    inverse : Masked, coarse
-        sqrt(N) e.
+        or of channels on it.
+    inverse : Masked, coarse, or None
+        sqrt(N) e, with cross-correlation.
     displacement : list of Masked, coarse
         voxels.
     """
@@ -541,7 +566,7 @@ class Start(NamedTuple):
     Attributes
     ----------
     image : array of float, shape of the grid
-        warped, between 0 and 1.
+        or of channels on it; warped, between 0 and 1.
     displacement : array of float, shape (dim, coarse)
         by which it was warped, voxels.
     """
@@ -587,8 +612,11 @@ class Beside:
         return self.result
 
 
-class CarriedCorrelation:
-    """Iterations of SyN with cross-correlation at one level; see the module.
+class Carried:
+    """Iterations of SyN at one level; see the module.
+
+    What a metric adds: the forces (`speeds`), what the sum that they make larger or
+    smaller is compared with (`reference`), and what is known of an image besides.
 
     Parameters
     ----------
@@ -596,28 +624,72 @@ class CarriedCorrelation:
     operators : Operators
     step : float
         length of the longest step, voxels.
+    channels : tuple of int, optional
+        shape of what each voxel of an image has; numbers by default.
+
+    Attributes
+    ----------
+    better : int
+        1 where images match better the larger their score, else -1.
+    terms : int
+        how many numbers the score is a sum of, none of them much larger than 1.
     """
 
-    def __init__(self, world, operators, step):
+    def __init__(self, world, operators, step, channels=()):
         self.world, self.o, self.step = world, operators, step
-        self.window, self.spread = Window(operators), Spread(operators)
-        self.wider = Window(operators, REACH)
+        self.shape = (*channels, *operators.shape)
         self.smooth = [Smooth(operators, a) for a in range(operators.dim)]
         self.carrier = Carrier(world, operators)
-        n = operators.window
-        # Products of two of these and a sum over N voxels twice: a power of two again.
-        self.inverse = INVERSE._replace(
-            unit=INVERSE.unit * n / 2.0 ** round(np.log2(n))
-        )
-        self._inner = Linear([None] * operators.dim, operators.inner)
+
+    # -- what a metric adds ----------------------------------------------
+
+    def speeds(self, static, moving, fresh=None):
+        """Smoothed forces on both images, per voxel, at the coarse points.
+
+        Parameters
+        ----------
+        static, moving : Half
+        fresh : callable, optional
+            what makes expressions fresh; by default the world does.
+
+        Returns
+        -------
+        speeds : list of Masked
+            those of the static image along each axis, then those of the moving image.
+        score : Expression
+            see `iterate`.
+        """
+        raise NotImplementedError
+
+    def reference(self, halves):
+        """What the score is a part of, if the images match as well as they can.
+
+        Parameters
+        ----------
+        halves : sequence of Half
+            as they were given to `iterate`.
+
+        Returns
+        -------
+        reference : Expression, shape (1,)
+        """
+        raise NotImplementedError
+
+    def _normalizing(self, images):
+        """What is known of images besides, for `Beside`: nothing."""
+        yield []
+
+    def _known(self, half):
+        """Numbers of `_normalizing`, and their digits, for `check`."""
+        return []
 
     # -- the start of a level --------------------------------------------
 
     def begin(self, starts, displacements=None, steps=None):
         """Share what each owner knows at the start of a level.
 
-        Rounds: 1, and 11 for inverse norms; where images are carried before, 3 or what
-        `_transported` takes.
+        Rounds: 1, and those of `_normalizing`; where images are carried before, 3 or
+        what `_transported` takes.
 
         Parameters
         ----------
@@ -641,7 +713,8 @@ class CarriedCorrelation:
         elif displacements is not None:
             halves = self._adjusted(halves, starts)
         images = [half.image for half in halves.values()]
-        inverses = Beside(self.world, self._normalizing(images)).finished()
+        beside = Beside(self.world, self._normalizing(images))
+        inverses = beside.finished() or [None] * len(images)
         each = zip(halves.items(), inverses, strict=True)
         return {owner: half._replace(inverse=x) for (owner, half), x in each}
 
@@ -649,7 +722,7 @@ class CarriedCorrelation:
         w, o, own = self.world, self.o, []
         for owner, start in starts.items():
             image = None if start is None else start.image
-            own.append(w.own(image, owner, o.shape, IMAGE))
+            own.append(w.own(image, owner, self.shape, IMAGE))
         if displacements is None:
             zero = np.zeros(o.coarse)
             own += [
@@ -687,7 +760,7 @@ class CarriedCorrelation:
         """Images, that were not warped, carried by their halves of the map.
 
         Rounds: for each time 4 and the number of parts. Elements of both images in 3D:
-        6 per voxel, time and part; 120 per point of the coarse grid and time.
+        6 per voxel, channel, time and part; 120 per point of the coarse grid and time.
 
         Parameters
         ----------
@@ -712,6 +785,124 @@ class CarriedCorrelation:
         wanted = [self.carrier.image(move, half.image, wide) for half, move in each]
         images = zip(halves.items(), self.world.fresh(*wanted), strict=True)
         return {owner: half._replace(image=x) for (owner, half), x in images}
+
+    # -- one iteration ---------------------------------------------------
+
+    def iterate(self, static, moving, *, refine=False, last=False):
+        """One iteration.
+
+        Parameters
+        ----------
+        static, moving : Half
+        refine : bool, optional
+            whether to compute what is known of the images besides anew, of the images
+            as they are given; see `_normalizing`.
+        last : bool, optional
+            whether nothing but the displacements will be needed.
+
+        Returns
+        -------
+        halves : list of Half
+        score : Expression, shape (1,)
+            how well the images match, as they are given: see `better`.
+        """
+        w, o, halves = self.world, self.o, (static, moving)
+        rounds = self._normalizing([static.image, moving.image]) if refine else idle()
+        beside = Beside(w, rounds)
+        speeds, score = self.speeds(static, moving, beside.fresh)
+        rates = self.rates(speeds, beside.fresh)
+        steps = []
+        for k, half in enumerate(halves):
+            for a in range(o.dim):
+                step = speeds[k * o.dim + a] * rates[k]
+                for bend in o.bend:
+                    step = step + w.map(bend, half.displacement[a])
+                steps.append((step, STEP))
+        moves = self._moves(beside.fresh(*steps), beside.fresh)
+        wanted = []
+        for half, move in zip(halves, moves, strict=True):
+            if not last:
+                wanted.append(self.carrier.image(move, half.image))
+            for u, step in zip(half.displacement, move, strict=False):
+                change = self.carrier.change(move, u)
+                wanted.append((change, DISPLACEMENT, (u, step)))
+        fresh = beside.fresh(*wanted)
+        inverses = beside.result or [half.inverse for half in halves]
+        each, out = len(fresh) // 2, []
+        for k in range(2):
+            mine = fresh[k * each : (k + 1) * each]
+            image = None if last else mine[0]
+            out.append(Half(image, inverses[k], mine[-o.dim :]))
+        return out, score
+
+    def rates(self, speeds, fresh=None):
+        """By what to multiply each image's speeds for the longest step to be right.
+
+        Rounds: 4, the first two of which are `fresh`; see `speeds`.
+        """
+        w, dim, fresh = self.world, self.o.dim, fresh or self.world.fresh
+        squares = fresh(
+            *(
+                (sum_of(v * v for v in speeds[k : k + dim]), SQUARE)
+                for k in range(0, len(speeds), dim)
+            )
+        )
+        fourths = fresh(*((x * x, FOURTH) for x in squares))
+        eighths = [w.secret(product(Total(), (x,), (x,)), EIGHTH) for x in fourths]
+        digits = Digits(BEND_UNIT * STEP.unit / speeds[0].unit, MOST_RATE)
+        return w.rates(eighths, self.step / NORM_PART, 8, digits)
+
+    def check(self, before, halves):
+        """Raise RoundingError if a rounding went wrong; see `Shares.check`.
+
+        Parameters
+        ----------
+        before, halves : sequence of Half
+            before and after the last iteration, which does not carry the images.
+        """
+        numbers = []
+        for half in before:
+            numbers.append((half.image, IMAGE))
+            numbers += self._known(half)
+        for half in halves:
+            numbers += [(u, DISPLACEMENT) for u in half.displacement]
+        self.world.check(*numbers)
+
+    def _moves(self, steps, fresh=None):
+        """Moves of the steps of both images. Rounds: 1."""
+        dim, fresh = self.o.dim, fresh or self.world.fresh
+        steps = [steps[:dim], steps[dim:]]
+        products = fresh(
+            *((x, STEP) for step in steps for x in self.carrier.products(step))
+        )
+        each = len(products) // 2
+        return [[*steps[k], *products[k * each : (k + 1) * each]] for k in range(2)]
+
+
+class CarriedCorrelation(Carried):
+    """Iterations with cross-correlation.
+
+    The score is the sum of the squared local correlations at the coarse points.
+
+    Parameters
+    ----------
+    world, operators, step
+        see `Carried`.
+    """
+
+    better = 1
+
+    def __init__(self, world, operators, step):
+        super().__init__(world, operators, step)
+        self.window, self.spread = Window(operators), Spread(operators)
+        self.wider = Window(operators, REACH)
+        self.terms = math.prod(operators.coarse)
+        n = operators.window
+        # Products of two of these and a sum over N voxels twice: a power of two again.
+        self.inverse = INVERSE._replace(
+            unit=INVERSE.unit * n / 2.0 ** round(np.log2(n))
+        )
+        self._inner = Linear([None] * operators.dim, operators.inner)
 
     def _normalizing(self, images):
         """Inverse norms sqrt(N) e of images, from nothing but them: for `Beside`.
@@ -759,72 +950,11 @@ class CarriedCorrelation:
             ]
         return found
 
-    # -- one iteration ---------------------------------------------------
-
-    def iterate(self, static, moving, *, refine=False, last=False):
-        """One iteration.
-
-        Parameters
-        ----------
-        static, moving : Half
-        refine : bool, optional
-            whether to compute the inverse norms anew, of the images as they are given.
-        last : bool, optional
-            whether nothing but the displacements will be needed.
-
-        Returns
-        -------
-        halves : list of Half
-        correlation : Expression, shape (1,)
-            sum of the squared local correlations at the coarse points.
-        """
-        w, o, halves = self.world, self.o, (static, moving)
-        rounds = self._normalizing([static.image, moving.image]) if refine else idle()
-        beside = Beside(w, rounds)
-        speeds, correlation = self.speeds(static, moving, beside.fresh)
-        rates = self.rates(speeds, beside.fresh)
-        steps = []
-        for k, half in enumerate(halves):
-            for a in range(o.dim):
-                step = speeds[k * o.dim + a] * rates[k]
-                for bend in o.bend:
-                    step = step + w.map(bend, half.displacement[a])
-                steps.append((step, STEP))
-        moves = self._moves(beside.fresh(*steps), beside.fresh)
-        wanted = []
-        for half, move in zip(halves, moves, strict=True):
-            if not last:
-                wanted.append(self.carrier.image(move, half.image))
-            for u, step in zip(half.displacement, move, strict=False):
-                change = self.carrier.change(move, u)
-                wanted.append((change, DISPLACEMENT, (u, step)))
-        fresh = beside.fresh(*wanted)
-        inverses = beside.result or [half.inverse for half in halves]
-        each, out = len(fresh) // 2, []
-        for k in range(2):
-            mine = fresh[k * each : (k + 1) * each]
-            image = None if last else mine[0]
-            out.append(Half(image, inverses[k], mine[-o.dim :]))
-        return out, correlation
+    def _known(self, half):
+        return [(half.inverse, self.inverse)]
 
     def speeds(self, static, moving, fresh=None):
-        """Smoothed forces on both images, times N, per voxel, at the coarse points.
-
-        Rounds: 6.
-
-        Parameters
-        ----------
-        static, moving : Half
-        fresh : callable, optional
-            what makes expressions fresh; by default the world does.
-
-        Returns
-        -------
-        speeds : list of Masked
-            those of the static image along each axis, then those of the moving image.
-        correlation : Expression
-            see `iterate`.
-        """
+        """Smoothed forces on both images, times N; see `Carried`. Rounds: 6."""
         w, fresh = self.world, fresh or self.world.fresh
         s, m, e, f = static.image, moving.image, static.inverse, moving.inverse
         covariance, weight = fresh(
@@ -844,7 +974,7 @@ class CarriedCorrelation:
         inner = w.map(self._inner, rho)
         return speeds, product(Total(), (inner,), (inner,))
 
-    def possible(self, halves):
+    def reference(self, halves):
         """What the sum of squared correlations would be if the images matched.
 
         Of two windows with the same pattern :math:`\\rho^2` is :math:`(1 - g^2 y^2)(1 -
@@ -855,11 +985,10 @@ class CarriedCorrelation:
         Parameters
         ----------
         halves : sequence of Half
-            as they were given to `iterate`.
 
         Returns
         -------
-        possible : Expression, shape (1,)
+        reference : Expression, shape (1,)
         """
         w, unit = self.world, self.inverse.unit**2 * FINE
         wanted = []
@@ -880,48 +1009,6 @@ class CarriedCorrelation:
             (force(alpha, cm) - force(beta, cs), FORCE),
             (force(alpha, cs) - force(gamma, cm), FORCE),
         ]
-
-    def rates(self, speeds, fresh=None):
-        """By what to multiply each image's speeds for the longest step to be right.
-
-        Rounds: 4, the first two of which are `fresh`; see `speeds`.
-        """
-        w, dim, fresh = self.world, self.o.dim, fresh or self.world.fresh
-        squares = fresh(
-            *(
-                (sum_of(v * v for v in speeds[k : k + dim]), SQUARE)
-                for k in range(0, len(speeds), dim)
-            )
-        )
-        fourths = fresh(*((x * x, FOURTH) for x in squares))
-        eighths = [w.secret(product(Total(), (x,), (x,)), EIGHTH) for x in fourths]
-        digits = Digits(BEND_UNIT * STEP.unit / speeds[0].unit, MOST_RATE)
-        return w.rates(eighths, self.step / NORM_PART, 8, digits)
-
-    def check(self, before, halves):
-        """Raise RoundingError if a rounding went wrong; see `Shares.check`.
-
-        Parameters
-        ----------
-        before, halves : sequence of Half
-            before and after the last iteration, which does not carry the images.
-        """
-        numbers = []
-        for half in before:
-            numbers += [(half.image, IMAGE), (half.inverse, self.inverse)]
-        for half in halves:
-            numbers += [(u, DISPLACEMENT) for u in half.displacement]
-        self.world.check(*numbers)
-
-    def _moves(self, steps, fresh=None):
-        """Moves of the steps of both images. Rounds: 1."""
-        dim, fresh = self.o.dim, fresh or self.world.fresh
-        steps = [steps[:dim], steps[dim:]]
-        products = fresh(
-            *((x, STEP) for step in steps for x in self.carrier.products(step))
-        )
-        each = len(products) // 2
-        return [[*steps[k], *products[k * each : (k + 1) * each]] for k in range(2)]
 
 
 def idle():

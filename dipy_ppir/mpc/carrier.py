@@ -53,6 +53,11 @@ def solid(x):
     return x if x.ndim == 4 else x[None]
 
 
+def channels(x, shape):
+    """Each channel of a packed array on a grid, as arrays of three dimensions."""
+    return [solid(c) for c in x.reshape(-1, *shape, 2)]
+
+
 def sum_of(expressions):
     """Sum of expressions."""
     first, *rest = expressions
@@ -65,7 +70,7 @@ class Carry:
     """What an image changes by when a displacement carries it: a Taylor polynomial.
 
     On the left its moves, on the coarse grid, in the order of `Operators.keys`; on the
-    right the image.
+    right the image, or channels that are carried alike.
 
     Parameters
     ----------
@@ -83,30 +88,35 @@ class Carry:
     def result(self, left, right):
         """Unit and shape of what comes of masked numbers."""
         unit = left[0].unit * right[0].unit * self.o.cubic.unit
-        return unit * self.unit, self.o.shape
+        return unit * self.unit, right[0].shape
 
     def clear(self, left, right):
         """Of real numbers."""
-        out = np.zeros(self.o.shape)
+        images = right[0].reshape(-1, *self.o.shape)
+        out = np.zeros(images.shape)
         for key, field in zip(self.o.keys, left, strict=True):
             spread = self.o.cubic if len(key) == 1 else self.o.straight
-            out += spread.clear(field) * self.derivatives[key].clear(right[0])
-        return out
+            wide = spread.clear(field)
+            for image, total in zip(images, out, strict=True):
+                total += wide * self.derivatives[key].clear(image)
+        return out.reshape(right[0].shape)
 
     def ring(self, left, right, out, factor):
         """Add that of packed arrays, times an integer, to `out`."""
         o = self.o
-        kernels.carry(
-            [solid(f) for f in left],
-            o.codes,
-            o.cubic_bands,
-            o.straight_bands,
-            solid(right[0]),
-            factor,
-            self.wide,
-            solid(out),
-            threads(),
-        )
+        fields = [solid(f) for f in left]
+        for x, y in zip(*(channels(a, o.shape) for a in (right[0], out)), strict=True):
+            kernels.carry(
+                fields,
+                o.codes,
+                o.cubic_bands,
+                o.straight_bands,
+                x,
+                factor,
+                self.wide,
+                y,
+                threads(),
+            )
 
 
 class Carrier:
