@@ -395,7 +395,7 @@ class Prediction:
                     for row in np.eye(n, n + 2, 1)
                 ]
             ).T
-            axes.append(linear @ registration.spline(q, n - 1, np.arange(n)))
+            axes.append(linear @ registration.spline(q, np.arange(n)))
         whole = jnp.stack(
             [apply(axes, x) / f for x, f in zip(fields, factors, strict=True)]
         )
@@ -457,7 +457,7 @@ class Prediction:
         at = self.at[level]
         axes = []
         for p, n in zip(at.operators.points, at.shape, strict=True):
-            matrix = registration.spline(p, n - 1, self._thinned(n))
+            matrix = registration.spline(p, self._thinned(n))
             axes.append(AxisMap(matrix, registration.GRID_UNIT).matrix)
         return jnp.stack([apply(axes, x) for x in u])
 
@@ -601,7 +601,7 @@ class Attack:
         known = levels.starts[STATIC, 0].displacement
         at = levels.level(0)
         axes = [
-            registration.spline(p, n - 1, np.arange(n))
+            registration.spline(p, np.arange(n))
             for p, n in zip(at.operators.points, at.shape, strict=True)
         ]
         whole = np.stack([np.asarray(apply(axes, x)) for x in known])

@@ -20,10 +20,10 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
-from dipy_ppir.align.intensities import prepared, span
+from dipy_ppir.align.intensities import span
 from dipy_ppir.align.parameters import MOST_STEP
 from dipy_ppir.mpc.algebra import Clear, Digits, Opening, expression
-from dipy_ppir.mpc.carried import GUARD, CarriedCorrelation, Operators, Start
+from dipy_ppir.mpc.carried import Operators, Start
 from dipy_ppir.mpc.carrier import DISPLACEMENT, Carrier, sum_of
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.linear import AxisMap, Linear, along, points
@@ -51,10 +51,6 @@ REFINED_AFTER = 1.25
 COMPOSED_STEP, TRANSPORTED_STEP = 5.0, 0.5
 #: Unit of weights of sums of correlations.
 SUM_UNIT = 2.0**-20
-#: Of images that match, no smaller part of the squared correlation that is possible is
-#: there in the end, and no smaller part of that at the beginning of the level. Of two
-#: people's brains there is half of it, of a brain and noise less than a quarter.
-LEAST_CORRELATION, KEPT_CORRELATION = 0.25, 0.95
 #: Standard deviation in voxels by which images are smoothed that are not warped, since
 #: linear interpolation smooths those that are: on average by the root of 1/6.
 SOFTENING = 6**-0.5
@@ -97,10 +93,10 @@ def power_of_two(x):
     return 2 ** max(math.ceil(math.log2(x)), 1)
 
 
-def spline(n, m, positions):
-    """Cubic spline through points n at positions m, as a matrix."""
-    spline = make_interp_spline(n, np.eye(len(n)), k=min(3, len(n) - 1))
-    return spline(np.clip(positions, 0, m))
+def spline(p, positions):
+    """Cubic spline through points p at some positions, as a matrix."""
+    spline = make_interp_spline(p, np.eye(len(p)), k=min(3, len(p) - 1))
+    return spline(np.clip(positions, 0, p[-1]))
 
 
 class Level(NamedTuple):
@@ -110,12 +106,16 @@ class Level(NamedTuple):
     ----------
     shape : tuple of int
     operators : Operators
+        of the voxels that are carried.
+    thinning : array of int, shape (dim,)
+        every how many voxels are. Steps and displacements count those.
     directions : array, shape (dim, dim)
-        takes displacements in voxels to mm.
+        takes displacements to mm.
     """
 
     shape: tuple
     operators: Operators
+    thinning: np.ndarray
     directions: np.ndarray
 
 
@@ -175,27 +175,27 @@ class CarriedLevels:
         return displacements
 
     def _iterate(self, level, limit, displacements, is_last):
-        r, correlations, stops = self.r, [], False
+        r, scores, stops = self.r, [], False
         carried, halves = self.begin(level, displacements)
         static, moving = halves[STATIC], halves[MOVING]
         every = self.refinement()
         while r.niter < limit and not stops:
             r._tell(RegistrationStages.ITER_START)
             before, last = (static, moving), r.niter == limit - 1
-            (static, moving), correlation = carried.iterate(
+            (static, moving), score = carried.iterate(
                 *before,
                 refine=r.niter % every == every - 1 and not last,
                 last=last,
             )
             if r.niter < limit - 1:
-                stops = self.stops(correlations)
-            correlations.append(correlation)
+                stops = self.stops(carried, scores)
+            scores.append(score)
             r._tell(RegistrationStages.ITER_END)
             r.niter += 1
         carried.check(before, (static, moving))
         if is_last:
             r._before_judging()
-            r._judged(self.mismatched(carried, before, correlations))
+            r._judged(self.mismatched(carried, before, scores))
         return {STATIC: static.displacement, MOVING: moving.displacement}
 
     def refinement(self):
@@ -207,16 +207,19 @@ class CarriedLevels:
         r, metric = self.r, self.r.metric
         shape = tuple(int(n) for n in r.static_ss.get_domain_shape(level))
         spacing = np.asarray(r.static_ss.get_spacing(level), dtype=np.float64)
+        thinning = metric.thinning(shape)
+        spacing = spacing * thinning
         operators = Operators(
             shape,
-            metric.radius,
-            metric.sigma_diff,
+            metric.window,
+            metric.smoothing,
             spacings(shape, metric.map_spacing),
             # A step is along the gradient per mm, and counts in voxels.
             (spacing.min() / spacing) ** 2,
+            thinning,
         )
         directions = r.static_ss.get_affine(level)[: self.dim, : self.dim]
-        return Level(shape, operators, np.asarray(directions))
+        return Level(shape, operators, thinning, np.asarray(directions) * thinning)
 
     def first(self, level, displacements):
         """`displacements` at a level, brought there from the level above."""
@@ -249,22 +252,16 @@ class CarriedLevels:
         """
         before, now = self.level(level + 1), self.level(level)
         factors = np.asarray(self.r.static_ss.get_expand_factors(level + 1, level))
-        each = zip(
-            before.operators.points,
-            before.shape,
-            now.operators.points,
-            factors,
-            strict=True,
-        )
-        return [spline(p, n - 1, q * f) for p, n, q, f in each], factors
+        factors = factors * now.thinning / before.thinning
+        each = zip(before.operators.points, now.operators.points, factors, strict=True)
+        return [spline(p, q * f) for p, q, f in each], factors
 
     def begin(self, level, displacements=None):
-        """The halves at the start of a level, and its `CarriedCorrelation`."""
+        """The halves at the start of a level, and its `Carried`."""
         at = self.level(level)
         starts = {owner: self._start(owner, level, at) for owner in IMAGES}
-        carried = CarriedCorrelation(
-            self.world, at.operators, float(self.r.step_length)
-        )
+        step = float(self.r.step_length)
+        carried = self.r.metric.carried(self.world, at.operators, step)
         steps = None
         if displacements is not None and self.r.metric.opens == "end":
             times = self.flow_steps(level, level + 1)
@@ -305,8 +302,13 @@ class CarriedLevels:
         image = image / (high - low) if high > low else np.zeros_like(image)
         backward = np.asarray(half.backward, dtype=np.float64)
         backward = backward @ np.linalg.inv(at.directions).T
-        known = np.moveaxis(backward[np.ix_(*at.operators.points)], -1, 0)
-        return Start(image, known)
+        coarse = [
+            np.rint(p * t).astype(int)
+            for p, t in zip(at.operators.points, at.thinning, strict=True)
+        ]
+        known = np.moveaxis(backward[np.ix_(*coarse)], -1, 0)
+        carried = (..., *(slice(None, None, t) for t in at.thinning))
+        return Start(self.r.metric.features(image)[carried], known)
 
     def _own(self, owner):
         r = self.r
@@ -317,13 +319,16 @@ class CarriedLevels:
     def show_level(self, level, displacements):
         """Show each owner its half at the end of a level, rounded."""
         at = self.level(level)
-        coarse = [points(n, LEVEL_SPACING if n >= THIN else 2) for n in at.shape]
-        each = zip(at.operators.points, at.shape, coarse, strict=True)
-        maps = Linear([AxisMap(spline(p, n - 1, q), GRID_UNIT) for p, n, q in each])
+        coarse = [
+            points(n, LEVEL_SPACING if n >= THIN else 2) / t
+            for n, t in zip(at.shape, at.thinning, strict=True)
+        ]
+        each = zip(at.operators.points, coarse, strict=True)
+        maps = Linear([AxisMap(spline(p, q), GRID_UNIT) for p, q in each])
         wanted = [
             Opening(
                 [self.world.map(maps, field) for field in fields],
-                LEVEL_PRECISION,
+                LEVEL_PRECISION / at.thinning.min(),
                 self.farthest(level),
                 f"level_{IMAGES[owner]}",
                 (owner,),
@@ -336,7 +341,7 @@ class CarriedLevels:
                 self.take(owner, level, coarse, shown)
 
     def take(self, owner, level, coarse, fields):
-        """Take displacements at some points, in voxels, for a half of the map."""
+        """Take displacements at some points for a half of the map."""
         at = self.level(level)
         half = self.r.static_to_ref if owner == STATIC else self.r.moving_to_ref
         half.disp_shape = np.array(at.shape, dtype=np.int32)
@@ -346,24 +351,25 @@ class CarriedLevels:
         half.forward = np.zeros_like(half.backward)
 
     def _whole(self, at, coarse, fields):
-        """Displacements at some points, in voxels, as a field at all of them, in mm."""
-        whole = []
+        """Displacements at some points as a field at all voxels of a level, in mm."""
+        each = zip(coarse, at.shape, at.thinning, strict=True)
+        axes, whole = [spline(p, np.arange(n) / t) for p, n, t in each], []
         for x in fields:
-            for axis, (p, n) in enumerate(zip(coarse, at.shape, strict=True)):
-                x = along(x, spline(p, n - 1, np.arange(n)), axis)
+            for axis, matrix in enumerate(axes):
+                x = along(x, matrix, axis)
             whole.append(x)
         whole = np.stack(whole, -1) @ at.directions.T
         return np.ascontiguousarray(whole, dtype=floating)
 
     def farthest(self, level):
-        """No displacement at the end of a level is larger, in voxels."""
+        """No displacement at the end of a level is larger, in voxels carried."""
         r, total = self.r, 1.0
         for k in range(r.levels - 1, level - 1, -1):
             total = 2 * total + LONGEST_STEP * r.step_length * r.level_iters[-1 - k]
         return min(total, DISPLACEMENT.bound)
 
     def composed(self, displacements):
-        """The map from the static to the moving image, at the coarse points, voxels."""
+        """The map from the static to the moving image, at the coarse points."""
         carrier = Carrier(self.world, self.level(0).operators)
         static, moving = displacements[STATIC], displacements[MOVING]
         return carrier.composed(static, moving, self.flow_steps(0, 0))
@@ -388,7 +394,7 @@ class CarriedLevels:
         else:
             opening = Opening(
                 self.composed(displacements),
-                self.r.metric.map_precision,
+                self.r.metric.map_precision / at.thinning.min(),
                 2 * self.farthest(0),
                 "map",
                 receivers,
@@ -406,52 +412,52 @@ class CarriedLevels:
         for owner in self.here:
             self._own(owner)[0].expand_fields(factors, shape)
 
-    def stops(self, correlations):
-        """Whether DIPY's rule ends a level, after these correlations.
+    def stops(self, carried, scores):
+        """Whether DIPY's rule ends a level, after these scores.
 
         It fits a parabola to the last energies and asks whether the slope in the
         middle, relative to their sum, is at most `opt_tol`: the sign of a weighted sum.
         """
         n = self.r.energy_window
-        if len(correlations) < n:
+        if len(scores) < n:
             return False
         x = np.arange(n)
         powers = np.vstack((x**2, x, np.ones(n)))
         fit = np.linalg.solve(powers @ powers.T, powers)
-        weights = 2 * fit[0] * (0.5 * n) + fit[1] - self.r.opt_tol
-        sums = [(correlations[-n:], weights)]
-        return self._any_negative(sums, "stop", (*IMAGES, HELPER))
+        slope = 2 * fit[0] * (0.5 * n) + fit[1]
+        sums = [(scores[-n:], carried.better * slope - self.r.opt_tol)]
+        return self._any_negative(carried, sums, "stop", (*IMAGES, HELPER))
 
-    def _any_negative(self, sums, label, receivers):
-        """Whether any of some weighted sums of correlations is below zero.
+    def _any_negative(self, carried, sums, label, receivers):
+        """Whether any of some weighted sums of scores is below zero.
 
         Parameters
         ----------
-        sums : sequence of (correlations, weights)
+        carried : Carried
+        sums : sequence of (scores, weights)
         label : str
         receivers : sequence of int
         """
         unit, wanted = SUM_UNIT * min(x.unit for xs, _ in sums for x in xs), []
-        for correlations, weights in sums:
-            each = zip(correlations, weights, strict=True)
-            wanted.append(sum_of(x.weighted(c, unit) for x, c in each))
-        points = float(np.prod(self.level(self.r.current_level).operators.coarse))
-        # A correlation is hardly larger than 1; 50 bits are compared.
-        most = 4 * points * max(np.abs(weights).sum() for _, weights in sums)
+        for scores, weights in sums:
+            each = zip(scores, weights, strict=True)
+            wanted.append(sum_of(expression(x).weighted(c, unit) for x, c in each))
+        # 50 bits are compared.
+        most = 4 * carried.terms * max(np.abs(weights).sum() for _, weights in sums)
         digits = Digits(most * 2.0**-48, most)
         return self.world.any_negative(wanted, digits, label, receivers)
 
-    def mismatched(self, carried, halves, correlations):
+    def mismatched(self, carried, halves, scores):
         """Whether two images hardly match, or less than when a level began.
 
         Rounds: 1, and those of `any_negative`.
 
         Parameters
         ----------
-        carried : CarriedCorrelation
+        carried : Carried
         halves : sequence of Half
             as they were given to the last iteration.
-        correlations : list of Expression
+        scores : list of Expression
             of the level, one for each iteration.
 
         Returns
@@ -459,12 +465,11 @@ class CarriedLevels:
         mismatched : bool or None
             None at the helper.
         """
-        last = correlations[-1]
-        sums = [
-            ((last, carried.reference(halves)), (1.0, -LEAST_CORRELATION)),
-            ((last, correlations[0]), (1.0, -KEPT_CORRELATION)),
-        ]
-        return self._any_negative(sums, "mismatch", tuple(IMAGES))
+        numbers, sums = (scores[-1], scores[0], carried.reference(halves)), []
+        for weights in self.r.metric.matching:
+            used = [k for k, weight in enumerate(weights) if weight]
+            sums.append(([numbers[k] for k in used], [weights[k] for k in used]))
+        return self._any_negative(carried, sums, "mismatch", tuple(IMAGES))
 
 
 class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
@@ -533,7 +538,7 @@ class ClearSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration
         """Register; see ``dipy.align.imwarp``."""
         whole = np.eye(self.dim + 1)
         result = super().optimize(
-            *(prepared(x, self.metric.radius, GUARD).image for x in (static, moving)),
+            *(self.metric.prepared(x).image for x in (static, moving)),
             static_grid2world=whole if static_grid2world is None else static_grid2world,
             moving_grid2world=whole if moving_grid2world is None else moving_grid2world,
             prealign=prealign,

@@ -47,9 +47,9 @@ from dipy_ppir.align.checkpoint import (
     journal_ahead,
 )
 from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
-from dipy_ppir.align.intensities import flat_part, prepared
+from dipy_ppir.align.intensities import flat_part
 from dipy_ppir.align.memory import check_session
-from dipy_ppir.align.metrics import METRIC_PARAMETERS, SecureCCMetric, check_size
+from dipy_ppir.align.metrics import METRIC_PARAMETERS, METRICS, metric_from
 from dipy_ppir.align.parameters import SYN, SYN_CLASS_ITERS, SynParameters
 from dipy_ppir.align.remote import (
     OWNERS,
@@ -69,7 +69,6 @@ from dipy_ppir.align.validation import (
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.algebra import Secret, Shares
 from dipy_ppir.mpc.arrays import OwnedArray
-from dipy_ppir.mpc.carried import GUARD
 from dipy_ppir.mpc.crosscorr import LEAST_DEVIATION, check_grid
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
@@ -129,7 +128,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
 
     Parameters
     ----------
-    metric : SecureCCMetric
+    metric : SecureCCMetric, SecureSSDMetric or SecureMINDMetric
     level_iters : list of int, optional
         iterations at each level, from the coarsest to the finest.
     step_length, opt_tol, inv_iter, inv_tol
@@ -185,10 +184,10 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     ):
         check_instance(
             metric,
-            SecureCCMetric,
+            tuple(METRICS.values()),
             "metric",
-            "make one with SecureCCMetric(3), or 2 for 2D images; any other metric "
-            "reads both images",
+            "make one with SecureCCMetric(3), or 2 for 2D images; metrics of DIPY read "
+            "both images",
         )
         check_run(session, checkpoint, callback)
         #: What was asked for, checked.
@@ -356,7 +355,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         for level in range(self.levels):
             if self.level_iters[self.levels - 1 - level]:
                 at_level = scales.get_domain_shape(level)
-                check_size(at_level, self.metric.radius, "static")
+                self.metric.check_level(at_level, "static")
                 if self.metric.reveal != "map":
                     check_grid(at_level, self.metric.reveal)
         if is_remote(images["moving"]):
@@ -429,19 +428,20 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         images, facts : dict
         concerns : list of str
         """
-        facts, concerns, radius = {}, [], self.metric.radius
+        facts, concerns = {}, []
         for name in OWNERS:
             image = images[name]
             if is_remote(image):
                 continue
             if self.metric.reveal == "map":
-                image, outliers, equal, flat = prepared(image, radius, GUARD)
+                image, outliers, equal, flat = self.metric.prepared(image)
                 if outliers:
                     facts["winsorized_voxels"] = outliers
                 if equal:
                     facts["equalized"] = True
                 images = {**images, name: image}
             else:
+                radius = self.metric.radius
                 equal, flat = False, flat_part(image, radius, LEAST_DEVIATION)
             concerns += plausibility.of_windows(flat, equal, name)
         return images, facts, concerns
@@ -453,7 +453,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             for level in range(self.levels)
             if self.level_iters[-1 - level]
             for concern in plausibility.of_level(
-                level, self.static_ss.get_domain_shape(level), self.metric.radius
+                level, self.static_ss.get_domain_shape(level), self.metric.window
             )
         ]
 
@@ -901,7 +901,7 @@ def registration_from(parameters, *, session=None, **others):
     """
     parameters = dict(parameters)
     metric = {name: parameters.pop(name) for name in METRIC_PARAMETERS}
-    metric = SecureCCMetric(metric.pop("dim"), session=session, **metric)
+    metric = metric_from(metric, session)
     return SecureSymmetricDiffeomorphicRegistration(
         metric, session=session, **parameters, **others
     )

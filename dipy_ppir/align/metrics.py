@@ -1,15 +1,18 @@
-"""Local cross-correlation metric of two images that two parties hold.
+"""Metrics of two images that two parties hold, for SyN.
 
-Mirrors ``dipy.align.metrics``: `SecureCCMetric` takes the place of ``CCMetric``. Each
-owner computes the window statistics and the gradient of its own image; what needs
-both images is in `dipy_ppir.mpc.crosscorr`.
+Mirrors ``dipy.align.metrics``: `SecureCCMetric` takes the place of ``CCMetric``,
+`SecureSSDMetric` of ``SSDMetric``; `SecureMINDMetric` has no namesake. With
+``reveal="map"`` a metric says what is carried along on shares, and what exerts the
+forces (`dipy_ppir.mpc.carried`, `differences`). With the others, which only local
+cross-correlation has, each owner computes the window statistics and the gradient of its
+own image; what needs both images is in `dipy_ppir.mpc.crosscorr`.
 """
 
 from functools import lru_cache
 from warnings import warn
 
 from dipy.align import floating
-from dipy.align.metrics import CCMetric
+from dipy.align.metrics import CCMetric, SimilarityMetric, SSDMetric
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 from scipy import ndimage
@@ -17,9 +20,12 @@ from scipy.interpolate import make_interp_spline
 
 from dipy_ppir._kernels import windows
 from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.descriptors import pairs, self_similarities
+from dipy_ppir.align.intensities import Prepared, prepared, winsorized
 from dipy_ppir.align.parameters import SYN, SynParameters
 from dipy_ppir.align.remote import RemoteImage, check_roles, is_remote
 from dipy_ppir.mpc import local
+from dipy_ppir.mpc.carried import GUARD, CarriedCorrelation
 from dipy_ppir.mpc.crosscorr import (
     LEAST_DEVIATION,
     MOST_FORCE,
@@ -27,17 +33,25 @@ from dipy_ppir.mpc.crosscorr import (
     Half,
     LocalCrossCorrelation,
 )
+from dipy_ppir.mpc.differences import CarriedDifferences
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.linear import along, points
 from dipy_ppir.mpc.literalcc import LiteralCrossCorrelation
 from dipy_ppir.mpc.threads import threads
 
-__all__ = ["GuardedCCMetric", "SecureCCMetric"]
+__all__ = [
+    "GuardedCCMetric",
+    "SecureCCMetric",
+    "SecureMINDMetric",
+    "SecureSSDMetric",
+]
 
-#: Parameters of the metric, out of `SynParameters`.
+#: Parameters of a metric, out of `SynParameters`.
 METRIC_PARAMETERS = (
+    "metric",
     "dim",
     "sigma_diff",
+    "smooth",
     "radius",
     "reveal",
     "map_spacing",
@@ -47,6 +61,11 @@ METRIC_PARAMETERS = (
     "stride",
     "backend",
 )
+#: Least voxels along an axis at a level, without windows: three points of the grid on
+#: which steps are computed, of which the middle one moves.
+LEAST_SIZE = 5
+#: Descriptors are carried of every so many voxels, but along axes that are thinner.
+THINNING, THIN = 2, 20
 #: With a stride of 2, where the grid of forces begins, iteration by iteration.
 OFFSETS = {
     2: [(0, 0), (1, 1), (1, 0), (0, 1)],
@@ -81,7 +100,84 @@ class GuardedCCMetric(CCMetric):
             squares[deviation < LEAST_DEVIATION * (image.max() - image.min())] = 0
 
 
-class SecureCCMetric(CCMetric):
+class _OnShares:
+    """What SyN asks of a metric that carries images along on shares.
+
+    Attributes
+    ----------
+    metric : str
+        its name.
+    matching : sequence of tuple of float
+        weights of the score in the end, of that at the beginning of the last level and
+        of `Carried.reference`. If images match, no such sum is below zero.
+    window : int
+        radius in voxels of what is compared around a voxel.
+    """
+
+    window = 0
+
+    def _take(self, parameters, session):
+        """Take over parameters and session, both checked."""
+        for name in METRIC_PARAMETERS:
+            setattr(self, name, getattr(parameters, name))
+        keep_to(session, "syn", self.config())
+        self.session = session
+
+    def config(self):
+        """Public parameters of the metric, JSON-able."""
+        return {name: getattr(self, name) for name in METRIC_PARAMETERS}
+
+    def join(self, session):
+        """Make the metric part of `session`, or of none with None."""
+        keep_to(session, "syn", self.config())
+        self.session = session
+
+    @property
+    def smoothing(self):
+        """Standard deviation of the Gaussian that smooths each step, voxels."""
+        return self.sigma_diff
+
+    def check_level(self, shape, name):
+        """Raise ValueError if an image of such a shape is too small for a level."""
+        if any(n < LEAST_SIZE for n in shape):
+            raise ValueError(
+                f"the {name} image is too small at a level of shape "
+                f"{tuple(map(int, shape))}: each dimension must be at least "
+                f"{LEAST_SIZE} voxels; leave the level out (a 0 in level_iters), or "
+                "take a larger image"
+            )
+
+    def prepared(self, image):
+        """An owner's image as it is registered: `Prepared`."""
+        return Prepared(*winsorized(np.asarray(image, dtype=np.float64)), False, 0.0)
+
+    def thinning(self, shape):
+        """Every how many voxels of a level's grid are carried, along each axis."""
+        return np.ones(len(shape), dtype=int)
+
+    def features(self, image):
+        """What is carried of an owner's image, whose range is 0 to 1."""
+        return image
+
+    def carried(self, world, operators, step):
+        """`Carried` of a level; see there for the parameters."""
+        raise NotImplementedError
+
+    def initialize_iteration(self):
+        """Refuse to compute an iteration's steps, which nobody is shown."""
+        raise ValueError(
+            'reveal="map" opens no step of an iteration: register with '
+            "SecureSymmetricDiffeomorphicRegistration, or give a SecureCCMetric "
+            'reveal="update"'
+        )
+
+    def _no_step(self):
+        self.initialize_iteration()
+
+    compute_forward = compute_backward = free_iteration = _no_step
+
+
+class SecureCCMetric(_OnShares, CCMetric):
     r"""Local normalised cross-correlation of two parties' images.
 
     Takes the place of ``dipy.align.metrics.CCMetric``, also inside DIPY's own
@@ -146,6 +242,10 @@ class SecureCCMetric(CCMetric):
     with "update" and its spacing of 2, 85 with a stride of 2, 6 rounds.
     """
 
+    # Of two people's brains there is half of the squared correlation that is possible,
+    # of a brain and noise less than a quarter.
+    matching = (1.0, 0.0, -0.25), (1.0, -0.95, 0.0)
+
     @warning_for_keywords()
     def __init__(
         self,
@@ -194,14 +294,7 @@ class SecureCCMetric(CCMetric):
         super().__init__(
             checked.dim, sigma_diff=checked.sigma_diff, radius=checked.radius
         )
-        self.sigma_diff = checked.sigma_diff
-        self.reveal, self.opens = checked.reveal, checked.opens
-        self.map_spacing = checked.map_spacing
-        self.map_precision = checked.map_precision
-        self.update_spacing, self.stride = update_spacing, stride
-        self.backend = checked.backend
-        keep_to(session, "syn", self.config())
-        self.session = session
+        self._take(checked, session)
         self.energy = None
         #: Number of iterations so far.
         self.iterations = 0
@@ -209,17 +302,29 @@ class SecureCCMetric(CCMetric):
         self._correlation = self._previous = None
         self._account = local.Account()
 
-    def config(self):
-        """Public parameters of the metric, JSON-able."""
-        return {name: getattr(self, name) for name in METRIC_PARAMETERS}
-
     def join(self, session):
         """Make the metric part of `session`, or of none with None."""
-        keep_to(session, "syn", self.config())
-        self.session = session
+        super().join(session)
         self.iterations = 0
         self.energy, self._steps = None, {}
         self._correlation = self._previous = None
+
+    @property
+    def window(self):
+        """See `_OnShares`."""
+        return self.radius
+
+    def check_level(self, shape, name):
+        """Raise DIPY's ValueError if an image is smaller than a window."""
+        check_size(shape, self.radius, name)
+
+    def prepared(self, image):
+        """An owner's image as it is registered: `Prepared`."""
+        return prepared(image, self.radius, GUARD)
+
+    def carried(self, world, operators, step):
+        """See `_OnShares`."""
+        return CarriedCorrelation(world, operators, step)
 
     def receipt(self, **facts):
         """Receipt of the iterations so far, for a metric without a session."""
@@ -235,11 +340,7 @@ class SecureCCMetric(CCMetric):
         """
         self._check_sizes()
         if self.reveal == "map":
-            raise ValueError(
-                'reveal="map" opens no step of an iteration: register with '
-                "SecureSymmetricDiffeomorphicRegistration, or give the metric "
-                'reveal="update"'
-            )
+            super().initialize_iteration()
         offset = (0,) * self.dim
         if self.stride > 1:
             offset = OFFSETS[self.dim][self.iterations % len(OFFSETS[self.dim])]
@@ -412,6 +513,130 @@ class SecureCCMetric(CCMetric):
             self.static_image = static
 
 
+class SecureSSDMetric(_OnShares, SSDMetric):
+    r"""Sum of squared differences of two parties' images.
+
+    Takes the place of ``dipy.align.metrics.SSDMetric``, for images of one modality
+    whose intensities mean the same.
+
+    Parameters
+    ----------
+    dim : int (either 2 or 3)
+        the dimension of the image domain
+    smooth : float, optional
+        standard deviation in voxels of the Gaussian that smooths each step.
+    map_spacing, opens, map_precision, session : optional
+        see `SecureCCMetric`, of which this knows ``reveal="map"`` only.
+
+    Raises
+    ------
+    ValueError
+        if an argument is out of range.
+    """
+
+    # Of two people's brains, of slices and of a breathing thorax 0.004 to 0.15 of the
+    # variances are left, of a brain and noise 0.89 and more.
+    matching = (-1.0, 0.0, 0.5), (-1.0, 1.0, 0.05)
+
+    @warning_for_keywords()
+    def __init__(
+        self,
+        dim,
+        *,
+        smooth=None,
+        map_spacing=SYN.map_spacing,
+        opens=SYN.opens,
+        map_precision=None,
+        session=None,
+        **others,
+    ):
+        checked = SynParameters(
+            metric="SSD",
+            dim=dim,
+            smooth=smooth,
+            map_spacing=map_spacing,
+            opens=opens,
+            map_precision=map_precision,
+            **others,
+        )
+        super().__init__(checked.dim, smooth=checked.smooth)
+        self._take(checked, session)
+
+    @property
+    def smoothing(self):
+        """See `_OnShares`."""
+        return self.smooth
+
+    def carried(self, world, operators, step):
+        """See `_OnShares`."""
+        return CarriedDifferences(world, operators, step)
+
+
+class SecureMINDMetric(_OnShares, SimilarityMetric):
+    r"""Squared differences of two parties' descriptors of self-similarity.
+
+    For images of different modalities.
+
+    Parameters
+    ----------
+    dim : int (either 2 or 3)
+        the dimension of the image domain
+    sigma_diff : float, optional
+        standard deviation in voxels of the Gaussian that smooths each step.
+    map_spacing, opens, map_precision, session : optional
+        see `SecureCCMetric`, of which this knows ``reveal="map"`` only.
+
+    Raises
+    ------
+    ValueError
+        if an argument is out of range.
+    """
+
+    # Of two people's brains of any two modalities 0.19 to 0.26 of the variances are left,
+    # of a breathing thorax 0.62, of a head and a thorax or noise 0.85 and more.
+    matching = (-1.0, 0.0, 0.75), (-1.0, 1.0, 0.05)
+
+    @warning_for_keywords()
+    def __init__(
+        self,
+        dim,
+        *,
+        sigma_diff=None,
+        map_spacing=SYN.map_spacing,
+        opens=SYN.opens,
+        map_precision=None,
+        session=None,
+        **others,
+    ):
+        checked = SynParameters(
+            metric="MIND",
+            dim=dim,
+            sigma_diff=sigma_diff,
+            map_spacing=map_spacing,
+            opens=opens,
+            map_precision=map_precision,
+            **others,
+        )
+        super().__init__(checked.dim)
+        self._take(checked, session)
+
+    def thinning(self, shape):
+        """See `_OnShares`: every second voxel, along axes of enough voxels."""
+        return np.array([THINNING if n >= THIN else 1 for n in shape])
+
+    def features(self, image):
+        """See `_OnShares`."""
+        return self_similarities(image)
+
+    def carried(self, world, operators, step):
+        """See `_OnShares`."""
+        return CarriedDifferences(world, operators, step, (len(pairs(self.dim)),))
+
+
+#: Metrics by their names.
+METRICS = {"CC": SecureCCMetric, "SSD": SecureSSDMetric, "MIND": SecureMINDMetric}
+
+
 def _step_party(
     session, config, offset, shape, image=None, spacing=None, direction=None
 ):
@@ -425,8 +650,25 @@ def _step_party(
 
 @lru_cache(maxsize=1)
 def _metric(config):
-    config = dict(config)
-    return SecureCCMetric(config.pop("dim"), **config)
+    return metric_from(dict(config))
+
+
+def metric_from(parameters, session=None):
+    """The metric that parameters describe.
+
+    Parameters
+    ----------
+    parameters : dict
+        of `METRIC_PARAMETERS`.
+    session : Session, optional
+
+    Returns
+    -------
+    metric : SecureCCMetric, SecureSSDMetric or SecureMINDMetric
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    kind = METRICS[given.pop("metric")]
+    return kind(given.pop("dim"), session=session, **given)
 
 
 def check_size(shape, radius, name):

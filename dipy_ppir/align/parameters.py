@@ -39,6 +39,14 @@ MOST_LEVELS = 16
 _SIGMA_FACTORS = {False: 0.2, True: 0.4}
 #: To how much of a voxel the map is opened by default, by dimension.
 _PRECISION = {2: 0.5, 3: 0.25}
+#: Defaults of what SyN's metrics do not have in common, by metric.
+_OF_METRICS = {
+    "radius": {"CC": 4},
+    "sigma_diff": {"CC": 2.0, "MIND": 2.0},
+    "smooth": {"SSD": 2.0},
+}
+#: What has a meaning only where something else than the map is opened.
+_OF_STEPS = {"reveal": "map", "stride": 1, "update_spacing": 2, "backend": "packed"}
 
 
 class ParameterError(ValueError):
@@ -126,6 +134,18 @@ def _of_levels(wanted):
 def _unless_scaled(data, default):
     """Of the other scale space, which sigma_factor does not describe."""
     return default if data.get("ss_sigma_factor") is None else None
+
+
+def _of_metric(name, wanted):
+    """A parameter that not all metrics have."""
+    return Field(
+        default_factory=lambda d: _OF_METRICS[name].get(d.get("metric")),
+        description=wanted,
+    )
+
+
+def _upper(value):
+    return value.upper() if isinstance(value, str) else value
 
 
 _Flag = Annotated[bool, _is("True or False")]
@@ -373,14 +393,19 @@ class SynParameters(Parameters):
     ----------
     dim : {2, 3}
         of the images.
+    metric : {"CC", "SSD", "MIND"}
+        `SecureCCMetric`, `SecureSSDMetric` or `SecureMINDMetric`.
     level_iters, step_length, ss_sigma_factor, opt_tol, inv_iter, inv_tol, result_to
         see `SecureSymmetricDiffeomorphicRegistration`.
     sigma_diff, radius, reveal, map_spacing, opens, map_precision, update_spacing, \
 stride, backend
         see `SecureCCMetric`.
+    smooth
+        see `SecureSSDMetric`.
     """
 
     dim: Annotated[int, _is("2 or 3", ge=2, le=3)] = 3
+    metric: Annotated[_one_of("CC", "SSD", "MIND"), BeforeValidator(_upper)] = "CC"
     level_iters: _Iterations = (10, 10, 5)
     step_length: Annotated[float, _is("a number above 0", gt=0)] = 0.25
     reveal: _one_of("map", "update", "force", "paper") = "map"
@@ -390,9 +415,16 @@ stride, backend
     opt_tol: Annotated[float, _is("a finite number")] = 1e-5
     inv_iter: Annotated[int, _is("an integer from 1", ge=1)] = 20
     inv_tol: Annotated[float, _is("a number above 0", gt=0)] = 1e-3
-    sigma_diff: Annotated[float, _is("a number from 0 to 100", ge=0, le=100)] = 2.0
+    sigma_diff: Annotated[float, Field(ge=0, le=100)] | None = _of_metric(
+        "sigma_diff", "a number from 0 to 100"
+    )
+    smooth: Annotated[float, Field(ge=1, le=100)] | None = _of_metric(
+        "smooth", "a number from 1 to 100"
+    )
     # Beyond 20, exact window sums might not fit a word.
-    radius: Annotated[int, _is("an integer from 1 to 20", ge=1, le=20)] = 4
+    radius: Annotated[int, Field(ge=1, le=20)] | None = _of_metric(
+        "radius", "an integer from 1 to 20"
+    )
     map_spacing: Annotated[int, _is("an integer from 2", ge=2)] = 3
     opens: _one_of("levels", "end") = "levels"
     map_precision: Annotated[
@@ -406,19 +438,37 @@ stride, backend
     result_to: _one_of("both", "moving", "static") = "both"
 
     def _check(self):
+        if self.metric != "CC":
+            self._check_metric()
+        for name, defaults in _OF_METRICS.items():
+            if self.metric not in defaults and getattr(self, name) is not None:
+                raise ParameterError(
+                    f"{{{name}}} has no meaning with {{metric}} "
+                    f"{shown(self.metric)}, but with {' and '.join(defaults)}; leave "
+                    f"it out, got {shown(getattr(self, name))}"
+                )
         if self.reveal == "map" and self.step_length > MOST_STEP:
             raise ParameterError(
                 f"{{step_length}} must be at most {MOST_STEP} voxel where images are "
                 f"carried along, got {shown(self.step_length)}: longer steps do not "
                 "come out right"
             )
-        if self.reveal in ("map", "update") and self.sigma_diff < 1:
+        smooths = self.sigma_diff is None or self.sigma_diff >= 1
+        if self.reveal in ("map", "update") and not smooths:
             raise ParameterError(
                 f"{{sigma_diff}} {shown(self.sigma_diff)} smooths so little that a "
                 'step shows the force; give at least 1, or {reveal}="force"'
             )
         if self.backend == "mpyc" and self.reveal != "force":
             raise ParameterError('{backend}="mpyc" needs {reveal}="force"')
+
+    def _check_metric(self):
+        for name, only in _OF_STEPS.items():
+            if getattr(self, name) != only:
+                raise ParameterError(
+                    f"{{{name}}} {shown(getattr(self, name))} is for {{metric}} 'CC'; "
+                    f"{shown(self.metric)} opens the map and nothing else: leave it out"
+                )
 
 
 class PointParameters(Parameters):

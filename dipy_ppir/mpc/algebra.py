@@ -139,6 +139,24 @@ class Mapped(Masked):
         return None if self.x.part is None else self.linear.ring(self.x.part)
 
 
+class Difference(Masked):
+    """Masked numbers less others, of which only what is used is computed."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+        self.unit, self.shape = x.unit, x.shape
+
+    @cached_property
+    def factor(self):
+        """See `Masked`."""
+        return R128.sub(self.x.factor, self.y.factor)
+
+    @cached_property
+    def part(self):
+        """See `Masked`."""
+        return None if self.x.part is None else R128.sub(self.x.part, self.y.part)
+
+
 @dataclass
 class Secret:
     """Numbers that the owners hold parts of; in the clear the numbers.
@@ -390,6 +408,10 @@ class Clear:
             for numbers, _, _ in groups
         ]
 
+    def minus(self, x, y):
+        """Masked numbers less others."""
+        return Masked(x.factor - y.factor, None, x.unit, x.shape)
+
     def plus(self, x, constant):
         """Masked numbers and a public one."""
         return Masked(x.factor + constant, None, x.unit, x.shape)
@@ -468,6 +490,10 @@ class Shares:
         It is uniform; the numbers are the sum of both parts.
         """
         return x.part
+
+    def minus(self, x, y):
+        """Masked numbers less others of the same unit and shape; local."""
+        return Difference(x, y)
 
     def plus(self, x, constant):
         """Masked numbers and a public one, rounded to their unit; local."""

@@ -282,15 +282,17 @@ class Operators:
     relative : sequence of float, optional
         what a step along each axis counts; for voxels that are not cubes.
     thinning : sequence of int, optional
-        every how many voxels along each axis are carried: `spacing` counts the voxels
-        that there were before, and all else those that are left.
+        every how many voxels along each axis are carried: the arguments count the
+        voxels that there were before, and all else those that are left.
     """
 
     def __init__(self, shape, radius, sigma, spacing, relative=None, thinning=None):
-        thinning = (1,) * len(shape) if thinning is None else tuple(thinning)
-        whole = tuple(int(n) for n in shape)
+        whole = [int(n) for n in shape]
+        thinning = (1,) * len(whole) if thinning is None else thinning
+        thinning = [int(t) for t in thinning]
         self.shape = tuple(-(-n // t) for n, t in zip(whole, thinning, strict=True))
-        self.dim, self.radius, self.sigma = len(self.shape), radius, sigma
+        self.dim, self.radius = len(self.shape), radius
+        self.sigmas = [sigma / t for t in thinning]
         self.window = (2 * radius + 1) ** self.dim
         self.guard = GUARD if radius > SMALL_RADIUS else GUARD_SMALL
         self.spacing = tuple(spacing)
@@ -335,8 +337,8 @@ class Operators:
         border nothing comes.
         """
         axes = []
-        for n, p in zip(self.shape, self.points, strict=True):
-            gauss = ndimage.gaussian_filter1d(np.eye(n), self.sigma, axis=0)
+        for n, p, sigma in zip(self.shape, self.points, self.sigmas, strict=True):
+            gauss = ndimage.gaussian_filter1d(np.eye(n), sigma, axis=0)
             gauss = interpolation(p, np.arange(n)) @ gauss
             inner = np.zeros(n)
             inner[self.radius : n - self.radius] = 1
