@@ -4,18 +4,10 @@ import numpy as np
 from parties import run_trio
 import pytest
 from scipy import ndimage
-from shares import decoded, value
+from shares import Counting, decoded, value
 
 from dipy_ppir.mpc import carried
-from dipy_ppir.mpc.algebra import (
-    RATE_STEPS,
-    Clear,
-    Masked,
-    Secret,
-    Shares,
-    dropped,
-    expression,
-)
+from dipy_ppir.mpc.algebra import RATE_STEPS, Clear, Masked, Secret, Shares
 from dipy_ppir.mpc.carried import (
     DISPLACEMENT,
     CarriedCorrelation,
@@ -359,40 +351,6 @@ def test_bytes_a_voxel(spacing, most, of_five):
     assert round(16 * each / 901**3) == most
     five = (4 * elements(o) + elements(o, last=True)) / 5
     assert round(16 * five / 901**3) == of_five
-
-
-class Counting:
-    """Computes nothing; counts the odds of roundings as `Shares` does."""
-
-    def __init__(self):
-        self.failures = 0.0
-
-    def own(self, values, owner, shape, digits):
-        return Secret(None, digits.unit, tuple(shape))
-
-    def masked(self, *numbers):
-        return [Masked(None, None, x.unit, x.shape) for x in numbers]
-
-    def map(self, linear, x):
-        return Masked(None, None, x.unit * linear.unit, linear.shape(x.shape))
-
-    def plus(self, x, constant):
-        return x
-
-    def secret(self, x, digits, plus=()):
-        x = expression(x)
-        bits, unit = dropped(x, digits, plus)
-        bound = int(digits.bound / unit * 2.0**bits) + 1
-        assert 2 * bound < R128.modulus
-        if bits:
-            self.failures += 3 * bound / R128.modulus * np.prod(x.shape)
-        return Secret(None, unit, x.shape)
-
-    def fresh(self, *wanted):
-        return self.masked(*(self.secret(*w) for w in wanted))
-
-    def rates(self, norms, longest, power, digits):
-        return self.masked(*(Secret(None, digits.unit, (1,)) for _ in norms))
 
 
 def count_failures(shape, iters, spacing, steps):

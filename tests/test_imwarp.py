@@ -346,7 +346,9 @@ def test_syn_registration_takes_dipys_arguments():
     )
     assert np.array_equal(warped, mapping.transform(moving))
     assert receipt["parameters"]["metric"]["reveal"] == "map"
-    with pytest.raises(ValueError, match="metric must be 'CC'"):
+    with pytest.raises(
+        ValueError, match="metric must be one of 'CC', 'SSD', 'MIND'; got 'EM'"
+    ):
         syn_registration(moving, static, metric="EM")
 
 

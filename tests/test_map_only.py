@@ -3,6 +3,7 @@
 import logging
 from types import SimpleNamespace
 
+from deformed import deformed
 from dipy.align.imwarp import (
     RegistrationStages,
     ScaleSpace,
@@ -28,23 +29,6 @@ from dipy_ppir.mpc.carrier import DISPLACEMENT
 from dipy_ppir.mpc.errors import RoundingError
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
-
-
-def deformed(dim, shape=None, seed=0):
-    """A textured body, and the same moved by a smooth deformation."""
-    shape = shape or ((48, 44) if dim == 2 else (30, 28, 26))
-    rng = np.random.default_rng(seed)
-    at = np.indices(shape).astype(float)
-    middle = (np.array(shape).reshape((dim,) + (1,) * dim) - 1) / 2
-    body = (((at - middle) / (0.42 * (2 * middle + 1))) ** 2).sum(axis=0) < 1
-    texture = ndimage.gaussian_filter(rng.standard_normal(shape), 2.0)
-    static = ndimage.gaussian_filter(body * (1 + texture / texture.std() / 4), 0.7)
-    shift = ndimage.gaussian_filter(
-        rng.standard_normal((dim, *shape)), (0,) + (6,) * dim
-    )
-    shift *= 1.8 / np.abs(shift).max()
-    moving = ndimage.map_coordinates(static, at + shift, order=1)
-    return static, moving
 
 
 def metric(dim, **options):
@@ -287,25 +271,28 @@ def test_levels_without_iterations(three):
 # -- the end of a level ------------------------------------------------------------
 
 
-def test_the_stopping_rule_is_dipys():
+@pytest.mark.parametrize("better", [1, -1])
+def test_the_stopping_rule_is_dipys(better):
+    """Of correlations, that rise as energies fall, and of squared differences."""
     rng = np.random.default_rng(1)
     registration = ClearSymmetricDiffeomorphicRegistration(metric(2), level_iters=[3])
     registration.optimize(*deformed(2))
     levels = CarriedLevels(registration, Clear(), ())
-    levels.level = lambda _: SimpleNamespace(operators=SimpleNamespace(coarse=(9, 8)))
+    carried = SimpleNamespace(better=better, terms=72)
     world, seen = Clear(), set()
     for slope in (-3.0, -0.1, -0.003, 0.0, 0.003, 0.1, 3.0):
         rises = 50 + slope * np.arange(14) + 0.02 * rng.standard_normal(14)
-        correlations = []
-        for x in rises:
+        scores = []
+        for x in rises if better > 0 else 100 - rises:
             (masked,) = world.masked(
                 world.own(np.array([x]), MOVING, (1,), algebra.Digits(2.0**-20, 1e3))
             )
-            correlations.append(algebra.expression(masked))
-        registration.energy_list = list(-2 * rises)
+            scores.append(algebra.expression(masked))
+        energies = -2 * rises if better > 0 else 100 - rises
+        registration.energy_list = list(energies)
         expected = not registration.opt_tol < registration._get_energy_derivative()
-        assert levels.stops(correlations) == expected
-        assert not levels.stops(correlations[:11])
+        assert levels.stops(carried, scores) == expected
+        assert not levels.stops(carried, scores[:11])
         seen.add(expected)
     assert seen == {True, False}
 

@@ -758,7 +758,9 @@ def test_bad_image(command, no_parties, pair, tmp_path, kind, role):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--metric mi", ("--metric mi", "leave it out")),
+        ("--metric mi", ("--metric must be one of 'CC', 'SSD', 'MIND'", "'MI'")),
+        ("--metric ssd --mopt_radius 3", ("--mopt_radius has no meaning", "'SSD'")),
+        ("--metric mind --reveal force", ("--reveal 'force' is for --metric 'CC'",)),
         ("--reveal updat", ("--reveal", "'map', 'update'", "got 'updat'")),
         ("--level_iters 0 0", ("--level_iters", "0 at every level")),
         ("--level_iters -3", ("--level_iters", "from 0", "got [-3]")),

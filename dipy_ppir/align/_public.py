@@ -508,7 +508,7 @@ def syn_registration(
     moving_affine=None,
     static_affine=None,
     step_length=SYN.step_length,
-    metric="CC",
+    metric=SYN.metric,
     dim=SYN.dim,
     level_iters=None,
     prealign=None,
@@ -539,8 +539,9 @@ def syn_registration(
         voxel-to-space transformations, mm; required for arrays.
     step_length : float, optional
         longest step of an iteration, voxels.
-    metric : str, optional
-        only "CC", local cross-correlation.
+    metric : {"CC", "SSD", "MIND"}, optional
+        local cross-correlation, squared differences, or squared differences of
+        descriptors of self-similarity, for images of two modalities.
     dim : int (either 2 or 3), optional
         the dimension of the image domain.
     level_iters : list of int, optional
@@ -558,7 +559,9 @@ def syn_registration(
     checkpoint : Checkpoint, optional
         where this party keeps its state in a session, to go on after an interruption.
     sigma_diff, radius, reveal, map_spacing, opens, map_precision : optional
-        see `SecureCCMetric`.
+        see `SecureCCMetric`; those that the metric has.
+    smooth : optional
+        see `SecureSSDMetric`.
     update_spacing, stride, backend : optional
         see `SecureCCMetric`.
 
@@ -579,12 +582,11 @@ def syn_registration(
     ImplausibleError
         with `strict`, when the result is there.
     """
-    if str(metric).upper() != "CC":
-        raise ValueError(f"metric must be 'CC', got {metric!r}")
     check_run(session, checkpoint, callback)
     prealign = matrix_array(prealign, "prealign")
     files = OwnFiles({"static image": static, "moving image": moving})
     parameters = SynParameters(
+        metric=metric,
         dim=dim,
         level_iters=level_iters,
         step_length=step_length,

@@ -635,7 +635,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         receivers = RESULT_TO[self.result_to]
         self._tell(RegistrationStages.OPT_START)
         session.ledger.about(None)
-        with session.phase("cross correlation"):
+        with session.phase(self.metric.phase):
             displacements = levels.run(*self._go_on(world))
         with session.phase("result"):
             field = levels.show_map(displacements, receivers)

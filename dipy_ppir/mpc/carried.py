@@ -658,13 +658,13 @@ class Carried:
         -------
         speeds : list of Masked
             those of the static image along each axis, then those of the moving image.
-        score : Expression
+        score : Expression or Secret
             see `iterate`.
         """
         raise NotImplementedError
 
     def reference(self, halves):
-        """What the score is a part of, if the images match as well as they can.
+        """What the score is compared with to see whether the images match.
 
         Parameters
         ----------
@@ -805,7 +805,7 @@ class Carried:
         Returns
         -------
         halves : list of Half
-        score : Expression, shape (1,)
+        score : Expression or Secret, shape (1,)
             how well the images match, as they are given: see `better`.
         """
         w, o, halves = self.world, self.o, (static, moving)

@@ -37,8 +37,10 @@ class Operation:
         of `dipy_ppir.align`.
     command : str
         what the owners run.
-    titles : dict
-        for people, by metric.
+    title : str
+        for people.
+    by : dict
+        maps metrics to what they are called there.
     opens : dict
         maps each value of ``reveal`` to the labels that are opened.
     opened : callable
@@ -65,11 +67,12 @@ class Operation:
     results: dict = field(default_factory=dict)
     data: str = "image"
     example: str = "your_image.nii.gz"
+    by: dict = field(default_factory=dict)
 
-    def title(self, metric=None):
-        """What it is, for people, with a metric or the first one."""
-        known = isinstance(metric, str) and metric in self.titles
-        return self.titles[metric if known else next(iter(self.titles))]
+    def titled(self, metric):
+        """The title, with the metric if it is one of several."""
+        by = self.by.get(metric) if isinstance(metric, str) else None
+        return self.title if by is None else f"{self.title} by {by}"
 
     def shown(self, reveal, pid):
         """Labels opened to a party at the end, if it gets the result."""
@@ -131,10 +134,11 @@ OPERATIONS = {
     "affine": Operation(
         function=affine_registration,
         command="dipy_ppir_align_affine",
-        titles={
-            "MI": "an affine registration by mutual information",
-            "SSD": "an affine registration by the sum of squared differences",
-            "CC": "an affine registration by local cross-correlation",
+        title="an affine registration",
+        by={
+            "MI": "mutual information",
+            "CC": "local cross-correlation",
+            "SSD": "the sum of squared differences",
         },
         opens={
             "transform": (
@@ -171,7 +175,12 @@ OPERATIONS = {
     "syn": Operation(
         function=syn_registration,
         command="dipy_ppir_align_syn",
-        titles={"CC": "a diffeomorphic registration (SyN) by local cross-correlation"},
+        title="a diffeomorphic registration (SyN)",
+        by={
+            "CC": "local cross-correlation",
+            "SSD": "squared differences (SSD)",
+            "MIND": "squared differences of descriptors of self-similarity (MIND-SSC)",
+        },
         opens={
             "map": ("level_moving", "level_static", "whole", "stop", "mismatch"),
             "update": ("update_moving", "update_static", *_MATCH),
@@ -190,7 +199,7 @@ OPERATIONS = {
     "points": Operation(
         function=point_registration,
         command="dipy_ppir_align_points",
-        titles={"": "a rigid registration of corresponding points"},
+        title="a rigid registration of corresponding points",
         opens={"transform": ("alike", "steady")},
         opened=lambda parameters: ["alike", "steady"],
         result=dict.fromkeys((MOVING, STATIC), ("rotation", "centroid", "size_ratio")),
@@ -200,9 +209,7 @@ OPERATIONS = {
     "freeform": Operation(
         function=freeform_registration,
         command="dipy_ppir_align_freeform",
-        titles={
-            "": "a free-form registration (cubic B-splines) by squared differences"
-        },
+        title="a free-form registration (cubic B-splines) by squared differences",
         opens={
             "steps": (
                 "control_point_steps",
@@ -280,6 +287,7 @@ def explain(plan):
     text : str
     """
     operation, parameters = operation_of(plan)
+    metric = getattr(parameters, "metric", None)
     lines = [plan.title, "=" * len(plan.title), "", "Who takes part", "-" * 14]
     for party in plan.parties.values():
         lines.append(f"The {ROLES[party.pid]} is {party.name}.")
@@ -296,8 +304,7 @@ def explain(plan):
             "The two owners cannot be dialled: their traffic goes through the helper, "
             "which passes it on but cannot read it (TLS between the owners)."
         )
-    title = operation.title(getattr(parameters, "metric", None))
-    lines += ["", "What is computed", "-" * 16, f"It is {title}."]
+    lines += ["", "What is computed", "-" * 16, f"It is {operation.titled(metric)}."]
     for name, value in parameters.plain(*entries(plan.operation)).items():
         if name in plan.parameters:
             lines.append(f"    {name} = {value}")
@@ -481,7 +488,8 @@ sampling_proportion = 0.1     # leave out to use every voxel
 hide_steps = false            # true: show the moving owner little but the result""",
     "syn": """\
 level_iters = [10, 10, 5]
-radius = 4""",
+metric = "CC"                 # or "SSD", or "MIND" for two modalities
+radius = 4                    # leave out with these""",
     "points": """\
 scaling = false               # true: find a scale as well
 precision = 0.005             # mm, by which rounding may move a point""",

@@ -314,7 +314,10 @@ def report(receipts, files, problems):
     computed = []
     if first["operation"]:
         metric = (first["parameters"] or {}).get("metric")
-        computed.append(f"It was {OPERATIONS[first['operation']].title(metric)}.")
+        if isinstance(metric, dict):
+            metric = metric.get("metric")
+        title = OPERATIONS[first["operation"]].titled(metric)
+        computed.append(f"It was {title}.")
     for name, value in (first["parameters"] or {}).items():
         computed.append(f"    {printable(name)} = {printable(value)}")
     sections = {

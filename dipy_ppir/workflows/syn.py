@@ -41,6 +41,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         "level_iters",
         "mopt_sigma_diff",
         "mopt_radius",
+        "mopt_smooth",
         "step_length",
         "ss_sigma_factor",
         "opt_tol",
@@ -53,7 +54,11 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         "update_spacing",
         "stride",
     )
-    spelling = {"sigma_diff": "mopt_sigma_diff", "radius": "mopt_radius"}
+    spelling = {
+        "sigma_diff": "mopt_sigma_diff",
+        "radius": "mopt_radius",
+        "smooth": "mopt_smooth",
+    }
     pictures = figures.SYN_PICTURES
 
     def run(
@@ -64,8 +69,9 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         inv_static=False,
         level_iters=SYN.level_iters,
         metric="cc",
-        mopt_sigma_diff=SYN.sigma_diff,
-        mopt_radius=SYN.radius,
+        mopt_sigma_diff=None,
+        mopt_radius=None,
+        mopt_smooth=None,
         step_length=SYN.step_length,
         ss_sigma_factor=None,
         opt_tol=SYN.opt_tol,
@@ -118,13 +124,21 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             The number of iterations at each level of the gaussian pyramid,
             coarsest first.
         metric : string, optional
-            The metric to be used: cc (Cross Correlation).
+            The metric to be used: cc (Cross Correlation), ssd (Sum of Squared
+            Differences, for intensities that mean the same), or mind (squared
+            differences of descriptors of self-similarity, for images of two
+            modalities). All but cc know reveal 'map' only.
         mopt_sigma_diff : float, optional
-            The standard deviation of the Gaussian smoothing kernel to be
-            applied to the update field at each iteration, in voxels.
+            With cc and mind, the standard deviation of the Gaussian smoothing
+            kernel to be applied to the update field at each iteration, in
+            voxels. None (the default) is 2.
         mopt_radius : int, optional
-            The radius of the squared (cubic) neighborhood at each voxel to be
-            considered to compute the cross correlation.
+            With cc, the radius of the squared (cubic) neighborhood at each
+            voxel to be considered to compute the cross correlation. None (the
+            default) is 4.
+        mopt_smooth : float, optional
+            With ssd, what mopt_sigma_diff is with the others. None (the
+            default) is 2.
         step_length : float, optional
             The length of the maximum displacement vector of the update
             displacement field at each iteration, in voxels.
@@ -215,11 +229,6 @@ class SecureSynRegistrationFlow(RegistrationFlow):
 
     def parameters(self, flags):
         """See `RegistrationFlow`."""
-        if flags["metric"].lower() != "cc":
-            raise InputError(
-                f"--metric {flags['metric']} is not available; leave it out to use "
-                "local cross-correlation (cc)"
-            )
         given = {
             name: flags[self.spelling.get(name, name)]
             for name in SynParameters.model_fields
