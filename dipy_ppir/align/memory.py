@@ -31,13 +31,21 @@ _CELL = 3000
 _SQUARED, _SHARED = (160, 24), 16
 #: For each voxel of the static image with local cross-correlation, likewise.
 _CORRELATED = 170, 90
-#: For each voxel of the static image in SyN, at an owner and at the helper; with "map"
-#: a quarter less where the map is computed on the usual grid in 3D.
+#: For each voxel of the static image in SyN, at an owner and at the helper.
 _VOXEL = {
-    "map": (720, 480),
     "update": (380, 280),
     "force": (320, 220),
     "paper": (380, 280),
+}
+#: The same with "map", by metric and dimension; a quarter less where the map is computed
+#: on the usual grid in 3D.
+_CARRIED = {
+    ("CC", 2): (720, 480),
+    ("CC", 3): (720, 480),
+    ("SSD", 2): (560, 380),
+    ("SSD", 3): (560, 380),
+    ("MIND", 2): (1140, 740),
+    ("MIND", 3): (800, 440),
 }
 #: The same of a free-form registration for each dimension, at the moving owner, the
 #: static one and the helper: along each there are a gradient and a displacement.
@@ -66,9 +74,11 @@ def peaks(parameters, static_shape, moving_shape):
     if isinstance(parameters, AffineParameters):
         samples *= parameters.sampling_proportion or 1
     if isinstance(parameters, SynParameters):
-        coarse = parameters.dim == 3 and parameters.map_spacing > 2
-        part = 0.75 if parameters.reveal == "map" and coarse else 1.0
-        owner, helper = (part * n * static for n in _VOXEL[parameters.reveal])
+        each, part = _VOXEL.get(parameters.reveal), 1.0
+        if parameters.reveal == "map":
+            each = _CARRIED[parameters.metric, parameters.dim]
+            part = 0.75 if parameters.dim == 3 and parameters.map_spacing > 2 else 1.0
+        owner, helper = (part * n * static for n in each)
     elif isinstance(parameters, FreeFormParameters):
         owner, other, helper = (parameters.dim * n * static for n in _SPLINE)
     elif parameters.metric == "SSD":
