@@ -459,7 +459,8 @@ LEVELS = {"level_iters": [3, 2, 2], "radius": 1, "opt_tol": -1e9}
 
 def map_sites(tmp_path, bodies, **parameters):
     sites = sites_for(tmp_path / "sites", "syn", bodies, reveal="map")
-    sites.parameters = {**LEVELS, **parameters}
+    given = {**LEVELS, **parameters}
+    sites.parameters = {k: v for k, v in given.items() if v is not None}
     sites.file = sites.write("session.toml")
     return sites
 
@@ -511,6 +512,22 @@ def test_a_run_that_opens_nothing_before_the_end_goes_on(tmp_path, bodies, victi
     assert learned(sites, victim)[0]["map"] == 2 * once["map"]
     apart = np.linalg.norm(result(sites) - whole, axis=3)
     assert np.sqrt((apart**2).mean()) < 0.6
+
+
+@pytest.mark.parametrize("metric", ["ssd", "mind"])
+def test_runs_with_other_metrics_go_on(tmp_path, bodies, metric):
+    """The session file names the metric; a state holds halves only, of any metric."""
+    sites = map_sites(tmp_path, bodies, metric=metric, radius=None)
+    sites.run()
+    whole = result(sites)
+    kill_at(sites, "static", 2)
+    sites.run("--resume")
+    opened, resumed = learned(sites, "moving")
+    assert resumed == 1 and {"map", "level_moving", "mismatch"} <= opened.keys()
+    apart = np.linalg.norm(result(sites) - whole, axis=3)
+    assert np.sqrt((apart**2).mean()) < 0.6
+    receipt = json.loads((sites.folder / "out_moving" / "receipt.json").read_text())
+    assert receipt["parameters"]["metric"]["metric"] == metric.upper()
 
 
 def test_a_run_that_opens_the_map_killed_at_random(tmp_path, bodies, descendants):

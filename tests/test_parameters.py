@@ -386,6 +386,10 @@ def test_classes_keep_to_the_file_as_well(in_session, images):
         (SynParameters(dim=2), (1000, 1000), (913, 903, 657)),
         (FreeFormParameters(), (110,) * 3, (539, 349, 308)),
         (FreeFormParameters(dim=2), (1200, 1200), (469, 313, 274)),
+        (SynParameters(metric="SSD"), (99, 117, 95), (673, 674, 409)),
+        (SynParameters(metric="MIND"), (99, 117, 95), (834, 829, 490)),
+        (SynParameters(metric="SSD", dim=2), (1000, 1000), (723, 706, 520)),
+        (SynParameters(metric="MIND", dim=2), (1000, 1000), (1239, 1225, 833)),
     ],
 )
 def test_memory_is_estimated_from_above(parameters, shape, measured):

@@ -565,6 +565,26 @@ def test_receipt_of_what_opens_every_iteration(pair, tmp_path):
     assert receipt["parameters"]["ss_sigma_factor"] == 0.2
 
 
+@pytest.mark.parametrize("name", ["ssd", "mind"])
+def test_other_metrics(pair, tmp_path, name):
+    flow = SecureSynRegistrationFlow()
+    flow.run(
+        *pair,
+        level_iters=(3, 2),
+        metric=name,
+        no_pictures=True,
+        out_dir=str(tmp_path),
+    )
+    (receipt,) = flow.receipts
+    assert learned_by(receipt)["helper"] == {"whole"}
+    metric = receipt["parameters"]["metric"]
+    assert (metric["metric"], metric["radius"]) == (name.upper(), None)
+    static, moved = load(pair[0]), load(tmp_path / "warped_moved.nii.gz")
+    points = points_of(STATIC_SHAPE, STATIC_GRID)
+    before = look_up(load(pair[1]), MOVING_GRID, points)
+    assert np.abs(moved - static).mean() < 0.95 * np.abs(before - static).mean()
+
+
 def _determinants(field, grid2world):
     """Of the map in voxel coordinates, which is the same: by numpy's det."""
     world2grid = np.linalg.inv(grid2world)[:3, :3]
@@ -758,7 +778,7 @@ def test_bad_image(command, no_parties, pair, tmp_path, kind, role):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--metric mi", ("--metric must be one of 'CC', 'SSD', 'MIND'", "'MI'")),
+        ("--metric mi", ("--metric must be one of 'CC', 'SSD', 'MIND'", "'mi'")),
         ("--metric ssd --mopt_radius 3", ("--mopt_radius has no meaning", "'SSD'")),
         ("--metric mind --reveal force", ("--reveal 'force' is for --metric 'CC'",)),
         ("--reveal updat", ("--reveal", "'map', 'update'", "got 'updat'")),

@@ -4,9 +4,12 @@
 
     affine_registration ─> SecureAffineRegistration ─> SecureMutualInformationMetric
                                                         └> SecureParzenJointHistogram
-    syn_registration ─> SecureSymmetricDiffeomorphicRegistration ─> SecureCCMetric
-    point_registration
+                                   SecureCrossCorrelationMetric,
+                                   SecureSquaredDifferencesMetric
+    syn_registration ─> SecureSymmetricDiffeomorphicRegistration ─> SecureCCMetric,
+                                   SecureSSDMetric, SecureMINDMetric
     freeform_registration ─> SecureFreeFormRegistration
+    point_registration
 
 Nothing in this package touches a socket or a field element; what has to be
 computed on both images goes through the protocols of `dipy_ppir.mpc`.

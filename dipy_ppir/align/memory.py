@@ -37,8 +37,8 @@ _VOXEL = {
     "force": (320, 220),
     "paper": (380, 280),
 }
-#: The same with "map", by metric and dimension; a quarter less where the map is computed
-#: on the usual grid in 3D.
+#: The same with "map", by metric and dimension; a quarter less where the map is
+#: computed on the usual grid in 3D.
 _CARRIED = {
     ("CC", 2): (720, 480),
     ("CC", 3): (720, 480),
