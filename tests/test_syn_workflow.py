@@ -1213,7 +1213,7 @@ def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
     assert command(ALIGN, *pair, *FAST, *NO_PICTURES)[0] == 0
 
 
-HALTING = HALT.format(module="carried", name="CarriedCorrelation", method="iterate")
+HALTING = HALT.format(module="metrics", name="CarriedCorrelation", method="iterate")
 
 
 @pytest.mark.parametrize(
