@@ -49,12 +49,12 @@ def deformed(shape):
     return static, moving
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "gradient"])
+@pytest.mark.parametrize("sampling", ["URS", "GMS"])
 @pytest.mark.parametrize("case", CASES)
 def test_whole(benchmark, case, sampling):
     """A whole registration; seconds and megabytes of each iteration."""
     shape, options = CASES[case]
-    if sampling == "gradient" and "sampling_proportion" not in options:
+    if sampling == "GMS" and "sampling_proportion" not in options:
         pytest.skip("samples are all voxels")
     static, moving = deformed(shape)
     results = {}

@@ -425,7 +425,7 @@ def test_what_a_session_file_says_of_it():
     by_correlation = peaks(parameters, (200,) * 3, (200,) * 3)
     for party, needed in by_correlation.items():
         assert 0.5e9 < needed < 3e9 and needed < by_mutual_information[party]
-    title = OPERATIONS["affine"].title("CC")
+    title = OPERATIONS["affine"].titled("CC")
     assert "local cross-correlation" in title and "affine" in title
 
 
@@ -434,9 +434,9 @@ def test_what_a_session_file_says_of_it():
     [
         ({"radius": 3}, "radius means nothing to metric MI; .* metric CC"),
         ({"metric": "CC", "nbins": 32}, "nbins means nothing to metric CC"),
-        ({"metric": "CC", "hide_steps": True}, "hide_steps means nothing"),
-        ({"metric": "CC", "reveal": "gradient"}, "reveal means nothing"),
-        ({"metric": "CC", "backend": "mpyc"}, "backend means nothing"),
+        ({"metric": "CC", "hide_steps": True}, "hide_steps True means nothing"),
+        ({"metric": "CC", "reveal": "gradient"}, "reveal 'gradient' means nothing"),
+        ({"metric": "CC", "backend": "mpyc"}, "backend 'mpyc' means nothing"),
         ({"metric": "CC", "sampling_proportion": 0.5}, "sampling_proportion means"),
         ({"metric": "CC", "radius": 0}, "radius must be an integer from 1 to 20"),
     ],

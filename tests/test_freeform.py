@@ -341,7 +341,7 @@ def test_magnitude_samples_are_where_weights_are():
         (2, {}),
         (3, {}),
         (2, {"sampling_proportion": 0.4}),
-        (2, {"sampling_proportion": 0.4, "sampling": "gradient"}),
+        (2, {"sampling_proportion": 0.4, "sampling": "GMS"}),
     ],
 )
 def test_shares_agree_with_the_clear(three, dim, options):
@@ -525,7 +525,7 @@ def test_it_goes_on_at_the_level_where_it_was(tmp_path, ended, victim):
         ({"spacing": 33}, "spacing must be an integer from 2 to 32"),
         ({"sampling_proportion": 0.0}, "sampling_proportion must be a number above 0"),
         ({"sampling_proportion": 1.5}, "sampling_proportion must be a number above 0"),
-        ({"sampling": "gradient"}, "needs sampling_proportion"),
+        ({"sampling": "GMS"}, "needs sampling_proportion"),
         ({"static_mask": np.ones((44, 40))}, "there is no parameter 'static_mask'"),
         ({"factors": [8, 4, 2]}, "one entry per level"),
         ({"factors": [8, 4, 2, 2]}, "must end in 1"),

@@ -77,8 +77,8 @@ def test_writes_what_the_other_command_writes(command, pair):
     [
         (["--spacing", "40"], "--spacing must be an integer from 2 to 32"),
         (["--spacing", "25"], "give a smaller spacing"),
-        (["--sampling", "gradient"], "needs --sampling_prop"),
-        (["--sampling_prop", "2"], "--sampling_prop must be a number above 0"),
+        (["--sampling", "gms"], "needs --sampling_prop"),
+        (["--sampling_prop", "0.1"], "a percentage of the voxels from 1 to 100"),
         (["--level_iters", "3", "--factors", "2"], "--factors must end in 1"),
     ],
 )
@@ -88,7 +88,7 @@ def test_mistakes_are_told_in_a_line(command, pair, flags, words):
     assert not Path("res").exists()
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "gradient"])
+@pytest.mark.parametrize("sampling", ["urs", "gms"])
 def test_three_sites(tmp_path, sampling):
     """Over TLS: both owners have the same map, and each its own image only."""
     static, moving = bumps(3)
@@ -118,7 +118,7 @@ def test_three_sites(tmp_path, sampling):
     assert not (sites.folder / "out_static" / "warped_moved.nii.gz").exists()
     assert "metric" not in receipts["static"]
     learned = {e["label"] for e in receipts["moving"]["learned"]["static owner"]}
-    hidden = {"sampled_voxels"} if sampling == "gradient" else set()
+    hidden = {"edge_samples"} if sampling == "gms" else set()
     assert learned == {"control_points", "prealign", "mismatch"} | hidden
     # It was 0.0002, with a deviation of a tenth, in ten runs; 0.015 to begin with.
     assert 0 < receipts["moving"]["metric"]["value"] < 0.001

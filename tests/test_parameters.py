@@ -95,8 +95,8 @@ MISTAKES = {
     "too sparse": ("freeform", {"spacing": 33}, "{spacing}.*2 to 32, voxels; got 33"),
     "nothing to sample": (
         "freeform",
-        {"sampling": "gradient"},
-        '{sampling}="gradient" needs {sampling_proportion}',
+        {"sampling": "GMS"},
+        "{sampling} GMS needs {sampling_proportion}",
     ),
     "levels of two kinds": (
         "freeform",
@@ -234,9 +234,9 @@ def test_what_is_asked_for_besides_is_explained():
     more = {"starting_affine": "mass", "ret_metric": True}
     more = explain(plan_of("affine", pipeline=["rigid"], **more))
     assert "(center_of_mass)" in more and "(final_value)" in more
-    drawn = {"sampling": "gradient", "sampling_proportion": 0.1, "ret_metric": True}
+    drawn = {"sampling": "GMS", "sampling_proportion": 0.1, "ret_metric": True}
     drawn, plain = explain(plan_of("freeform", **drawn)), explain(plan_of("freeform"))
-    for words in ("(sampled_voxels)", "(mean_square)", "the edges of the moving"):
+    for words in ("(edge_samples)", "(mean_square)", "where the moving image has"):
         assert words in drawn and words not in plain
     assert "can rebuild much" in plain
     sampled = explain(plan_of("affine", sampling_proportion=0.1))

@@ -339,7 +339,7 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         `precision`.
     max_step : float, optional
         longest step of a control point, voxels.
-    sampling : {"uniform", "gradient"}, optional
+    sampling : {"URS", "GMS"}, optional
         which voxels are sampled: drawn alike, or with probabilities as the gradient of
         the moving image, which shows the static owner where that has edges.
     sampling_proportion : float, optional

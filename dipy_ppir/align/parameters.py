@@ -39,14 +39,28 @@ MOST_LEVELS = 16
 _SIGMA_FACTORS = {False: 0.2, True: 0.4}
 #: To how much of a voxel the map is opened by default, by dimension.
 _PRECISION = {2: 0.5, 3: 0.25}
-#: Defaults of what SyN's metrics do not have in common, by metric.
-_OF_METRICS = {
+#: Defaults of what metrics do not have in common, by metric: of SyN, and affine ones.
+_OF_SYN = {
     "radius": {"CC": 4},
     "sigma_diff": {"CC": 2.0, "MIND": 2.0},
     "smooth": {"SSD": 2.0},
 }
-#: What has a meaning only where something else than the map is opened.
-_OF_STEPS = {"reveal": "map", "stride": 1, "update_spacing": 2, "backend": "packed"}
+_OF_AFFINE = {
+    "nbins": {"MI": 32},
+    "sampling_proportion": {"MI": None, "SSD": None},
+    "sampling": {"SSD": "URS"},
+    "seed": {"SSD": 0},
+    "precision": {"SSD": 1 / 16},
+    "radius": {"CC": 4},
+}
+#: What has a meaning only with the first metric, and what it is with the others.
+_OF_CC = {"reveal": "map", "stride": 1, "update_spacing": 2, "backend": "packed"}
+_OF_MI = {
+    "reveal": "transform",
+    "hide_steps": False,
+    "method": "L-BFGS-B",
+    "backend": "packed",
+}
 
 
 class ParameterError(ValueError):
@@ -117,11 +131,6 @@ def _name_of(*names):
     return Annotated[_one_of(*names), BeforeValidator(_upper)]
 
 
-def _if(name, value, default):
-    """A default where a parameter given before has a value; None elsewhere."""
-    return lambda data: default if data.get(name) == value else None
-
-
 def _levels(kind):
     return Annotated[tuple[kind, ...], Field(min_length=1, max_length=MOST_LEVELS)]
 
@@ -136,16 +145,14 @@ def _unless_scaled(data, default):
     return default if data.get("ss_sigma_factor") is None else None
 
 
-def _of_metric(name, wanted):
-    """A parameter that not all metrics have."""
+def _of_metric(table, name, wanted, needs="metric"):
+    """A parameter that not all metrics have, by default None if another one is."""
     return Field(
-        default_factory=lambda d: _OF_METRICS[name].get(d.get("metric")),
+        default_factory=lambda d: (
+            None if d.get(needs) is None else table[name].get(d.get("metric"))
+        ),
         description=wanted,
     )
-
-
-def _upper(value):
-    return value.upper() if isinstance(value, str) else value
 
 
 _Flag = Annotated[bool, _is("True or False")]
@@ -206,6 +213,22 @@ class Parameters(BaseModel):
         """Raise `ParameterError` if parameters contradict each other."""
         raise NotImplementedError
 
+    def _check_metric(self, table, of_first, first):
+        """Refuse what means nothing to the metric."""
+        for name, defaults in table.items():
+            if self.metric not in defaults and getattr(self, name) is not None:
+                raise ParameterError(
+                    f"{{{name}}} means nothing to {{metric}} {self.metric}; leave it "
+                    f"out, or choose {{metric}} {' or '.join(defaults)}"
+                )
+        for name, only in of_first.items():
+            if self.metric != first and getattr(self, name) != only:
+                raise ParameterError(
+                    f"{{{name}}} {shown(getattr(self, name))} means nothing to "
+                    f"{{metric}} {self.metric}; leave it out, or choose {{metric}} "
+                    f"{first}"
+                )
+
     def plain(self, *names):
         """Those of these names, or all, as JSON has them."""
         return self.model_dump(mode="json", include=set(names) if names else None)
@@ -263,33 +286,26 @@ class AffineParameters(Parameters):
         description=_of_levels("integers from 1 to 1024"),
     )
     metric: _name_of("MI", "SSD", "CC") = "MI"
-    nbins: Annotated[int, Field(ge=6, le=512)] | None = Field(
-        default_factory=_if("metric", "MI", 32),
-        description="an integer from 6 to 512, of which 4 are padding (32 is usual)",
+    nbins: Annotated[int, Field(ge=6, le=512)] | None = _of_metric(
+        _OF_AFFINE,
+        "nbins",
+        "an integer from 6 to 512, of which 4 are padding (32 is usual)",
     )
     sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="a number above 0 and at most 1; leave it out to use every voxel",
     )
-    sampling: _name_of("URS", "GMS") | None = Field(
-        default_factory=lambda d: (
-            "URS"
-            if d.get("metric") == "SSD" and d.get("sampling_proportion") is not None
-            else None
-        ),
-        description="one of 'URS', 'GMS'",
+    sampling: _name_of("URS", "GMS") | None = _of_metric(
+        _OF_AFFINE, "sampling", "one of 'URS', 'GMS'", "sampling_proportion"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
-        default_factory=lambda d: None if d.get("sampling") is None else 0,
-        description="an integer from 0 to 2**63 - 1",
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = _of_metric(
+        _OF_AFFINE, "seed", "an integer from 0 to 2**63 - 1", "sampling"
     )
-    precision: Annotated[float, Field(ge=2.0**-10, le=1)] | None = Field(
-        default_factory=_if("metric", "SSD", 1 / 16),
-        description="a number from 2**-10 to 1",
+    precision: Annotated[float, Field(ge=2.0**-10, le=1)] | None = _of_metric(
+        _OF_AFFINE, "precision", "a number from 2**-10 to 1"
     )
-    radius: Annotated[int, Field(ge=1, le=20)] | None = Field(
-        default_factory=_if("metric", "CC", 4),
-        description="an integer from 1 to 20",
+    radius: Annotated[int, Field(ge=1, le=20)] | None = _of_metric(
+        _OF_AFFINE, "radius", "an integer from 1 to 20"
     )
     reveal: _one_of("transform", "gradient", "histogram") = "transform"
     hide_steps: _Flag = False
@@ -330,7 +346,8 @@ class AffineParameters(Parameters):
                 "depends on the axes of the moving image; use rigid, rigid_isoscaling "
                 "or affine, or leave {hide_steps} out"
             )
-        self._check_metric()
+        self._check_metric(_OF_AFFINE, _OF_MI, "MI")
+        self._check_samples()
         if self.reveal == "transform":
             if self.method != "L-BFGS-B":
                 raise ParameterError(
@@ -349,16 +366,7 @@ class AffineParameters(Parameters):
         if self.backend == "mpyc":
             raise ParameterError('{backend}="mpyc" needs {reveal}="transform"')
 
-    def _check_metric(self):
-        """Refuse what means nothing to the metric."""
-        for metrics, names in _OF_METRICS.items():
-            for name in names:
-                default = _SAME.get(name)
-                if self.metric not in metrics and getattr(self, name) != default:
-                    raise ParameterError(
-                        f"{{{name}}} means nothing to {{metric}} {self.metric}; leave "
-                        f"it out, or choose {{metric}} {' or '.join(metrics)}"
-                    )
+    def _check_samples(self):
         if self.sampling is not None and self.sampling_proportion is None:
             raise ParameterError(
                 f"{{sampling}} {self.sampling} needs {{sampling_proportion}}, the part "
@@ -369,21 +377,6 @@ class AffineParameters(Parameters):
                 "{seed} is that of random samples, but all voxels are used; leave it "
                 "out, or give {sampling_proportion}"
             )
-
-
-#: Parameters to the metrics that have them; and what they are elsewhere, if not None.
-_OF_METRICS = {
-    ("MI",): ("nbins", "reveal", "hide_steps", "method", "backend"),
-    ("MI", "SSD"): ("sampling_proportion",),
-    ("SSD",): ("sampling", "seed", "precision"),
-    ("CC",): ("radius",),
-}
-_SAME = {
-    "reveal": "transform",
-    "hide_steps": False,
-    "method": "L-BFGS-B",
-    "backend": "packed",
-}
 
 
 class SynParameters(Parameters):
@@ -405,7 +398,7 @@ stride, backend
     """
 
     dim: Annotated[int, _is("2 or 3", ge=2, le=3)] = 3
-    metric: Annotated[_one_of("CC", "SSD", "MIND"), BeforeValidator(_upper)] = "CC"
+    metric: _name_of("CC", "SSD", "MIND") = "CC"
     level_iters: _Iterations = (10, 10, 5)
     step_length: Annotated[float, _is("a number above 0", gt=0)] = 0.25
     reveal: _one_of("map", "update", "force", "paper") = "map"
@@ -416,14 +409,14 @@ stride, backend
     inv_iter: Annotated[int, _is("an integer from 1", ge=1)] = 20
     inv_tol: Annotated[float, _is("a number above 0", gt=0)] = 1e-3
     sigma_diff: Annotated[float, Field(ge=0, le=100)] | None = _of_metric(
-        "sigma_diff", "a number from 0 to 100"
+        _OF_SYN, "sigma_diff", "a number from 0 to 100"
     )
     smooth: Annotated[float, Field(ge=1, le=100)] | None = _of_metric(
-        "smooth", "a number from 1 to 100"
+        _OF_SYN, "smooth", "a number from 1 to 100"
     )
     # Beyond 20, exact window sums might not fit a word.
     radius: Annotated[int, Field(ge=1, le=20)] | None = _of_metric(
-        "radius", "an integer from 1 to 20"
+        _OF_SYN, "radius", "an integer from 1 to 20"
     )
     map_spacing: Annotated[int, _is("an integer from 2", ge=2)] = 3
     opens: _one_of("levels", "end") = "levels"
@@ -438,15 +431,7 @@ stride, backend
     result_to: _one_of("both", "moving", "static") = "both"
 
     def _check(self):
-        if self.metric != "CC":
-            self._check_metric()
-        for name, defaults in _OF_METRICS.items():
-            if self.metric not in defaults and getattr(self, name) is not None:
-                raise ParameterError(
-                    f"{{{name}}} has no meaning with {{metric}} "
-                    f"{shown(self.metric)}, but with {' and '.join(defaults)}; leave "
-                    f"it out, got {shown(getattr(self, name))}"
-                )
+        self._check_metric(_OF_SYN, _OF_CC, "CC")
         if self.reveal == "map" and self.step_length > MOST_STEP:
             raise ParameterError(
                 f"{{step_length}} must be at most {MOST_STEP} voxel where images are "
@@ -461,14 +446,6 @@ stride, backend
             )
         if self.backend == "mpyc" and self.reveal != "force":
             raise ParameterError('{backend}="mpyc" needs {reveal}="force"')
-
-    def _check_metric(self):
-        for name, only in _OF_STEPS.items():
-            if getattr(self, name) != only:
-                raise ParameterError(
-                    f"{{{name}}} {shown(getattr(self, name))} is for {{metric}} 'CC'; "
-                    f"{shown(self.metric)} opens the map and nothing else: leave it out"
-                )
 
 
 class PointParameters(Parameters):
@@ -528,7 +505,7 @@ ret_metric
     ] = 0.5
     opt_tol: Annotated[float, _is("a number from 0 to 1, voxels", ge=0, le=1)] = 0.125
     max_step: Annotated[float, _is("a number above 0, voxels", gt=0, le=16)] = 2.0
-    sampling: _one_of("uniform", "gradient") = "uniform"
+    sampling: _name_of("URS", "GMS") = "URS"
     sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="a number above 0 and at most 1; leave it out to use every voxel",
@@ -562,10 +539,10 @@ ret_metric
                 "{intensities} must be two numbers, the lower one first; got "
                 f"{shown(self.intensities)}"
             )
-        if self.sampling == "gradient" and self.sampling_proportion in (None, 1):
+        if self.sampling == "GMS" and self.sampling_proportion in (None, 1):
             raise ParameterError(
-                '{sampling}="gradient" needs {sampling_proportion}, the part of the '
-                "voxels that is sampled"
+                "{sampling} GMS needs {sampling_proportion}, the part of the voxels "
+                "that are samples"
             )
 
 

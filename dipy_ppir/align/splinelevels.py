@@ -37,6 +37,11 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
 from dipy_ppir.align.bending import BendingEnergy
+from dipy_ppir.align.gradientsampling import (
+    magnitude_samples,
+    sample_count,
+    uniform_samples,
+)
 from dipy_ppir.align.quality import jacobian_determinant
 from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.freeform import (
@@ -304,11 +309,12 @@ class SplineLevels:
         if p.sampling_proportion in (None, 1):
             return None
         voxels = int(np.prod(self.r.level_shape(level)))
-        count = max(round(p.sampling_proportion * voxels), 1)
+        count = sample_count(voxels, p.sampling_proportion)
         rng = np.random.default_rng([p.seed, level, self.r.niter])
-        if p.sampling == "uniform":
-            where = rng.choice(voxels, count, replace=False, shuffle=False)
-            return Samples(count, np.sort(where), False)
+        if count == voxels:
+            return None
+        if p.sampling == "URS":
+            return Samples(count, uniform_samples(rng, voxels, count), False)
         where = None
         if self.r.conducts:
             gradient = at.warped(controls)[1]
@@ -333,21 +339,3 @@ def shortened(controls, step, lattice):
             break
         part[lattice.sums(bad.astype(np.float64)) > 0] *= SHORTER
     return controls + part * step
-
-
-def magnitude_samples(rng, weights, count):
-    """Indices drawn without replacement, with probabilities as their weights.
-
-    By the largest of exponential keys (Efraimidis and Spirakis 2006). Where there are
-    not enough weights, the others are drawn alike.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    weights : array, shape (n,)
-        not negative.
-    count : int
-    """
-    weights = weights + 1e-6 * max(weights.mean(), 1e-12)
-    keys = rng.exponential(size=len(weights)) / weights
-    return np.sort(np.argpartition(keys, count - 1)[:count])

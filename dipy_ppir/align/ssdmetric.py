@@ -29,30 +29,20 @@ from dipy_ppir.align.parzenhist import linear_jacobian
 from dipy_ppir.align.quasinewton import object_moments, orthonormal_steps
 from dipy_ppir.align.remote import is_remote
 from dipy_ppir.align.secretmetric import secret_numbers
-from dipy_ppir.mpc.arrays import OwnedArray
-from dipy_ppir.mpc.errors import ProtocolError
+from dipy_ppir.mpc.edgesamples import show_samples
 from dipy_ppir.mpc.leastsquares import (
     VALUE_BITS,
     ClearSteps,
     SecretProducts,
     SecretSteps,
 )
-from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 #: Of images that match, the mean squared difference is no larger part of the variance
 #: of the static image, and no larger than at the beginning.
 MOST_DIFFERENCE = 0.8
 #: The final value is shown times this: to a part in 8000.
 SHOWN = 8
-
-declare(
-    "edge_samples",
-    receivers=(STATIC,),
-    shape="number of samples, each iteration",
-    meaning="which voxels are samples, with sampling = 'GMS': where the moving image "
-    "has edges",
-    bits=32,
-)
 
 
 class SquaredDifferencesMetric(PlacedImages):
@@ -459,18 +449,9 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
             self._share(self._static_values(index), count)
 
     def _share_edges(self, index, count):
-        own = OwnedArray(MOVING, index, (count,), np.uint32)
         with self.session.phase("samples"):
-            shown = self.session.open(own, "edge_samples", (STATIC,))
-        values = None
-        if shown is not None:
-            index = shown.astype(np.int64)
-            if index.max(initial=0) >= self.positions.count:
-                raise ProtocolError(
-                    "the moving owner sent a sample outside the image", MOVING
-                )
-            values = self._static_values(index)
-        with self.session.phase("samples"):
+            shown = show_samples(self.session, index, count, self.positions.count)
+            values = None if shown is None else self._static_values(shown)
             self._share(values, count)
 
     def _share(self, values, count):

@@ -64,7 +64,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dipy_ppir.mpc.algebra import Digits, Opening, Secret, Shares, expression
-from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.edgesamples import show_samples
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
@@ -88,13 +89,6 @@ declare(
     meaning="which way each control point would move to make the images more alike, "
     "rounded",
     bits=MOST_BITS,
-)
-declare(
-    "sampled_voxels",
-    receivers=(STATIC,),
-    shape="1 for each sample, each iteration",
-    meaning="where samples are taken, most of them where the moving image has edges",
-    bits=32,
 )
 declare(
     "mean_square",
@@ -348,18 +342,9 @@ class SharedSteps:
         samples : Samples
             with the indices at the moving owner.
         """
-        s, at = self.session, samples.at
-        at = OwnedArray(MOVING, at, (samples.count,), np.uint32)
-        at = s.open(at, "sampled_voxels", (STATIC,))
-        if s.pid != STATIC:
-            return samples
-        at = at.astype(np.int64)
         voxels = int(np.prod(self.lattice.shape))
-        if (at >= voxels).any() or len(np.unique(at)) < len(at):
-            raise ProtocolError(
-                "the moving owner samples voxels that there are not, or twice", MOVING
-            )
-        return samples._replace(at=at)
+        at = show_samples(self.session, samples.at, samples.count, voxels)
+        return samples if at is None else samples._replace(at=at)
 
     def judged(self, images=None, *, value=False):
         """Whether the images hardly match in the end, or less than in the beginning.

@@ -261,17 +261,8 @@ class SecureImageRegistrationFlow(RegistrationFlow):
                 f"--transform {transform} is not known; choose one of "
                 f"{', '.join(PIPELINES)}"
             )
-        percent = flags["sampling_prop"]
-        if percent is not None and not 1 <= percent <= 100:
-            hint = ""
-            if 0 < percent < 1:
-                hint = f" (for {percent:.0%} of the voxels: {100 * percent:g})"
-            raise InputError(
-                f"--sampling_prop {percent:g} is out of range: give a percentage of "
-                f"the voxels from 1 to 100{hint}, or leave it out to use all"
-            )
-        every_voxel = percent in (None, 100)
-        if (flags["static_mask"] or flags["moving_mask"]) and not every_voxel:
+        proportion = inputs.proportion_of(flags["sampling_prop"])
+        if (flags["static_mask"] or flags["moving_mask"]) and proportion is not None:
             raise InputError(
                 "masks need all voxels; leave out --sampling_prop, or the masks"
             )
@@ -288,7 +279,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             factors=flags["factors"],
             metric=flags["metric"],
             nbins=_unless_default(flags, "nbins", AFFINE.nbins),
-            sampling_proportion=None if every_voxel else percent / 100,
+            sampling_proportion=proportion,
             sampling=flags["sampling"] or None,
             seed=flags["seed"],
             precision=flags["precision"],

@@ -114,12 +114,12 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         max_step : float, optional
             Longest step of a control point, in voxels of the level.
         sampling : string, optional
-            Which voxels are sampled: 'uniform', drawn alike, or 'gradient', with
+            Which voxels are sampled: 'urs', uniformly random, or 'gms', with
             probabilities as the gradient of the moving image. The latter shows the
             static owner where the moving image has edges.
         sampling_prop : float, optional
-            Which part of the voxels is sampled, anew at each iteration. None (the
-            default) takes all.
+            Percentage of the voxels that are used, from 1 to 100, others at each
+            iteration. None (the default) or 100 uses all.
         seed : int, optional
             Of the samples.
         intensities : variable float, optional
@@ -177,7 +177,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
             for name in FreeFormParameters.model_fields
             if self.spelling.get(name, name) in flags
         }
-        given["sampling"] = given["sampling"].lower()
+        given["sampling_proportion"] = inputs.proportion_of(flags["sampling_prop"])
         return self.checked(FreeFormParameters, **given)
 
     def load(self, paths, flags, parameters):

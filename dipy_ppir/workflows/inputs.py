@@ -322,3 +322,24 @@ def read_nifti(path, what):
     if data.dtype.fields is None:
         data = data.astype(data.dtype.newbyteorder("="), copy=False)
     return data, np.asarray(image.affine, dtype=np.float64)
+
+
+def proportion_of(percent):
+    """The part of the voxels that ``--sampling_prop`` asks for; None for all.
+
+    Parameters
+    ----------
+    percent : float or None
+        as in DIPY.
+    """
+    if percent in (None, 100):
+        return None
+    if not 1 <= percent <= 100:
+        hint = ""
+        if 0 < percent < 1:
+            hint = f" (for {percent:.0%} of the voxels: {100 * percent:g})"
+        raise InputError(
+            f"--sampling_prop {percent:g} is out of range: give a percentage of the "
+            f"voxels from 1 to 100{hint}, or leave it out to use all"
+        )
+    return percent / 100

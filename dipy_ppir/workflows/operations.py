@@ -59,7 +59,7 @@ class Operation:
 
     function: object
     command: str
-    titles: dict
+    title: str
     opens: dict
     opened: object
     result: dict
@@ -70,8 +70,9 @@ class Operation:
     by: dict = field(default_factory=dict)
 
     def titled(self, metric):
-        """The title, with the metric if it is one of several."""
-        by = self.by.get(metric) if isinstance(metric, str) else None
+        """The title, with the metric if it is one of several: without any the first."""
+        metric = metric if isinstance(metric, str) else next(iter(self.by), None)
+        by = self.by.get(metric)
         return self.title if by is None else f"{self.title} by {by}"
 
     def shown(self, reveal, pid):
@@ -109,11 +110,11 @@ def _opened_by_syn(parameters):
 
 
 def _opened_by_freeform(parameters):
-    hidden = parameters.sampling == "gradient"
+    hidden = parameters.sampling == "GMS"
     return [
         "control_point_steps",
         "mismatch",
-        *(["sampled_voxels"] if hidden else []),
+        *(["edge_samples"] if hidden else []),
         *(["mean_square"] if parameters.ret_metric else []),
     ]
 
@@ -214,7 +215,7 @@ OPERATIONS = {
             "steps": (
                 "control_point_steps",
                 "mismatch",
-                "sampled_voxels",
+                "edge_samples",
                 "mean_square",
             )
         },
@@ -401,11 +402,6 @@ def explain(plan):
             "CAUTION: what the moving owner is shown of the steps are equations in the "
             "static image, of which it can rebuild much (doc/security.md); a coarser "
             "precision, a larger spacing and 0 iterations at the last level show less."
-        )
-    if "sampled_voxels" in labels:
-        lines.append(
-            "CAUTION: where samples are shows the static owner the edges of the moving "
-            'image; sampling = "uniform" does not.'
         )
     if "metric_gradient" in labels:
         lines.append(
