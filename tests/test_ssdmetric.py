@@ -4,7 +4,7 @@ from dipy.align.imaffine import AffineMap, AffineRegistration
 from dipy.align.transforms import regtransforms
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 from scipy.optimize import approx_fprime
 
 from dipy_ppir.align import RemoteImage, affine_registration
@@ -99,12 +99,14 @@ def learned(receipt, role, label):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dim", [2, 3])
-def test_secure_is_the_clear_twin(dim, sampling):
+def test_secure_is_the_clear_twin(dim, sampling, monkeypatch):
     """The same samples and iterations, and the same transform but for rounding.
 
     To 2**-10 voxel a step is off by half as much in each coordinate, and what is left
     in the end is the rounding of the last one.
     """
+    secret = SecureSquaredDifferencesMetric
+    monkeypatch.setattr(secret, "_draws", SquaredDifferencesMetric._draws)
     static, moving, matrix = pair(dim)
     options = {**SAMPLINGS[sampling], "precision": 2.0**-10}
     expected = clear(static, moving, **options)
@@ -205,9 +207,28 @@ def test_the_static_owner_refuses_samples_outside_the_image(trio, outcomes):
     assert "that there are not" in str(found[STATIC])
 
 
+def test_edges_are_drawn_with_numbers_that_nobody_knows():
+    """The public seed says nothing of which voxels are samples."""
+    drawn = []
+    for _ in range(2):
+        metric = SecureSquaredDifferencesMetric(sampling="GMS", sampling_proportion=0.4)
+        drawn.append(metric._draws(1000))
+    assert not np.array_equal(*drawn)
+    assert stats.kstest(np.concatenate(drawn), "uniform").pvalue > 1e-6
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (
+            {
+                "metric": "SSD",
+                "sampling": "GMS",
+                "sampling_proportion": 0.1,
+                "seed": 4,
+            },
+            "seed is that of sampling URS",
+        ),
         ({"metric": "SSD", "nbins": 32}, "nbins means nothing to metric SSD"),
         ({"metric": "SSD", "reveal": "gradient"}, "reveal 'gradient' means nothing"),
         ({"metric": "SSD", "hide_steps": True}, "hide_steps True means nothing"),

@@ -55,6 +55,27 @@ PAPER = [
 ]
 
 
+class Reproducible(SecureSquaredDifferencesMetric):
+    """Edges drawn as in the clear: to compare, and for nothing else."""
+
+    def __init__(self, *, draws=0, **options):
+        super().__init__(**options)
+        self.draws = draws
+
+    def _draws(self, n):
+        return np.random.default_rng([self.draws, self.iterations]).random(n)
+
+
+class Clear(SquaredDifferencesMetric):
+    """The same in the clear."""
+
+    def __init__(self, *, draws=0, **options):
+        super().__init__(**options)
+        self.draws = draws
+
+    _draws = Reproducible._draws
+
+
 def optimized(registration, static, moving):
     """The transform that a registration finds."""
     return registration.optimize(
@@ -69,7 +90,7 @@ def optimized(registration, static, moving):
 
 def clear(static, moving, options):
     """By Gauss-Newton steps in the clear, unrounded but for a thousandth."""
-    metric = SquaredDifferencesMetric(**{**options, "precision": 2.0**-10})
+    metric = Clear(**{**options, "precision": 2.0**-10})
     registration = AffineRegistration(
         metric=metric, method=GaussNewton(metric), verbosity=0, **LEVELS
     )
@@ -80,7 +101,7 @@ def secure(static, moving, options):
     """By three parties on this machine; transform, seconds, receipt."""
     clock = Iterations()
     registration = SecureAffineRegistration(
-        metric=SecureSquaredDifferencesMetric(**options),
+        metric=Reproducible(**options),
         options={"evaluations": 10},  # as many as level_iters allow
         callback=clock,
         **LEVELS,
@@ -129,7 +150,9 @@ def main():
         for seed in range(given.repetitions):
             options = dict(options)
             if sampling:
-                options |= {"sampling_proportion": FRACTION, "seed": seed}
+                options["sampling_proportion"] = FRACTION
+                # Those of edges are the moving owner's, and are no parameter.
+                options["seed" if "URS" in sampling else "draws"] = seed
             exact = clear(static, moving, options)
             n = sum(LEVELS["level_iters"])
             found["Clear"].append({"error": error(exact), "iterations": n})

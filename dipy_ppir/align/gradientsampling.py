@@ -3,7 +3,9 @@
 Sections 5.4.1 of Taiello et al. 2024: uniformly random selection (URS; Viola and Wells
 1997, Mattes et al. 2003), and gradient magnitude sampling (GMS; Sabuncu and Ramadge
 2004), which prefers the edges of the moving image. Who sees the samples of GMS sees
-where these are.
+where these are; who could work out the random numbers that they were drawn with would
+see, at every voxel, whether the gradient is above a known threshold. So the moving
+owner draws them from the operating system (``dipy_ppir.mpc.edgesamples``).
 """
 
 import numpy as np
@@ -35,7 +37,7 @@ def uniform_samples(rng, n, count):
     return np.sort(rng.choice(n, count, replace=False, shuffle=False))
 
 
-def magnitude_samples(rng, weights, count):
+def magnitude_samples(draws, weights, count):
     """Different samples, drawn one after the other with probabilities by weight.
 
     By exponential keys (Efraimidis and Spirakis 2006): the `count` smallest of E / w, E
@@ -44,7 +46,8 @@ def magnitude_samples(rng, weights, count):
 
     Parameters
     ----------
-    rng : numpy.random.Generator
+    draws : array, shape (n,)
+        uniform between 0 and 1.
     weights : array, shape (n,)
         not negative.
     count : int
@@ -58,6 +61,6 @@ def magnitude_samples(rng, weights, count):
         return np.arange(len(weights))
     largest = weights.max(initial=0)
     least = np.finfo(np.float64).tiny * 1e8
-    keys = rng.standard_exponential(len(weights))
+    keys = -np.log1p(-draws)
     keys /= np.maximum(weights / largest if largest > 0 else weights, least)
     return np.sort(np.argpartition(keys, count)[:count])

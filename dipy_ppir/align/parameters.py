@@ -367,6 +367,11 @@ class AffineParameters(Parameters):
             raise ParameterError('{backend}="mpyc" needs {reveal}="transform"')
 
     def _check_samples(self):
+        if self.sampling == "GMS" and self.seed:
+            raise ParameterError(
+                "{seed} is that of {sampling} URS; with GMS the moving owner draws "
+                "samples that nobody else can work out: leave it out"
+            )
         if self.sampling is not None and self.sampling_proportion is None:
             raise ParameterError(
                 f"{{sampling}} {self.sampling} needs {{sampling_proportion}}, the part "
@@ -538,6 +543,11 @@ ret_metric
             raise ParameterError(
                 "{intensities} must be two numbers, the lower one first; got "
                 f"{shown(self.intensities)}"
+            )
+        if self.sampling == "GMS" and self.seed:
+            raise ParameterError(
+                "{seed} is that of {sampling} URS; with GMS the moving owner draws "
+                "samples that nobody else can work out: leave it out"
             )
         if self.sampling == "GMS" and self.sampling_proportion in (None, 1):
             raise ParameterError(

@@ -475,7 +475,11 @@ def _exchanged(session, pair):
         view = views[owner].get(name) if isinstance(views[owner], dict) else None
         try:
             n, dim = view
-            if type(n) is not int or not dim <= n <= most or dim not in (2, 3):
+            if (
+                not type(n) is type(dim) is int
+                or dim not in (2, 3)
+                or not dim <= n <= most
+            ):
                 raise ValueError
         except (TypeError, ValueError):
             raise ProtocolError(

@@ -119,8 +119,10 @@ class Resumption:
         CheckpointError
             if they would be shown too often.
         """
-        before = len(self.recorded(place, "step"))
-        if before >= REPEATS * steps > 0:
+        shown = [record["step"] for record in self.recorded(place, "step")]
+        before = len(shown)
+        # Each interruption shows the first step once more.
+        if before + steps > REPEATS * steps or shown.count(1) > REPEATS:
             raise CheckpointError(
                 f"this level was interrupted after {before} steps in all, which would "
                 "be shown again; start anew at all parties, without --resume"

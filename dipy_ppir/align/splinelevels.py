@@ -319,7 +319,7 @@ class SplineLevels:
         if self.r.conducts:
             gradient = at.warped(controls)[1]
             steepness = np.sqrt((gradient**2).sum(axis=0)).reshape(-1)
-            where = magnitude_samples(rng, steepness, count)
+            where = magnitude_samples(self.world.draws(rng, voxels), steepness, count)
         return self.world.samples(Samples(count, where, True))
 
 

@@ -29,7 +29,7 @@ from dipy_ppir.align.parzenhist import linear_jacobian
 from dipy_ppir.align.quasinewton import object_moments, orthonormal_steps
 from dipy_ppir.align.remote import is_remote
 from dipy_ppir.align.secretmetric import secret_numbers
-from dipy_ppir.mpc.edgesamples import show_samples
+from dipy_ppir.mpc.edgesamples import secret_draws, show_samples
 from dipy_ppir.mpc.leastsquares import (
     VALUE_BITS,
     ClearSteps,
@@ -59,7 +59,7 @@ class SquaredDifferencesMetric(PlacedImages):
     sampling_proportion : float in (0, 1], optional
         part of the voxels of a level that are samples, at least 1000 of them.
     seed : int, optional
-        of the samples.
+        of the samples of "URS".
     precision : float, optional
         part of a voxel of the level to which steps are rounded.
 
@@ -187,19 +187,26 @@ class SquaredDifferencesMetric(PlacedImages):
             what the moving owner brings; there only.
         """
         n, count = self.positions.count, self._count
-        rng = np.random.default_rng([self.seed or 0, self.iterations])
         self.iterations += 1
         if not self._resampled:
             return n, self._own(params)
         if self.sampling == "URS":
-            index = uniform_samples(rng, n, count)
+            index = uniform_samples(self._generator(), n, count)
             self._share_samples(index, count)
             return count, self._own(params, index)
         index = None
         if params is not None:
-            index = magnitude_samples(rng, self._magnitude(params), count)
+            index = magnitude_samples(self._draws(n), self._magnitude(params), count)
         self._share_edges(index, count)
         return count, self._own(params, index)
+
+    def _generator(self):
+        """A random generator for this iteration, alike at all parties."""
+        return np.random.default_rng([self.seed or 0, self.iterations])
+
+    def _draws(self, n):
+        """Uniform numbers between 0 and 1, by which edges become samples."""
+        return self._generator().random(n)
 
     def _magnitude(self, params):
         """Magnitude of the moving image's gradient at all voxels, flat."""
@@ -302,7 +309,8 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
     ----------
     sampling, sampling_proportion, seed, precision : optional
         see `SquaredDifferencesMetric`. "GMS" shows the static owner at every iteration
-        where the moving image has edges: see ``doc/security.md``.
+        where the moving image has edges: see ``doc/security.md``. The moving owner
+        draws its samples alone.
     session : Session, optional
         this party's session.
 
@@ -436,6 +444,9 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         return m + s - products.mean(self.positions.count, moving).times(2)
 
     # -- on shares --------------------------------------------------------------
+
+    def _draws(self, n):
+        return secret_draws(n)
 
     def _share_static(self):
         self.steps = SecretSteps(self.session, self.dim, step_bits(self.precision))

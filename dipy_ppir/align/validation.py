@@ -138,6 +138,12 @@ def check_image(image, grid2world, name):
             f"the {name} image contains NaN or infinite voxels; replace them first, "
             "for example with numpy.nan_to_num"
         )
+    if image.size and not np.isfinite(float(image.max()) - float(image.min())):
+        raise ValueError(
+            f"the values of the {name} image, from {float(image.min()):g} to "
+            f"{float(image.max()):g}, are too far apart for floating point numbers; "
+            "rescale it"
+        )
     if image.size == 0 or image.min() == image.max():
         raise ValueError(
             f"the {name} image is constant: it has no structure to register; check "

@@ -720,15 +720,16 @@ class Shares:
         """
         s = self.session
         pairs = [pair for numbers, _, _ in groups for pair in numbers]
-        part = R128.zeros((len(pairs),))
+        part, unit = R128.zeros((len(pairs),)), math.inf
         for k, (x, threshold) in enumerate(pairs):
             x = self.secret(x, digits)
+            unit = min(unit, x.unit)
             if s.pid != HELPER:
                 part[k] = x.part[0]
             if s.pid == MOVING:
                 less = R128.from_ints([round(threshold / x.unit)])
                 part[k] = R128.sub(part[k : k + 1], less)[0]
-        bits = _compared_bits(digits, x.unit)
+        bits = _compared_bits(digits, unit)
         one = R128.from_ints([1])
         part = self._step_function(part, R128.zeros((1,)), one, "reached", bits)
         openings, start = [], 0

@@ -1,5 +1,7 @@
 """Samples that one owner chooses, told to the other and to nobody else."""
 
+import os
+
 import numpy as np
 
 from dipy_ppir.mpc.arrays import OwnedArray
@@ -14,6 +16,20 @@ declare(
     "moving image has edges",
     bits=32,
 )
+
+
+def secret_draws(n):
+    """Uniform numbers between 0 and 1 that nobody else can work out.
+
+    Parameters
+    ----------
+    n : int
+
+    Returns
+    -------
+    draws : array, shape (n,)
+    """
+    return (np.frombuffer(os.urandom(4 * n), dtype=np.uint32) + 0.5) / 2.0**32
 
 
 def show_samples(session, index, count, voxels):

@@ -65,7 +65,7 @@ import numpy as np
 
 from dipy_ppir.mpc.algebra import Digits, Opening, Secret, Shares, expression
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.edgesamples import show_samples
+from dipy_ppir.mpc.edgesamples import secret_draws, show_samples
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
@@ -210,6 +210,10 @@ def spread(static):
 class ClearSteps:
     """The same in the clear, with the same integers, rounded to nearest."""
 
+    def draws(self, rng, n):
+        """Uniform numbers between 0 and 1, by which edges become samples."""
+        return rng.random(n)
+
     def begin(self, lattice, static):
         """Take the static image, in units of 2**-IMAGE_BITS, for a level."""
         self.lattice, self.static = lattice, static
@@ -331,6 +335,10 @@ class SharedSteps:
         if s.pid == HELPER:
             return None
         return lattice.integer_sums(scattered(parts, samples, lattice))
+
+    def draws(self, rng, n):
+        """Uniform numbers between 0 and 1 that nobody else can work out."""
+        return secret_draws(n)
 
     def samples(self, samples):
         """Hidden samples as each party knows them: told to the static owner.

@@ -14,7 +14,8 @@ precision.
 
 Words of 32 bits do: numbers of the static owner have `VALUE_BITS`, and the moving owner
 scales its own such that no sum over a block of samples reaches 2**`SUM_BITS`; blocks
-are added up in the ring of 128 bits. Nothing is truncated and nothing can fail.
+are added up in the ring of 128 bits. Nothing is truncated, and a
+sum is wrong with a probability below 2**-80 (`share_owners`).
 
 Rounds of a step: 4. Bytes on all links: ``4 dim`` for each sample, from the moving
 owner, and ``52 dim (dim + 1)`` for each block of `BLOCK` samples, and a few kB; once

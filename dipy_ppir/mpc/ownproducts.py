@@ -58,7 +58,7 @@ class OwnProducts:
         wait : bool, optional
             False to receive them with the first `sums`, whose round is then the same.
         """
-        s, name = self.session, f"{self.name}-static"
+        s, name = self.session, f"own-{self.name}-static"
         if s.pid == MOVING:
             self._static, self._due = np.empty(shape, self.ring.dtype), True
             if wait:
@@ -72,7 +72,9 @@ class OwnProducts:
 
     def _receive(self):
         if self._due:
-            self.session.network.receive(STATIC, f"{self.name}-static", self._static)
+            self.session.network.receive(
+                STATIC, f"own-{self.name}-static", self._static
+            )
         self._due = False
 
     def sums(self, form, shape, results, x=None, *, bound):
@@ -93,7 +95,7 @@ class OwnProducts:
         sums : SharedArray, shape `results`
             whose parts the owners hold; the helper's is zero.
         """
-        s, ring, name = self.session, self.ring, f"{self.name}-moving"
+        s, ring, name = self.session, self.ring, f"own-{self.name}-moving"
         if s.pid == STATIC:
             hidden = np.empty(shape, ring.dtype)
             s.network.receive(MOVING, name, hidden)

@@ -283,6 +283,11 @@ def learned_lines(receipt):
                 "level, or leaving it out, opens less."
             )
     labels = {e["label"] for v in receipt["learned"].values() for e in v}
+    if "edge_samples" in labels:
+        lines.append(
+            "CAUTION: the static owner was shown where the moving image has edges, at "
+            "every iteration (doc/security.md)."
+        )
     if labels & REBUILDS:
         lines.append(
             "CAUTION: no image was sent, but an owner who sets out to can rebuild most "

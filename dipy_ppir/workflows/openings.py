@@ -18,6 +18,8 @@ from dipy_ppir.workflows.inputs import InputError
 FILE = "opened.json"
 #: About a dozen registrations; an image of 2 mm has some million voxels.
 LIMIT = 20_000
+#: About a dozen registrations of points, of which there are fewer.
+POINT_LIMIT = 2_000
 
 
 class Openings:

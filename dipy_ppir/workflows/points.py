@@ -21,7 +21,7 @@ from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import OutputFilesFlow, check_name
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.openings import LIMIT, Openings
+from dipy_ppir.workflows.openings import POINT_LIMIT, Openings
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import (
     Site,
@@ -63,7 +63,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         listen="",
         resume=False,
         strict=False,
-        limit_bits=LIMIT,
+        limit_bits=POINT_LIMIT,
         debug=False,
     ):
         """Register two sets of corresponding points that neither owner shows.
@@ -143,7 +143,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
                 "--resume is for sessions of images; leave it out: points are "
                 "registered in a moment"
             )
-        elif limit_bits != LIMIT:
+        elif limit_bits != POINT_LIMIT:
             raise InputError("--limit_bits is for an owner in a session; leave it out")
         else:
             try:
