@@ -561,17 +561,23 @@ def test_the_end_of_a_level_is_not_opened_for_ever(tmp_path, bodies):
 
 
 def test_a_level_is_not_begun_anew_for_ever():
-    step, place = {"place": [0, 0], "step": 1}, (0, 0)
-    for steps, refused in ((0, False), (5, False), (6, True)):
-        checkpoint = SimpleNamespace(
-            records=lambda n=steps: [step] * n + [{"place": [0, 0]}] * 20
-        )
-        resumption = Resumption(checkpoint)
+    """Neither more steps than twice a level's, nor the first one again and again."""
+    place, others = (0, 0), [{"place": [0, 0]}] * 20 + [{"place": [0, 1], "step": 1}]
+    for shown, refused in (
+        ([], False),
+        ([1, 1], False),
+        ([1, 1, 1], True),
+        ([1, 2, 3], False),
+        ([1, 2, 3, 1], True),
+    ):
+        records = [{"place": [0, 0], "step": k} for k in shown] + others
+        resumption = Resumption(SimpleNamespace(records=lambda r=records: r))
         if refused:
-            with pytest.raises(CheckpointError, match="interrupted after 6 steps"):
-                resumption.refuse_repeats(place, 4)
+            words = f"interrupted after {len(shown)} steps"
+            with pytest.raises(CheckpointError, match=words):
+                resumption.refuse_repeats(place, 3)
         else:
-            resumption.refuse_repeats(place, 4)
+            resumption.refuse_repeats(place, 3)
 
 
 def test_what_the_end_shows_is_not_shown_for_ever():

@@ -359,6 +359,7 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
         results = [r for x in operation.results.values() for r in x.values()]
         for names in (
             *operation.opens.values(),
+            *operation.of_metrics.values(),
             *operation.result.values(),
             *results,
         ):

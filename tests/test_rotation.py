@@ -252,7 +252,13 @@ def test_what_is_sent_is_uniform_and_the_same_for_any_points(trio, tap):
     first = [(*f[:4], len(f[4])) for f in frames]
     masked = {
         operation_code(name)
-        for name in ("points-static", "points-moving", "lifted", "masked", "lifts")
+        for name in (
+            "own-points-static",
+            "own-points-moving",
+            "lifted",
+            "masked",
+            "lifts",
+        )
     }
     words = [np.frombuffer(f[4], np.uint64) for f in frames if f[3] in masked]
     words = np.concatenate(words)

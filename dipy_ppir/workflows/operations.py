@@ -49,6 +49,8 @@ class Operation:
         maps party numbers to labels opened to them at the end, if they get the result.
     hidden : tuple
         labels that are opened where steps are hidden.
+    of_metrics : dict
+        maps metrics to the labels that are opened with them, if it is not `opens`.
     results : dict
         maps values of ``reveal`` to what takes the place of `result`.
     data : str
@@ -64,6 +66,7 @@ class Operation:
     opened: object
     result: dict
     hidden: tuple = ()
+    of_metrics: dict = field(default_factory=dict)
     results: dict = field(default_factory=dict)
     data: str = "image"
     example: str = "your_image.nii.gz"
@@ -83,14 +86,14 @@ class Operation:
 def _opened_by_affine(parameters):
     affine = OPERATIONS["affine"]
     labels = affine.hidden if parameters.hide_steps else affine.opens[parameters.reveal]
-    if parameters.metric == "SSD":
-        edges = ("edge_samples",) if parameters.sampling == "GMS" else ()
-        labels = ("center_of_mass", "update", *edges, "mismatch", "stuck")
+    labels = affine.of_metrics.get(parameters.metric, labels)
     centers = "center_of_mass"
     starts = centers in parameters.pipeline or parameters.starting_affine == "mass"
     if set(parameters.pipeline) == {centers}:
         return [centers]
     unopened = set() if starts else {centers}
+    if parameters.sampling != "GMS":
+        unopened.add("edge_samples")
     if parameters.pipeline[-1] == centers:
         unopened |= {"mismatch", "stuck"}
     if parameters.result_to != "both":
@@ -172,6 +175,9 @@ OPERATIONS = {
         opened=_opened_by_affine,
         result={STATIC: ("affine",)},
         hidden=("center_of_mass", "moved_frame", "transform", "mismatch", "stuck"),
+        of_metrics={
+            "SSD": ("center_of_mass", "update", "edge_samples", "mismatch", "stuck")
+        },
     ),
     "syn": Operation(
         function=syn_registration,
