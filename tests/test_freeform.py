@@ -523,7 +523,7 @@ def test_it_goes_on_at_the_level_where_it_was(tmp_path, ended, victim):
         ({"factors": [64, 4, 2, 1]}, "factor 64 leaves 0"),
         ({"intensities": [1.0, 1.0]}, "the lower one first"),
         ({"precision": 0.0}, "precision must be a number"),
-        ({"dim": 3}, "give it its dim"),
+        ({"dim": 3}, "give the right dim"),
     ],
 )
 def test_parameters_that_cannot_be_used(options, message):

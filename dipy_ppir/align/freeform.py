@@ -28,38 +28,33 @@ import numpy as np
 from scipy import ndimage
 
 from dipy_ppir.align import plausibility
-from dipy_ppir.align.agreed import keep_to
-from dipy_ppir.align.arguments import check_run, image_array, matrix_array
+from dipy_ppir.align.arguments import check_run
 from dipy_ppir.align.checkpoint import (
     CheckpointError,
     agree_on_state,
     begin_or_resume,
-    digest,
     journal,
     journal_ahead,
 )
+from dipy_ppir.align.deformable import (
+    RESULT_TO,
+    DeformableRegistration,
+    check_prealign,
+    register_party,
+)
 from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
-from dipy_ppir.align.imwarp import REPEATS, RESULT_TO, check_received
-from dipy_ppir.align.memory import check_session
+from dipy_ppir.align.imwarp import REPEATS
 from dipy_ppir.align.parameters import FREEFORM, FreeFormParameters
 from dipy_ppir.align.remote import (
-    check_roles,
     grid2world_of,
     is_remote,
-    split,
-    unite,
 )
 from dipy_ppir.align.splinelevels import MovingLevel, SplineLevels
 from dipy_ppir.align.validation import (
-    check_grid2world,
-    check_image,
-    check_overlap,
     check_pyramid,
     check_slices,
 )
-from dipy_ppir.mpc import local
 from dipy_ppir.mpc.arrays import OwnedArray
-from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.freeform import IMAGE_BITS, MEAN_BITS, ClearSteps, SharedSteps
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 
@@ -313,7 +308,7 @@ class ClearFreeFormRegistration(FreeFormRegistration):
         self._tell(RegistrationStages.SCALE_END)
 
 
-class SecureFreeFormRegistration(FreeFormRegistration):
+class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
     """Free-form registration of two parties' images by cubic B-splines.
 
     Parameters
@@ -381,6 +376,8 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         if an argument is out of range.
     """
 
+    operation, party = "freeform", "dipy_ppir.align.freeform:_register_party"
+
     @warning_for_keywords()
     def __init__(
         self,
@@ -402,168 +399,31 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         """Public parameters of the registration, JSON-able."""
         return self.parameters.plain()
 
-    def join(self, session):
-        """Make the registration part of `session`, or of none with None."""
-        keep_to(session, "freeform", self.config())
-        self.session = session
-
-    @warning_for_keywords()
-    def optimize(
-        self,
-        static,
-        moving,
-        *,
-        static_grid2world=None,
-        moving_grid2world=None,
-        prealign=None,
-    ):
-        """Register without showing either image.
-
-        Parameters
-        ----------
-        static, moving : array or RemoteImage, shape (S, R, C) or (R, C)
-            the image that another party holds is a `RemoteImage`.
-        static_grid2world, moving_grid2world : array, shape (dim + 1, dim + 1), optional
-            voxel-to-space transformations, mm; of a `RemoteImage`, its own.
-        prealign : array, shape (dim + 1, dim + 1), optional
-            affine transform from the static to the moving image's space, at the moving
-            owner.
-
-        Returns
-        -------
-        static_to_moving : DiffeomorphicMap or None
-            the map, at the owners that get it.
-
-        Raises
-        ------
-        ValueError
-            if an image or a parameter cannot be used; before any connection is opened.
-        ParameterMismatchError
-            if the parties do not use the same parameters.
-        ImplausibleError
-            with `strict`, if the result is not plausible.
-        """
-        static, moving = image_array(static, "static"), image_array(moving, "moving")
-        static_grid2world = matrix_array(static_grid2world, "static_grid2world")
-        moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
-        images = {
-            "static": static,
-            "moving": moving,
-            "static_grid2world": grid2world_of(static, static_grid2world),
-            "moving_grid2world": grid2world_of(moving, moving_grid2world),
-        }
-        prealign = matrix_array(prealign, "prealign")
-        if self.session is not None:
-            check_session(self.session, self.parameters, static, moving)
-        self.check(images, prealign)
-        if prealign is not None and is_remote(moving):
-            raise ValueError("prealign belongs to the moving owner; leave it out here")
-        if self.session is not None:
-            check_roles(self.session.pid, static, moving)
-            mapping = self._register(images, prealign)
-            plausibility.tell(self.receipt["warnings"], strict=self.strict)
-            return mapping
-        if is_remote(static) or is_remote(moving):
-            raise ValueError(
-                "a RemoteImage needs a session with the party that holds the image"
-            )
-        if self.checkpoint is not None:
-            raise ValueError("a checkpoint needs a session; leave it out")
-        masks = {"static_mask": None, "moving_mask": None}
-        here, there, helper = split({**images, **masks})
-        here = {name: here[name] for name in images}
-        common = {"parameters": self.config()}
-
-        def run_here(session):
-            self.join(session)
-            try:
-                return self._register(here, prealign)
-            finally:
-                self.join(None)
-
-        results = local.run_locally(
-            run_here,
-            "dipy_ppir.align.freeform:_register_party",
-            moving={},
-            static={**common, **there},
-            helper={**common, **helper},
-        )
-        # Of the images, each owner speaks of its own.
-        concerns = [*self.receipt["warnings"], *results[STATIC]]
-        self.receipt["warnings"] = list(dict.fromkeys(concerns))
-        plausibility.tell(self.receipt["warnings"], strict=self.strict)
-        return results[MOVING]
-
-    # -- before the session ----------------------------------------------
-
-    def check(self, images, prealign):
-        """Raise ValueError unless the images can be registered; see `optimize`.
-
-        Parameters
-        ----------
-        images : dict
-            with ``static``, ``moving`` and their ``_grid2world``.
-        prealign : array or None
-        """
-        p = self.parameters
-        for name in ("static", "moving"):
-            image, matrix = images[name], images[name + "_grid2world"]
-            check_image(image, matrix, name)
-            if len(image.shape) != self.dim:
-                raise ValueError(
-                    f"the registration is for {self.dim}D images, but the {name} image "
-                    f"has {len(image.shape)} dimensions; give it its dim"
-                )
-        check_grid2world(prealign, self.dim, "prealign of the")
-        shape, grid2world = images["static"].shape, images["static_grid2world"]
-        if p.spacing >= min(shape):
+    def check_here(self, images):
+        """See `DeformableRegistration`."""
+        p, static = self.parameters, images["static"]
+        if p.spacing >= min(static.shape):
             raise ValueError(
                 f"a control point every {p.spacing} voxels leaves no room for a "
-                f"deformation along an axis of {min(shape)} voxels of the static "
-                "image; give a smaller spacing"
+                f"deformation along an axis of {min(static.shape)} voxels of the "
+                "static image; give a smaller spacing"
             )
         check_slices(images["moving"])
-        check_pyramid(shape, grid2world, p.factors)
-        if is_remote(images["moving"]):
-            return  # where the prealign matrix puts it is the moving owner's to check
-        start = grid2world if prealign is None else prealign.dot(grid2world)
-        check_overlap(
-            shape,
-            start,
-            images["moving"].shape,
-            images["moving_grid2world"],
-            remedy="check their headers, or pass prealign (see affine_registration)"
-            if prealign is None
-            else "the prealign matrix maps the static image outside the moving one; it "
-            "must map static to moving world coordinates, mm",
-        )
-
-    def _agree(self, images):
-        voxels = {n: int(np.prod(images[n].shape)) for n in ("static", "moving")}
-        self.session.ledger.about_images(
-            {MOVING: voxels["static"], STATIC: voxels["moving"]}
-        )
-        parameters = self.config()
-        for name in ("static", "moving"):
-            parameters[name + "_shape"] = list(images[name].shape)
-            parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()
-        parameters["checkpoint"] = self.checkpoint is not None
-        parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
-        with self.session.phase("agreement"):
-            self.session.agree("registration", parameters)
+        check_pyramid(static.shape, images["static_grid2world"], p.factors)
 
     # -- the same program at every party ---------------------------------
 
-    def _register(self, images, prealign):
+    def register(self, images, prealign):
         """One registration inside a session; see `optimize`."""
         session = self.session
         self.join(session)
-        self._agree(images)
+        self.agree(images)
         goes_on = self.checkpoint is not None and begin_or_resume(
-            session, self.checkpoint, self._facts(images, prealign)
+            session, self.checkpoint, self.checkpoint_facts(images, prealign)
         )
         records = self.checkpoint.records() if goes_on else []
         self._done = Counter(r["level"] for r in records if "iteration" in r)
+        self._ends = sum("ends" in r for r in records)
         self._set_up(images, prealign)
         world = SharedSteps(session)
         levels = SplineLevels(self, world)
@@ -585,24 +445,11 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         if mapping is not None:
             facts |= map_facts(mapping)
             concerns += plausibility.of_map(facts["quality"])
-            concerns += self._of_overlap(images, mapping)
+            concerns += self.of_overlap(images, mapping.prealign)
         if self.value is not None:
             facts["metric"] = {"name": "mean squared difference", "value": self.value}
         self.receipt = session.receipt(warnings=concerns, **facts)
         return mapping
-
-    def _of_overlap(self, images, mapping):
-        """Concerns about where the two images lie from where it began."""
-        prealign = mapping.prealign
-        return plausibility.of_overlap(
-            plausibility.overlap(
-                np.eye(self.dim + 1) if prealign is None else prealign,
-                images["static"].shape,
-                images["static_grid2world"],
-                images["moving"].shape,
-                images["moving_grid2world"],
-            )
-        )
 
     def _show(self, levels, controls):
         """The map, at the owners that get it: the static one by its control points."""
@@ -635,11 +482,7 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         return self._map(levels, here.astype(np.float64))
 
     def _received(self, matrix):
-        check_received(matrix, MOVING)
-        if abs(np.linalg.det(matrix)) < 1e-12:
-            raise ProtocolError(
-                "the moving owner sent a prealign matrix that is singular", MOVING
-            )
+        check_prealign(matrix)
         return None if np.array_equal(matrix, np.eye(self.dim + 1)) else matrix
 
     # -- what is opened, counted, and kept -------------------------------
@@ -670,7 +513,13 @@ class SecureFreeFormRegistration(FreeFormRegistration):
             size = self.dim * levels.lattice(0).size
             ahead["control_points"] = (STATIC,), size, 16
             ahead["prealign"] = (STATIC,), (self.dim + 1) ** 2, 64
-        journal_ahead(self.session, self.checkpoint, ahead)
+        self._ends += 1
+        if self._ends > REPEATS:
+            raise CheckpointError(
+                f"what the registration shows at its end was shown {REPEATS} times "
+                "already; start anew at all parties, without --resume"
+            )
+        journal_ahead(self.session, self.checkpoint, ahead, ends=True)
 
     def _level_ends(self, controls):
         """Write down this party's own state at the end of a level."""
@@ -693,25 +542,7 @@ class SecureFreeFormRegistration(FreeFormRegistration):
         facts, arrays = self.checkpoint.load(number)
         return facts["current_level"] - 1, arrays.get("controls")
 
-    def _facts(self, images, prealign):
-        """What a checkpoint belongs to."""
-        here = {n: None if is_remote(images[n]) else images[n] for n in images}
-        return {
-            **self.config(),
-            "static image": digest(here["static"], here["static_grid2world"]),
-            "moving image": digest(here["moving"], here["moving_grid2world"]),
-            "prealign": digest(prealign),
-        }
-
 
 def _register_party(session, parameters, **images):
-    images = unite(**images)
     registration = SecureFreeFormRegistration(session=session, **parameters)
-    with plausibility.untold():
-        registration.optimize(
-            images["static"],
-            images["moving"],
-            static_grid2world=images["static_grid2world"],
-            moving_grid2world=images["moving_grid2world"],
-        )
-    return registration.receipt["warnings"]
+    return register_party(registration, images)

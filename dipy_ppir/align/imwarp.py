@@ -27,12 +27,9 @@ import numpy as np
 import numpy.linalg as npl
 
 from dipy_ppir.align import plausibility
-from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.arguments import (
     check_instance,
     check_run,
-    image_array,
-    matrix_array,
 )
 from dipy_ppir.align.carried import (
     CarriedLevels,
@@ -42,31 +39,28 @@ from dipy_ppir.align.checkpoint import (
     CheckpointError,
     agree_on_state,
     begin_or_resume,
-    digest,
     journal,
     journal_ahead,
 )
+from dipy_ppir.align.deformable import (
+    RESULT_TO,
+    DeformableRegistration,
+    check_prealign,
+    check_received,
+    register_party,
+)
 from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
 from dipy_ppir.align.intensities import flat_part
-from dipy_ppir.align.memory import check_session
 from dipy_ppir.align.metrics import METRIC_PARAMETERS, METRICS, metric_from
 from dipy_ppir.align.parameters import SYN, SYN_CLASS_ITERS, SynParameters
 from dipy_ppir.align.remote import (
     OWNERS,
     RemoteImage,
-    check_roles,
-    grid2world_of,
     is_remote,
-    split,
-    unite,
 )
 from dipy_ppir.align.validation import (
-    check_grid2world,
-    check_image,
-    check_overlap,
     check_single_precision,
 )
-from dipy_ppir.mpc import local
 from dipy_ppir.mpc.algebra import Secret, Shares
 from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.crosscorr import LEAST_DEVIATION, check_grid
@@ -99,12 +93,6 @@ declare(
     bits=64,
 )
 
-RESULT_TO = {
-    "both": (MOVING, STATIC),
-    "moving": (MOVING,),
-    "static": (STATIC,),
-}
-
 # Command words of the moving owner, which conducts.
 END_LEVEL, ITERATE, SAVE_AND_ITERATE = 0, 1, 2
 
@@ -121,7 +109,9 @@ _STATE = (
 _HALF = ("forward", "backward", "disp_shape", "disp_grid2world", "disp_world2grid")
 
 
-class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistration):
+class SecureSymmetricDiffeomorphicRegistration(
+    DeformableRegistration, SymmetricDiffeomorphicRegistration
+):
     """Symmetric diffeomorphic registration (SyN) of two parties' images.
 
     Takes the place of ``dipy.align.imwarp.SymmetricDiffeomorphicRegistration``.
@@ -164,6 +154,8 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     ValueError
         if an argument is out of range.
     """
+
+    operation, party = "syn", "dipy_ppir.align.imwarp:_register_party"
 
     @warning_for_keywords()
     def __init__(
@@ -231,125 +223,20 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             "result_to": self.result_to,
         }
 
-    def _flat_config(self):
+    def flat_config(self):
         """Those of `config`, of `SynParameters`."""
         config = self.config()
         return {**config.pop("metric"), **config}
 
     def join(self, session):
         """Make the registration part of `session`, or of none with None."""
-        keep_to(session, "syn", self._flat_config())
-        self.session = session
+        super().join(session)
         self.metric.join(session)
 
-    @warning_for_keywords()
-    def optimize(
-        self,
-        static,
-        moving,
-        *,
-        static_grid2world=None,
-        moving_grid2world=None,
-        prealign=None,
-    ):
-        """Register, as DIPY does, without showing either image.
-
-        Parameters
-        ----------
-        static, moving : array or RemoteImage, shape (S, R, C) or (R, C)
-            the image that another party holds is a `RemoteImage`.
-        static_grid2world, moving_grid2world : array, shape (dim + 1, dim + 1), optional
-            voxel-to-space transformations, mm; of a `RemoteImage`, its own.
-        prealign : array, shape (dim + 1, dim + 1), optional
-            affine transform from the static to the moving image's space, at the moving
-            owner.
-
-        Returns
-        -------
-        static_to_moving : DiffeomorphicMap or None
-            the map, at the owners that get it.
-
-        Raises
-        ------
-        ValueError
-            if an image or a parameter cannot be used; before any connection is opened.
-        ParameterMismatchError
-            if the parties do not use the same parameters.
-        ImplausibleError
-            with `strict`, if the result is not plausible.
-        """
-        static, moving = image_array(static, "static"), image_array(moving, "moving")
-        static_grid2world = matrix_array(static_grid2world, "static_grid2world")
-        moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
-        images = {
-            "static": static,
-            "moving": moving,
-            "static_grid2world": grid2world_of(static, static_grid2world),
-            "moving_grid2world": grid2world_of(moving, moving_grid2world),
-        }
-        prealign = matrix_array(prealign, "prealign")
-        if self.session is not None:
-            check_session(self.session, self.parameters, static, moving)
-        self.check(images, prealign)
-        if prealign is not None and is_remote(moving):
-            raise ValueError("prealign belongs to the moving owner; leave it out here")
-        if self.session is not None:
-            check_roles(self.session.pid, static, moving)
-            mapping = self._register(images, prealign)
-            plausibility.tell(self.receipt["warnings"], strict=self.strict)
-            return mapping
-        if is_remote(static) or is_remote(moving):
-            raise ValueError(
-                "a RemoteImage needs a session with the party that holds the image"
-            )
-        if self.checkpoint is not None:
-            raise ValueError("a checkpoint needs a session; leave it out")
-        masks = {"static_mask": None, "moving_mask": None}
-        here, there, helper = split({**images, **masks})
-        here = {name: here[name] for name in images}
-        common = {"parameters": self._flat_config()}
-
-        def run_here(session):
-            self.join(session)
-            try:
-                return self._register(here, prealign)
-            finally:
-                self.join(None)
-
-        results = local.run_locally(
-            run_here,
-            "dipy_ppir.align.imwarp:_register_party",
-            moving={},
-            static={**common, **there},
-            helper={**common, **helper},
-        )
-        # Of the images, each owner speaks of its own.
-        concerns = [*self.receipt["warnings"], *results[STATIC]]
-        self.receipt["warnings"] = list(dict.fromkeys(concerns))
-        plausibility.tell(self.receipt["warnings"], strict=self.strict)
-        return results[MOVING]
-
-    # -- before the session ----------------------------------------------
-
-    def check(self, images, prealign):
-        """Raise ValueError unless the images can be registered; see `optimize`.
-
-        Parameters
-        ----------
-        images : dict
-            with ``static``, ``moving`` and their ``_grid2world``.
-        prealign : array or None
-        """
+    def check_here(self, images):
+        """See `DeformableRegistration`."""
         for name in ("static", "moving"):
-            image, matrix = images[name], images[name + "_grid2world"]
-            check_image(image, matrix, name)
-            check_single_precision(image, name)
-            if len(image.shape) != self.dim:
-                raise ValueError(
-                    f"the metric is for {self.dim}D images, but the {name} image has "
-                    f"{len(image.shape)} dimensions; give the metric its dim"
-                )
-        check_grid2world(prealign, self.dim, "prealign of the")
+            check_single_precision(images[name], name)
         shape, grid2world = images["static"].shape, images["static_grid2world"]
         scales = self._scale_space(RemoteImage(shape), grid2world)
         for level in range(self.levels):
@@ -358,42 +245,15 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
                 self.metric.check_level(at_level, "static")
                 if self.metric.reveal != "map":
                     check_grid(at_level, self.metric.reveal)
-        if is_remote(images["moving"]):
-            return  # where the prealign matrix puts it is the moving owner's to check
-        start = grid2world if prealign is None else prealign.dot(grid2world)
-        check_overlap(
-            shape,
-            start,
-            images["moving"].shape,
-            images["moving_grid2world"],
-            remedy="check their headers, or pass prealign (see affine_registration)"
-            if prealign is None
-            else "the prealign matrix maps the static image outside the moving one; it "
-            "must map static to moving world coordinates, mm",
-        )
-
-    def _agree(self, images):
-        voxels = {n: int(np.prod(images[n].shape)) for n in ("static", "moving")}
-        self.session.ledger.about_images(
-            {MOVING: voxels["static"], STATIC: voxels["moving"]}
-        )
-        parameters = self._flat_config()
-        for name in ("static", "moving"):
-            parameters[name + "_shape"] = list(images[name].shape)
-            parameters[name + "_grid2world"] = images[name + "_grid2world"].tolist()
-        parameters["checkpoint"] = self.checkpoint is not None
-        parameters["resume"] = self.checkpoint is not None and self.checkpoint.resume
-        with self.session.phase("agreement"):
-            self.session.agree("registration", parameters)
 
     # -- the same program at every party ---------------------------------
 
-    def _register(self, images, prealign):
+    def register(self, images, prealign):
         """One registration inside a session; see `optimize`."""
         self.join(self.session)
-        self._agree(images)
+        self.agree(images)
         self._goes_on = self.checkpoint is not None and begin_or_resume(
-            self.session, self.checkpoint, self._facts(images, prealign)
+            self.session, self.checkpoint, self.checkpoint_facts(images, prealign)
         )
         records = self.checkpoint.records() if self._goes_on else []
         self._done = Counter(r["level"] for r in records if "level" in r)
@@ -413,7 +273,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         if self.static_to_moving is not None:
             facts |= map_facts(self.static_to_moving)
             concerns += plausibility.of_map(facts["quality"])
-            concerns += self._of_overlap(images)
+            concerns += self.of_overlap(images, self.static_to_moving.prealign)
         if self.full_energy_profile:
             energy = float(self.full_energy_profile[-1])
             facts["metric"] = {"name": "energy", "value": energy}
@@ -457,20 +317,6 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             )
         ]
 
-    def _of_overlap(self, images):
-        """Concerns about where the two images lie from where SyN began."""
-        prealign = self.static_to_moving.prealign
-        grids = [images[n].shape for n in ("static", "moving")]
-        return plausibility.of_overlap(
-            plausibility.overlap(
-                np.eye(self.dim + 1) if prealign is None else prealign,
-                grids[0],
-                images["static_grid2world"],
-                grids[1],
-                images["moving_grid2world"],
-            )
-        )
-
     def _before_judging(self):
         """Count what is opened about the match, before it is."""
         ahead = {"mismatch": ((MOVING, STATIC), 1, 1)}
@@ -479,16 +325,6 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
     def _judged(self, mismatched):
         """What was opened about the match in the end."""
         self._mismatched = mismatched
-
-    def _facts(self, images, prealign):
-        """What a checkpoint belongs to."""
-        here = {n: None if is_remote(images[n]) else images[n] for n in images}
-        return {
-            **self.config(),
-            "static image": digest(here["static"], here["static_grid2world"]),
-            "moving image": digest(here["moving"], here["moving_grid2world"]),
-            "prealign": digest(prealign),
-        }
 
     def _scale_space(self, image, grid2world):
         _, spacing = get_direction_and_spacings(grid2world, self.dim)
@@ -851,11 +687,7 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
         matrix = self.session.open(matrix, "prealign", (STATIC,))
         if matrix is None:
             return
-        check_received(matrix, MOVING)
-        if abs(npl.det(matrix)) < 1e-12:
-            raise ProtocolError(
-                "the moving owner sent a prealign matrix that is singular", MOVING
-            )
+        check_prealign(matrix)
         self.moving_to_ref.prealign = npl.inv(matrix)
         self.moving_to_ref.prealign_inv = matrix
 
@@ -874,14 +706,6 @@ class SecureSymmetricDiffeomorphicRegistration(SymmetricDiffeomorphicRegistratio
             half.disp_world2grid = self.static_ss.get_affine_inv(0)
             half.forward = np.ascontiguousarray(fields[..., 0])
             half.backward = np.ascontiguousarray(fields[..., 1])
-
-
-def check_received(values, sender):
-    """Refuse numbers of another party that are none."""
-    if not np.isfinite(values).all():
-        raise ProtocolError(
-            f"the {ROLES[sender]} sent a map that contains NaN or infinity", sender
-        )
 
 
 def registration_from(parameters, *, session=None, **others):
@@ -908,13 +732,4 @@ def registration_from(parameters, *, session=None, **others):
 
 
 def _register_party(session, parameters, **images):
-    images = unite(**images)
-    registration = registration_from(parameters, session=session)
-    with plausibility.untold():
-        registration.optimize(
-            images["static"],
-            images["moving"],
-            static_grid2world=images["static_grid2world"],
-            moving_grid2world=images["moving_grid2world"],
-        )
-    return registration.receipt["warnings"]
+    return register_party(registration_from(parameters, session=session), images)
