@@ -52,7 +52,8 @@ def text(values, form):
     if not values:
         return "-"
     mean = form.format(np.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values):.2g}"
+    spread = 0.0 if np.ptp(values) < 1e-9 else np.std(values)
+    return mean if len(values) == 1 else f"{mean} ± {spread:.2g}"
 
 
 def row(name, repetitions):
