@@ -583,3 +583,12 @@ def test_processes_of_this_machine():
     assert 0 < value < 0.05
     assert receipt["metric"]["value"] == value
     assert receipt["bits"]["helper"] == 0
+
+
+def test_images_that_match_stay_where_they_are():
+    """What is shown of no step is noise, and none of it is taken for a step."""
+    static, _ = bumps(2)
+    registration = SecureFreeFormRegistration(2, spacing=4, **SHORT)
+    mapping = registration.optimize(static, static.copy())
+    assert not mapping.get_forward_field().any()
+    assert registration.receipt["warnings"] == []

@@ -175,6 +175,14 @@ def test_images_that_do_not_match_are_told():
     assert MISMATCH in receipt["warnings"]
 
 
+def test_images_that_matched_before_are_no_cause_for_a_warning():
+    static, *_ = pair(2)
+    found, receipt = secure(static, static)
+    # Rounding of the last step, in six coordinates.
+    assert displacement(found, np.eye(3), static) < np.sqrt(6) / 16
+    assert receipt["warnings"] == []
+
+
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_a_moving_image_without_edges_takes_no_step(value):
     """What is opened then is noise, and moves nothing."""

@@ -408,6 +408,12 @@ class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
                 f"deformation along an axis of {min(static.shape)} voxels of the "
                 "static image; give a smaller spacing"
             )
+        for name in ("static", "moving"):
+            if not is_remote(images[name]) and np.ptp(self._scaled(images[name])) == 0:
+                raise ValueError(
+                    f"the {name} image has no values between {p.intensities[0]:g} and "
+                    f"{p.intensities[1]:g}; give other intensities, or leave them out"
+                )
         check_slices(images["moving"])
         check_pyramid(static.shape, images["static_grid2world"], p.factors)
 

@@ -229,6 +229,24 @@ class Parameters(BaseModel):
                     f"{first}"
                 )
 
+    def _check_samples(self):
+        """Refuse a seed or a kind of samples where there are none."""
+        if self.sampling == "GMS" and self.seed:
+            raise ParameterError(
+                "{seed} is that of {sampling} URS; with GMS the moving owner draws "
+                "samples that nobody else can work out: leave it out"
+            )
+        if self.sampling is not None and self.sampling_proportion is None:
+            raise ParameterError(
+                f"{{sampling}} {self.sampling} needs {{sampling_proportion}}, the part "
+                "of the voxels that are samples"
+            )
+        if self.seed is not None and self.sampling is None:
+            raise ParameterError(
+                "{seed} is that of random samples, but all voxels are used; leave it "
+                "out, or give {sampling_proportion}"
+            )
+
     def plain(self, *names):
         """Those of these names, or all, as JSON has them."""
         return self.model_dump(mode="json", include=set(names) if names else None)
@@ -366,23 +384,6 @@ class AffineParameters(Parameters):
         if self.backend == "mpyc":
             raise ParameterError('{backend}="mpyc" needs {reveal}="transform"')
 
-    def _check_samples(self):
-        if self.sampling == "GMS" and self.seed:
-            raise ParameterError(
-                "{seed} is that of {sampling} URS; with GMS the moving owner draws "
-                "samples that nobody else can work out: leave it out"
-            )
-        if self.sampling is not None and self.sampling_proportion is None:
-            raise ParameterError(
-                f"{{sampling}} {self.sampling} needs {{sampling_proportion}}, the part "
-                "of the voxels that are samples"
-            )
-        if self.seed is not None and self.sampling is None:
-            raise ParameterError(
-                "{seed} is that of random samples, but all voxels are used; leave it "
-                "out, or give {sampling_proportion}"
-            )
-
 
 class SynParameters(Parameters):
     """Parameters of `syn_registration`.
@@ -509,13 +510,23 @@ ret_metric
         float, _is("a number from 2**-20 to 1, voxels", ge=2.0**-20, le=1)
     ] = 0.5
     opt_tol: Annotated[float, _is("a number from 0 to 1, voxels", ge=0, le=1)] = 0.125
-    max_step: Annotated[float, _is("a number above 0, voxels", gt=0, le=16)] = 2.0
-    sampling: _name_of("URS", "GMS") = "URS"
+    max_step: Annotated[
+        float, _is("a number above 0 and at most 16, voxels", gt=0, le=16)
+    ] = 2.0
     sampling_proportion: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         description="a number above 0 and at most 1; leave it out to use every voxel",
     )
-    seed: Annotated[int, _is("an integer from 0", ge=0, lt=1 << 63)] = 0
+    sampling: _name_of("URS", "GMS") | None = Field(
+        default_factory=lambda d: (
+            None if d.get("sampling_proportion") is None else "URS"
+        ),
+        description="one of 'URS', 'GMS'",
+    )
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = Field(
+        default_factory=lambda d: None if d.get("sampling") is None else 0,
+        description="an integer from 0 to 2**63 - 1",
+    )
     intensities: (
         Annotated[tuple[float, ...], Field(min_length=2, max_length=2)] | None
     ) = Field(None, description="two numbers, the lower one first")
@@ -544,16 +555,7 @@ ret_metric
                 "{intensities} must be two numbers, the lower one first; got "
                 f"{shown(self.intensities)}"
             )
-        if self.sampling == "GMS" and self.seed:
-            raise ParameterError(
-                "{seed} is that of {sampling} URS; with GMS the moving owner draws "
-                "samples that nobody else can work out: leave it out"
-            )
-        if self.sampling == "GMS" and self.sampling_proportion in (None, 1):
-            raise ParameterError(
-                "{sampling} GMS needs {sampling_proportion}, the part of the voxels "
-                "that are samples"
-            )
+        self._check_samples()
 
 
 def _halves(levels):

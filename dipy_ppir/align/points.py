@@ -400,7 +400,7 @@ def _run_locally(parameters, pair, own):
             "holds the points"
         )
     shapes = {name: points.shape for name, points in pair.items()}
-    _check_shapes(shapes)
+    check_shapes(shapes)
     common = {"parameters": parameters.plain(), **shapes}
     here = {**pair, "static": RemotePoints(*shapes["static"])}
 
@@ -426,7 +426,7 @@ def _point_party(session, parameters, moving, static, points=None):
     _run(session, parameters, pair, own)
 
 
-def _check_shapes(shapes):
+def check_shapes(shapes):
     """Raise ValueError unless both sets have as many points, in as many dimensions."""
     (n, dim), (m, other) = shapes["moving"], shapes["static"]
     if dim != other:
@@ -509,7 +509,7 @@ def _run(session, parameters, pair, own):
     receipt : dict
     """
     shapes = _exchanged(session, pair)
-    _check_shapes(shapes)
+    check_shapes(shapes)
     n, dim = shapes["moving"]
     needed = _MEMORY * n * dim / 1e9
     if needed > session.limits["memory"]:

@@ -310,7 +310,7 @@ class SplineLevels:
             return None
         voxels = int(np.prod(self.r.level_shape(level)))
         count = sample_count(voxels, p.sampling_proportion)
-        rng = np.random.default_rng([p.seed, level, self.r.niter])
+        rng = np.random.default_rng([p.seed or 0, level, self.r.niter])
         if count == voxels:
             return None
         if p.sampling == "URS":

@@ -39,8 +39,8 @@ from dipy_ppir.mpc.leastsquares import (
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 #: Of images that match, the mean squared difference is no larger part of the variance
-#: of the static image, and no larger than at the beginning.
-MOST_DIFFERENCE = 0.8
+#: of the static image, and has not grown by the second part.
+MOST_DIFFERENCE, MOST_GROWTH = 0.8, 0.05
 #: The final value is shown times this: to a part in 8000.
 SHOWN = 8
 
@@ -414,12 +414,12 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         bit : SharedArray, shape (1,)
         """
         numbers, products = secret_numbers(self.session), self._shared_products()
-        most = None
+        limits = None
         if self.session.pid == STATIC:
-            most = np.array([MOST_DIFFERENCE * np.var(self.static)])
-        most = numbers.own(most, (1,), owner=STATIC)
+            limits = np.array([MOST_DIFFERENCE, MOST_GROWTH]) * np.var(self.static)
+        limits = numbers.own(limits, (2,), owner=STATIC)
         before, after = (self._value(numbers, products, a) for a in (before, after))
-        much, more = numbers.less((most, after), (before, after))
+        much, more = numbers.less((limits[:1], after), (before + limits[1:], after))
         return numbers.either(much, more)
 
     def _shared_products(self):

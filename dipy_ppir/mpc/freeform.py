@@ -314,7 +314,10 @@ class SharedSteps:
         noise = places(bits)
         array = SharedArray(R64, part, 2, noise, whole)
         array = blur(s, array, noise, HELPER)
-        return s.open(array, "control_point_steps", (MOVING,))
+        opened = s.open(array, "control_point_steps", (MOVING,))
+        # What is no larger than the noise may be nothing, and then is nothing: else
+        # images that match would be moved apart.
+        return None if opened is None else np.rint(opened)
 
     def _sums(self, x, samples, results):
         """This owner's part of the sums over products with the static image."""

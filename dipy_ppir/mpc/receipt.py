@@ -309,6 +309,11 @@ def learned_lines(receipt):
             "of blurred numbers are the most that they show where all parties follow "
             "the program; an owner that does not can be shown more (doc/security.md)."
         )
+    elif _of_points(receipt) and "rotation" not in labels:
+        lines.append(
+            "No point was shown to anybody but its owner, and no transform: none was "
+            "found, or none was this party's to know."
+        )
     elif _of_points(receipt):
         lines.append(
             "No point was shown to anybody but its owner. Who gets the transform knows "

@@ -6,6 +6,7 @@ from dipy.io.image import save_qa_metric
 import numpy as np
 
 from dipy_ppir.align import affine_registration
+from dipy_ppir.align._public import registration_of
 from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.validation import check_slices
 from dipy_ppir.workflows import figures, inputs
@@ -302,6 +303,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
                 inputs.check_center(image, name)
             mask = flags[f"{name}_mask"]
             if mask:
+                inputs.explain(registration_of(parameters).metric.check_masks, mask)
                 images[f"{name}_mask"] = inputs.load_mask(mask, image, grid2world, name)
         static, moving = images["static"], images["moving"]
         inputs.explain(check_slices, moving)

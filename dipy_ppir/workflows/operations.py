@@ -25,6 +25,7 @@ from dipy_ppir.mpc.ledger import (
     STATIC,
 )
 from dipy_ppir.mpc.sessionfile import SessionFile
+from dipy_ppir.workflows.openings import LIMIT
 
 
 @dataclass(frozen=True)
@@ -343,9 +344,10 @@ def explain(plan):
                 "their shapes and positions, the parameters, and the number of steps"
             )
             lines.append(
-                f"{name} (helper) learns nothing about either image: only {known}."
+                f"{name} (helper) learns nothing about either image but what is listed "
+                f"here: {known}."
                 if of_images
-                else f"{name} (helper) learns how many points there are, and no point."
+                else f"{name} (helper) learns how many points there are, no point, and:"
             )
             for d in declarations:
                 lines.append(f"  It sees {d.meaning} ({d.label}).")
@@ -367,6 +369,11 @@ def explain(plan):
             f"All of it is at most {most:,.0f} bits about the static image; "
             "evaluations are planned, level_iters are limits."
         )
+        if most > LIMIT:
+            lines.append(
+                f"That is over the {LIMIT:,} bits about an image that the static "
+                "owner's command accepts unless it is given --limit_bits."
+            )
         if parameters.hide_steps:
             lines.append(
                 "That is so where the moving owner follows the program; one that does "
@@ -445,7 +452,7 @@ operation = "{operation}"          # affine, syn, freeform or points
 # What the owners learn beside the result: for affine "transform" (the steps that lead
 # to it), "gradient" or "histogram" (far more), for syn "map" (rounded copies of it), or
 # "update" and "force" (nearly the images), for freeform "steps" (rounded), for points
-# "transform" (nothing). See:
+# "transform" (two grades of how well they match). See:
 # dipy_ppir_session check FILE
 reveal = "{reveal}"
 result_to = "both"            # both, moving, or but for affine static: who gets it

@@ -12,6 +12,7 @@ from dipy_ppir.align.parameters import POINTS, ParameterError, PointParameters
 from dipy_ppir.align.points import (
     UndeterminedError,
     centred,
+    check_shapes,
     planned_bits,
     point_array,
 )
@@ -156,6 +157,8 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             name: load_points(path, name, parameters.precision)
             for name, path in mine.items()
         }
+        if site is None:
+            inputs.explain(check_shapes, {n: x.shape for n, x in points.items()})
         count = None
         if site is not None:
             count = _Count(site, points[site.image], limit_bits)
