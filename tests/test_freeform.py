@@ -30,6 +30,7 @@ from dipy_ppir.mpc.freeform import (
     limited,
 )
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.receipt import receipt_text
 
 #: Steps to the last digits.
 FINE = 2.0**-20
@@ -407,6 +408,9 @@ def test_the_receipt_says_what_was_opened(three):
         }
         assert learned["helper"] == []
         assert registration.receipt["operation"] == "freeform"
+    text = receipt_text(results[MOVING][0].receipt)
+    assert "can rebuild much of the static image" in text
+    assert "No voxel of an image was shown" not in text
 
 
 @pytest.mark.parametrize("to", ["moving", "static"])

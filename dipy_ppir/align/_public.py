@@ -641,6 +641,9 @@ def freeform_registration(
     The sum of squared differences decides: both images must show the same with the same
     contrast. Neither party sees the other's image.
 
+    The moving owner is shown the steps of the control points, from which it can rebuild
+    much of the static image: see ``doc/security.md``. `syn_registration` opens less.
+
     Parameters
     ----------
     moving, static : array, nifti image, str or RemoteImage

@@ -311,6 +311,9 @@ class ClearFreeFormRegistration(FreeFormRegistration):
 class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
     """Free-form registration of two parties' images by cubic B-splines.
 
+    The moving owner is shown the steps of the control points, from which it can rebuild
+    much of the static image: see ``doc/security.md``.
+
     Parameters
     ----------
     dim : {2, 3}

@@ -293,6 +293,11 @@ def learned_lines(receipt):
             "CAUTION: no image was sent, but an owner who sets out to can rebuild most "
             "of the other image from what was opened (doc/security.md)."
         )
+    elif "control_point_steps" in labels:
+        lines.append(
+            "CAUTION: no image was sent, but the moving owner can rebuild much of the "
+            "static image from the steps that it was shown (doc/security.md)."
+        )
     elif labels & MAPS:
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner. What can "
