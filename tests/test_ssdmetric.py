@@ -146,6 +146,27 @@ def test_the_gradient_is_that_of_the_metric():
     assert np.array_equal(metric.gradient(at), gradient)
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_step_is_the_least_squares_solution(dim):
+    """Equations 2 to 6, by another program: what makes the linearized sum least."""
+    static, moving, _ = pair(dim)
+    metric = SquaredDifferencesMetric(precision=2.0**-10)
+    transform = regtransforms["AFFINE", dim]
+    metric.setup(transform, static, moving)
+    at = transform.get_identity_parameters()
+    metric.begin(at)
+    count, own = metric.linearized(at)
+    found = metric.steps.step(count, len(at), own) * metric.precision
+    values, gradient = metric.sample(np.eye(dim + 1))
+    points = np.argwhere(np.ones(static.shape)).astype(float)
+    columns = [transform.jacobian(at, point) @ metric.basis for point in points]
+    slopes = np.einsum("nd,ndk->nk", gradient.reshape(-1, dim), np.array(columns))
+    wanted = np.linalg.lstsq(slopes, (static - values).ravel(), rcond=None)[0]
+    assert np.abs(wanted).max() > 0.5
+    # Half a unit, and what the ridge and the rounded image make of it.
+    assert np.abs(found - wanted).max() < 2.0**-11 + 0.002
+
+
 def test_all_steps_of_a_pipeline_and_the_final_value():
     static, moving, matrix = pair(3)
     grid = np.eye(4)
