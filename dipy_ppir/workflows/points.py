@@ -122,7 +122,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         flags = {k: v for k, v in locals().items() if k != "self"}
         files = {"static": static_points_file, "moving": moving_points_file}
         self.receipts = []
-        check_words(files, session, "points")
+        check_words(files, session, "points", identity=identity, listen=listen)
         for flag in OUTPUTS:
             check_name(flags[flag], flag)
         folder = Path(out_dir or ".")

@@ -201,11 +201,18 @@ class Site:
         )
 
 
-def check_words(files, session, data="image"):
+def check_words(files, session, data="image", **others):
     """Refuse the word "remote" without a session file, and the reverse.
 
-    `data` is what the files hold, for messages.
+    `data` is what the files hold, for messages; `others` are flags that mean something
+    in sessions only.
     """
+    for flag, value in others.items():
+        if value and not session:
+            raise InputError(
+                f"--{flag} is for a site of a session: leave it out, or give the "
+                "session file with --session"
+            )
     words = [name for name, file in files.items() if str(file) == WORD]
     if words and not session:
         raise InputError(
