@@ -610,6 +610,8 @@ def test_a_result_of_nonsense_is_refused(trio, outcomes, monkeypatch, what, metr
         name = "_share_prealign"
         share = SecureSymmetricDiffeomorphicRegistration._share_prealign
 
+    judged = threading.Event()
+
     def lie(self, *args):
         if self.session.pid == MOVING:
             if what == "nan":
@@ -617,7 +619,14 @@ def test_a_result_of_nonsense_is_refused(trio, outcomes, monkeypatch, what, metr
             else:
                 large = 1e9 if what == "singular" else 1e-310
                 self.moving_to_ref.prealign = np.diag([large, large, 1.0])
-        return share(self, *args)
+        try:
+            return share(self, *args)
+        finally:
+            # The liar's own end, of the same nonsense, must not come first.
+            if self.session.pid == STATIC:
+                judged.set()
+            elif self.session.pid == MOVING:
+                judged.wait(60)
 
     monkeypatch.setattr(SecureSymmetricDiffeomorphicRegistration, name, lie)
     result = outcomes(

@@ -584,7 +584,6 @@ def syn_registration(
     """
     check_run(session, checkpoint, callback)
     prealign = matrix_array(prealign, "prealign")
-    files = OwnFiles({"static image": static, "moving image": moving})
     parameters = SynParameters(
         metric=metric,
         dim=dim,
@@ -600,11 +599,18 @@ def syn_registration(
     registration = syn_registration_from(
         parameters.plain(), callback=callback, checkpoint=checkpoint, strict=strict
     )
+    images = static, static_affine, moving, moving_affine
+    out = _deformed(registration, images, session, prealign)
+    return out + (registration.receipt,) if ret_receipt else out
+
+
+def _deformed(registration, images, session, prealign):
+    """The moving image warped by the map that a registration finds, and the map."""
+    static, static_affine, moving, moving_affine = images
+    files = OwnFiles({"static image": static, "moving image": moving})
     if session is not None:
         registration.join(session)
-    static, static_affine, moving, moving_affine = _read_pair(
-        static, static_affine, moving, moving_affine, session
-    )
+    static, static_affine, moving, moving_affine = _read_pair(*images, session)
     mapping = registration.optimize(
         static,
         moving,
@@ -616,8 +622,7 @@ def syn_registration(
     warped = None
     if mapping is not None and not is_remote(moving):
         warped = mapping.transform(moving)
-    out = (warped, mapping)
-    return out + (registration.receipt,) if ret_receipt else out
+    return warped, mapping
 
 
 @warning_for_keywords()
@@ -694,27 +699,11 @@ def freeform_registration(
     """
     check_run(session, checkpoint, callback)
     prealign = matrix_array(prealign, "prealign")
-    files = OwnFiles({"static image": static, "moving image": moving})
     registration = SecureFreeFormRegistration(
         dim, callback=callback, checkpoint=checkpoint, strict=strict, **parameters
     )
-    if session is not None:
-        registration.join(session)
-    static, static_affine, moving, moving_affine = _read_pair(
-        static, static_affine, moving, moving_affine, session
-    )
-    mapping = registration.optimize(
-        static,
-        moving,
-        static_grid2world=static_affine,
-        moving_grid2world=moving_affine,
-        prealign=prealign,
-    )
-    files.enter(registration.receipt)
-    warped = None
-    if mapping is not None and not is_remote(moving):
-        warped = mapping.transform(moving)
-    out = (warped, mapping)
+    images = static, static_affine, moving, moving_affine
+    out = _deformed(registration, images, session, prealign)
     if registration.parameters.ret_metric:
         out += (registration.value,)
     return out + (registration.receipt,) if ret_receipt else out

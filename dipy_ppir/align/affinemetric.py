@@ -12,6 +12,7 @@ from dipy_ppir.align import plan
 from dipy_ppir.align.quasinewton import SCALE, minimise, opened_bits
 from dipy_ppir.align.remote import grid2world_of, is_remote
 from dipy_ppir.align.secretmetric import secret_numbers
+from dipy_ppir.mpc.ledger import STATIC
 
 
 class PlacedImages:
@@ -125,7 +126,14 @@ class PlacedImages:
 class StepsOnShares:
     """What a registration asks of a metric that the optimizer on shares minimises.
 
-    It is `quasinewton.minimise`, with the metric's attribute ``shared``.
+    It is `quasinewton.minimise`, with the metric's attribute ``shared``. Its values are
+    minus what is to be large.
+
+    Attributes
+    ----------
+    kept : float
+        of images that match, no smaller part of what there was at the beginning, to a
+        20th.
     """
 
     method = "damped BFGS on shares"
@@ -175,3 +183,35 @@ class StepsOnShares:
     def final_value(self, affine, value):
         """Show the moving owner the value that the last level came to."""
         return secret_numbers(self.session).show_value(value, 1 / SCALE)
+
+    def least_value(self):
+        """What is the least there is of images that match; None where it is not known.
+
+        It follows from the static image.
+        """
+        raise NotImplementedError
+
+    def mismatched(self, before, after):
+        """Whether the images hardly match at a transform, or less than at another.
+
+        Rounds: those of two values, of `SecretNumbers.less` and 2.
+
+        Parameters
+        ----------
+        before, after : array, shape (dim + 1, dim + 1), at the moving owner only
+            the other transform, and the one that is judged.
+
+        Returns
+        -------
+        bit : SharedArray, shape (1,)
+        """
+        shared, numbers = self.shared, secret_numbers(self.session)
+        least = self.least_value()
+        least = None if least is None else np.array([SCALE * least])
+        least = numbers.own(least, (1,), owner=STATIC)
+        before, after = shared.value(before), shared.value(after)
+        kept = round(20 * self.kept)
+        little, less = numbers.less(
+            (-least, after), (before.times(kept), after.times(20))
+        )
+        return numbers.either(little, less)

@@ -37,9 +37,6 @@ LEVEL_SPACING, LEVEL_PRECISION = 4, 0.25
 THIN = 20
 #: Unit of the weights that bring displacements from one grid to another.
 GRID_UNIT = 2.0**-14
-#: Part of an image's voxels on either side that is no measure of its range, and most of
-#: them that may be outliers: see `winsorized`.
-TAIL, MOST_OUTLIERS = 0.005, 0.002
 #: A step moves a voxel by no more than this many times the step length.
 LONGEST_STEP = 2.0
 #: Inverse norms of windows are computed anew after steps of so many voxels.

@@ -39,9 +39,8 @@ from dipy_ppir.align.quasinewton import (
     regular_inverse,
 )
 from dipy_ppir.align.remote import grid2world_of, is_remote
-from dipy_ppir.align.secretmetric import Positions, secret_numbers
+from dipy_ppir.align.secretmetric import Positions
 from dipy_ppir.mpc.algebra import Shares
-from dipy_ppir.mpc.ledger import STATIC
 from dipy_ppir.mpc.localcc import (
     GUARD,
     IMAGE,
@@ -323,6 +322,7 @@ class SecureCrossCorrelationMetric(StepsOnShares):
     """
 
     name, title, names = "CC", "minus mean squared local correlation", ("radius",)
+    kept = KEPT_CORRELATION
     reveal = "transform"
 
     @warning_for_keywords()
@@ -407,33 +407,12 @@ class SecureCrossCorrelationMetric(StepsOnShares):
             evaluations, transform, self._moving, starting_affine
         )
 
-    def mismatched(self, before, after):
-        """Whether the images hardly match at a transform, or less than at another.
-
-        Rounds: those of two values, of `SecretNumbers.less` and 2.
-
-        Parameters
-        ----------
-        before, after : array, shape (dim + 1, dim + 1), at the moving owner only
-            the other transform, and the one that is judged.
-
-        Returns
-        -------
-        bit : SharedArray, shape (1,)
-        """
-        shared, numbers = self.shared, secret_numbers(self.session)
-        least = None
-        if self._static is not None:
-            part = LEAST_SMALL if is_small(self.windows.shape) else LEAST_CORRELATION
-            least = np.array([part * SCALE * possible(self._static)])
-        least = numbers.own(least, (1,), owner=STATIC)
-        before, after = shared.value(before), shared.value(after)
-        # They are minus the mean squares.
-        kept = round(20 * KEPT_CORRELATION)
-        little, less = numbers.less(
-            (-least, after), (before.times(kept), after.times(20))
-        )
-        return numbers.either(little, less)
+    def least_value(self):
+        """See `StepsOnShares`."""
+        if self._static is None:
+            return None
+        part = LEAST_SMALL if is_small(self.windows.shape) else LEAST_CORRELATION
+        return part * possible(self._static)
 
 
 def possible(known):

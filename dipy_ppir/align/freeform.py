@@ -44,6 +44,7 @@ from dipy_ppir.align.deformable import (
 )
 from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
 from dipy_ppir.align.imwarp import REPEATS
+from dipy_ppir.align.intensities import TAIL
 from dipy_ppir.align.parameters import FREEFORM, FreeFormParameters
 from dipy_ppir.align.remote import (
     grid2world_of,
@@ -60,8 +61,6 @@ from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
 
 #: The resulting control points are multiples of this part of a voxel.
 RESULT_UNIT = 2.0**-6
-#: Part of an image's voxels on either side that is no measure of its range.
-TAIL = 0.005
 
 declare(
     "control_points",

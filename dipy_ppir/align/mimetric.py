@@ -13,12 +13,10 @@ from dipy_ppir.align.affinemetric import PlacedImages, StepsOnShares
 from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
-from dipy_ppir.align.quasinewton import SCALE
 from dipy_ppir.align.remote import RemoteImage, is_remote
 from dipy_ppir.align.secretmetric import (
     EVERY_VOXEL,
     SecretMutualInformation,
-    secret_numbers,
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
@@ -79,6 +77,7 @@ class SecureMutualInformationMetric(
     """
 
     name, title = "MI", "minus mutual information"
+    kept = KEPT_INFORMATION
     names = "nbins", "sampling_proportion", "reveal", "backend", "hide_steps"
 
     @warning_for_keywords()
@@ -199,32 +198,11 @@ class SecureMutualInformationMetric(
         self.shared = SecretMutualInformation(self)
         self.shared.share_static(*self._static_values())
 
-    def mismatched(self, before, after):
-        """Whether the images hardly match at a transform, or less than at another.
-
-        Rounds: those of two evaluations, of `SecretNumbers.less` and 2.
-
-        Parameters
-        ----------
-        before, after : array, shape (dim + 1, dim + 1), at the moving owner only
-            the other transform, and the one that is judged.
-
-        Returns
-        -------
-        bit : SharedArray, shape (1,)
-        """
-        shared, numbers = self.shared, secret_numbers(self.session)
-        least = None
-        if self.session.pid == STATIC:
-            least = np.array([LEAST_INFORMATION * SCALE * self._entropy(STATIC)])
-        least = numbers.own(least, (1,), owner=STATIC)
-        before, after = shared.value(before), shared.value(after)
-        # They are minus the mutual information.
-        kept = round(10 * KEPT_INFORMATION)
-        little, less = numbers.less(
-            (-least, after), (before.times(kept), after.times(10))
-        )
-        return numbers.either(little, less)
+    def least_value(self):
+        """See `StepsOnShares`."""
+        if self.session.pid != STATIC:
+            return None
+        return LEAST_INFORMATION * self._entropy(STATIC)
 
     def hardly_matches(self, value):
         """Whether a value that the moving owner knows is near zero."""
