@@ -5,8 +5,8 @@ import signal
 import threading
 import warnings
 
-from dipy.align import VerbosityLevels, floating
 from dipy.align import imwarp as dipy_imwarp
+from dipy.align.imwarp import VerbosityLevels
 from dipy.align.metrics import CCMetric
 from dipy.data import get_fnames
 import numpy as np
@@ -145,7 +145,7 @@ def test_same_map_as_dipy(dim, metric, tolerance):
     assert moved > 1, "there is something to compare"
     secure, registration = secure_map(dim, images, metric=metric)
     assert distance(clear, secure, images)[0] <= tolerance
-    assert secure.forward.dtype == floating
+    assert secure.forward.dtype == np.float32
     warped = secure.transform(images[1])
     assert warped.shape == images[0].shape
     apart = warped - clear.transform(images[1])
@@ -672,7 +672,7 @@ def test_images_stay_as_they_are():
 
 def test_metric_needs_one_grid_and_a_session():
     metric = SecureCCMetric(2, **UPDATE)
-    image = brains(2)[0].astype(floating)
+    image = brains(2)[0].astype(np.float32)
     place = (np.eye(3), np.ones(2), np.eye(3))
     metric.set_static_image(image, *place)
     metric.set_moving_image(image[1:], *place)
@@ -685,7 +685,7 @@ def test_metric_needs_one_grid_and_a_session():
 
 def test_no_iteration_where_only_the_map_is_opened():
     metric = SecureCCMetric(2)
-    image = brains(2)[0].astype(floating)
+    image = brains(2)[0].astype(np.float32)
     place = (np.eye(3), np.ones(2), np.eye(3))
     metric.set_static_image(image, *place)
     metric.set_moving_image(image + 1, *place)

@@ -9,11 +9,11 @@ half, which it was shown at the end of the level before.
 import math
 from typing import NamedTuple
 
-from dipy.align import VerbosityLevels, floating
 from dipy.align.imwarp import (
     DiffeomorphicMap,
     RegistrationStages,
     SymmetricDiffeomorphicRegistration,
+    VerbosityLevels,
 )
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
@@ -356,7 +356,7 @@ class CarriedLevels:
                 x = along(x, matrix, axis)
             whole.append(x)
         whole = np.stack(whole, -1) @ at.directions.T
-        return np.ascontiguousarray(whole, dtype=floating)
+        return np.ascontiguousarray(whole, dtype=np.float32)
 
     def farthest(self, level):
         """No displacement at the end of a level is larger, in voxels carried."""

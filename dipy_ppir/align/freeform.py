@@ -12,7 +12,6 @@ and run the same protocol.
 
 from collections import Counter
 
-from dipy.align import floating
 from dipy.align.imwarp import (
     DiffeomorphicMap,
     RegistrationStages,
@@ -199,7 +198,7 @@ class FreeFormRegistration:
         static_grid2world = images["static_grid2world"]
         field = levels.lattice(0).values(controls * RESULT_UNIT)
         field = np.moveaxis(field, 0, -1) @ static_grid2world[:-1, :-1].T
-        field = np.ascontiguousarray(field, dtype=floating)
+        field = np.ascontiguousarray(field, dtype=np.float32)
         backward = DiffeomorphicMap(
             self.dim,
             np.array(field.shape[:-1], dtype=np.int32),

@@ -14,12 +14,12 @@ and run the same protocol.
 
 from collections import Counter
 
-from dipy.align import VerbosityLevels, floating
 from dipy.align.imwarp import (
     DiffeomorphicMap,
     RegistrationStages,
     ScaleSpace,
     SymmetricDiffeomorphicRegistration,
+    VerbosityLevels,
     get_direction_and_spacings,
 )
 from dipy.testing.decorators import warning_for_keywords
@@ -331,10 +331,10 @@ class SecureSymmetricDiffeomorphicRegistration(
         remote = is_remote(image)
         if remote:
             # Only the grids are needed; without smoothing they cost little.
-            image = np.zeros(image.shape, dtype=floating)
+            image = np.zeros(image.shape, dtype=np.float32)
         with np.errstate(all="ignore" if remote else None):
             return ScaleSpace(
-                np.asarray(image).astype(floating),
+                np.asarray(image).astype(np.float32),
                 self.levels,
                 image_grid2world=grid2world,
                 input_spacing=spacing,
@@ -697,7 +697,7 @@ class SecureSymmetricDiffeomorphicRegistration(
         if self.session.pid == owner:
             fields = np.stack([half.forward, half.backward], axis=-1)
         fields = self.session.open(
-            OwnedArray(owner, fields, shape, floating), name, (receiver,)
+            OwnedArray(owner, fields, shape, np.float32), name, (receiver,)
         )
         if fields is not None:
             check_received(fields, owner)

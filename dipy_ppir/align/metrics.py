@@ -11,7 +11,6 @@ own image; what needs both images is in `dipy_ppir.mpc.crosscorr`.
 from functools import lru_cache
 from warnings import warn
 
-from dipy.align import floating
 from dipy.align.metrics import CCMetric, SimilarityMetric, SSDMetric
 from dipy.testing.decorators import warning_for_keywords
 import numpy as np
@@ -440,7 +439,7 @@ class SecureCCMetric(_OnShares, CCMetric):
         else:
             spacing, direction = self.moving_spacing, self.moving_direction
         if spacing is not None:
-            step /= np.asarray(spacing, dtype=floating)
+            step /= np.asarray(spacing, dtype=np.float32)
         if direction is not None:
             self.reorient_vector_field(step, np.asarray(direction, dtype=np.float64))
         return step
@@ -449,7 +448,7 @@ class SecureCCMetric(_OnShares, CCMetric):
         """The step on the whole grid, per voxel, from the values opened."""
         shape = tuple(self.static_image.shape)
         valid = (np.abs(opened) <= 1.01 * MOST_STEP).all(axis=0)
-        step = np.empty((*shape, self.dim), dtype=floating)
+        step = np.empty((*shape, self.dim), dtype=np.float32)
         if not valid.all():
             opened = self._mend(opened, ndimage.binary_erosion(valid, border_value=1))
         self._previous = opened
@@ -473,7 +472,7 @@ class SecureCCMetric(_OnShares, CCMetric):
         shape = tuple(self.static_image.shape)
         # A truncation that went wrong is off by far more than a force can be.
         force = np.where(np.abs(force) <= 1.01 * MOST_FORCE, force, 0.0)
-        step = np.zeros((*shape, self.dim), dtype=floating)
+        step = np.zeros((*shape, self.dim), dtype=np.float32)
         for g in range(self.dim):
             inner = step[..., g][centers]
             inner[...] = (-2.0 * force * gradient[g]).reshape(inner.shape)
