@@ -15,6 +15,8 @@ import math
 import struct
 import zlib
 
+from dipy_ppir.mpc.ledger import MOST_PARTIES
+
 HEADER = struct.Struct("<2sBBIQQ")
 MAGIC, VERSION = b"PP", 1
 DATA, JSON, MPYC, ABORT, BYE, WAITING = 1, 2, 3, 4, 5, 6
@@ -26,7 +28,7 @@ MAX_PAYLOAD = {
     MPYC: 1 << 24,
     ABORT: 1 << 10,
     BYE: 0,
-    WAITING: 1,
+    WAITING: MOST_PARTIES // 8,
 }
 #: Metadata with deeper nesting is refused: code that walks it calls itself.
 MAX_NESTING = 16

@@ -14,6 +14,8 @@ from dipy_ppir.mpc.errors import UndeclaredOpeningError
 MOVING, STATIC, HELPER = 0, 1, 2
 #: Party number to the name of its role.
 ROLES = {MOVING: "moving owner", STATIC: "static owner", HELPER: "helper"}
+#: More parties than any session has.
+MOST_PARTIES = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Ledger:
         the run's number and when it began, see `record`; None before.
     earlier_runs : list of str
         numbers of the runs that were interrupted and that this one goes on with.
+    roles : dict
+        party numbers to the names of their roles.
     """
 
     opened: dict = field(default_factory=dict)
@@ -97,6 +101,7 @@ class Ledger:
     resumed: int = 0
     run: object = None
     earlier_runs: list = field(default_factory=list)
+    roles: dict = field(default_factory=lambda: ROLES)
     phase: str = "setup"
     _samples: int = None
 
@@ -109,7 +114,7 @@ class Ledger:
             )
         strangers = set(receivers) - set(DECLARATIONS[label].receivers)
         if strangers:
-            names = ", ".join(ROLES[p] for p in sorted(strangers))
+            names = ", ".join(self.roles[p] for p in sorted(strangers))
             raise UndeclaredOpeningError(f"{label!r} may not be opened to: {names}")
         most = DECLARATIONS[label].bits
         if bits > most + 1e-9:
@@ -200,11 +205,11 @@ class Ledger:
             maps each role's name to a list of dicts with the keys ``label``,
             ``meaning``, ``shape``, ``openings``, ``values`` and ``bits``, of all.
         """
-        learned = {name: [] for name in ROLES.values()}
+        learned = {name: [] for name in self.roles.values()}
         opened = self.attempt if attempt else self.opened
         for (receiver, label), entry in opened.items():
             declaration = DECLARATIONS[label]
-            learned[ROLES[receiver]].append(
+            learned[self.roles[receiver]].append(
                 {
                     "label": label,
                     "meaning": declaration.meaning,

@@ -23,7 +23,7 @@ from dipy_ppir.mpc.frame import (
     WAITING,
     Frame,
 )
-from dipy_ppir.mpc.ledger import ROLES
+from dipy_ppir.mpc.ledger import MOST_PARTIES, ROLES
 
 #: Most bytes kept for a peer that runs ahead while this party is sending.
 MAX_BACKLOG = 1 << 28
@@ -247,7 +247,8 @@ class Link:
                 self._frame = None
                 if frame.kind == WAITING:
                     mask = int.from_bytes(frame.body)
-                    self.waits_for = frozenset(p for p in ROLES if mask >> p & 1)
+                    everybody = range(MOST_PARTIES)
+                    self.waits_for = frozenset(p for p in everybody if mask >> p & 1)
                     # Go on to what is behind, but not for ever.
                     notices += 1
                     if self.ready or notices < MAX_NOTICES:

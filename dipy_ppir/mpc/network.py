@@ -101,23 +101,26 @@ class Network:
         longest silence, in seconds, of a party that is waited for.
     ledger : callable
         returns the `Ledger` that counts the traffic.
+    roles : dict, optional
+        maps the numbers of all parties, this one's as well, to what they are called.
     """
 
-    def __init__(self, links, timeout, ledger):
+    def __init__(self, links, timeout, ledger, roles=ROLES):
         self.links = links
         self.timeout = timeout
         self.ledger = ledger
         self.closed = False
         # This party: the one without a link, once there is one to all others.
-        own = set(ROLES) - set(links)
+        own = set(roles) - set(links)
         self._own = own if len(own) == 1 else set()
         self._waiting_for = ()
+        self._roles = roles
 
     def name_of(self, peer):
         """What messages call a party."""
         if peer in self.links:
             return self.links[peer].name
-        return f"party {peer} ({ROLES[peer]})"
+        return f"party {peer} ({self._roles[peer]})"
 
     # -- sending ---------------------------------------------------------
 
@@ -195,7 +198,8 @@ class Network:
 
     def _tell(self, links, awaited):
         """Tell all but `links` for whom this party waits. Not in the ledger."""
-        mask = bytes([sum(1 << peer for peer in awaited)])
+        mask = sum(1 << peer for peer in awaited)
+        mask = mask.to_bytes(max(self._roles) // 8 + 1)
         for link in self.links.values():
             if link in links or link.finished or link.unsent:
                 continue
@@ -374,7 +378,7 @@ class Network:
                 "or resume the session",
                 link.peer,
             )
-        if culprit in ROLES and culprit != link.peer:
+        if culprit in self._roles and culprit != link.peer:
             name = self.name_of(culprit)
             if reason == LOST:
                 raise PeerLostError(
@@ -438,9 +442,10 @@ class Network:
     def _timed_out(self, links, until=None):
         until = until or f"for {self.timeout:g} s"
         # Who waits for somebody else has told so, and is not to blame.
-        blamed = {link.peer for link in links if not link.waits_for - self._own}
+        others = set(self._roles) - self._own
+        blamed = {link.peer for link in links if not link.waits_for & others}
         if not blamed:
-            blamed = set().union(*(link.waits_for for link in links)) - self._own
+            blamed = set().union(*(link.waits_for for link in links)) & others
             others = " and ".join(link.name for link in links)
             until += f", and {others} waits for it"
         names = " and ".join(map(self.name_of, sorted(blamed)))

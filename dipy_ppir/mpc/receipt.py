@@ -77,7 +77,7 @@ def make_receipt(ledger, sent_by_party, **facts):
         "learned": ledger.learned(),
         "levels": [
             {
-                "party": ROLES[receiver],
+                "party": ledger.roles[receiver],
                 "samples": samples,
                 "numbers": numbers,
                 "bits": round(bits, 1),
@@ -85,12 +85,12 @@ def make_receipt(ledger, sent_by_party, **facts):
             for (receiver, samples), (numbers, bits) in sorted(ledger.levels.items())
         ],
         "bits": {
-            ROLES[receiver]: round(
+            role: round(
                 sum(e.bits for (r, _), e in ledger.opened.items() if r == receiver), 1
             )
-            for receiver in ROLES
+            for receiver, role in ledger.roles.items()
         },
-        "voxels": {ROLES[receiver]: n for receiver, n in ledger.voxels.items()},
+        "voxels": {ledger.roles[receiver]: n for receiver, n in ledger.voxels.items()},
         "bytes_sent": sent_by_party,
         "bytes_total": sum(sum(p.values()) for p in sent_by_party.values()),
         "waits": dict(ledger.rounds),

@@ -21,7 +21,7 @@ import numpy as np
 import dipy_ppir
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.identity import signed_by
-from dipy_ppir.mpc.ledger import MOVING, ROLES
+from dipy_ppir.mpc.ledger import ROLES
 
 #: Entries of a receipt that all parties state alike.
 COMMON = (
@@ -62,7 +62,7 @@ class Run:
         SHA-256 of the session file's hash and of a fresh random number of each party,
         in the order of the roles.
     date : str
-        when it began by the moving owner's clock, UTC.
+        when it began by the first party's clock (the moving owner's), UTC.
     own_date : str
         the same by this party's.
     clock : float
@@ -86,7 +86,7 @@ def greeting():
     return {"nonce": os.urandom(16).hex(), "date": now.strftime(_DATE)}
 
 
-def begin(greetings, pid, session_file=None):
+def begin(greetings, pid, session_file=None, roles=ROLES):
     """The run that the parties' greetings begin.
 
     Parameters
@@ -97,6 +97,8 @@ def begin(greetings, pid, session_file=None):
         this party.
     session_file : str, optional
         hash of the session file.
+    roles : dict, optional
+        maps party numbers to the names of their roles.
 
     Returns
     -------
@@ -108,16 +110,16 @@ def begin(greetings, pid, session_file=None):
         if a party sent something else.
     """
     total = hashlib.sha256(bytes.fromhex(session_file or ""))
-    for party in sorted(ROLES):
+    for party in sorted(roles):
         said = greetings[party] if isinstance(greetings[party], dict) else {}
         if not is_hex(said.get("nonce"), 32) or parse_date(said.get("date")) is None:
             raise ProtocolError(
-                f"the {ROLES[party]} did not begin the run as it should; install the "
+                f"the {roles[party]} did not begin the run as it should; install the "
                 "same version of dipy_ppir everywhere",
                 party,
             )
         total.update(bytes.fromhex(said["nonce"]))
-    dates = [greetings[party]["date"] for party in (MOVING, pid)]
+    dates = [greetings[party]["date"] for party in (min(roles), pid)]
     return Run(total.hexdigest(), *dates, time.monotonic())
 
 
@@ -168,12 +170,12 @@ def _plain(obj):
     return obj
 
 
-def statement(pid, digest):
+def statement(pid, digest, roles=ROLES):
     """What a party signs: its role, and the digest of its common part."""
-    return f"dipy_ppir receipt of the {ROLES[pid]}: {digest}".encode()
+    return f"dipy_ppir receipt of the {roles[pid]}: {digest}".encode()
 
 
-def tie(views, pid, run, parties=None):
+def tie(views, pid, run, parties=None, roles=ROLES):
     """What the other parties say of the run they were in, for the receipt.
 
     Parameters
@@ -186,6 +188,8 @@ def tie(views, pid, run, parties=None):
     run : Run or None
     parties : dict, optional
         maps party numbers to `Party`, whose certificates sign.
+    roles : dict, optional
+        maps party numbers to the names of their roles.
 
     Returns
     -------
@@ -193,19 +197,21 @@ def tie(views, pid, run, parties=None):
         ``common`` digests and ``signatures`` by role, and ``warnings``.
     """
     common, signatures, warnings = {}, {}, []
-    for party, role in ROLES.items():
+    for party, role in roles.items():
         view = views[party] if isinstance(views[party], dict) else {}
         digest = view.get("common")
         common[role] = digest if is_hex(digest, 64) else None
         if common[role] != views[pid]["common"]:
             warnings.append(
                 f"What the {role} has on record of this run is not what this receipt "
-                "says: compare the receipts of all three with dipy_ppir_receipt."
+                "says: compare the receipts of all with dipy_ppir_receipt."
             )
         if parties is None or common[role] is None:
             continue
         signed = {name: view.get(name) for name in ("signature", "certificate")}
-        if signed_by(parties[party].fingerprint, statement(party, digest), signed):
+        if signed_by(
+            parties[party].fingerprint, statement(party, digest, roles), signed
+        ):
             # As this program writes it, whatever a peer wrote.
             signed["signature"] = bytes.fromhex(signed["signature"]).hex()
             signatures[role] = signed
@@ -218,8 +224,8 @@ def tie(views, pid, run, parties=None):
         apart = abs(parse_date(run.date) - parse_date(run.own_date))
         if apart > _CLOCKS:
             warnings.append(
-                f"The run began at {run.date} by the moving owner's clock and at "
-                f"{run.own_date} by this party's: set the clock that is wrong."
+                f"The run began at {run.date} by the {roles[min(roles)]}'s clock and "
+                f"at {run.own_date} by this party's: set the clock that is wrong."
             )
     return {"common": common, "signatures": signatures, "warnings": warnings}
 

@@ -112,6 +112,9 @@ class Session:
         if the set-up is not supported.
     """
 
+    #: Party numbers to what they are called.
+    roles = ROLES
+
     def __init__(
         self,
         pid,
@@ -122,12 +125,12 @@ class Session:
         threshold=THRESHOLD,
         insecure=False,
     ):
-        check_setup(len(links) + 1, threshold, insecure)
+        self._check_setup(len(links) + 1, threshold, insecure)
         self.pid = pid
         self.threshold = threshold
-        self.network = Network(links, timeout, lambda: self.ledger)
+        self.network = Network(links, timeout, lambda: self.ledger, self.roles)
         self._random = Pairwise(seeds)
-        self.ledger = Ledger()
+        self.new_run()
         #: The runtime of computations with MPyC; see `mpyc_bridge.run`.
         self.mpyc = None
         self._process = os.getpid()
@@ -136,6 +139,8 @@ class Session:
         self._identity, self._relays = None, ()
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
+
+    _check_setup = staticmethod(check_setup)
 
     @classmethod
     def load(cls, path, *, identity=None, listen=None, on_wait=None):
@@ -208,7 +213,7 @@ class Session:
         }
         software[SOURCE] = record.source_digest()
         try:
-            session.agree("session file", {**plan.agreement(), **software})
+            session.agree(plan.kind, {**plan.agreement(), **software})
         except BaseException as exc:
             session.fail(exc)
             raise
@@ -229,13 +234,13 @@ class Session:
     @property
     def role(self):
         """Name of this party's role."""
-        return ROLES[self.pid]
+        return self.roles[self.pid]
 
     def name_of(self, pid):
         """What messages call a party: its role and, if it is known, its name."""
         if self.plan is not None:
             return self.plan.parties[pid].title
-        return f"the {ROLES[pid]}"
+        return f"the {self.roles[pid]}"
 
     @property
     def peers(self):
@@ -345,6 +350,10 @@ class Session:
         for array, label, receivers in openings:
             size = int(np.prod(array.shape))
             self.ledger.record_opening(label, receivers, size, array.open_bits)
+        return self._open_recorded(openings, raw)
+
+    def _open_recorded(self, openings, raw):
+        """Open what the ledger has entered."""
         if sum(a.share.nbytes for a, _, _ in openings if a.degree) > MAX_BACKLOG // 4:
             return self._open_in_pieces(openings, raw)
         sent = [self._send_opening(*opening) for opening in openings]
@@ -482,13 +491,13 @@ class Session:
                 )
         if self.ledger.run is None:
             plan = None if self.plan is None else self.plan.digest
-            self.ledger.run = record.begin(greetings, self.pid, plan)
+            self.ledger.run = record.begin(greetings, self.pid, plan, self.roles)
 
     # -- life cycle ------------------------------------------------------
 
     def new_run(self):
         """Start a new ledger; the next receipt counts from here."""
-        self.ledger = Ledger()
+        self.ledger = Ledger(roles=self.roles)
 
     def receipt(self, **facts):
         """Receipt of the run so far; all parties must call this together.
@@ -512,24 +521,25 @@ class Session:
                 "title": plan.title,
                 "session_file": plan.digest,
                 "parties": {
-                    ROLES[pid]: {"name": p.name, "fingerprint": p.fingerprint}
+                    self.roles[pid]: {"name": p.name, "fingerprint": p.fingerprint}
                     for pid, p in plan.parties.items()
                 },
             }
         digest = record.common_digest(make_receipt(self.ledger, {}, **facts))
         mine = {"sent": self.ledger.sent_by_phase(), "common": digest}
         if self._identity is not None:
-            mine |= self._identity.sign(record.statement(self.pid, digest))
+            said = record.statement(self.pid, digest, self.roles)
+            mine |= self._identity.sign(said)
         views = self.exchange("receipt", mine)
         by_party = {}
         for pid in sorted(views):
             phases = views[pid].get("sent") if _is_dict(views[pid]) else {}
             phases = phases if _is_dict(phases) else {}
-            by_party[ROLES[pid]] = {
+            by_party[self.roles[pid]] = {
                 k: v for k, v in phases.items() if _is_phase(k) and _is_count(v)
             }
         parties = None if plan is None else plan.parties
-        tied = record.tie(views, self.pid, self.ledger.run, parties)
+        tied = record.tie(views, self.pid, self.ledger.run, parties, self.roles)
         tied["warnings"] = [*facts.pop("warnings", []), *tied["warnings"]]
         return make_receipt(self.ledger, by_party, **facts, **tied)
 
