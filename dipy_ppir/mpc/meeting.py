@@ -1,7 +1,8 @@
-"""How three separate processes find one another, in whatever order they are started.
+"""How separate processes find one another, in whatever order they are started.
 
-Owners dial the helper, and one owner the other (see `SessionFile.dials`); every
-connection is TLS between pinned certificates. A party that goes away before all have
+Owners dial the helper, and one owner the other (see `SessionFile.dials`); of sites that
+add up, each dials those before it (`PlanFile.dials`). Every connection is TLS between
+pinned certificates. A party that goes away before all have
 met may come back. Once everybody is connected to everybody, and has said so, the
 meeting is over.
 """
@@ -28,7 +29,7 @@ from dipy_ppir.mpc.errors import (
     SessionFileError,
 )
 from dipy_ppir.mpc.frame import ABORT, JSON, REPLACED, operation_code
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.relay import Pump, tunnel
@@ -52,7 +53,7 @@ class Meeting:
 
     Parameters
     ----------
-    plan : SessionFile
+    plan : SessionFile or PlanFile
     identity : Identity
         of this party; the plan names its certificate.
     listen : tuple of (str, int), optional
@@ -571,6 +572,6 @@ def _network(host):
 
 def missing_text(missing, left):
     """Who is waited for and how long, for people."""
-    names = ", ".join(f"{ROLES[party.pid]} ({party.name})" for party in missing)
+    names = ", ".join(party.title.removeprefix("the ") for party in missing)
     left = max(int(left), 0)
     return f"Waiting for {names}: {left // 60}:{left % 60:02d} left"
