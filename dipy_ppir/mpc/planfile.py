@@ -87,6 +87,11 @@ class PlanFile(AgreedFile):
             contents=json.loads(json.dumps({**contents, "sites": plain})),
         )
 
+    @property
+    def arguments(self):
+        """Keyword arguments of the operation."""
+        return dict(self.parameters)
+
     def agreement(self):
         """The contents one by one, so that a difference can be named."""
         flat = super().agreement()

@@ -112,8 +112,8 @@ class Session:
         if the set-up is not supported.
     """
 
-    #: Party numbers to what they are called.
-    roles = ROLES
+    #: Party numbers to what they are called, and the kind of file that names them.
+    roles, plan_type = ROLES, SessionFile
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class Session:
         >>> moved, matrix = affine_registration(  # doctest: +SKIP
         ...     "t1.nii.gz", "remote", session=session, **session.parameters)
         """
-        plan = SessionFile.read(path)
+        plan = cls.plan_type.read(path)
         if isinstance(listen, str):
             text, listen = listen, parse_address(listen)
             if listen is None:
@@ -205,6 +205,7 @@ class Session:
             meeting.links,
             meeting.seeds,
             timeout=plan.timeouts["silence"],
+            **cls._of_plan(plan),
         )
         session.plan, session._relays = plan, meeting.relays
         session._identity = meeting.identity
@@ -218,6 +219,11 @@ class Session:
             session.fail(exc)
             raise
         return session
+
+    @classmethod
+    def _of_plan(cls, plan):
+        """What a session is made with besides."""
+        return {}
 
     @property
     def parameters(self):
