@@ -10,6 +10,7 @@
                                    SecureSSDMetric, SecureMINDMetric
     freeform_registration ─> SecureFreeFormRegistration
     point_registration
+    build_template
 
 Nothing in this package touches a socket or a field element; what has to be
 computed on both images goes through the protocols of `dipy_ppir.mpc`.
@@ -28,12 +29,14 @@ from dipy_ppir.align._public import (
     translation,
 )
 from dipy_ppir.align.points import RemotePoints, point_registration
+from dipy_ppir.align.template import build_template
 
 __all__ = [
     "RemoteImage",
     "RemotePoints",
     "affine",
     "affine_registration",
+    "build_template",
     "center_of_mass",
     "point_registration",
     "freeform_registration",
