@@ -74,6 +74,9 @@ REPEATS = 4
 #: An object is what is brighter than this part of an image's range; its brightness is 1
 #: where all but this part of its voxels are darker.
 OBJECT, BRIGHTEST = 0.1, 0.01
+#: A template is rounded to multiples of one in so many: sites whose processors round
+#: differently go on from the same.
+LEVELS = 1 << 16
 
 declare(
     "number_of_images",
@@ -449,7 +452,7 @@ def moved_to_mean(image, displacement, step):
             ]
         )
     moved = ndimage.map_coordinates(image, at, order=3, mode="nearest")
-    return np.clip(moved, 0, 1)
+    return np.rint(np.clip(moved, 0, 1) * LEVELS) / LEVELS
 
 
 def build_template(
@@ -532,12 +535,12 @@ def build_template(
     ]
     if not 0 < len(images) <= MOST_IMAGES:
         raise ValueError(f"give 1 to {MOST_IMAGES} images, not {len(images)}")
-    initial = _initial(initial, initial_affine, parameters)
+    begin = _initial(initial, initial_affine, parameters)
     sums = ClearSums() if session is None else session
     if session is not None:
-        _agree(session, initial, parameters)
+        _agree(session, initial, initial_affine, parameters)
     count = int(sums.total([len(images)], "number_of_images", MOST_IN_ALL)[0])
-    template = initial or _first(images, sums, count, parameters)
+    template = begin or _first(images, sums, count, parameters)
     for iteration in range(parameters.iterations):
         template = _next(
             template, images, sums, count, parameters, jobs, iteration, callback
@@ -590,7 +593,7 @@ def _initial(initial, affine, parameters):
     return Template(scaled(initial), affine)
 
 
-def _agree(session, initial, parameters):
+def _agree(session, initial, affine, parameters):
     """All sites ask for the same, and for what their plan says."""
     if session.plan is not None:
         agreed = TemplateParameters(**session.parameters).plain()
@@ -602,7 +605,9 @@ def _agree(session, initial, parameters):
                     "sites"
                 )
     # The hash of the initial template says that all sites begin alike.
-    begin = None if initial is None else [array_hash("", part) for part in initial]
+    begin = None
+    if initial is not None:
+        begin = [array_hash("", np.asarray(part, float)) for part in (initial, affine)]
     session.agree("template", {**parameters.plain(), "initial template": begin})
 
 

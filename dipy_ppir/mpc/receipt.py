@@ -182,6 +182,10 @@ def _of_points(receipt):
     return receipt["operation"] == "points"
 
 
+def _of_template(receipt):
+    return receipt["operation"] == "template"
+
+
 def _center_of(receipt):
     if _of_points(receipt):
         return "centroid of the moving points"
@@ -298,6 +302,12 @@ def learned_lines(receipt):
             "CAUTION: no image was sent, but the moving owner can rebuild much of the "
             "static image from the steps that it was shown (doc/security.md)."
         )
+    elif _of_template(receipt):
+        lines.append(
+            "Nothing but these sums over all sites was shown to anybody. Each site can "
+            "take its own part away, and what two runs with other images or sites "
+            "differ by is the difference (doc/security.md)."
+        )
     elif labels & MAPS:
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner. What can "
@@ -340,18 +350,28 @@ def traffic_lines(receipt):
         detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)
         lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
     made, public = "an image", "parameters, shapes and positions"
+    shown = "a finished map or transform"
+    if _of_template(receipt):
+        shown, public = "a sum", "parameters"
     if _of_points(receipt):
         made, public = "points", "parameters and the number of points"
     lines.append(
         f"In all {_size(receipt['bytes_total'])}. Everything made from {made} was "
         f"masked with random numbers; {public} were not, nor "
-        "what is listed above as a finished map or transform."
+        f"what is listed above as {shown}."
     )
     return lines
 
 
 def trust_lines(receipt):
     """What has to be true for all this to be so."""
+    if _of_template(receipt):
+        return [
+            f"{receipt['m']} sites, of which at least two do not tell the others what "
+            f"they hold: {receipt['m'] - 1} that pool it know what the last one added.",
+            "Every site follows the program (semi-honest): one that does not can spoil "
+            "the template. The code is not audited.",
+        ]
     return [
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
         "parties that pool what they hold can rebuild both "

@@ -34,6 +34,7 @@ CLI_SITES = {
     "dipy_ppir_session": ("dipy_ppir.workflows.sites", "session"),
     "dipy_ppir_helper": ("dipy_ppir.workflows.sites", "helper"),
     "dipy_ppir_receipt": ("dipy_ppir.workflows.receipts", "receipt"),
+    "dipy_ppir_template": ("dipy_ppir.workflows.template", "template"),
 }
 
 
@@ -203,3 +204,8 @@ def helper():
 def receipt():
     """Entry point of ``dipy_ppir_receipt``."""
     return run("dipy_ppir_receipt")
+
+
+def template():
+    """Entry point of ``dipy_ppir_template``."""
+    return run("dipy_ppir_template")

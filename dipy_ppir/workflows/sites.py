@@ -109,7 +109,7 @@ def helper(arguments=None):
     )
     parser.add_argument("--log_level", default="INFO")
     given = parser.parse_args(arguments)
-    _log(given.log_level)
+    log(given.log_level)
     site = Site(given.file, given.identity, given.listen)
     if site.party.pid != HELPER:
         raise InputError(
@@ -154,7 +154,8 @@ def _parser(name, description):
     return parser
 
 
-def _log(level):
+def log(level):
+    """Send log lines of this level to standard error."""
     levels = logging.getLevelNamesMapping()
     if level.upper() not in levels:
         raise InputError(f"--log_level {level} is not one of {', '.join(levels)}")

@@ -1,0 +1,455 @@
+"""The command ``dipy_ppir_template``: a template of images at three or more sites."""
+
+import argparse
+from datetime import datetime, timezone
+import glob
+import json
+import logging
+import os
+from pathlib import Path
+
+from dipy.io.image import save_nifti
+import numpy as np
+
+from dipy_ppir.align.checkpoint import digest
+from dipy_ppir.align.facts import OwnFiles
+from dipy_ppir.align.parameters import ParameterError
+from dipy_ppir.align.template import (
+    FARTHEST,
+    MOST_IMAGES,
+    TemplateParameters,
+    build_template,
+    maps_to_template,
+)
+from dipy_ppir.align.validation import check_image
+from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.mpc.identity import DEFAULT_HOME, Identity, home
+from dipy_ppir.mpc.meeting import Meeting
+from dipy_ppir.mpc.planfile import PlanFile
+from dipy_ppir.mpc.sessionfile import parse_address
+from dipy_ppir.mpc.sums import SumSession
+from dipy_ppir.workflows.inputs import InputError, explain, read_nifti
+from dipy_ppir.workflows.mapping import save_mapping
+from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.progress import Countdown
+from dipy_ppir.workflows.remote import finish, write_receipt
+from dipy_ppir.workflows.sites import log
+
+logger = logging.getLogger("dipy_ppir")
+
+#: Beside the key: which images were in which templates.
+FILE = "templates.json"
+#: What is there while a template is being built, to go on from after an interruption.
+UNFINISHED = "template_unfinished.nii.gz"
+PLAN = """\
+# Plan of dipy_ppir_template: the same at all sites, of which there are three or more.
+title = "T1 template, study 1"
+operation = "template"
+
+# One table for each site. The fingerprint comes from dipy_ppir_keygen there; compare it
+# by telephone. One site may have no address: it dials all others.
+[[sites]]
+name = "Hospital A"
+fingerprint = "..."
+address = "template.hospital-a.example:7433"
+
+[[sites]]
+name = "Hospital B"
+fingerprint = "..."
+address = "template.hospital-b.example:7433"
+
+[[sites]]
+name = "University C"
+fingerprint = "..."
+
+[parameters]
+iterations = 4                # sums of all images, and of displacements to them
+shape = [96, 114, 96]         # of the template; leave out both with --initial
+voxel_size = 2.0              # mm
+intensity_bits = 10           # of each voxel of an image
+spacing = 3                   # displacements are added up at every 3rd voxel,
+precision = 0.0625            # to a 16th of a voxel
+level_iters = [10, 10, 5]     # of SyN, at each site by itself
+
+[timeouts]                    # seconds
+connect = 900                 # to wait for the others
+silence = 86_400              # while they register their images; who ends is noticed
+"""
+
+
+def template(arguments=None):
+    """``dipy_ppir_template``: build a template, or write or explain a plan of one."""
+    parser = argparse.ArgumentParser(
+        prog="dipy_ppir_template",
+        description="Build a template of images that lie at three or more sites, of "
+        "which nothing but sums over all of them is shown. Every site runs this with "
+        "its own images. "
+        "'dipy_ppir_template new' prints a plan to fill in, 'dipy_ppir_template check "
+        "PLAN' says in plain words who takes part and who will learn what.",
+    )
+    parser.add_argument("plan", help="the plan (TOML), alike at all sites")
+    parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="this site's images (NIfTI), or patterns in quotes: 'sub-*_T1w.nii.gz'",
+    )
+    parser.add_argument(
+        "--initial",
+        type=Path,
+        help="a template to start from (NIfTI), the same file at all sites",
+    )
+    parser.add_argument("--out_dir", type=Path, default=Path("."))
+    parser.add_argument(
+        "--identity", help=f"folder of this site's key ({DEFAULT_HOME})", default=None
+    )
+    parser.add_argument(
+        "--listen",
+        help="host:port to listen on (by default all addresses of this machine, at "
+        "the port in the plan)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="images registered at the same time (1)"
+    )
+    parser.add_argument(
+        "--no_maps",
+        action="store_true",
+        help="do not register the images to the finished template, nor write the maps",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace files that are there already"
+    )
+    parser.add_argument("--log_level", default="INFO")
+    parser.add_argument(
+        "--debug", action="store_true", help="on an error show where it occurred"
+    )
+    given = parser.parse_args(arguments)
+    if given.plan == "new" and given.file is None:
+        print(PLAN, end="")
+    elif given.plan == "check" and given.file is not None:
+        print(explained(*read(given.file)))
+    elif given.file is not None:
+        raise InputError(
+            f"{given.file} is one file too many; images follow --images, and the words "
+            "before a plan are new or check"
+        )
+    else:
+        _build(given)
+
+
+def read(path):
+    """A plan of a template, and the parameters that it asks for.
+
+    Returns
+    -------
+    plan : PlanFile
+    parameters : TemplateParameters
+
+    Raises
+    ------
+    SessionFileError
+        if it asks for something impossible.
+    """
+    plan = PlanFile.read(path)
+    if plan.operation != "template":
+        raise SessionFileError(
+            f"operation = {plan.operation!r} is not known to dipy_ppir_template; sites "
+            'that add up build a "template"'
+        )
+    try:
+        parameters = TemplateParameters(**plan.arguments)
+    except ParameterError as exc:
+        raise SessionFileError(f"the parameters cannot be used: {exc}") from None
+    if parameters.dim != 3:
+        raise SessionFileError(
+            "dim = 2 is for dipy_ppir.align.build_template from Python; the command "
+            "reads NIfTI images of 3 dimensions"
+        )
+    return plan, parameters
+
+
+# -- in plain words ----------------------------------------------------------
+
+
+def explained(plan, parameters):
+    """What a plan says, for people who answer for the data."""
+    lines = ["Who takes part", "--------------"]
+    for pid, party in plan.parties.items():
+        dialled = [plan.parties[p].name for p in plan.dials(pid)]
+        by = "is dialled by the others"
+        if dialled:
+            by = f"dials {', '.join(dialled)}"
+        lines += [
+            f"T{party.title[1:]}, at {party.endpoint}, {by}.",
+            f"    certificate SHA-256 {party.fingerprint}",
+        ]
+    shape = parameters.shape
+    begins = "a template that all sites have (--initial)"
+    if shape is not None:
+        begins = (
+            "the mean of all images with their centres of mass in the middle of "
+            f"{' x '.join(map(str, shape))} voxels of {parameters.voxel_size:g} mm"
+        )
+    lines += [
+        "",
+        "What is computed",
+        "----------------",
+        f"A template, in {parameters.iterations} iterations, from {begins}. In each, "
+        "every site registers its own images to the template, by itself.",
+    ]
+    lines += [f"    {name} = {value}" for name, value in parameters.plain().items()]
+    sums = parameters.iterations + (shape is not None)
+    lines += [
+        "",
+        "What each site learns",
+        "---------------------",
+        "How many images all sites have together, once.",
+        f"The sum of all sites' images over the template, {sums} times, with "
+        f"{parameters.intensity_bits} bits for each voxel of an image.",
+        "The sum of the displacements from the template to all sites' images, "
+        f"{parameters.iterations} times, at every {parameters.spacing} voxels, to "
+        f"{parameters.precision:g} voxel, up to {FARTHEST} voxels.",
+        "Nothing else: no site's own image, number or displacement.",
+        "",
+        f"With {len(plan.parties)} sites, {len(plan.parties) - 1} that pool what they "
+        "hold know what the last one added. Each site knows the sum of the others, and "
+        "where they have one image together, knows that image.",
+        "CAUTION: a site or an image that is in one run and not in the next is what "
+        "the two sums differ by. Decide before the first run who takes part.",
+        "",
+        f"Each site waits {plan.timeouts['connect']:g} s for the others to come, and "
+        f"gives up on one that is silent for {plan.timeouts['silence']:g} s.",
+        f"Hash of this plan: {plan.digest}; the same everywhere.",
+    ]
+    return "\n".join(lines)
+
+
+# -- the images --------------------------------------------------------------
+
+
+def files_of(patterns):
+    """Files that a user named, sorted, each once.
+
+    Raises
+    ------
+    InputError
+        if there are none, too many, or two of one name.
+    """
+    found = {}
+    for pattern in patterns:
+        named = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        if not named:
+            raise InputError(f"--images {pattern} names no file; check the pattern")
+        for file in map(Path, named):
+            stem = file.name.removesuffix(".gz").removesuffix(".nii")
+            if found.setdefault(stem, file).resolve() != file.resolve():
+                raise InputError(
+                    f"{found[stem]} and {file} would be written to the same files; "
+                    "rename one"
+                )
+    if not found:
+        raise InputError("give this site's images with --images, one or more")
+    if len(found) > MOST_IMAGES:
+        raise InputError(f"{len(found)} images are too many, at most {MOST_IMAGES}")
+    return dict(sorted(found.items()))
+
+
+def load(path, what="image"):
+    """One image and its affine."""
+    data, grid2world = read_nifti(path, f"the {what}")
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise InputError(
+            f"the {what} {path} has {data.ndim} dimensions, 3 are needed; choose a "
+            "volume first"
+        )
+    explain(check_image, data, grid2world, Path(path).name)
+    return data.astype(np.float32), grid2world
+
+
+class Runs:
+    """Which of this site's images were in which templates: its own count.
+
+    Parameters
+    ----------
+    folder : str or Path
+        of the site's key.
+    images : dict
+        names to arrays.
+
+    Raises
+    ------
+    InputError
+        if the file cannot be read, or an image is there twice.
+    """
+
+    def __init__(self, folder, images):
+        self.file = Path(folder) / FILE
+        self._now = {}
+        for name, image in images.items():
+            key = digest(image)
+            if key in self._now:
+                raise InputError(
+                    f"{self._now[key]} and {name} are the same image; give it once"
+                )
+            self._now[key] = name
+        self._before = self._read()
+
+    def _read(self):
+        try:
+            runs = json.loads(self.file.read_text())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError):
+            runs = None
+        if not isinstance(runs, list) or not all(
+            isinstance(run, dict) and isinstance(run.get("images"), list)
+            for run in runs
+        ):
+            raise InputError(
+                f"{self.file}, which counts the templates that your images are in, "
+                "cannot be read; mend it, or move it away to begin to count anew"
+            )
+        return runs
+
+    def warnings(self):
+        """What is to be said of earlier runs with some of these images."""
+        said, now = [], set(self._now)
+        for run in self._before:
+            before = set(map(str, run["images"]))
+            if before & now and before != now:
+                said.append(
+                    f"On {run.get('date')} a template was built with "
+                    f"{len(before & now)} of these {len(now)} images, without "
+                    f"{len(now - before)} of them and with {len(before - now)} others: "
+                    "whoever has both templates can subtract the sums, and what is "
+                    "left is of the images by which they differ (doc/security.md)."
+                )
+        again = sum(set(run["images"]) == now for run in self._before)
+        if again:
+            said.append(
+                f"{again} templates were built with the same images before: if "
+                "another site's have changed since, the sums show by how much."
+            )
+        return said
+
+    def enter(self, plan):
+        """Count a run that begins."""
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        runs = [*self._before, {"date": date, "plan": plan, "images": [*self._now]}]
+        temporary = self.file.with_name("." + FILE)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        try:
+            with open(os.open(temporary, flags, 0o600), "w") as stream:
+                json.dump(runs, stream, indent=1)
+            os.replace(temporary, self.file)
+        except OSError as exc:
+            raise InputError(
+                f"cannot write {self.file}, which counts the templates that your "
+                f"images are in: {exc.strerror}"
+            ) from None
+
+
+# -- building ----------------------------------------------------------------
+
+
+def _build(given):
+    log(given.log_level)
+    plan, parameters = read(given.plan)
+    identity = Identity.load(given.identity)
+    party = plan.party_of(identity.fingerprint)
+    if given.jobs < 1:
+        raise InputError(f"--jobs {given.jobs} must be 1 or more")
+    listen = None
+    if given.listen:
+        listen = parse_address(given.listen)
+        if listen is None:
+            raise InputError(
+                f"--listen {given.listen} must be host:port, for example 0.0.0.0:7433"
+            )
+    if (given.initial is None) == (parameters.shape is None):
+        raise InputError(
+            "give --initial, or shape and voxel_size in [parameters] of the plan, and "
+            "not both"
+        )
+    sources = files_of(given.images)
+    images = {name: load(file) for name, file in sources.items()}
+    initial = (None, None)
+    if given.initial is not None:
+        initial = load(given.initial, "initial template")
+    runs = Runs(home(given.identity), {n: data for n, (data, _) in images.items()})
+    concerns = runs.warnings()
+    for concern in concerns:
+        logger.warning("%s", concern)
+    files = {
+        "template": given.out_dir / "template.nii.gz",
+        "receipt": given.out_dir / "receipt.json",
+    }
+    maps = {}
+    if not given.no_maps:
+        for name in images:
+            files[f"{name} affine"] = given.out_dir / f"{name}_affine.txt"
+            maps[name] = given.out_dir / f"{name}_displacement_field.nii.gz"
+            files[f"{name} map"] = maps[name]
+    read_files = [given.plan, *sources.values()]
+    read_files += [given.initial] if given.initial else []
+    own = OwnFiles(dict(sources))
+    unfinished = given.out_dir / UNFINISHED
+    data, affines = zip(*images.values(), strict=True)
+    with (
+        new_folders(files.values()),
+        OutputFiles(files.values(), read_files, force=given.force) as out,
+    ):
+        logger.info("This is %s; hash of the plan %s", party.title, plan.digest)
+        meeting = Meeting(plan, identity, listen=listen)
+        with Countdown() as meeting.on_wait:
+            meeting.hold()
+        with SumSession.of_meeting(meeting) as session:
+            runs.enter(plan.digest)
+            found, receipt = build_template(
+                data,
+                affines,
+                session=session,
+                initial=initial[0],
+                initial_affine=initial[1],
+                jobs=given.jobs,
+                callback=_teller(parameters, unfinished),
+                ret_receipt=True,
+                **session.parameters,
+            )
+            receipt["warnings"] = [*concerns, *receipt["warnings"]]
+            own.enter(receipt)
+            _save(out.temporary(files["template"]), found)
+            write_receipt(out, files["receipt"], receipt)
+        # The maps are this site's own business, and the others need not wait.
+        out.commit()
+        unfinished.unlink(missing_ok=True)
+        made = maps_to_template(
+            data, affines, found, jobs=given.jobs, **parameters.plain()
+        )
+        for name, (affine, mapping) in zip(maps, made, strict=False):
+            np.savetxt(out.temporary(files[f"{name} affine"]), affine)
+            save_mapping(out.temporary(maps[name]), mapping)
+            logger.info("Map of %s to the template found", name)
+        finish(out, receipt, files)
+
+
+def _teller(parameters, unfinished):
+    """Tells how far a site has come, and keeps the template of the moment."""
+
+    def tell(info):
+        number = f"Iteration {info['iteration'] + 1} of {parameters.iterations}"
+        if "template" in info:
+            _save(unfinished, info["template"])
+            logger.info("%s: template made", number)
+        else:
+            logger.info("%s: %d of %d images", number, info["images"], info["of"])
+
+    return tell
+
+
+def _save(path, found):
+    save_nifti(path, found.image.astype(np.float32), found.grid2world)

@@ -1,0 +1,273 @@
+"""The command that builds templates: three sites, three programs, real TLS."""
+
+import json
+import sys
+
+from deformed import deformed
+from dipy.align.imwarp import DiffeomorphicMap
+import nibabel as nib
+import numpy as np
+from ports import free_port
+import pytest
+from sites import LIMIT, Launcher
+
+from dipy_ppir.align import build_template
+from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.mpc.identity import create_identity
+from dipy_ppir.workflows import cli
+from dipy_ppir.workflows import template as command
+from dipy_ppir.workflows.inputs import InputError
+
+SHAPE = (20, 18, 18)
+PARAMETERS = {
+    "iterations": 2,
+    "affine_iters": [5],
+    "sigmas": [0.0],
+    "factors": [1],
+    "level_iters": [5],
+    "radius": 2,
+}
+GRID = {"shape": [20, 18, 18], "voxel_size": 1.1}
+CODE = """
+import sys
+from dipy_ppir.workflows import cli
+sys.argv[0] = "dipy_ppir_template"
+sys.exit(cli.template())
+"""
+
+
+class Study:
+    """Three sites with keys, a plan, and images: two at the first, one elsewhere."""
+
+    def __init__(self, folder, **parameters):
+        self.folder, self.sites = folder, "abc"
+        lines = ['title = "a test"', 'operation = "template"']
+        for site in self.sites:
+            identity = create_identity(f"Site {site}")
+            identity.save(folder / "keys" / site)
+            lines += ["[[sites]]", f'name = "Site {site}"']
+            lines.append(f'fingerprint = "{identity.fingerprint}"')
+            if site != "b":
+                lines.append(f'address = "127.0.0.1:{free_port()}"')
+        lines.append("[parameters]")
+        lines += [f"{k} = {v}" for k, v in {**PARAMETERS, **parameters}.items()]
+        self.plan = folder / "plan.toml"
+        self.plan.write_text("\n".join(lines))
+        self.images, self.affine = {}, np.diag([1.25, 1.125, 1.0, 1.0])
+        for n, name in enumerate(["a1", "a2", "b1", "c1"]):
+            self.images[name] = deformed(3, SHAPE, seed=n % 2)[n // 2]
+            self.save(name, 100 * self.images[name])
+
+    def save(self, name, image):
+        image = nib.Nifti1Image(image.astype(np.float32), self.affine)
+        nib.save(image, self.folder / f"{name}_T1w.nii.gz")
+
+    def argv(self, site, *extra):
+        return [
+            *(sys.executable, "-c", CODE, str(self.plan)),
+            *("--images", str(self.folder / f"{site}*_T1w.nii.gz")),
+            *("--identity", str(self.folder / "keys" / site)),
+            *("--out_dir", str(self.folder / f"out_{site}"), *extra),
+        ]
+
+    def run(self, *extra):
+        """Exit statuses and logs of all sites' commands."""
+        started = {
+            site: Launcher.running.popen(
+                self.argv(site, *extra), self.folder / f"{site}.log"
+            )
+            for site in self.sites
+        }
+        status = [process.wait(LIMIT) for process in started.values()]
+        logs = [(self.folder / f"{site}.log").read_text() for site in self.sites]
+        return status, logs
+
+    def outputs(self, site):
+        return sorted(p.name for p in (self.folder / f"out_{site}").iterdir())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launcher():
+    with Launcher():
+        if Launcher.running is None:
+            pytest.skip("commands are started by copies of one process, on Linux")
+        yield
+
+
+def test_three_sites_build_a_template(tmp_path):
+    study = Study(tmp_path, **GRID)
+    status, logs = study.run()
+    assert status == [0, 0, 0], "\n".join(logs)
+    files = [tmp_path / f"{name}_T1w.nii.gz" for name in study.images]
+    images, affines = zip(*map(command.load, files), strict=True)
+    clear = build_template(images, affines, **PARAMETERS, **GRID)
+    for site in study.sites:
+        found = nib.load(tmp_path / f"out_{site}" / "template.nii.gz")
+        np.testing.assert_array_equal(found.get_fdata(), clear.image.astype("f4"))
+        np.testing.assert_allclose(found.affine, clear.grid2world)
+        check_maps(study, site, found)
+    check_receipts(study)
+    assert "Iteration 1 of 2: 2 of 2 images" in logs[0]
+    assert "Nothing but these sums over all sites" in logs[1]
+    assert "3 sites, of which at least two" in logs[2]
+
+
+def check_maps(study, site, found):
+    """Each image has its maps, and lies over the template by them."""
+    names = [name for name in study.images if name.startswith(site)]
+    wanted = ["receipt.json", "template.nii.gz"]
+    for name in names:
+        wanted += [
+            f"{name}_T1w_affine.txt",
+            f"{name}_T1w_displacement_field.nii.gz",
+        ]
+    assert study.outputs(site) == sorted(wanted)
+    for name in names:
+        folder = study.folder / f"out_{site}"
+        field = nib.load(folder / f"{name}_T1w_displacement_field.nii.gz")
+        assert np.loadtxt(folder / f"{name}_T1w_affine.txt").shape == (4, 4)
+        mapping = DiffeomorphicMap(
+            3,
+            field.shape[:3],
+            disp_grid2world=np.linalg.inv(field.affine),
+            domain_shape=SHAPE,
+            domain_grid2world=study.affine,
+            codomain_shape=found.shape,
+            codomain_grid2world=found.affine,
+        )
+        mapping.forward = np.ascontiguousarray(field.get_fdata()[..., 0], np.float32)
+        mapping.backward = np.ascontiguousarray(field.get_fdata()[..., 1], np.float32)
+        mapping.is_inverse = True
+        image = study.images[name].astype(np.float32)
+        # "static to moving" of the file is from the template to the image.
+        warped = mapping.transform(image)
+        alike = np.corrcoef(warped.ravel(), found.get_fdata().ravel())[0, 1]
+        assert alike > 0.95, name
+
+
+def check_receipts(study):
+    receipts = [
+        json.loads((study.folder / f"out_{site}" / "receipt.json").read_text())
+        for site in study.sites
+    ]
+    first = receipts[0]
+    for receipt, site in zip(receipts, study.sites, strict=True):
+        assert receipt["role"] == f"site Site {site}"
+        assert receipt["learned"] == first["learned"]
+        assert len(receipt["signatures"]) == 3
+        assert not receipt["warnings"]
+        names = [n for n in study.images if n.startswith(site)]
+        assert list(receipt["files"]) == [f"{name}_T1w" for name in names]
+        learned = {e["label"]: e for e in receipt["learned"]["site Site b"]}
+        assert learned["sum_of_images"]["openings"] == 3
+        assert learned["sum_of_displacements"]["openings"] == 2
+
+
+def test_a_later_run_says_what_it_shows(tmp_path):
+    """It begins with the template of an earlier one, and warns of the difference."""
+    study = Study(tmp_path, iterations=1)
+    study.save("initial", study.images["c1"])
+    (tmp_path / "initial_T1w.nii.gz").rename(tmp_path / "initial.nii.gz")
+    initial = "--initial", str(tmp_path / "initial.nii.gz"), "--no_maps"
+    status, logs = study.run(*initial)
+    assert status == [0, 0, 0], "\n".join(logs)
+    assert study.outputs("a") == ["receipt.json", "template.nii.gz"]
+    (tmp_path / "a2_T1w.nii.gz").unlink()
+    status, logs = study.run(*initial, "--force")
+    assert status == [0, 0, 0], "\n".join(logs)
+    receipt = json.loads((tmp_path / "out_a" / "receipt.json").read_text())
+    (warning,) = receipt["warnings"]
+    assert "with 1 of these 1 images" in warning and "with 1 others" in warning
+    assert "can subtract the sums" in warning and "WARNING" in logs[0]
+    (warning,) = json.loads((tmp_path / "out_b" / "receipt.json").read_text())[
+        "warnings"
+    ]
+    assert "1 templates were built with the same images before" in warning
+    runs = json.loads((tmp_path / "keys" / "a" / command.FILE).read_text())
+    assert [len(run["images"]) for run in runs] == [2, 1]
+
+
+def test_sites_with_other_beginnings_stop(tmp_path):
+    study = Study(tmp_path, iterations=1)
+    started = []
+    for n, site in enumerate(study.sites):
+        study.save("initial", study.images["a1"] + 0.1 * n * study.images["b1"])
+        initial = tmp_path / f"initial_{site}.nii.gz"
+        (tmp_path / "initial_T1w.nii.gz").rename(initial)
+        argv = study.argv(site, "--initial", str(initial))
+        log = tmp_path / f"{site}.log"
+        started.append(Launcher.running.popen(argv, log))
+    assert [process.wait(LIMIT) for process in started] == [1, 1, 1]
+    for site in study.sites:
+        last = (tmp_path / f"{site}.log").read_text().splitlines()[-1]
+        assert "do not agree on 'initial template'" in last
+        assert not (tmp_path / f"out_{site}").exists()
+
+
+# -- before anybody connects -------------------------------------------------
+
+
+def test_a_plan_is_written_and_explained(tmp_path, capsys):
+    command.template(["new"])
+    text = capsys.readouterr().out
+    for n in range(3):
+        text = text.replace('"..."', f'"{create_identity(str(n)).fingerprint}"', 1)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text)
+    command.template(["check", str(plan)])
+    said = capsys.readouterr().out
+    assert "The site Hospital A, at template.hospital-a.example:7433" in said
+    assert "5 times, with 10 bits for each voxel" in said
+    assert "2 that pool what they hold know what the last one added" in said
+    assert "CAUTION: a site or an image that is in one run" in said
+    assert command.read(plan)[0].digest in said
+    plan.write_text(text.replace("iterations = 4", "iterations = 400"))
+    with pytest.raises(SessionFileError, match="iterations must be an integer"):
+        command.read(plan)
+    plan.write_text(text.replace("iterations = 4", "dim = 2\niterations = 4"))
+    with pytest.raises(SessionFileError, match="dim = 2|must have 2"):
+        command.read(plan)
+    plan.write_text(text.replace('"template"', '"affine"'))
+    with pytest.raises(SessionFileError, match="not known to dipy_ppir_template"):
+        command.read(plan)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give this site's images with --images"),
+        (["--images", "nothing*.nii"], "nothing.*names no file"),
+        (["--images", "a1_T1w.nii.gz", "sub/a1_T1w.nii.gz"], "the same files"),
+        (["--images", "a1_T1w.nii.gz", "copy.nii.gz"], "are the same image"),
+        (["--images", "series.nii.gz"], "has 4 dimensions"),
+        (["--images", "hole.nii.gz"], "hole.nii.gz image contains NaN"),
+        (["--images", "a1_T1w.nii.gz", "--jobs", "0"], "must be 1 or more"),
+        (["--images", "a1_T1w.nii.gz", "--listen", "here"], "must be host:port"),
+        (["--images", "a1_T1w.nii.gz", "--initial", "a2_T1w.nii.gz"], "not both"),
+        (["a1_T1w.nii.gz"], "one file too many"),
+    ],
+)
+def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
+    study = Study(tmp_path, **GRID)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    study.save("sub/a1", study.images["b1"])
+    (tmp_path / "copy.nii.gz").write_bytes((tmp_path / "a1_T1w.nii.gz").read_bytes())
+    for name, data in {
+        "series": np.zeros((4, 4, 4, 2)),
+        "hole": np.full(SHAPE, np.nan),
+    }.items():
+        nib.save(nib.Nifti1Image(data, study.affine), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(InputError, match=message):
+        command.template(["plan.toml", *arguments, "--identity", "keys/a"])
+
+
+def test_a_count_that_cannot_be_read(tmp_path):
+    (tmp_path / command.FILE).write_text("{}")
+    with pytest.raises(InputError, match="mend it"):
+        command.Runs(tmp_path, {})
+
+
+def test_it_is_a_command():
+    assert callable(cli.template)
+    assert cli.CLI_SITES["dipy_ppir_template"][1] == "template"
