@@ -1,5 +1,6 @@
 """What was opened about an image in all sessions, as its owner counts it."""
 
+from concurrent.futures import ThreadPoolExecutor
 import json
 import stat
 
@@ -71,6 +72,21 @@ def test_the_limit(tmp_path):
     session(Openings(tmp_path, IMAGE, 0))
     session(Openings(tmp_path, IMAGE + 1, 3000))
     assert len(json.loads((tmp_path / FILE).read_text())) == 2
+
+
+def test_sessions_at_the_same_time(tmp_path):
+    """None is forgotten, and they do not pass the limit together."""
+    counts = [Openings(tmp_path, IMAGE, 0) for _ in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda count: count.begin(1000), counts))
+        assert counts[0].bits == 24_000
+        list(pool.map(lambda c: c.end(1000, receipt(10), "moving owner"), counts))
+    assert counts[0].bits == 240
+    for count in (limited := [Openings(tmp_path, IMAGE, 1240) for _ in range(2)]):
+        count.check(1000)
+    limited[0].begin(1000)
+    with pytest.raises(InputError, match="1,240 bits were opened"):
+        limited[1].begin(1000)
 
 
 @pytest.mark.parametrize("limit", [-5, float("nan"), float("inf")])

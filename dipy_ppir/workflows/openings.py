@@ -4,9 +4,11 @@ A registration opens some 1,500 bits about the static image. Whoever registers t
 same image again and again, each time with other questions, learns as much again each
 time; no session knows of the others. So the owner's command keeps count in a file
 beside its key, by a digest of the image's voxels, and refuses where a limit would be
-passed.
+passed. Sessions at the same time count one after the other, behind a lock.
 """
 
+from contextlib import contextmanager
+import fcntl
 import json
 import math
 import os
@@ -88,13 +90,36 @@ class Openings:
             )
 
     def begin(self, planned):
-        """Count what a session will open, when the parties have met."""
-        self._add(planned)
+        """Count what a session will open, when the parties have met.
+
+        Raises
+        ------
+        InputError
+            if the limit would be passed, because of other sessions at the same time.
+        """
+        with self._alone():
+            self.check(planned)
+            self._add(planned)
 
     def end(self, planned, receipt, role):
         """Replace what was planned, at each of its attempts, by what was opened."""
         attempts, opened = 1 + receipt["resumed"], receipt["bits"][role]
-        self._add(opened - attempts * planned, least=opened)
+        with self._alone():
+            self._add(opened - attempts * planned, least=opened)
+
+    @contextmanager
+    def _alone(self):
+        """Keep out other sessions at this site that are about to count."""
+        lock = self.file.with_name(f".{FILE}.lock")
+        try:
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise self._cannot_write(exc) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _add(self, bits, least=0.0):
         counts = self._read()
@@ -109,7 +134,10 @@ class Openings:
                 os.fsync(f.fileno())
             os.replace(temporary, self.file)
         except OSError as exc:
-            raise InputError(
-                f"cannot write {self.file}, which counts what was opened about your "
-                f"images: {exc.strerror}"
-            ) from None
+            raise self._cannot_write(exc) from None
+
+    def _cannot_write(self, exc):
+        return InputError(
+            f"cannot write {self.file}, which counts what was opened about your "
+            f"images: {exc.strerror}"
+        )
