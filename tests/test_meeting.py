@@ -25,6 +25,7 @@ import pytest
 from dipy_ppir.mpc import meeting, relay, tls
 from dipy_ppir.mpc.errors import (
     CertificateError,
+    OutOfStepError,
     ParameterMismatchError,
     PeerError,
     PeerTimeoutError,
@@ -36,6 +37,7 @@ from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.session import Session
+from dipy_ppir.mpc.sessionfile import SessionFile
 
 ALL = (MOVING, STATIC, HELPER)
 WAYS = {
@@ -147,6 +149,98 @@ def until(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+# -- sessions in a row -------------------------------------------------------
+
+
+def row(way, places, **options):
+    """Session files that differ in their place of a row at the same addresses."""
+    one = pins.contents(WAYS[way], **options)
+    return [SessionFile.parse({**one, "place": place}) for place in places]
+
+
+def without_moving(plan, identity):
+    """A session file that has another moving owner."""
+    parties = {**plan.contents["parties"]}
+    parties["moving"] = {"name": "Fourth", "fingerprint": identity.fingerprint}
+    return SessionFile.parse({**plan.contents, "parties": parties})
+
+
+@pytest.mark.parametrize("way", ["static listens", "relayed"])
+def test_who_is_early_waits_for_those_at_an_earlier_session(way, caplog):
+    """Also where its own certificate is not known; nobody is warned of anything."""
+    early, late = row(way, [1, 4])
+    fourth = create_identity("Fourth Site")
+    early = without_moving(early, fourth)
+    waits = begin(late, MOVING)
+
+    def held_here():
+        waits.hold()
+        return waits
+
+    def only_before():
+        until(lambda: "at an earlier session" in waits._refused.get(HELPER, ""))
+        here = Meeting(early, fourth)
+        _begun.append(here)
+        here.hold()
+        return here
+
+    with caplog.at_level(logging.DEBUG, "dipy_ppir"):
+        moving, before, static, helper = together(
+            held_here,
+            only_before,
+            lambda: [hold(plan, STATIC) for plan in (early, late)],
+            lambda: [hold(plan, HELPER) for plan in (early, late)],
+        )
+    linked([before, static[0], helper[0]])
+    linked([moving, static[1], helper[1]])
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("late", ALL)
+@pytest.mark.parametrize("way", ["all listen", "relayed"])
+def test_a_session_that_others_have_left_behind_is_given_up(way, late):
+    """At once, by who dials and by who is dialled."""
+    behind, ahead = row(way, [2, 3])
+
+    def party(pid):
+        if pid == late:
+            with pytest.raises(OutOfStepError, match="--resume at all"):
+                hold(behind, pid)
+        return hold(ahead, pid)
+
+    linked(together(*(lambda p=p: party(p) for p in ALL)))
+
+
+def test_patience_begins_anew_while_the_other_is_busy(clock):
+    """With a session before; it ends when nobody is there any more."""
+    busy, waiting = row("static listens", [1, 2], connect=LONG)
+    busy = without_moving(busy, create_identity("Fourth Site"))
+    stopped = threading.Event()
+
+    def stop(*_):
+        if stopped.is_set():
+            raise RuntimeError("stopped")
+
+    helper, owner = begin(busy, HELPER, on_wait=stop), begin(waiting, MOVING)
+    ended = {}
+
+    def run(here):
+        ended[here] = together(here.hold)[0]
+
+    threads = [threading.Thread(target=run, args=(m,)) for m in (helper, owner)]
+    for thread in threads:
+        thread.start()
+    until(lambda: HELPER in owner._refused)
+    before = owner._deadline
+    until(lambda: owner._deadline > before)
+    stopped.set()
+    threads[0].join(LONG)
+    assert str(ended[helper]) == "stopped"
+    clock.ahead = 2 * LONG
+    threads[1].join(LONG)
+    assert type(ended[owner]) is PeerTimeoutError
 
 
 # -- whole sessions ----------------------------------------------------------

@@ -202,6 +202,8 @@ BAD_ENTRIES = {
     "empty operation": (put(" ", "operation"), "operation in the file is empty"),
     "two lines": (put("a\nb", "title"), "short text on one line"),
     "long": (put("a" * 201, "title"), "short text on one line"),
+    "place 0": (put(0, "place"), "place must be an integer from 1 to 999,999"),
+    "place true": (put(True, "place"), "place must be an integer"),
     "result_to": (put("helper", "result_to"), "'helper' is not known.*'both'"),
     "parties no table": (put(3, "parties"), r"\[parties\] must be a table"),
     "parameters no table": (put([], "parameters"), r"\[parameters\] must be a table"),

@@ -35,6 +35,7 @@ import pytest
 from dipy_ppir.mpc import tls
 from dipy_ppir.mpc.errors import (
     CertificateError,
+    OutOfStepError,
     PeerError,
     PeerLostError,
     PeerTimeoutError,
@@ -199,6 +200,61 @@ def test_what_a_connection_is_for():
     one, other = handshakes(*identities, purposes=(b"dipy-ppir/2", tls.LINK))
     assert one.purpose == other.purpose == tls.LINK
     close(one, other)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(3, 7), (7, 3)])
+def test_who_is_at_another_place_of_a_row(mine, theirs):
+    """Both ends are told, by parties whose certificates were checked."""
+    one, other = pair("pair")
+    ends = pins.together(
+        lambda: shake(
+            one, pins.identity(MOVING), pinned(HELPER), server=False, place=mine
+        ),
+        lambda: shake(
+            other, pins.identity(HELPER), pinned(MOVING), server=True, place=theirs
+        ),
+    )
+    for end, own, peer, pid in zip(
+        ends, (mine, theirs), (theirs, mine), (HELPER, MOVING), strict=True
+    ):
+        assert type(end) is OutOfStepError, end
+        assert end.ahead == (peer > own)
+        assert end.culprit == pid
+
+
+def test_strangers_are_not_believed_where_they_are_in_a_row():
+    """Who shows no certificate of this session is behind, whatever it says."""
+    one, other = pair("pair")
+    ends = pins.together(
+        lambda: shake(
+            one, pins.identity(STATIC), pinned(HELPER), server=False, place=9
+        ),
+        lambda: shake(
+            other, pins.identity(HELPER), pinned(MOVING), server=True, place=2
+        ),
+    )
+    assert [type(end) for end in ends] == [OutOfStepError] * 2
+    assert [end.ahead for end in ends] == [False, False]
+    assert ends[1].culprit is None
+
+
+@pytest.mark.parametrize("theirs", [5, None])
+def test_the_same_place_of_a_row(theirs):
+    """And a session of a row with one that is of none."""
+    one, other = pair("pair")
+    ends = pins.together(
+        lambda: shake(
+            one, pins.identity(MOVING), pinned(HELPER), server=False, place=5
+        ),
+        lambda: shake(
+            other, pins.identity(HELPER), pinned(MOVING), server=True, place=theirs
+        ),
+    )
+    if theirs is None:
+        assert [type(end) for end in ends] == [ProtocolError] * 2
+    else:
+        assert [end.purpose for end in ends] == [tls.LINK] * 2
+    close(*ends)
 
 
 def test_long_frames_in_both_directions_at_once():

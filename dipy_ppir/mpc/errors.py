@@ -62,6 +62,22 @@ class AuthenticationError(PeerError):
     """A party did not prove that it belongs to this session."""
 
 
+class OutOfStepError(PeerError):
+    """A party is at another of several sessions that are held one after the other.
+
+    Parameters
+    ----------
+    message, culprit
+        see `PeerError`.
+    ahead : bool
+        whether it is at a later one, so that it will not come to this one any more.
+    """
+
+    def __init__(self, message, culprit=None, *, ahead):
+        super().__init__(message, culprit)
+        self.ahead = ahead
+
+
 class CertificateError(AuthenticationError):
     """A party showed another certificate than the one pinned, or refused this one."""
 

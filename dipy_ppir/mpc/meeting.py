@@ -5,6 +5,12 @@ add up, each dials those before it (`PlanFile.dials`). Every connection is TLS b
 pinned certificates. A party that goes away before all have
 met may come back. Once everybody is connected to everybody, and has said so, the
 meeting is over.
+
+Sessions may be held in a row at the same addresses (see `SessionFile`): each party
+holds those that it takes part in one after the other, in the same order, and may be
+late or leave one out. Of a party that is dialled and busy with an earlier session of
+the row it is known that it is alive: the time to wait for it begins anew. One that is
+at a later session is not waited for.
 """
 
 from collections import Counter
@@ -23,6 +29,7 @@ import time
 from dipy_ppir.mpc import tls
 from dipy_ppir.mpc.errors import (
     CertificateError,
+    OutOfStepError,
     PeerError,
     PeerTimeoutError,
     ProtocolError,
@@ -333,6 +340,15 @@ class Meeting:
         while not self._over.is_set():
             try:
                 connection = attempt(self.plan.parties[peer])
+            except OutOfStepError as exc:
+                if exc.ahead:
+                    self._put(exc)
+                    return
+                # It is there, and has something else to do first.
+                self._refused[peer] = str(exc)
+                self._deadline = time.monotonic() + self.plan.timeouts["connect"]
+                self._over.wait(REDIAL)
+                continue
             except (CertificateError, ProtocolError) as exc:
                 self._put(exc)
                 return
@@ -372,6 +388,7 @@ class Meeting:
             server=False,
             others=self.plan.parties.values(),
             check=self._check,
+            place=self.plan.place,
         )
 
     def _dial(self, party):
@@ -420,6 +437,7 @@ class Meeting:
             deadline=self._deadline,
             others=self.plan.parties.values(),
             check=self._check,
+            place=self.plan.place,
         )
         connection.on_close = lambda: pump.join(10)
         return connection
@@ -529,6 +547,7 @@ class Meeting:
                 server=True,
                 others=parties.values(),
                 check=self._check,
+                place=self.plan.place,
             )
             connection.accepted = number
             if host == self._stranger:  # at last it was let in
@@ -536,6 +555,10 @@ class Meeting:
             self._put(connection)
         except _Stopped:
             pass
+        except OutOfStepError as exc:
+            if exc.ahead:  # a party of this session, by its certificate
+                self._put(exc)
+            logger.debug("%s: %s", host, exc)
         except Exception as exc:  # whatever a stranger may cause ends here
             reason = f"{host}: {exc}"
             who = getattr(exc, "culprit", None)

@@ -60,8 +60,8 @@ class PlanFile(AgreedFile):
     """
 
     kind, command = "plan", "dipy_ppir_template"
-    #: Every pair of sites is connected, by itself.
-    relayed = False
+    #: Every pair of sites is connected, by itself, and once.
+    relayed, place = False, None
 
     operation: str
 

@@ -33,7 +33,10 @@ TIMEOUTS = {"connect": 900.0, "silence": 300.0, "checkpoint": 30.0}
 LIMITS = {"memory": 16.0, "voxels": 1 << 28}
 _MOST = {"memory": 100_000, "voxels": 1 << 40}
 
-_TOP = {"title", "operation", "reveal", "result_to"}
+#: Last place in a row of sessions.
+MOST_PLACES = 999_999
+
+_TOP = {"title", "operation", "reveal", "result_to", "place"}
 _TABLES = {"parties", "parameters", "timeouts", "limits"}
 
 
@@ -51,6 +54,11 @@ class SessionFile(AgreedFile):
     result_to : str
     limits : dict
         of memory (GB) and voxels, by name.
+    place : int or None
+        of this session in a row: several sessions that are held one after the other,
+        in this order, at the same addresses, by parties of which each takes part in
+        some. Who dials a party that is at another of them is told, and waits or gives
+        this one up.
     """
 
     kind, command = "session file", "dipy_ppir_session"
@@ -59,6 +67,7 @@ class SessionFile(AgreedFile):
     reveal: str | None
     result_to: str
     limits: dict
+    place: int | None = None
 
     @classmethod
     def parse(cls, contents):
@@ -86,6 +95,7 @@ class SessionFile(AgreedFile):
             timeouts=timeouts_of(contents.get("timeouts", {}), TIMEOUTS),
             limits=_limits(contents.get("limits", {})),
             contents=_canonical(contents, parties),
+            place=_place(contents.get("place")),
         )
 
     @property
@@ -145,6 +155,15 @@ def _canonical(contents, parties):
         for name, pid in TABLES.items()
     }
     return json.loads(json.dumps({**contents, "parties": tables}))
+
+
+def _place(value):
+    if value is None or (type(value) is int and 1 <= value <= MOST_PLACES):
+        return value
+    raise SessionFileError(
+        f"place must be an integer from 1 to {MOST_PLACES:,}; leave it out, unless the "
+        "session is one of a row at the same addresses"
+    )
 
 
 def _limits(table):

@@ -7,6 +7,7 @@ checked is the one that was pinned: no authority, no host name, no second chance
 """
 
 import contextlib
+import re
 import select
 import socket
 import time
@@ -15,6 +16,7 @@ from OpenSSL import SSL
 
 from dipy_ppir.mpc.errors import (
     CertificateError,
+    OutOfStepError,
     PeerLostError,
     PeerTimeoutError,
     ProtocolError,
@@ -23,6 +25,10 @@ from dipy_ppir.mpc.identity import certificate_name, fingerprint, validity_probl
 
 #: What a connection is for, as TLS negotiates it (ALPN); the number is the version.
 LINK, RELAY = b"dipy-ppir/1", b"dipy-ppir-relay/1"
+#: Who dials at another place of a row of sessions is told by these where this end is:
+#: past the dialler's place, or not there yet.
+PAST, SOON = b"dipy-ppir-past/1", b"dipy-ppir-soon/1"
+_PLACED = re.compile(rb"dipy-ppir(?:-relay)?/1 (\d{1,9})")
 #: Seconds that a stranger may take to show a certificate.
 HANDSHAKE_TIMEOUT = 20.0
 #: Largest piece that is handed to TLS at once; a record holds 16 KiB.
@@ -54,7 +60,9 @@ class TLSSocket:
 
     def __init__(self, connection, sock, party):
         self._connection, self._sock, self.party = connection, sock, party
-        self.purpose = connection.get_alpn_proto_negotiated()
+        negotiated = connection.get_alpn_proto_negotiated()
+        #: What the connection is for, without its place.
+        self.purpose = negotiated.partition(b" ")[0]
         #: In which order connections were accepted; 0 for those that were dialled.
         self.accepted = 0
         #: Called after the connection was closed.
@@ -140,7 +148,16 @@ class TLSSocket:
 
 
 def handshake(
-    sock, identity, parties, *, purposes, server, deadline=None, others=(), check=None
+    sock,
+    identity,
+    parties,
+    *,
+    purposes,
+    server,
+    deadline=None,
+    others=(),
+    check=None,
+    place=None,
 ):
     """Shake hands over a connected socket and establish who is at the other end.
 
@@ -162,6 +179,9 @@ def handshake(
         the other parties of the session, for messages.
     check : callable, optional
         called now and then; may raise to give up early.
+    place : int, optional
+        of this session among those that are held one after the other at the same
+        addresses: see `SessionFile`. Both ends learn where the other is.
 
     Returns
     -------
@@ -171,6 +191,8 @@ def handshake(
     ------
     CertificateError
         if the other end has another certificate, or refuses this party's.
+    OutOfStepError
+        if it is at another place.
     PeerLostError, PeerTimeoutError, ProtocolError
         if it goes away, says nothing, or speaks something else.
     """
@@ -188,7 +210,8 @@ def handshake(
     if deadline is None:
         deadline = time.monotonic() + HANDSHAKE_TIMEOUT
     try:
-        connection = SSL.Connection(_context(identity, verify, purposes, server), sock)
+        context = _context(identity, verify, purposes, server, place)
+        connection = SSL.Connection(context, sock)
         _return_often(connection)
         sock.setblocking(False)
         connection.set_accept_state() if server else connection.set_connect_state()
@@ -206,6 +229,11 @@ def handshake(
         ) from None
     except SSL.Error as exc:
         _dismiss(sock)
+        if server and connection.get_alpn_proto_negotiated() in (PAST, SOON):
+            # Of another session in the row, which need not know this one's parties.
+            raise OutOfStepError(
+                "somebody dialled for another session of the row", ahead=False
+            ) from None
         if verdict:
             problem, claimed = verdict
             raise CertificateError(problem, claimed if pid is None else pid) from None
@@ -219,6 +247,10 @@ def handshake(
         sock.close()
         raise CertificateError(f"{title} showed no certificate that is pinned", pid)
     tls = TLSSocket(connection, sock, party)
+    if tls.purpose in (PAST, SOON) and place is not None:
+        tls.close()
+        # PAST says that the dialler is behind.
+        raise _out_of_step(party, ahead=(tls.purpose == PAST) != server)
     if tls.purpose not in purposes:
         tls.close()
         raise ProtocolError(
@@ -229,6 +261,18 @@ def handshake(
     if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
         _set_options(sock)
     return tls
+
+
+def _out_of_step(party, *, ahead):
+    if ahead:
+        text = (
+            f"{party.title} is at a later session of the row already, and does not "
+            "come to this one any more; when the others are done, go on with --resume "
+            "at all parties"
+        )
+    else:
+        text = f"{party.title} is still at an earlier session of the row"
+    return OutOfStepError(text, party.pid, ahead=ahead)
 
 
 def _problem(certificate, depth, parties, others):
@@ -336,7 +380,7 @@ def _set_options(sock):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _context(identity, verify, purposes, server):
+def _context(identity, verify, purposes, server, place):
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.use_certificate(identity.certificate)
@@ -345,16 +389,30 @@ def _context(identity, verify, purposes, server):
     # Every connection shows its certificate: nothing is resumed.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
+    names, elsewhere = list(purposes), []
+    if place is not None:
+        names, elsewhere = [b"%s %d" % (p, place) for p in purposes], [PAST, SOON]
     if server:
 
         def choose(connection, offered):
-            wanted = [p for p in purposes if p in offered]
+            wanted = [name for name in names if name in offered]
+            if not wanted and place is not None:
+                wanted = _direction(offered, place)
             return wanted[0] if wanted else SSL.NO_OVERLAPPING_PROTOCOLS
 
         context.set_alpn_select_callback(choose)
     else:
-        context.set_alpn_protos(list(purposes))
+        context.set_alpn_protos([*names, *elsewhere])
     return context
+
+
+def _direction(offered, place):
+    """What to tell who dials at another place of the row; nothing to others."""
+    places = [int(m[1]) for m in map(_PLACED.fullmatch, offered) if m]
+    if not places or places[0] == place:
+        return []
+    told = PAST if places[0] < place else SOON
+    return [told] if told in offered else []
 
 
 def _return_often(connection):
