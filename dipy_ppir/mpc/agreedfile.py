@@ -95,23 +95,7 @@ class AgreedFile:
         SessionFileError
             naming the entry and the remedy.
         """
-        try:
-            with open(path, "rb") as stream:
-                text = stream.read(MAX_BYTES + 1)
-        except OSError as exc:
-            raise SessionFileError(
-                f"cannot read the {cls.kind} {path}: {exc.strerror}; check its name"
-            ) from None
-        if len(text) > MAX_BYTES:
-            raise SessionFileError(f"{path} is too large for a {cls.kind}")
-        text = _decoded(text, path)
-        try:
-            contents = tomllib.loads(text)
-        except (ValueError, RecursionError) as exc:
-            raise SessionFileError(
-                f"{path} is not a TOML file: {exc}; {cls.command} new "
-                "writes one to start from"
-            ) from None
+        contents = read_toml(path, cls.kind, f"{cls.command} new")
         try:
             return cls.parse(contents)
         except SessionFileError as exc:
@@ -144,6 +128,42 @@ class AgreedFile:
             f"fingerprint is {fingerprint}; put it into the table of this party, in "
             "everybody's copy, or choose another --identity"
         )
+
+
+def read_toml(path, what, template, most=MAX_BYTES):
+    """Contents of a TOML file.
+
+    Parameters
+    ----------
+    path : str or Path
+    what : str
+        what the file is called in messages.
+    template : str
+        command that writes one to start from.
+    most : int, optional
+        bytes.
+
+    Raises
+    ------
+    SessionFileError
+        if it cannot be read, is too large, or no TOML.
+    """
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read(most + 1)
+    except OSError as exc:
+        raise SessionFileError(
+            f"cannot read the {what} {path}: {exc.strerror}; check its name"
+        ) from None
+    if len(text) > most:
+        raise SessionFileError(f"{path} is too large for a {what}")
+    text = _decoded(text, path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise SessionFileError(
+            f"{path} is not a TOML file: {exc}; {template} writes one to start from"
+        ) from None
 
 
 def _decoded(data, path):

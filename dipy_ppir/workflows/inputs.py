@@ -281,8 +281,19 @@ def _check_header(image, path, what):
         )
 
 
-def read_nifti(path, what):
-    """Voxels in this machine's byte order, and the affine, of a NIfTI file."""
+def open_nifti(path, what):
+    """A NIfTI file whose header was read and checked, and no voxel yet.
+
+    Parameters
+    ----------
+    path : str or Path
+    what : str
+        what it is called in messages.
+
+    Returns
+    -------
+    image : nibabel.Nifti1Pair
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{what} {path} does not exist; check the name of the file")
@@ -308,6 +319,12 @@ def read_nifti(path, what):
             ".nii or .nii.gz"
         )
     _check_header(image, path, what)
+    return image
+
+
+def read_nifti(path, what):
+    """Voxels in this machine's byte order, and the affine, of a NIfTI file."""
+    image = open_nifti(path, what)
     try:
         data = np.asarray(image.dataobj)
     except MemoryError:

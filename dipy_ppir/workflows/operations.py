@@ -294,8 +294,6 @@ def explain(plan):
     -------
     text : str
     """
-    operation, parameters = operation_of(plan)
-    metric = getattr(parameters, "metric", None)
     lines = [plan.title, "=" * len(plan.title), "", "Who takes part", "-" * 14]
     for party in plan.parties.values():
         lines.append(f"The {ROLES[party.pid]} is {party.name}.")
@@ -312,7 +310,30 @@ def explain(plan):
             "The two owners cannot be dialled: their traffic goes through the helper, "
             "which passes it on but cannot read it (TLS between the owners)."
         )
-    lines += ["", "What is computed", "-" * 16, f"It is {operation.titled(metric)}."]
+    if plan.place is not None:
+        lines.append(
+            f"This is session {plan.place} of a row at the same addresses, where each "
+            "party holds those that it takes part in one after the other."
+        )
+    lines += ["", *explain_work(plan)]
+    lines.append(f"Hash of this session file: {plan.digest}; the same everywhere.")
+    return "\n".join(lines)
+
+
+def explain_work(plan):
+    """What is computed by a session file and who will learn what, in plain words.
+
+    Parameters
+    ----------
+    plan : SessionFile
+
+    Returns
+    -------
+    lines : list of str
+    """
+    operation, parameters = operation_of(plan)
+    metric = getattr(parameters, "metric", None)
+    lines = ["What is computed", "-" * 16, f"It is {operation.titled(metric)}."]
     for name, value in parameters.plain(*entries(plan.operation)).items():
         if name in plan.parameters:
             lines.append(f"    {name} = {value}")
@@ -440,9 +461,8 @@ def explain(plan):
         "",
         f"Each party waits {times['connect']:g} s for the others to come, gives up on "
         f"one that is silent for {times['silence']:g} s{keeps if of_images else ''}.",
-        f"Hash of this session file: {plan.digest}; the same everywhere.",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 TEMPLATE = """\
@@ -517,5 +537,10 @@ def template(operation):
         else "Registration of T1 images, study 1",
         operation=operation,
         reveal=next(iter(OPERATIONS[operation].opens)),
-        parameters=_PARAMETERS[operation],
+        parameters=parameter_lines(operation),
     )
+
+
+def parameter_lines(operation):
+    """Parameters to start from, as a session file has them."""
+    return _PARAMETERS[operation]

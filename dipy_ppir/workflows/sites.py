@@ -25,7 +25,7 @@ logger = logging.getLogger("dipy_ppir")
 
 def keygen(arguments=None):
     """``dipy_ppir_keygen``: make this site's key and certificate."""
-    parser = _parser(
+    parser = site_parser(
         "dipy_ppir_keygen",
         "Make this site's key and self-signed certificate, and print the fingerprint "
         "that the other sites pin in the session file.",
@@ -88,7 +88,7 @@ def session(arguments=None):
 
 def helper(arguments=None):
     """``dipy_ppir_helper``: take part in a session without an image."""
-    parser = _parser(
+    parser = site_parser(
         "dipy_ppir_helper",
         "Take part in a registration between two image owners as the helper, which "
         "has no image and learns nothing about theirs.",
@@ -109,7 +109,7 @@ def helper(arguments=None):
     )
     parser.add_argument("--log_level", default="INFO")
     given = parser.parse_args(arguments)
-    log(given.log_level)
+    log_to_stderr(given.log_level)
     site = Site(given.file, given.identity, given.listen)
     if site.party.pid != HELPER:
         raise InputError(
@@ -143,7 +143,8 @@ def _utf8(text):
     return text
 
 
-def _parser(name, description):
+def site_parser(name, description):
+    """Arguments that the commands of a site have in common."""
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument(
         "--identity", help=f"folder of this site's key ({DEFAULT_HOME})", default=None
@@ -154,8 +155,8 @@ def _parser(name, description):
     return parser
 
 
-def log(level):
-    """Send log lines of this level to standard error."""
+def log_to_stderr(level):
+    """Log on standard error, from a level on that a user named."""
     levels = logging.getLevelNamesMapping()
     if level.upper() not in levels:
         raise InputError(f"--log_level {level} is not one of {', '.join(levels)}")

@@ -33,7 +33,7 @@ from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import Countdown
 from dipy_ppir.workflows.remote import finish, write_receipt
-from dipy_ppir.workflows.sites import log
+from dipy_ppir.workflows.sites import log_to_stderr
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -357,7 +357,7 @@ class Runs:
 
 
 def _build(given):
-    log(given.log_level)
+    log_to_stderr(given.log_level)
     plan, parameters = read(given.plan)
     identity = Identity.load(given.identity)
     party = plan.party_of(identity.fingerprint)
