@@ -35,6 +35,7 @@ CLI_SITES = {
     "dipy_ppir_helper": ("dipy_ppir.workflows.sites", "helper"),
     "dipy_ppir_receipt": ("dipy_ppir.workflows.receipts", "receipt"),
     "dipy_ppir_template": ("dipy_ppir.workflows.template", "template"),
+    "dipy_ppir_cohort": ("dipy_ppir.workflows.cohort", "cohort"),
 }
 
 
@@ -199,6 +200,11 @@ def session():
 def helper():
     """Entry point of ``dipy_ppir_helper``."""
     return run("dipy_ppir_helper")
+
+
+def cohort():
+    """Entry point of ``dipy_ppir_cohort``."""
+    return run("dipy_ppir_cohort")
 
 
 def receipt():

@@ -1,0 +1,127 @@
+"""Where the pairs of a cohort are run: by Dask, here or on a cluster.
+
+The coordinator hands the next pair of a lane to Dask when the one before is over; Dask
+finds the machine. Each pair is a process of its own there, see `pairs`.
+"""
+
+from contextlib import contextmanager, suppress
+import logging
+
+from dipy_ppir.workflows import pairs
+from dipy_ppir.workflows.inputs import InputError
+
+#: Seconds to wait for an existing scheduler.
+_PATIENCE = 15
+_EXTRA = "pip install 'dipy-ppir[cohort]'"
+
+
+@contextmanager
+def dask_client(concurrent, scheduler=None, slurm=False):
+    """A client of Dask.
+
+    Parameters
+    ----------
+    concurrent : int
+        pairs at a time.
+    scheduler : str, optional
+        address of a scheduler that is there already.
+    slurm : bool, optional
+        start workers as jobs of Slurm, as the configuration of dask-jobqueue says.
+
+    Raises
+    ------
+    InputError
+        if Dask is not installed, not configured, or not reached.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise InputError(
+            f"cohorts are run by Dask, which is missing: {_EXTRA}"
+        ) from None
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    if scheduler:
+        try:
+            client = distributed.Client(scheduler, timeout=_PATIENCE)
+        except (OSError, ValueError) as exc:
+            raise InputError(
+                f"the scheduler {scheduler} of --scheduler cannot be reached "
+                f"({type(exc).__name__}); check its address, for example "
+                "tcp://127.0.0.1:8786"
+            ) from None
+        with client:
+            yield client
+        return
+    if slurm:
+        cluster = _slurm_cluster(concurrent)
+    else:
+        # Tasks only wait for processes, so threads do; nothing listens anywhere.
+        cluster = distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=concurrent,
+            processes=False,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        )
+    with cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+def _slurm_cluster(concurrent):
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError:
+        raise InputError(
+            f"--slurm needs dask-jobqueue, which is missing: {_EXTRA}"
+        ) from None
+    try:
+        cluster = SLURMCluster()
+    except ValueError as exc:
+        raise InputError(
+            f"--slurm takes queue, cores and memory of a job from dask-jobqueue's "
+            f"configuration (~/.config/dask/jobqueue.yaml): {exc}"
+        ) from None
+    cluster.scale(concurrent)
+    return cluster
+
+
+def run_all(client, lanes, done):
+    """Run the tasks of all lanes: in each one after the other.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    lanes : sequence of iterator of Task
+        asked for the next one when the one before is over; several may be the same.
+    done : callable
+        called with each task and its `Outcome`.
+    """
+    from distributed import as_completed
+
+    under_way, finished = {}, as_completed()
+
+    def start(lane):
+        task = next(lane, None)
+        if task is not None:
+            # What was tried counts as tried: a pair is not begun twice behind its back.
+            future = client.submit(pairs.run, task, pure=False, retries=0)
+            under_way[future] = task, lane
+            finished.add(future)
+
+    try:
+        for lane in lanes:
+            start(lane)
+        for future in finished:
+            task, lane = under_way.pop(future)
+            if future.status == "finished":
+                outcome = future.result()
+            else:
+                reason = f"Dask could not run it: {future.exception()!r:.200}"
+                outcome = task.outcome("failed", error=reason)
+            done(task, outcome)
+            start(lane)
+    except BaseException:
+        with suppress(Exception):
+            client.cancel(list(under_way), force=True)
+            client.run(pairs.stop)
+        raise
