@@ -152,6 +152,11 @@ class Coordinator:
             raise InputError(
                 f"--prealign_dir is not for operation {operation!r}; leave it out"
             )
+        if given.listen is not None and "address" not in plan.sites[self.site]:
+            raise InputError(
+                f"{self.site} has no address in the plan, so nobody dials it; leave "
+                "out --listen"
+            )
         if given.scheduler and given.slurm:
             raise InputError("give --scheduler or --slurm, not both")
         if given.slurm and "address" in plan.sites.get(self.site, {}):
@@ -297,8 +302,8 @@ class Coordinator:
         """Register what is left; returns the exit status."""
         left = len(self._tasks)
         logger.info(
-            "%s of %r; hash of the plan %s",
-            f"This is {self.site}" if self.site else "All images are here",
+            "This is %s of %r; hash of the plan %s",
+            self.site or "the place of all images",
             self.plan.title,
             self.plan.digest,
         )
@@ -306,7 +311,10 @@ class Coordinator:
         if self._tasks:
             try:
                 with dask_client(
-                    self.plan.concurrent, self.given.scheduler, self.given.slurm
+                    self.plan.concurrent,
+                    self.folder,
+                    self.given.scheduler,
+                    self.given.slurm,
                 ) as client:
                     run_all(client, self._lanes(), self._done)
             except (KeyboardInterrupt, SystemExit) as exc:

@@ -2,6 +2,9 @@
 
 The coordinator hands the next pair of a lane to Dask when the one before is over; Dask
 finds the machine. Each pair is a process of its own there, see `pairs`.
+
+Whoever reaches a scheduler or worker of Dask runs programs as its user. So those that
+are started here do not listen at all, or with TLS and keys made for the run.
 """
 
 from contextlib import contextmanager, suppress
@@ -10,19 +13,24 @@ import logging
 from dipy_ppir.workflows import pairs
 from dipy_ppir.workflows.inputs import InputError
 
+logger = logging.getLogger("dipy_ppir")
+
 #: Seconds to wait for an existing scheduler.
 _PATIENCE = 15
+_NO_PAGES = "127.0.0.1:0"
 _EXTRA = "pip install 'dipy-ppir[cohort]'"
 
 
 @contextmanager
-def dask_client(concurrent, scheduler=None, slurm=False):
+def dask_client(concurrent, folder, scheduler=None, slurm=False):
     """A client of Dask.
 
     Parameters
     ----------
     concurrent : int
         pairs at a time.
+    folder : Path
+        where keys are left for workers of Slurm, which see the same files.
     scheduler : str, optional
         address of a scheduler that is there already.
     slurm : bool, optional
@@ -34,6 +42,7 @@ def dask_client(concurrent, scheduler=None, slurm=False):
         if Dask is not installed, not configured, or not reached.
     """
     try:
+        import dask
         import distributed
     except ImportError:
         raise InputError(
@@ -41,6 +50,12 @@ def dask_client(concurrent, scheduler=None, slurm=False):
         ) from None
     logging.getLogger("distributed").setLevel(logging.ERROR)
     if scheduler:
+        if not scheduler.startswith(("tls://", "tcp://127.", "tcp://localhost:")):
+            logger.warning(
+                "Whoever reaches %s runs programs as its user, and reads what that may "
+                "read: let it speak TLS (tls://), or keep its network closed",
+                scheduler,
+            )
         try:
             client = distributed.Client(scheduler, timeout=_PATIENCE)
         except (OSError, ValueError) as exc:
@@ -52,22 +67,29 @@ def dask_client(concurrent, scheduler=None, slurm=False):
         with client:
             yield client
         return
-    if slurm:
-        cluster = _slurm_cluster(concurrent)
-    else:
-        # Tasks only wait for processes, so threads do; nothing listens anywhere.
-        cluster = distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=concurrent,
-            processes=False,
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        )
-    with cluster, distributed.Client(cluster) as client:
-        yield client
+    # Dask always serves pages; these are none, for this machine alone.
+    silent = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
+    with dask.config.set(silent):
+        if slurm:
+            pages = ["--dashboard-address", _NO_PAGES]
+            extra = dask.config.get("jobqueue.slurm.worker-extra-args", None) or []
+            with dask.config.set({"jobqueue.slurm.worker-extra-args": extra + pages}):
+                cluster = _slurm_cluster(concurrent, folder)
+        else:
+            # Tasks only wait for processes, so threads do.
+            cluster = distributed.LocalCluster(
+                n_workers=1,
+                threads_per_worker=concurrent,
+                processes=False,
+                dashboard_address=_NO_PAGES,
+                worker_dashboard_address=_NO_PAGES,
+                silence_logs=logging.ERROR,
+            )
+        with cluster, distributed.Client(cluster) as client:
+            yield client
 
 
-def _slurm_cluster(concurrent):
+def _slurm_cluster(concurrent, folder):
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
@@ -75,7 +97,11 @@ def _slurm_cluster(concurrent):
             f"--slurm needs dask-jobqueue, which is missing: {_EXTRA}"
         ) from None
     try:
-        cluster = SLURMCluster()
+        cluster = SLURMCluster(
+            security=True,
+            shared_temp_directory=str(folder),
+            scheduler_options={"dashboard_address": _NO_PAGES},
+        )
     except ValueError as exc:
         raise InputError(
             f"--slurm takes queue, cores and memory of a job from dask-jobqueue's "
