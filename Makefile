@@ -2,6 +2,8 @@
 # make test        the test suite
 # make test-full   the same with the tests that take minutes
 # make bench       the benchmarks
+# make doc         the documentation, into doc/_build; runs the tutorials
+# make types       check the annotations of the public interface
 # make clean       remove everything that make made
 #
 # Everything runs from a virtual environment of its own, .venv, with the package
@@ -22,7 +24,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in \
 export PYTHONSAFEPATH = 1
 unexport PYTHONPATH
 
-.PHONY: demo test test-full bench clean
+.PHONY: demo test test-full bench doc types clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -40,6 +42,16 @@ test-full: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m pytest benchmarks --override-ini addopts= -q -m '' --benchmark-only
+
+# What the tutorials printed and drew is kept until they change.
+doc: export OMP_NUM_THREADS = 1
+doc: export MPLBACKEND = Agg
+doc: $(VENV)/doc.stamp
+	rm -rf doc/api
+	$(BIN)/python -m sphinx -W --keep-going -b html doc doc/_build
+
+types: $(VENV)/dev.stamp
+	$(BIN)/python -m mypy
 
 # Left-over modules in build/ would end up in the wheel; compiled kernels may stay.
 $(VENV)/%.stamp: $(VENV)/python.stamp $(SOURCES)
@@ -68,6 +80,6 @@ $(VENV)/python.stamp:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_output .pytest_cache .hypothesis \
-		.benchmarks
+		.benchmarks .mypy_cache doc/_build doc/api doc/auto_tutorials
 	rm -f cython_kernels/*.c cython_kernels/*.html dipy_ppir/_kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
