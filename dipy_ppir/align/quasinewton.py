@@ -711,17 +711,17 @@ class DampedBFGS:
         about mm of a human brain. The last one holds for what follows.
     numbers : ClearNumbers, optional
 
-    Raises
-    ------
-    ValueError
-        if the radii cannot be used; in use, if the metric has masks, is not the
-        registration's, or finds no number.
-
     Attributes
     ----------
     shown : list of dict
         for every step its ``exponent``, ``mantissas`` and whether it was ``better``,
         and the ``value`` after it, which would not be shown.
+
+    Raises
+    ------
+    ValueError
+        if the radii cannot be used; in use, if the metric has masks, is not the
+        registration's, or finds no number.
 
     Notes
     -----

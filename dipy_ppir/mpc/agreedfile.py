@@ -12,9 +12,11 @@ import hashlib
 import ipaddress
 import json
 import math
+from os import PathLike
 from pathlib import Path
 import re
 import tomllib
+from typing import Any, ClassVar, Self
 
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.identity import parse_fingerprint
@@ -44,20 +46,20 @@ class Party:
     pid: int
     name: str
     fingerprint: str
-    address: tuple | None
+    address: tuple[str, int] | None
 
     @property
-    def role(self):
+    def role(self) -> str:
         """What it is called without its name."""
         return ROLES[self.pid]
 
     @property
-    def title(self):
+    def title(self) -> str:
         """Role and name."""
         return f"the {self.role} ({self.name})"
 
     @property
-    def endpoint(self):
+    def endpoint(self) -> str:
         """The address as text."""
         return "%s:%d" % self.address if self.address else "no address"
 
@@ -80,14 +82,17 @@ class AgreedFile:
         what it is called, and the command that writes one to start from.
     """
 
+    kind: ClassVar[str]
+    command: ClassVar[str]
+
     title: str
-    parties: dict
-    parameters: dict
-    timeouts: dict
-    contents: dict
+    parties: dict[int, Party]
+    parameters: dict[str, Any]
+    timeouts: dict[str, float]
+    contents: dict[str, Any]
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path: str | PathLike[str]) -> Self:
         """Read and check a file.
 
         Raises
@@ -102,17 +107,17 @@ class AgreedFile:
             raise SessionFileError(f"{cls.kind} {Path(path).name}: {exc}") from None
 
     @property
-    def digest(self):
+    def digest(self) -> str:
         """SHA-256 of what the file says, whatever its comments and line ends."""
         text = json.dumps(self.contents, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def agreement(self):
+    def agreement(self) -> dict[str, Any]:
         """The contents one by one, so that a difference can be named."""
         # The last in the alphabet: an entry that differs is named before the whole.
         return {**flatten(self.contents), f"whole {self.kind}": self.digest}
 
-    def party_of(self, fingerprint):
+    def party_of(self, fingerprint: str) -> Party:
         """The party with this certificate.
 
         Raises

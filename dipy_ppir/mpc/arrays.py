@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64, Field
@@ -40,14 +42,14 @@ class SharedArray:
     """
 
     field: Field
-    share: np.ndarray
+    share: npt.NDArray[np.unsignedinteger[Any]]
     degree: int
     frac_bits: int
     bound: int
     noise_bits: float = 0
-    choices: int = None
+    choices: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.bound = int(self.bound)
         if 2 * self.bound >= self.field.modulus:
             raise FixedPointOverflowError(
@@ -56,17 +58,17 @@ class SharedArray:
             )
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """Shape of the secret array."""
         return self.share.shape if self.field.words == 1 else self.share.shape[:-1]
 
     @property
-    def open_bits(self):
+    def open_bits(self) -> float:
         """Bits that an opening of an element shows."""
         values = 2 * self.bound + 1 if self.choices is None else self.choices
         return max(math.log2(values) - self.noise_bits, 0.0)
 
-    def empty(self):
+    def empty(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Room for another party's share."""
         return self.field.empty(self.shape)
 
@@ -103,7 +105,7 @@ class SharedArray:
                 "fraction bits; bring them to one scale first"
             )
 
-    def __add__(self, other):
+    def __add__(self, other: "SharedArray") -> "SharedArray":
         self._same_scale(other, "add")
         return self._with(
             self.field.add(self.share, other.share),
@@ -111,7 +113,7 @@ class SharedArray:
             bound=self.bound + other.bound,
         )
 
-    def __sub__(self, other):
+    def __sub__(self, other: "SharedArray") -> "SharedArray":
         self._same_scale(other, "subtract")
         return self._with(
             self.field.sub(self.share, other.share),
@@ -119,27 +121,28 @@ class SharedArray:
             bound=self.bound + other.bound,
         )
 
-    def __neg__(self):
+    def __neg__(self) -> "SharedArray":
         return self._with(self.field.neg(self.share))
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> "SharedArray":
         return self._with(np.ascontiguousarray(self.share[index]))
 
-    def reshape(self, *shape):
+    def reshape(self, *shape: Any) -> "SharedArray":
         """The same secrets in another shape."""
-        shape = shape[0] if len(shape) == 1 and np.iterable(shape[0]) else shape
-        return self._with(self.share.reshape(self.field.storage(shape)))
+        whole = len(shape) == 1 and np.iterable(shape[0])
+        storage = self.field.storage(shape[0] if whole else shape)
+        return self._with(self.share.reshape(storage))
 
-    def times(self, integer):
+    def times(self, integer: int) -> "SharedArray":
         """Product with one public integer; local."""
         return self._with(
             self.field.scale(self.share, integer), bound=self.bound * abs(integer)
         )
 
-    def __rmul__(self, integer):
+    def __rmul__(self, integer: int) -> "SharedArray":
         return self.times(integer)
 
-    def add_public(self, integer):
+    def add_public(self, integer: int) -> "SharedArray":
         """Sum with one public integer (in units of the last place); local."""
         if self.field is R64:
             raise ValueError("in the ring one party adds a constant to its part")
@@ -161,12 +164,12 @@ class SharedArray:
             self.bound * other.bound * terms,
         )
 
-    def __mul__(self, other):
+    def __mul__(self, other: "SharedArray") -> "SharedArray":
         """Elementwise product: local, of degree 2."""
         self._compatible(other, "multiply")
         return self._local_product(other, self.field.mul(self.share, other.share))
 
-    def __matmul__(self, other):
+    def __matmul__(self, other: "SharedArray") -> "SharedArray":
         """Matrix product: local, of degree 2."""
         if self.field is not other.field or self.shape[1] != other.shape[0]:
             raise ValueError("matrix shapes do not match")
@@ -195,26 +198,26 @@ class OwnedArray:
     """
 
     owner: int
-    values: np.ndarray | None
-    shape: tuple
-    dtype: type
+    values: npt.NDArray[Any] | None
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
     degree = 0
 
     @property
-    def share(self):
+    def share(self) -> npt.NDArray[Any] | None:
         """What the owner sends."""
         return self.values
 
     @property
-    def open_bits(self):
+    def open_bits(self) -> float:
         """Bits that an opening of a number shows."""
         return 8 * np.dtype(self.dtype).itemsize
 
-    def empty(self):
+    def empty(self) -> npt.NDArray[Any]:
         """Room for the numbers."""
         return np.empty(self.shape, dtype=self.dtype)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.values is not None:
             self.values = np.ascontiguousarray(self.values, dtype=self.dtype)
             if self.values.shape != tuple(self.shape):

@@ -37,7 +37,7 @@ class PeerError(MPCError, ConnectionError):
         the party number of the party at fault.
     """
 
-    def __init__(self, message, culprit=None):
+    def __init__(self, message: str, culprit: int | None = None) -> None:
         super().__init__(message)
         self.culprit = culprit
 
@@ -93,7 +93,7 @@ class FixedPointOverflowError(MPCError, OverflowError):
 class RoundingError(MPCError, ArithmeticError):
     """A number left its range, so that shares of it do not stand for it any more."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             "a number of the computation left its range, and spoilt the result: by "
             "chance, which happens once in more than a million registrations, or "

@@ -7,17 +7,23 @@ else is ever trusted.
 """
 
 import base64
+from collections.abc import Mapping
 import datetime
 import hashlib
 import os
+from os import PathLike
 from pathlib import Path
 import re
 import stat
+from typing import Any, Self
 import warnings
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -46,21 +52,21 @@ class Identity:
         self-signed, of that key.
     """
 
-    def __init__(self, key, certificate):
+    def __init__(self, key: Ed25519PrivateKey, certificate: x509.Certificate) -> None:
         self.key = key
         self.certificate = certificate
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The name in the certificate."""
         return certificate_name(self.certificate)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of the certificate, as `fingerprint` writes it."""
         return fingerprint(self.certificate)
 
-    def sign(self, message):
+    def sign(self, message: bytes) -> dict[str, str]:
         """Sign bytes.
 
         Returns
@@ -75,7 +81,7 @@ class Identity:
         }
 
     @classmethod
-    def load(cls, folder=None):
+    def load(cls, folder: str | PathLike[str] | None = None) -> Self:
         """Read this party's key and certificate.
 
         Parameters
@@ -135,7 +141,9 @@ class Identity:
             )
         return cls(key, certificate)
 
-    def save(self, folder=None, *, force=False):
+    def save(
+        self, folder: str | PathLike[str] | None = None, *, force: bool = False
+    ) -> Path:
         """Write key and certificate; the key so that only its owner can read it.
 
         What they replace is kept under names that end in ``.old``.
@@ -171,7 +179,9 @@ class Identity:
         return folder
 
 
-def create_identity(name, *, days=VALIDITY_DAYS, now=None):
+def create_identity(
+    name: str, *, days: int = VALIDITY_DAYS, now: datetime.datetime | None = None
+) -> Identity:
     """A new key with a certificate that it signs itself.
 
     Parameters
@@ -220,24 +230,24 @@ def create_identity(name, *, days=VALIDITY_DAYS, now=None):
     return Identity(key, certificate)
 
 
-def home(folder=None):
+def home(folder: str | PathLike[str] | None = None) -> Path:
     """The folder of this party's key."""
     if folder is None:
         folder = os.environ.get(HOME_VARIABLE) or DEFAULT_HOME
     return Path(folder).expanduser()
 
 
-def fingerprint(certificate):
+def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate (DER), as ``openssl x509 -fingerprint`` writes it."""
     return _fingerprint(certificate.public_bytes(Encoding.DER))
 
 
-def _fingerprint(der):
+def _fingerprint(der: bytes) -> str:
     digest = hashlib.sha256(der).hexdigest().upper()
     return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
 
 
-def signed_by(pin, message, signed):
+def signed_by(pin: str, message: bytes, signed: Mapping[str, Any]) -> bool:
     """Whether the party with a pinned certificate signed a message.
 
     Parameters
@@ -257,6 +267,8 @@ def signed_by(pin, message, signed):
         if _fingerprint(der) != pin:
             return False
         key = x509.load_der_x509_certificate(der).public_key()
+        if not isinstance(key, Ed25519PublicKey):
+            return False
         key.verify(bytes.fromhex(signed["signature"]), message)
     except (KeyError, TypeError, ValueError, InvalidSignature, UnsupportedAlgorithm):
         return False
@@ -272,7 +284,7 @@ def parse_fingerprint(text):
     return ":".join(digits[i : i + 2] for i in range(0, len(digits), 2))
 
 
-def certificate_name(certificate):
+def certificate_name(certificate: x509.Certificate) -> str:
     """The common name in a certificate, fit to be shown."""
     try:
         with warnings.catch_warnings():

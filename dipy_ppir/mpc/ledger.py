@@ -7,7 +7,9 @@ never declared and receivers that the declaration does not name.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dipy_ppir.mpc.errors import UndeclaredOpeningError
 
@@ -38,16 +40,18 @@ class Declaration:
     """
 
     label: str
-    receivers: tuple
+    receivers: tuple[int, ...]
     shape: str
     meaning: str
     bits: float
 
 
-DECLARATIONS = {}
+DECLARATIONS: dict[str, Declaration] = {}
 
 
-def declare(label, receivers, shape, meaning, bits):
+def declare(
+    label: str, receivers: Iterable[int], shape: str, meaning: str, bits: float
+) -> Declaration:
     """Declare a value that a protocol may open; see `Declaration`."""
     declaration = Declaration(label, tuple(receivers), shape, meaning, float(bits))
     if DECLARATIONS.setdefault(label, declaration) != declaration:
@@ -91,21 +95,23 @@ class Ledger:
         party numbers to the names of their roles.
     """
 
-    opened: dict = field(default_factory=dict)
-    levels: dict = field(default_factory=dict)
-    voxels: dict = field(default_factory=dict)
-    sent: Counter = field(default_factory=Counter)
+    opened: dict[tuple[int, str], _Opened] = field(default_factory=dict)
+    levels: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    voxels: dict[int, int] = field(default_factory=dict)
+    sent: Counter[tuple[str, int]] = field(default_factory=Counter)
     framing: int = 0
-    rounds: Counter = field(default_factory=Counter)
-    attempt: dict = field(default_factory=dict)
+    rounds: Counter[str] = field(default_factory=Counter)
+    attempt: dict[tuple[int, str], _Opened] = field(default_factory=dict)
     resumed: int = 0
-    run: object = None
-    earlier_runs: list = field(default_factory=list)
-    roles: dict = field(default_factory=lambda: ROLES)
+    run: Any = None
+    earlier_runs: list[str] = field(default_factory=list)
+    roles: dict[int, str] = field(default_factory=lambda: ROLES)
     phase: str = "setup"
-    _samples: int = None
+    _samples: int | None = None
 
-    def record_opening(self, label, receivers, values, bits):
+    def record_opening(
+        self, label: str, receivers: Iterable[int], values: int, bits: float
+    ) -> None:
         """Enter an opening of `values` numbers of `bits` bits each, or refuse it."""
         if label not in DECLARATIONS:
             raise UndeclaredOpeningError(
@@ -135,31 +141,31 @@ class Ledger:
         before = self.levels.get((receiver, samples), (0, 0.0))
         self.levels[receiver, samples] = before[0] + numbers, before[1] + bits
 
-    def about_images(self, voxels):
+    def about_images(self, voxels: Mapping[int, int]) -> None:
         """How many voxels the image has about which a receiver learns something."""
         self.voxels.update(voxels)
 
-    def about(self, samples):
+    def about(self, samples: int | None) -> None:
         """What is opened from here on says something about so many samples, or None."""
         self._samples = samples
 
-    def record_sent(self, peer, payload, framing):
+    def record_sent(self, peer: int, payload: int, framing: int) -> None:
         """Enter bytes sent to `peer` in the current phase."""
         self.sent[self.phase, peer] += payload
         self.framing += framing
 
-    def record_round(self):
+    def record_round(self) -> None:
         """Enter one wait for messages of other parties."""
         self.rounds[self.phase] += 1
 
-    def sent_by_phase(self):
+    def sent_by_phase(self) -> dict[str, int]:
         """Payload bytes sent, by phase."""
-        totals = Counter()
+        totals: Counter[str] = Counter()
         for (phase, _), n in self.sent.items():
             totals[phase] += n
         return dict(totals)
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """Everything counted so far, JSON-able."""
         return {
             "opened": [
@@ -174,7 +180,7 @@ class Ledger:
             "runs": [*self.earlier_runs, *([self.run.number] if self.run else [])],
         }
 
-    def add(self, state):
+    def add(self, state: Mapping[str, Any]) -> None:
         """Count what an interrupted run had counted; see `state`."""
         for receiver, label, openings, values, bits in state["opened"]:
             entry = self.opened.setdefault((receiver, label), _Opened())
@@ -191,7 +197,7 @@ class Ledger:
         self.resumed += state["resumed"] + 1
         self.earlier_runs += state["runs"]
 
-    def learned(self, *, attempt=False):
+    def learned(self, *, attempt: bool = False) -> dict[str, list[dict[str, Any]]]:
         """What each role learned, for the receipt.
 
         Parameters
@@ -205,7 +211,7 @@ class Ledger:
             maps each role's name to a list of dicts with the keys ``label``,
             ``meaning``, ``shape``, ``openings``, ``values`` and ``bits``, of all.
         """
-        learned = {name: [] for name in self.roles.values()}
+        learned: dict[str, list[dict[str, Any]]] = {n: [] for n in self.roles.values()}
         opened = self.attempt if attempt else self.opened
         for (receiver, label), entry in opened.items():
             declaration = DECLARATIONS[label]

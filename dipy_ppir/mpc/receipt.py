@@ -1,13 +1,15 @@
 """The receipt of a run: what each party learned, what it cost, and how that reads."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 import math
 import platform
+from typing import Any
 
 from dipy_ppir.mpc.fields import P127, R64, R128
-from dipy_ppir.mpc.ledger import BLURRED, CHOSEN, MAPS, REBUILDS, ROLES
+from dipy_ppir.mpc.ledger import BLURRED, CHOSEN, MAPS, REBUILDS, ROLES, Ledger
 from dipy_ppir.mpc.record import source_digest
 
 #: Packages whose versions are on the receipt, where they are installed.
@@ -45,7 +47,9 @@ def run_facts(threshold):
     }
 
 
-def make_receipt(ledger, sent_by_party, **facts):
+def make_receipt(
+    ledger: Ledger, sent_by_party: Mapping[str, Mapping[str, int]], **facts: Any
+) -> dict[str, Any]:
     """The receipt of a run: what each party learned and what it cost.
 
     Parameters
@@ -120,7 +124,7 @@ def _size(n):
     return f"{n / 1000**power:.1f} {' kMGT'[power]}B"
 
 
-def receipt_text(receipt):
+def receipt_text(receipt: Mapping[str, Any]) -> str:
     """The receipt in plain words, for people who answer for the data.
 
     Parameters

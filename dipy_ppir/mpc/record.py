@@ -6,17 +6,21 @@ at all three, and they exchange its digest, which sites sign. Whoever has the re
 can tell that they belong together, and that nobody's common part was changed since.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cache
 import hashlib
 import json
 import os
+from os import PathLike
 from pathlib import Path
 import re
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import dipy_ppir
 from dipy_ppir.mpc.errors import ProtocolError
@@ -141,7 +145,7 @@ def is_hex(text, digits):
 # -- at the end --------------------------------------------------------------
 
 
-def common_part(receipt):
+def common_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
     """What the receipts of all parties state alike.
 
     Openings are those since the run began or was last resumed: what was under way at an
@@ -153,7 +157,7 @@ def common_part(receipt):
     return {**part, "versions": versions, "learned": opened}
 
 
-def common_digest(receipt):
+def common_digest(receipt: Mapping[str, Any]) -> str:
     """SHA-256 of the common part of a receipt."""
     text = json.dumps(_plain(common_part(receipt)), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -248,7 +252,7 @@ def source_digest():
     return total.hexdigest()
 
 
-def file_hash(run, path):
+def file_hash(run: str, path: str | PathLike[str]) -> str:
     """SHA-256 of a run's number and a file, as ``(printf RUN; cat FILE) | sha256sum``.
 
     It shows who has the file that it was this one, and cannot be compared with that of
@@ -266,7 +270,7 @@ def file_hash(run, path):
     return total.hexdigest()
 
 
-def array_hash(run, array):
+def array_hash(run: str, array: npt.ArrayLike) -> str:
     """SHA-256 of a run's number, and of an array's type, shape and bytes.
 
     Parameters
@@ -276,5 +280,5 @@ def array_hash(run, array):
     """
     array = np.ascontiguousarray(array)
     total = hashlib.sha256(f"{run}{array.dtype.str}{array.shape}".encode())
-    total.update(memoryview(array).cast("B") if array.size else b"")
+    total.update(array.data.cast("B") if array.size else b"")
     return total.hexdigest()

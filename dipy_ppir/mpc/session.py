@@ -4,6 +4,7 @@ The parties are two image owners and a helper (see `ROLES`). All three run the
 same program in step; what a party does depends on its number.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 import hashlib
@@ -11,12 +12,16 @@ from importlib.metadata import version
 import json
 import logging
 import os
+from os import PathLike
 import re
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from dipy_ppir.mpc import protocols, record
-from dipy_ppir.mpc.arrays import OwnedArray
+from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import (
     AfterTheEnd,
     AuthenticationError,
@@ -29,6 +34,7 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
     SessionFileError,
 )
+from dipy_ppir.mpc.fields import Field
 from dipy_ppir.mpc.frame import (
     ENDED,
     ERROR,
@@ -39,12 +45,12 @@ from dipy_ppir.mpc.frame import (
 )
 from dipy_ppir.mpc.identity import Identity
 from dipy_ppir.mpc.ledger import MOVING, ROLES, Ledger
-from dipy_ppir.mpc.link import MAX_BACKLOG
+from dipy_ppir.mpc.link import MAX_BACKLOG, Link
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise
 from dipy_ppir.mpc.receipt import make_receipt, run_facts
-from dipy_ppir.mpc.sessionfile import LIMITS, SessionFile, parse_address
+from dipy_ppir.mpc.sessionfile import LIMITS, Party, SessionFile, parse_address
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -117,14 +123,14 @@ class Session:
 
     def __init__(
         self,
-        pid,
-        links,
-        seeds,
+        pid: int,
+        links: Mapping[int, Link],
+        seeds: Mapping[int, bytes],
         *,
-        timeout=DEFAULT_TIMEOUT,
-        threshold=THRESHOLD,
-        insecure=False,
-    ):
+        timeout: float = DEFAULT_TIMEOUT,
+        threshold: int = THRESHOLD,
+        insecure: bool = False,
+    ) -> None:
         self._check_setup(len(links) + 1, threshold, insecure)
         self.pid = pid
         self.threshold = threshold
@@ -132,18 +138,26 @@ class Session:
         self._random = Pairwise(seeds)
         self.new_run()
         #: The runtime of computations with MPyC; see `mpyc_bridge.run`.
-        self.mpyc = None
+        self.mpyc: Any = None
         self._process = os.getpid()
         #: The session file, if the session was opened by one.
-        self.plan = None
-        self._identity, self._relays = None, ()
+        self.plan: SessionFile | None = None
+        self._identity: Identity | None = None
+        self._relays: Sequence[Any] = ()
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
 
     _check_setup = staticmethod(check_setup)
 
     @classmethod
-    def load(cls, path, *, identity=None, listen=None, on_wait=None):
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        identity: str | PathLike[str] | None = None,
+        listen: tuple[str, int] | str | None = None,
+        on_wait: Callable[[list[Party], float], object] | None = None,
+    ) -> Self:
         """Meet the parties of a session file, wherever they are.
 
         Which party this is follows from its certificate. Commands and scripts of the
@@ -197,7 +211,7 @@ class Session:
         return cls.of_meeting(meeting)
 
     @classmethod
-    def of_meeting(cls, meeting):
+    def of_meeting(cls, meeting: Meeting) -> Self:
         """The session of parties that have met."""
         plan = meeting.plan
         session = cls(
@@ -226,35 +240,35 @@ class Session:
         return {}
 
     @property
-    def parameters(self):
+    def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the registration that the session file names."""
         if self.plan is None:
             raise ValueError("the session was not opened by a session file")
         return self.plan.arguments
 
     @property
-    def limits(self):
+    def limits(self) -> dict[str, float]:
         """What a party may be asked for, by the session file or by default."""
         return LIMITS if self.plan is None else self.plan.limits
 
     @property
-    def role(self):
+    def role(self) -> str:
         """Name of this party's role."""
         return self.roles[self.pid]
 
-    def name_of(self, pid):
+    def name_of(self, pid: int) -> str:
         """What messages call a party: its role and, if it is known, its name."""
         if self.plan is not None:
             return self.plan.parties[pid].title
         return f"the {self.roles[pid]}"
 
     @property
-    def peers(self):
+    def peers(self) -> list[int]:
         """Numbers of the other parties."""
         return sorted(self.network.links)
 
     @contextmanager
-    def phase(self, name):
+    def phase(self, name: str) -> Iterator[Self]:
         """Count traffic under `name` while inside."""
         before, self.ledger.phase = self.ledger.phase, name
         try:
@@ -272,16 +286,25 @@ class Session:
             return out
         return self._random.stream(peer, purpose).elements(field, shape, out)
 
-    def random_elements(self, peer, owner, field, shape, out=None):
+    def random_elements(
+        self,
+        peer: int,
+        owner: int,
+        field: Field,
+        shape: tuple[int, ...],
+        out: npt.NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Uniform elements that `owner` and its seed party both draw."""
         purpose = b"input-%d-%d" % (owner, field.bits)
         return self._elements(peer, purpose, field, shape, out)
 
-    def zero_elements(self, peer, field, shape):
+    def zero_elements(
+        self, peer: int, field: Field, shape: tuple[int, ...]
+    ) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Uniform elements shared with `peer`, for sharings of zero."""
         return self._elements(peer, b"zero-%d" % field.bits, field, shape)
 
-    def check_process(self):
+    def check_process(self) -> None:
         """Raise InsecureSetupError in a copy of the process that opened the session."""
         if os.getpid() != self._process:
             raise InsecureSetupError(
@@ -289,17 +312,24 @@ class Session:
                 "forked process would use the same random numbers again"
             )
 
-    def stream(self, peer, purpose):
+    def stream(self, peer: int, purpose: bytes) -> Any:
         """The key stream shared with `peer` for `purpose`."""
         self.check_process()
         return self._random.stream(peer, purpose)
 
-    def seed_for(self, peer, purpose):
+    def seed_for(self, peer: int, purpose: bytes) -> bytes:
         """A key shared with `peer` for `purpose`, for code with streams of its own."""
         self.check_process()
         return self._random.key(peer, purpose)
 
-    def receive_elements(self, peer, field, shape, name, out=None):
+    def receive_elements(
+        self,
+        peer: int,
+        field: Field,
+        shape: tuple[int, ...],
+        name: str,
+        out: npt.NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Receive field elements and refuse anything that is none."""
         out = field.empty(shape) if out is None else out
         self.network.receive(peer, name, out)
@@ -308,7 +338,14 @@ class Session:
 
     # -- the one function that opens values ------------------------------
 
-    def open(self, array, label, receivers, *, raw=False):
+    def open(
+        self,
+        array: SharedArray | OwnedArray,
+        label: str,
+        receivers: Sequence[int],
+        *,
+        raw: bool = False,
+    ) -> npt.NDArray[Any] | None:
         """Open a shared array to the named receivers and to nobody else.
 
         This is the one function that opens values. The ledger must know
@@ -342,7 +379,12 @@ class Session:
         """
         return self.open_all([(array, label, receivers)], raw=raw)[0]
 
-    def open_all(self, openings, *, raw=False):
+    def open_all(
+        self,
+        openings: Sequence[tuple[SharedArray | OwnedArray, str, Sequence[int]]],
+        *,
+        raw: bool = False,
+    ) -> list[npt.NDArray[Any] | None]:
         """Open several arrays, small ones in one round; see `open`.
 
         Parameters
@@ -360,7 +402,8 @@ class Session:
 
     def _open_recorded(self, openings, raw):
         """Open what the ledger has entered."""
-        if sum(a.share.nbytes for a, _, _ in openings if a.degree) > MAX_BACKLOG // 4:
+        shared = [a.share for a, _, _ in openings if isinstance(a, SharedArray)]
+        if sum(share.nbytes for share in shared) > MAX_BACKLOG // 4:
             return self._open_in_pieces(openings, raw)
         sent = [self._send_opening(*opening) for opening in openings]
         return [
@@ -420,19 +463,19 @@ class Session:
 
     # -- public metadata -------------------------------------------------
 
-    def tell(self, code):
+    def tell(self, code: int) -> None:
         """Send a small public command word to every other party."""
         word = np.array([code], dtype=np.uint64)
         for peer in self.peers:
             self.network.send(peer, "command", word)
 
-    def hear(self, conductor=MOVING):
+    def hear(self, conductor: int = MOVING) -> int:
         """Wait for the command word of the party that conducts."""
         word = np.empty(1, dtype=np.uint64)
         self.network.receive(conductor, "command", word)
         return int(word[0])
 
-    def exchange(self, name, obj):
+    def exchange(self, name: str, obj: Any) -> dict[int, Any]:
         """Exchange public metadata with all parties.
 
         Returns
@@ -445,7 +488,7 @@ class Session:
         received = {p: self.network.receive_json(p, name) for p in self.peers}
         return {**received, self.pid: obj}
 
-    def agree(self, name, parameters):
+    def agree(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Make sure that all parties run with the same public parameters.
 
         The first agreement of a run gives it its number, see `record`. Rounds: 1.
@@ -501,11 +544,11 @@ class Session:
 
     # -- life cycle ------------------------------------------------------
 
-    def new_run(self):
+    def new_run(self) -> None:
         """Start a new ledger; the next receipt counts from here."""
         self.ledger = Ledger(roles=self.roles)
 
-    def receipt(self, **facts):
+    def receipt(self, **facts: Any) -> dict[str, Any]:
         """Receipt of the run so far; all parties must call this together.
 
         They tell each other what they sent, and the digest of what their receipts have
@@ -549,7 +592,7 @@ class Session:
         tied["warnings"] = [*facts.pop("warnings", []), *tied["warnings"]]
         return make_receipt(self.ledger, by_party, **facts, **tied)
 
-    def fail(self, exc):
+    def fail(self, exc: BaseException) -> None:
         """Tell the other parties that this one stops because of `exc`."""
         reason, culprit = ERROR if isinstance(exc, Exception) else INTERRUPTED, None
         for kinds, code in (
@@ -566,7 +609,7 @@ class Session:
         for relay in self._relays:
             relay.stop()
 
-    def close(self):
+    def close(self) -> None:
         """Close all connections; the helper's relay ends with its owners'."""
         self.network.close()
         self._close_mpyc()
@@ -577,10 +620,15 @@ class Session:
         if self.mpyc is not None:
             self.mpyc.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, exc, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if exc is not None and not isinstance(exc, AfterTheEnd):
             self.fail(exc)
             return

@@ -5,8 +5,10 @@ certificates, and says what is computed, what may be revealed and who gets the r
 Which party this process is follows from its own certificate.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 import json
+from typing import Any, Self
 
 from dipy_ppir.mpc.agreedfile import (  # noqa: F401
     MAX_BYTES,
@@ -66,11 +68,11 @@ class SessionFile(AgreedFile):
     operation: str
     reveal: str | None
     result_to: str
-    limits: dict
+    limits: dict[str, float]
     place: int | None = None
 
     @classmethod
-    def parse(cls, contents):
+    def parse(cls, contents: Mapping[str, Any]) -> Self:
         """Check the contents of a session file; see `read`."""
         check_keys(contents, _TOP | _TABLES, "the file")
         for name in _TABLES & set(contents):
@@ -99,14 +101,14 @@ class SessionFile(AgreedFile):
         )
 
     @property
-    def arguments(self):
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the operation."""
         arguments = {**self.parameters, "result_to": self.result_to}
         if self.reveal is not None:
             arguments["reveal"] = self.reveal
         return arguments
 
-    def dials(self, pid):
+    def dials(self, pid: int) -> list[int]:
         """Who dials whom: the parties that party `pid` connects to by itself.
 
         Owners dial the helper. Of the owners, the one without an address dials the
@@ -122,7 +124,7 @@ class SessionFile(AgreedFile):
         return [HELPER]
 
     @property
-    def relayed(self):
+    def relayed(self) -> bool:
         """Whether the owners' traffic goes through the helper."""
         return not (self.parties[MOVING].address or self.parties[STATIC].address)
 
