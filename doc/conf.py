@@ -9,6 +9,7 @@ import re
 import sys
 
 import dipy_ppir
+from dipy_ppir.mpc import PUBLIC
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
@@ -62,6 +63,16 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
 
+def _list_public_of_mpc(app, docname, content):
+    """Add what `dipy_ppir.mpc` calls public to its page, by module."""
+    if docname == "mpc":
+        for module, names in PUBLIC.items():
+            title = f"dipy_ppir.mpc.{module}"
+            content[0] += f"\n{title}\n{'-' * len(title)}\n\n"
+            content[0] += f".. automodule:: {title}\n    :members: {', '.join(names)}\n"
+            content[0] += "    :show-inheritance:\n"
+
+
 def _escape_stars(app, what, name, obj, options, lines):
     """``shape (*grid, dim)`` is no beginning of emphasis."""
     for i, line in enumerate(lines):
@@ -104,4 +115,5 @@ html_theme_options = {
 def setup(app):
     """Register what is above."""
     app.connect("source-read", _show_files_above)
+    app.connect("source-read", _list_public_of_mpc)
     app.connect("autodoc-process-docstring", _escape_stars, priority=100)

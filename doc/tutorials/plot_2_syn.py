@@ -101,7 +101,7 @@ determinant = jacobian_determinant(field, template.affine)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.4), layout="constrained")
 for ax in (left, right):
-    ax.imshow(static[:, :, plane].T, origin="lower", cmap="gray")
+    ax.imshow(static[:, :, plane].T, origin="lower", cmap="gray", vmax=2 * static.max())
     ax.axis("off")
 step = 4
 left.plot(x[::step, :, plane].T, y[::step, :, plane].T, color="gold", lw=0.7)
