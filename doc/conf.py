@@ -8,6 +8,8 @@ from pathlib import Path
 import re
 import sys
 
+from sphinx.util.nodes import make_refnode
+
 import dipy_ppir
 from dipy_ppir.mpc import PUBLIC
 
@@ -73,6 +75,21 @@ def _list_public_of_mpc(app, docname, content):
             content[0] += "    :show-inheritance:\n"
 
 
+def _find_by_last_name(app, env, node, contnode):
+    """Link what docstrings call by its last names, if only one is called so."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.get_domain("py")
+    found = domain.find_obj(env, None, None, node["reftarget"], None, searchmode=1)
+    found = [entry for _, entry in found if not entry.aliased]
+    if len(found) != 1:
+        return None
+    entry = found[0]
+    return make_refnode(
+        app.builder, node["refdoc"], entry.docname, entry.node_id, contnode
+    )
+
+
 def _escape_stars(app, what, name, obj, options, lines):
     """``shape (*grid, dim)`` is no beginning of emphasis."""
     for i, line in enumerate(lines):
@@ -116,4 +133,5 @@ def setup(app):
     """Register what is above."""
     app.connect("source-read", _show_files_above)
     app.connect("source-read", _list_public_of_mpc)
+    app.connect("missing-reference", _find_by_last_name)
     app.connect("autodoc-process-docstring", _escape_stars, priority=100)
