@@ -501,3 +501,13 @@ def test_an_owner_that_is_strict_ends_alone(tmp_path, bodies):
         said = json.loads(text)["warnings"]
         assert any("hardly match" in warning for warning in said) is expected
         assert ("hardly match, or less than where" in sites.log(site)) is expected
+
+
+def test_a_plausible_result_passes_strict_owners(affine_sites):
+    """Who begins at the centres of mass, and looks at its own image before."""
+    sites = affine_sites(before=SEEDED)
+    processes = sites.start(sites=("helper",))
+    processes |= sites.start("--strict", sites=("moving", "static"))
+    assert set(sites.wait(processes).values()) == {0}, sites.log("moving")
+    receipt = sites.folder / "out_moving" / "receipt.json"
+    assert set(json.loads(receipt.read_text())["files"]) == {"moving image"}

@@ -365,11 +365,11 @@ def register(
         options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
     if strict and affine and starts_at_mass:
         # What can be known before anything is shown to anybody.
-        own = plausibility.of_center(image, name)
-        own += plausibility.of_mask(
+        known = plausibility.of_center(image, name)
+        known += plausibility.of_mask(
             image, options.get(name + "_mask"), grid2world, name
         )
-        plausibility.tell(own, strict=True)
+        plausibility.tell(known, strict=True)
     if start:
         if name != "moving":
             raise InputError("--prealign_file belongs to the owner of the moving image")
