@@ -239,6 +239,11 @@ def quality_lines(receipt):
 
 def learned_lines(receipt):
     """What was opened to whom, and what that can show."""
+    return _opened_lines(receipt) + remark_lines(receipt)
+
+
+def _opened_lines(receipt):
+    """What was opened to whom, and how much that is."""
     lines = []
     for role, entries in receipt["learned"].items():
         if not entries:
@@ -262,6 +267,12 @@ def learned_lines(receipt):
                 f"That is {bits:,.0f} bits about an image of {voxels:,} voxels, "
                 f"{bits / voxels:.2g} for each."
             )
+    return lines
+
+
+def remark_lines(receipt):
+    """What that can show."""
+    lines = []
     if receipt.get("resumed"):
         times = receipt["resumed"]
         lines.append(

@@ -465,6 +465,16 @@ def explain_work(plan):
     return lines
 
 
+def title_of(receipt):
+    """What a receipt is of, for people; "a registration" if it does not say."""
+    if not receipt["operation"]:
+        return "a registration"
+    metric = (receipt["parameters"] or {}).get("metric")
+    if isinstance(metric, dict):
+        metric = metric.get("metric")
+    return OPERATIONS[receipt["operation"]].titled(metric)
+
+
 TEMPLATE = """\
 # Session file of dipy_ppir: the same at all three parties.
 title = "{title}"

@@ -88,6 +88,15 @@ def without_own(found):
     return {name: found[name] for name in kept} | {"warnings": []}
 
 
+def in_own_words(found):
+    """A receipt with this program's words for what was opened, not the writer's."""
+    learned = {
+        role: [{**e, "meaning": DECLARATIONS[e["label"]].meaning} for e in entries]
+        for role, entries in found["learned"].items()
+    }
+    return {**found, "learned": learned}
+
+
 def _labels(found):
     for learned in (found["learned"], found["last_attempt"] or {}):
         yield from (e["label"] for entries in learned.values() for e in entries)
@@ -239,6 +248,15 @@ _RESULTS = {
         largest_jacobian=_is_number,
     ),
     "metric": _having(name=_is_text, value=_is_number),
+    "course": _each(
+        _having(
+            step=_is_text,
+            level=_is_count,
+            measure=_is_text,
+            evaluations=_is_count,
+            values=_each(_is_number),
+        )
+    ),
     "files": _named(_is_hash),
     "arrays": _named(_is_hash),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.mpc.identity import signed_by
-from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, ROLES
+from dipy_ppir.mpc.ledger import HELPER, ROLES
 from dipy_ppir.mpc.receipt import (
     INSECURE,
     learned_lines,
@@ -23,9 +23,14 @@ from dipy_ppir.mpc.record import (
     statement,
 )
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.operations import OPERATIONS
+from dipy_ppir.workflows.operations import title_of
 from dipy_ppir.workflows.outputs import OutputFiles
-from dipy_ppir.workflows.receiptfile import load, printable, without_own
+from dipy_ppir.workflows.receiptfile import (
+    in_own_words,
+    load,
+    printable,
+    without_own,
+)
 from dipy_ppir.workflows.remote import write_receipt
 
 #: Differences that are named; one change may make many.
@@ -302,10 +307,6 @@ def report(receipts, files, problems):
     text : str
     """
     first, remarks = next(iter(receipts.values())), unsigned(receipts)
-    by_label = {
-        role: [{**e, "meaning": DECLARATIONS[e["label"]].meaning} for e in entries]
-        for role, entries in first["learned"].items()
-    }
     results, warnings = {}, [INSECURE] if first["insecure"] else []
     for found in receipts.values():
         # Who gets the result has it alike.
@@ -313,17 +314,13 @@ def report(receipts, files, problems):
         warnings += [f"{found['role'].capitalize()}: {w}" for w in found["warnings"]]
     computed = []
     if first["operation"]:
-        metric = (first["parameters"] or {}).get("metric")
-        if isinstance(metric, dict):
-            metric = metric.get("metric")
-        title = OPERATIONS[first["operation"]].titled(metric)
-        computed.append(f"It was {title}.")
+        computed.append(f"It was {title_of(first)}.")
     for name, value in (first["parameters"] or {}).items():
         computed.append(f"    {printable(name)} = {printable(value)}")
     sections = {
         "What this is": run_lines(first),
         "What was computed": computed,
-        "What each party learned": learned_lines({**first, "learned": by_label}),
+        "What each party learned": learned_lines(in_own_words(first)),
         "Result": [*results],
         "What crossed the network": traffic_lines(first),
         "Receipts": [_described(name, found) for name, found in receipts.items()],
