@@ -16,7 +16,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py MANIFEST.in \
-	$(shell find dipy_ppir -name '*.py') \
+	$(shell find dipy_ppir -name '*.py' -o -path '*/templates/*') \
 	$(wildcard cython_kernels/*.pyx cython_kernels/*.px[di] cython_kernels/*.h)
 
 # The kernels are in the installed package only: keep the source tree, which has

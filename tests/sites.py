@@ -76,6 +76,8 @@ class Sites:
     fresh : bool, optional
         whether each program is a new process of Python, as for users, also where a
         `Launcher` runs.
+    pictures : bool, optional
+        whether owners make pictures and reports, which takes seconds.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class Sites:
         hosts=None,
         before="",
         fresh=False,
+        pictures=False,
     ):
+        self.pictures = pictures
         self.folder, self.operation = Path(folder), operation
         self._hosts, self._before, self._fresh = hosts, before, fresh
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +151,7 @@ class Sites:
             pair[site] = str(self.folder / f"{site}.nii.gz")
             words = [f"align_{self.operation}", pair["static"], pair["moving"]]
             words += ["--session", str(self.file)]
+            words += [] if self.pictures else ["--no_pictures"]
         code = (
             "import sys; from dipy_ppir.workflows import cli; "
             f"sys.argv[0] = 'dipy_ppir_{words[0]}'; sys.exit(cli.{words[0]}())"

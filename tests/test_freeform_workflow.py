@@ -50,7 +50,7 @@ def test_writes_what_the_other_command_writes(command, pair):
     assert (status, err) == (0, "")
     names = {"warped_moved.nii.gz", "inc_static.nii.gz", FIELD, "receipt.json"}
     pictures = {"checkerboard.png", "contours.png", "warped_grid.png", "jacobian.png"}
-    assert {p.name for p in Path("res").iterdir()} == names | pictures
+    assert {p.name for p in Path("res").iterdir()} == names | pictures | {"report.html"}
     assert "deformation, level 2 of 2 done: iteration 2" in out
     receipt = json.loads(Path("res/receipt.json").read_text())
     assert receipt["operation"] == "freeform"

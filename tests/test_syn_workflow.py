@@ -31,6 +31,7 @@ FAST = "--level_iters 3 2".split()
 NO_PICTURES = ["--no_pictures"]
 FIELD = "displacement_field.nii.gz"
 PICTURES = {"checkerboard.png", "contours.png", "warped_grid.png", "jacobian.png"}
+SHOWN = PICTURES | {"report.html"}
 DIFFEOMORPHIC = ["--transform_type", "diffeomorphic"]
 STATIC_SHAPE, MOVING_SHAPE = (24, 22, 20), (20, 24, 21)
 STATIC_GRID = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -217,7 +218,7 @@ def test_writes_its_files_and_no_others(command, pair):
     )
     assert (status, err) == (0, "")
     names = {"warped_moved.nii.gz", "inc_static.nii.gz", FIELD, "r.json"}
-    assert {p.name for p in Path("res").iterdir()} == names | PICTURES
+    assert {p.name for p in Path("res").iterdir()} == names | SHOWN
     warped, field = (nib.load(Path("res", n)) for n in ("warped_moved.nii.gz", FIELD))
     inverse = nib.load("res/inc_static.nii.gz")
     assert warped.shape == STATIC_SHAPE and inverse.shape == MOVING_SHAPE
@@ -229,7 +230,7 @@ def test_writes_its_files_and_no_others(command, pair):
     assert_allclose(field.affine, np.linalg.inv(STATIC_GRID), atol=1e-6)
     assert np.abs(field.get_fdata()).max() > 1
     # What is said about it: every file, and no control characters.
-    for name in names | PICTURES:
+    for name in names | SHOWN:
         assert f"Saved {Path('res', name)}\n" in out
     assert "\x1b" not in out and "\r" not in out
     assert "What each party learned" in out and "Quality of the map" in out
@@ -690,7 +691,7 @@ def test_no_pictures_without_matplotlib(command, pair, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, out, err = command(ALIGN, *pair, *FAST, "--out_dir", "res")
     assert (status, err) == (0, "") and "matplotlib is not installed" in out
-    assert not {p.name for p in Path("res").iterdir()} & PICTURES
+    assert not {p.name for p in Path("res").iterdir()} & SHOWN
 
 
 # -- mistakes --------------------------------------------------------------
@@ -1020,7 +1021,7 @@ def test_existing_files_need_force(command, pair):
     assert Path("jacobian.png").read_text() == "mine"
     assert command(ALIGN, *pair, *FAST, "--force")[0] == 0
     assert Path("jacobian.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in Path().iterdir()} == PICTURES | {
+    assert {p.name for p in Path().iterdir()} == SHOWN | {
         "warped_moved.nii.gz",
         FIELD,
         "receipt.json",
@@ -1094,7 +1095,7 @@ def test_many_pairs(command, pair, many):
     assert_refused(command(ALIGN, *args), "2 pairs", "--mix_names")
     assert command(ALIGN, *args, "--mix_names")[0] == 0
     names = {p.name for p in Path("res").iterdir()}
-    kinds = PICTURES | {"warped_moved.nii.gz", "inc_static.nii.gz", FIELD}
+    kinds = SHOWN | {"warped_moved.nii.gz", "inc_static.nii.gz", FIELD}
     assert names == {
         f"static_{m}__{kind}" for m in ("m1", "m2") for kind in kinds | {"receipt.json"}
     }

@@ -94,6 +94,7 @@ def test_writes_what_dipy_writes(command, pair, tmp_path):
         "receipt.json",
         "checkerboard.png",
         "contours.png",
+        "report.html",
     }
     static, moving = (nib.load(p).get_fdata(dtype=np.float32) for p in pair)
     clear, expected, _, fopt = affine_registration(

@@ -84,6 +84,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         "sampling_proportion": "sampling_prop",
     }
     pictures = figures.PICTURES
+    own_pictures = figures.OWN_PICTURES
 
     def run(
         self,
@@ -113,6 +114,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         reveal=AFFINE.reveal,
         hide_steps=AFFINE.hide_steps,
         receipt="receipt.json",
+        report="report.html",
         far_apart=False,
         no_pictures=False,
         session="",
@@ -209,12 +211,16 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             the bits before it, for half more traffic. Not for 'rigid_scaling'.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
+        report : string, optional
+            Name of the page (HTML) that shows the result and what each party learned;
+            made with the pictures, if jinja2 and matplotlib are installed.
         far_apart : boolean, optional
             Accept images that do not overlap in space: their centers of mass
             are aligned first anyway.
         no_pictures : boolean, optional
-            Do not write the overlay pictures checkerboard.png and contours.png
-            (made if matplotlib is installed).
+            Write neither the report nor the overlay pictures checkerboard.png and
+            contours.png (made if matplotlib is installed); nor, at a site of a
+            session, warped_grid.png.
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the image that this site does not have.

@@ -36,6 +36,7 @@ CLI_SITES = {
     "dipy_ppir_receipt": ("dipy_ppir.workflows.receipts", "receipt"),
     "dipy_ppir_template": ("dipy_ppir.workflows.template", "template"),
     "dipy_ppir_cohort": ("dipy_ppir.workflows.cohort", "cohort"),
+    "dipy_ppir_report": ("dipy_ppir.workflows.reportfile", "report_of"),
 }
 
 
@@ -215,3 +216,8 @@ def receipt():
 def template():
     """Entry point of ``dipy_ppir_template``."""
     return run("dipy_ppir_template")
+
+
+def report():
+    """Entry point of ``dipy_ppir_report``."""
+    return run("dipy_ppir_report")

@@ -232,6 +232,7 @@ def run(folder):
         ("moved.nii.gz", "the moving image on the static image's grid"),
         ("affine.txt", "the transform (dipy_apply_transform reads it)"),
         ("receipt.json", "what each party learned, as printed above"),
+        ("report.html", "all of it on one page, to look at in a browser"),
         (static.name, "the static image"),
         (moving.name, "the moving image"),
         ("true_affine.txt", "the transform to find"),
@@ -242,6 +243,7 @@ def run(folder):
         ("syn/jacobian.png", "where it shrinks and where it grows"),
         ("syn/displacement_field.nii.gz", "the map (dipy_apply_transform reads it)"),
         ("syn/receipt.json", "what each party learned in the second registration"),
+        ("syn/report.html", "all of the second registration on one page"),
     ):
         if (folder / name).exists():
             print(f"  {name:<31}{what}")

@@ -104,7 +104,7 @@ def pictures(kinds):
     except ImportError:
         logger.info(
             "No pictures, because matplotlib is not installed (it comes with "
-            "dipy-ppir[demo])"
+            "dipy-ppir[report])"
         )
         return {}
     return kinds

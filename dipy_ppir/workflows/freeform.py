@@ -61,6 +61,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         out_inv_static="inc_static.nii.gz",
         out_field="displacement_field.nii.gz",
         receipt="receipt.json",
+        report="report.html",
         no_pictures=False,
         session="",
         identity="",
@@ -149,9 +150,13 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
             Name of the file to save the map.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
+        report : string, optional
+            Name of the page (HTML) that shows the result and what each party learned;
+            made with the pictures, if jinja2 and matplotlib are installed.
         no_pictures : boolean, optional
-            Do not write the pictures checkerboard.png, contours.png,
-            warped_grid.png and jacobian.png (made if matplotlib is installed).
+            Write neither the report nor the pictures checkerboard.png, contours.png,
+            warped_grid.png and jacobian.png (made if matplotlib is installed; at a
+            site of a session the latter two, on its own image).
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the image that this site does not have.

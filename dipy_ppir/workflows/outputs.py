@@ -1,6 +1,7 @@
 """Files that appear whole, all together, or not at all."""
 
 from contextlib import contextmanager
+import logging
 import os
 from pathlib import Path
 import secrets
@@ -8,6 +9,8 @@ import shutil
 import signal
 
 from dipy_ppir.workflows.inputs import InputError
+
+logger = logging.getLogger("dipy_ppir")
 
 
 class OutputFiles:
@@ -65,6 +68,34 @@ class OutputFiles:
         name = f".{secrets.token_hex(4)}.{path.name}"
         self._temporary[path] = path.with_name(name)
         return self._temporary[path]
+
+    def attempt(self, path, write):
+        """Write a file without which the run is complete: a picture, a report.
+
+        Parameters
+        ----------
+        path : str or Path
+        write : callable
+            takes the temporary name.
+
+        Returns
+        -------
+        written : bool
+            False if it raised an error, which is logged.
+        """
+        path = Path(path)
+        try:
+            write(self.temporary(path))
+        except Exception as exc:
+            self._temporary.pop(path).unlink(missing_ok=True)
+            logger.warning(
+                "%s could not be made (%s: %s); the results do not depend on it",
+                path.name,
+                type(exc).__name__,
+                exc,
+            )
+            return False
+        return True
 
     def commit(self, *paths):
         """Give files, all if none are named, their final names.

@@ -1,5 +1,6 @@
 """The command ``dipy_ppir_align_points``, as a DIPY workflow."""
 
+from functools import partial
 import io
 from pathlib import Path
 import warnings
@@ -20,7 +21,7 @@ from dipy_ppir.align.remote import WORD
 from dipy_ppir.mpc.identity import home
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.workflows import inputs
-from dipy_ppir.workflows.flow import OutputFilesFlow, check_name
+from dipy_ppir.workflows.flow import OutputFilesFlow, check_name, short_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import POINT_LIMIT, Openings
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
@@ -30,6 +31,13 @@ from dipy_ppir.workflows.remote import (
     check_words,
     finish,
     write_receipt,
+)
+from dipy_ppir.workflows.report import (
+    HTML,
+    of_point_sets,
+    pictures_of,
+    save_report,
+    wanted,
 )
 
 #: Flags that name outputs.
@@ -59,6 +67,8 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         out_matrix="moving_to_static.txt",
         out_affine="affine.txt",
         receipt="receipt.json",
+        report="report.html",
+        no_pictures=False,
         session="",
         identity="",
         listen="",
@@ -98,6 +108,11 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             and read for images.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
+        report : string, optional
+            Name of the page (HTML) that shows the result and what each party learned,
+            made if jinja2 and matplotlib are installed.
+        no_pictures : boolean, optional
+            Do not write the report.
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the points that this site does not have.
@@ -125,8 +140,11 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         check_words(files, session, "points", identity=identity, listen=listen)
         for flag in OUTPUTS:
             check_name(flags[flag], flag)
+        check_name(report, "report", HTML)
         folder = Path(out_dir or ".")
         names = {flag: folder / flags[flag] for flag in OUTPUTS}
+        reported = {} if no_pictures else wanted(report)
+        names |= {flag: folder / name for flag, name in reported.items()}
         site = None
         if session:
             check_flags({flag: flags[flag] for flag in SETTLED}, self.run)
@@ -159,7 +177,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         }
         if site is None:
             inputs.explain(check_shapes, {n: x.shape for n, x in points.items()})
-        count = None
+        count, matrices = None, []
         if site is not None:
             count = _Count(site, points[site.image], limit_bits)
         with (
@@ -170,6 +188,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         ):
 
             def write(moved, matrix, *, receipt):
+                matrices.append(matrix)
                 if "out_moved" in names:
                     _save_points(out.temporary(names["out_moved"]), moved)
                 if "out_matrix" in names:
@@ -194,6 +213,11 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             if strict and found["warnings"]:
                 out.commit(names["receipt"])
                 plausibility.tell(found["warnings"], strict=True)
+            out.commit()
+            if reported:
+                save = partial(_save_report, found, mine, points, *matrices)
+                if not out.attempt(names["report"], save):
+                    del names["report"]
             finish(out, found, names)
 
 
@@ -320,6 +344,15 @@ def _explained(text, what):
                 "lines before; give each point as many"
             )
     return f"{what} cannot be read as numbers; give one point a line"
+
+
+def _save_report(receipt, files, points, matrix, path):
+    """Write the report: pictures of this party's points, if it gets the transform."""
+    shown = None
+    if matrix is not None:
+        shown = pictures_of(of_point_sets, points, matrix)
+    names = {name: short_name(file) for name, file in files.items()}
+    save_report(path, receipt, names=names, pictures=shown)
 
 
 def _save_points(path, points):

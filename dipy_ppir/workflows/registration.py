@@ -1,5 +1,6 @@
 """What the commands that register do alike, here or as one site of a session."""
 
+from functools import cache, partial
 import inspect
 import logging
 from pathlib import Path
@@ -10,7 +11,8 @@ from dipy.io.image import save_nifti
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.parameters import ParameterError
-from dipy_ppir.workflows import figures, inputs
+from dipy_ppir.workflows import figures, inputs, report
+from dipy_ppir.workflows.course import Course
 from dipy_ppir.workflows.flow import (
     OutputFilesFlow,
     beside,
@@ -64,6 +66,8 @@ class RegistrationFlow(OutputFilesFlow):
         parameters to their flags, where these are called otherwise.
     pictures : dict
         names of pictures to their kinds.
+    own_pictures : dict
+        the same for an owner in a session, who has one image.
     receipts : list of dict
         one for each pair that was registered.
     """
@@ -167,6 +171,10 @@ class RegistrationFlow(OutputFilesFlow):
         own = self.at_site(site, flags)
         names = {kind: flags[flag] for flag, kind in self._results(flags).items()}
         names["receipt"] = flags["receipt"]
+        made = {}
+        if not flags["no_pictures"]:
+            made = pictures(self.own_pictures)
+            names |= {name: name for name in made} | report.wanted(flags["report"])
         self.receipts.append(
             register(
                 site,
@@ -176,6 +184,7 @@ class RegistrationFlow(OutputFilesFlow):
                 resume=flags["resume"],
                 strict=flags["strict"],
                 force=self._force_overwrite,
+                pictures=made,
                 **own,
             )
         )
@@ -188,10 +197,14 @@ class RegistrationFlow(OutputFilesFlow):
         for path in files.values():
             if not str(path).strip():
                 raise InputError("the name of an image is empty; give a NIfTI file")
-        made = {} if flags["no_pictures"] else pictures(self.pictures)
+        made, reported = {}, {}
+        if not flags["no_pictures"]:
+            made, reported = pictures(self.pictures), report.wanted(flags["report"])
         given = [flags[flag] for flag in (*self.outputs, "receipt")]
+        given += reported.values()
         with new_folders([self._in_folder(name, flags) for name in given]):
-            jobs = self._jobs(files, flags, made)
+            extras = {**{name: name for name in made}, **reported}
+            jobs = self._jobs(files, flags, extras)
             read = [f for paths, _ in jobs for f in paths.values()]
             read += [flags[flag] for flag in self.also_read if flags[flag]]
             written = written_files(jobs)
@@ -207,7 +220,7 @@ class RegistrationFlow(OutputFilesFlow):
                         paths, own, images, parameters, to, out, bool(flags["strict"])
                     )
 
-    def _jobs(self, files, flags, made):
+    def _jobs(self, files, flags, extras):
         """The pairs that are named: (images, files to write by what is in them)."""
         rows = self.rows(
             [files[name] for name in IMAGES],
@@ -216,7 +229,7 @@ class RegistrationFlow(OutputFilesFlow):
         )
         results = self._results(flags)
         (main,) = (flag for flag, kind in results.items() if kind == "transform")
-        others = {"receipt": flags["receipt"], **{name: name for name in made}}
+        others = {"receipt": flags["receipt"], **extras}
         jobs = []
         for static, moving, *named in rows:
             named = dict(zip(self.outputs, named, strict=True))
@@ -247,38 +260,60 @@ class RegistrationFlow(OutputFilesFlow):
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
         with display(shown, len(parameters.level_iters)) as progress:
+            course = Course(progress)
             moved, transform, *more, receipt = self.compute(
-                images, parameters, progress, wanted, strict
+                images, parameters, course, wanted, strict
             )
         receipt["warnings"] = [*concerns, *receipt["warnings"]]
         own.enter(receipt)
+        course.enter(receipt)
         self.receipts.append(receipt)
         save_nifti(out.temporary(files["image"]), moved, images["static_grid2world"])
         self.save(out, files, images, transform, *more)
         write_receipt(out, files["receipt"], receipt)
-        title = f"{short_name(paths['moving'])} on {short_name(paths['static'])}"
-        self._draw(out, files, images, moved, transform, title)
+        names = {name: short_name(paths[name]) for name in IMAGES}
+        self._draw(out, files, images, moved, transform, names, receipt)
         finish(out, receipt, files)
 
-    def _draw(self, out, files, images, moved, transform, title):
+    def _draw(self, out, files, images, moved, transform, names, receipt):
+        """Draw what is wanted; what cannot be drawn is taken out of `files`."""
         kinds = {n: kind for n, kind in self.pictures.items() if n in files}
+        if not kinds and "report" not in files:
+            return
         static, grid2world = images["static"], images["static_grid2world"]
-        if kinds:
-            before = AffineMap(
+        title = f"{names['moving']} on {names['static']}"
+
+        @cache
+        def before():
+            return AffineMap(
                 self.start(images),
                 domain_grid_shape=static.shape,
                 domain_grid2world=grid2world,
                 codomain_grid_shape=images["moving"].shape,
                 codomain_grid2world=images["moving_grid2world"],
             ).transform(images["moving"])
-        for name, kind in kinds.items():
-            path = out.temporary(files[name])
-            if kind in figures.PICTURES.values():
-                figures.save_overlay(
-                    path, kind, static, before, moved, grid2world, title=title
-                )
-            else:
-                figures.save_map(path, kind, static, transform, title=title)
+
+        def overlay(kind, path):
+            figures.save_overlay(
+                path, kind, static, before(), moved, grid2world, title=title
+            )
+
+        def on_static(kind, path):
+            figures.save_map(path, kind, static, transform, title=title)
+
+        def page(path):
+            both = static, before(), moved, grid2world, transform
+            shown = report.pictures_of(report.of_both_images, *both)
+            report.save_report(path, receipt, names=names, pictures=shown)
+
+        draw = {
+            name: partial(overlay if name in figures.PICTURES else on_static, kind)
+            for name, kind in kinds.items()
+        }
+        draw |= {"report": page} if "report" in files else {}
+        for name, write in draw.items():
+            if not out.attempt(files[name], write):
+                del files[name]
 
     # -- names of files -----------------------------------------------------
 
@@ -295,6 +330,7 @@ class RegistrationFlow(OutputFilesFlow):
         for flag in (*self.outputs, "receipt"):
             nifti = defaults[flag].default.endswith(NIFTI)
             check_name(flags[flag], flag, NIFTI if nifti else ())
+        check_name(flags["report"], "report", report.HTML)
 
     @staticmethod
     def _in_folder(name, flags):

@@ -1,10 +1,13 @@
 """A command as one party of a session between sites."""
 
+from dataclasses import dataclass
+from functools import partial
 import inspect
 import json
 import logging
 from pathlib import Path
 
+from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti, save_qa_metric
 import numpy as np
 
@@ -21,7 +24,9 @@ from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import parse_address
-from dipy_ppir.workflows import inputs
+from dipy_ppir.workflows import figures, inputs, report
+from dipy_ppir.workflows.course import Course
+from dipy_ppir.workflows.flow import short_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.openings import LIMIT, Openings
@@ -160,9 +165,9 @@ class Site:
             display(steps, count) as progress,
         ):
             met()
-            callback = progress
+            callback = course = Course(progress)
             if self.plan.operation != "affine":
-                callback = deformation_callback(progress)
+                callback = deformation_callback(course)
             *result, receipt = self.operation.function(
                 session=session,
                 callback=callback,
@@ -170,6 +175,7 @@ class Site:
                 ret_receipt=True,
                 **arguments,
             )
+            course.enter(receipt)
             write(*result, receipt=receipt)
         return receipt
 
@@ -305,6 +311,7 @@ def register(
     strict=False,
     force=False,
     limit_bits=LIMIT,
+    pictures=(),
 ):
     """Register this owner's image with the other's, and write what is this owner's.
 
@@ -317,12 +324,15 @@ def register(
         which volumes of a series.
     files : dict
         paths of "image" (at the moving owner), "transform", "receipt" and, if wanted,
-        "inverse"; and of "quality", for where the session file asks for it.
+        "inverse"; of "quality", for where the session file asks for it; and, if wanted,
+        of "report" and of each of `pictures`.
     mask, start : str or Path, optional
         this owner's mask; the prealign file.
     resume, strict, force : bool, optional
     limit_bits : float, optional
         most bits opened about the static image in all sessions; 0 for no limit.
+    pictures : dict, optional
+        names of pictures to their kinds, see `figures.save_map`.
 
     Returns
     -------
@@ -379,6 +389,8 @@ def register(
         wanted += ["transform"]
         wanted += ["image"] if name == "moving" else []
         wanted += ["inverse"] if "inverse" in files else []
+        wanted += pictures
+    wanted += ["report"] if "report" in files else []
     if affine and parameters.ret_metric and name == "moving":
         wanted += ["quality"]
     files = {kind: files[kind] for kind in wanted}
@@ -390,7 +402,10 @@ def register(
     ):
         checkpoint = site.checkpoint(files["receipt"].parent, resume)
 
+        found = {}
+
         def write(resampled, transform, *optimum, receipt):
+            found.update(moved=resampled, transform=transform)
             receipt["warnings"] = [*concerns, *receipt["warnings"]]
             if "image" in files:
                 place = np.array(receipt["static_grid2world"])
@@ -421,8 +436,60 @@ def register(
             # What was learned stays on record; the others have their results.
             out.commit(files["receipt"])
             plausibility.tell(receipt["warnings"], strict=True)
+        # The others are gone: what took hours does not wait for pictures.
+        out.commit()
+        start = options.get("prealign")
+        own_image = _OwnImage(name, image, grid2world, start, **found)
+        title = short_name(path)
+        for kind in [*pictures, "report"]:
+            if kind not in files:
+                continue
+            if kind == "report":
+                save = partial(own_image.report, receipt, {name: title})
+            else:
+                save = partial(own_image.draw, pictures[kind], receipt, title)
+            if not out.attempt(files[kind], save):
+                del files[kind]
         finish(out, receipt, files)
     return receipt
+
+
+@dataclass(frozen=True)
+class _OwnImage:
+    """What an owner in a session can draw: its image, and the result if it gets it."""
+
+    name: str
+    image: np.ndarray
+    grid2world: np.ndarray
+    prealign: np.ndarray | None
+    moved: np.ndarray | None
+    transform: object
+
+    def draw(self, kind, receipt, title, path):
+        """Draw what the transform does on its own image, see `figures.save_map`."""
+        static_grid = np.array(receipt["static_grid2world"])
+        image = self.moved if self.name == "moving" else self.image
+        figures.save_map(path, kind, image, self.transform, static_grid, title=title)
+
+    def report(self, receipt, names, path):
+        """Write the report, see `report.save_report`."""
+        shown = None
+        if self.transform is not None:
+            shown = report.pictures_of(self._pictures, receipt)
+        report.save_report(path, receipt, names=names, pictures=shown)
+
+    def _pictures(self, receipt):
+        static_grid = np.array(receipt["static_grid2world"])
+        if self.name == "static":
+            return report.of_static_image(self.image, static_grid, self.transform)
+        before = AffineMap(
+            np.eye(4) if self.prealign is None else self.prealign,
+            domain_grid_shape=receipt["images"]["static"]["shape"],
+            domain_grid2world=static_grid,
+            codomain_grid_shape=self.image.shape,
+            codomain_grid2world=self.grid2world,
+        ).transform(self.image)
+        return report.of_moving_image(before, self.moved, static_grid, self.transform)
 
 
 def write_receipt(out, file, receipt):

@@ -60,6 +60,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         "smooth": "mopt_smooth",
     }
     pictures = figures.SYN_PICTURES
+    own_pictures = figures.MAP_PICTURES
 
     def run(
         self,
@@ -90,6 +91,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         update_spacing=None,
         stride=SYN.stride,
         receipt="receipt.json",
+        report="report.html",
         no_pictures=False,
         session="",
         identity="",
@@ -197,9 +199,13 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             a fifth of the traffic, and a result that is not DIPY's any more.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
+        report : string, optional
+            Name of the page (HTML) that shows the result and what each party learned;
+            made with the pictures, if jinja2 and matplotlib are installed.
         no_pictures : boolean, optional
-            Do not write the pictures checkerboard.png, contours.png,
-            warped_grid.png and jacobian.png (made if matplotlib is installed).
+            Write neither the report nor the pictures checkerboard.png, contours.png,
+            warped_grid.png and jacobian.png (made if matplotlib is installed; at a
+            site of a session the latter two, on its own image).
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the image that this site does not have.
