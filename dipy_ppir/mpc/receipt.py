@@ -280,27 +280,7 @@ def remark_lines(receipt):
             "What was computed again is counted again; what was under way at an "
             "interruption may have been opened once more than counted."
         )
-    exact = any(
-        e["label"] == "joint_histogram" for v in receipt["learned"].values() for e in v
-    )
-    for level in receipt["levels"]:
-        samples, numbers = level["samples"], level["numbers"]
-        lines.append(
-            f"About {samples:,} samples of the other image (one resolution level) "
-            f"the {level['party']} learned {_numbers(numbers)} of "
-            f"{level['bits']:,.0f} bits in all, "
-            f"{100 * numbers / samples:.2g} numbers for every hundred samples."
-        )
-        if exact and numbers > RISKY_SHARE * samples:
-            lines.append(
-                "   CAUTION: so many histograms can determine these samples. "
-                'reveal="transform" opens no histogram; larger levels hide more.'
-            )
-        elif numbers > samples / 2:
-            lines.append(
-                "   CAUTION: many numbers about few samples. Fewer iterations at this "
-                "level, or leaving it out, opens less."
-            )
+    lines += level_lines(receipt)
     labels = {e["label"] for v in receipt["learned"].values() for e in v}
     if "edge_samples" in labels:
         lines.append(
@@ -355,6 +335,33 @@ def remark_lines(receipt):
             "that does not follow the program may choose what the bits that it learns "
             "are about; it learns no more of them."
         )
+    return lines
+
+
+def level_lines(receipt):
+    """What was opened about each resolution level, a caution after its level."""
+    lines = []
+    exact = any(
+        e["label"] == "joint_histogram" for v in receipt["learned"].values() for e in v
+    )
+    for level in receipt["levels"]:
+        samples, numbers = level["samples"], level["numbers"]
+        lines.append(
+            f"About {samples:,} samples of the other image (one resolution level) "
+            f"the {level['party']} learned {_numbers(numbers)} of "
+            f"{level['bits']:,.0f} bits in all, "
+            f"{100 * numbers / samples:.2g} numbers for every hundred samples."
+        )
+        if exact and numbers > RISKY_SHARE * samples:
+            lines.append(
+                "   CAUTION: so many histograms can determine these samples. "
+                'reveal="transform" opens no histogram; larger levels hide more.'
+            )
+        elif numbers > samples / 2:
+            lines.append(
+                "   CAUTION: many numbers about few samples. Fewer iterations at this "
+                "level, or leaving it out, opens less."
+            )
     return lines
 
 

@@ -317,7 +317,8 @@ def center_of(image):
 
 def slice_of(image, axis, index):
     """A plane of an upright image, its rows from below."""
-    return np.take(image, index, axis=axis).T
+    # np.take copies the array where it is not in C's order.
+    return image[(slice(None),) * axis + (index,)].T
 
 
 def outline_level(image):

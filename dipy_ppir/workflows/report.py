@@ -14,6 +14,7 @@ from datetime import timedelta
 import hashlib
 from importlib.resources import files as resources
 from importlib.util import find_spec
+import itertools
 import logging
 import math
 
@@ -22,6 +23,7 @@ import numpy as np
 from dipy_ppir.mpc.ledger import ROLES
 from dipy_ppir.mpc.receipt import (
     INSECURE,
+    level_lines,
     quality_lines,
     remark_lines,
     result_lines,
@@ -270,8 +272,15 @@ def _facts(receipt, names):
     """What the template says of a receipt."""
     parties = receipt["parties"] or {}
     who = {role: parties[role]["name"] if parties else "" for role in ROLES.values()}
-    remarks = remark_lines(receipt)
-    cautions = [r.strip() for r in remarks if r.strip().startswith(_CAUTION)]
+    levels = level_lines(receipt)
+    remarks = [line for line in remark_lines(receipt) if line not in levels]
+    cautions = [line for line in remarks if line.startswith(_CAUTION)]
+    # Of a level in the same sentence as what it is about.
+    of_levels = [
+        f"{about.rstrip('.')}: {line.strip().removeprefix(_CAUTION)}"
+        for about, line in itertools.pairwise(levels)
+        if line.strip().startswith(_CAUTION)
+    ]
     course = [level for level in receipt.get("course") or () if level["values"]]
     return {
         "receipt": receipt,
@@ -284,8 +293,8 @@ def _facts(receipt, names):
         "insecure": INSECURE if receipt["insecure"] else None,
         "tiles": _tiles(receipt),
         "results": result_lines(receipt) + quality_lines(receipt),
-        "cautions": [r.removeprefix(_CAUTION) for r in cautions],
-        "remarks": [r for r in remarks if r.strip() not in cautions],
+        "cautions": of_levels + [line.removeprefix(_CAUTION) for line in cautions],
+        "remarks": [line for line in remarks if line not in cautions],
         "bits": charts.of_bits(receipt),
         "voxel_bits": charts.VOXEL_BITS,
         "traffic": charts.of_traffic(receipt["bytes_sent"]),
@@ -324,11 +333,11 @@ def _tiles(receipt):
     found = receipt.get("transform")
     if found:
         low, high = found["scales"][0], found["scales"][-1]
-        scale = f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
+        ends = dict.fromkeys((f"{low:.3f}", f"{high:.3f}"))
         tiles += [
             ("shift", f"{math.hypot(*found['shift']):.2f} mm"),
             ("turn", f"{found['turn']:.2f}°"),
-            ("scale", scale),
+            ("scale", " to ".join(ends)),
         ]
     moved = receipt.get("displacement")
     if moved:

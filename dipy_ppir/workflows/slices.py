@@ -64,6 +64,7 @@ def viewer(images, grid2world, *, outlined=()):
     # By the last, the result: before, half of it may lie outside.
     greys |= dict.fromkeys(others, limits(volumes[others[-1]]) if others else None)
     levels = {name: outline_level(volumes[name]) for name in outlined}
+    weights = _weights(volumes[first])
     for count in COUNTS:
         planes = []
         for name, axis, across, along in _planes(volumes[first].shape):
@@ -79,7 +80,7 @@ def viewer(images, grid2world, *, outlined=()):
                         for n, level in levels.items()
                     },
                 }
-                for at in _positions(volumes[first], axis, count)
+                for at in _positions(weights[axis], count)
             ]
             planes.append(_plane(name, sizes, across, along, slices=slices))
         if _size(planes) <= BUDGET:
@@ -167,12 +168,18 @@ def _plane(name, sizes, across, along, **more):
     return {"name": name, "width": width, "height": height, **ends, **more}
 
 
-def _positions(image, axis, count):
-    """Indices along an axis of `count` slices through what an image shows."""
-    others = tuple(i for i in range(3) if i != axis)
-    weight = windowed(image).sum(axis=others, dtype=np.float64)
-    if not weight.any():
-        weight += 1
+def _weights(image):
+    """How much each slice along each axis shows of an image."""
+    window = windowed(image)
+    weights = [
+        window.sum(axis=tuple(i for i in range(3) if i != axis), dtype=np.float64)
+        for axis in range(3)
+    ]
+    return [weight if weight.any() else weight + 1 for weight in weights]
+
+
+def _positions(weight, count):
+    """Indices of `count` slices through what an image shows."""
     parts = np.cumsum(weight) / weight.sum()
     wanted = np.linspace(_MARGIN, 1 - _MARGIN, count) if count > 1 else [0.5]
     return sorted({int(i) for i in np.searchsorted(parts, wanted)})
