@@ -11,6 +11,7 @@ from math import prod
 from dipy_ppir.align.parameters import (
     AffineParameters,
     FreeFormParameters,
+    PointParameters,
     SynParameters,
 )
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
@@ -50,6 +51,8 @@ _CARRIED = {
 #: The same of a free-form registration for each dimension, at the moving owner, the
 #: static one and the helper: along each there are a gradient and a displacement.
 _SPLINE = (75, 20, 30)
+#: For each coordinate of points at an owner, the largest peak that was measured.
+COORDINATE = 64
 
 
 def peaks(parameters, static_shape, moving_shape):
@@ -57,9 +60,9 @@ def peaks(parameters, static_shape, moving_shape):
 
     Parameters
     ----------
-    parameters : AffineParameters, SynParameters or FreeFormParameters
+    parameters : AffineParameters, SynParameters, FreeFormParameters or PointParameters
     static_shape, moving_shape : sequence of int
-        None where it is not known yet.
+        of images, or of arrays of points; None where it is not known yet.
 
     Returns
     -------
@@ -70,6 +73,9 @@ def peaks(parameters, static_shape, moving_shape):
         0.0 if shape is None else float(prod(shape))
         for shape in (static_shape, moving_shape)
     )
+    if isinstance(parameters, PointParameters):
+        points = {MOVING: moving, STATIC: static, HELPER: 0.0}
+        return {pid: _PROGRAM + COORDINATE * n for pid, n in points.items()}
     common, samples, other = _PROGRAM, static, None
     if isinstance(parameters, AffineParameters):
         samples *= parameters.sampling_proportion or 1

@@ -18,6 +18,7 @@ from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.arguments import check_numbers, check_run
 from dipy_ppir.align.decomposition import decompose
 from dipy_ppir.align.facts import own_arrays
+from dipy_ppir.align.memory import COORDINATE
 from dipy_ppir.align.parameters import POINTS, PointParameters
 from dipy_ppir.align.remote import OWNERS, WORD, is_word
 from dipy_ppir.mpc import local, rotation
@@ -31,8 +32,6 @@ MOST_SHIFT = 1 << 40
 #: The logarithm of a size, base 2, is rounded to a part of this.
 SIZE_PLACES = 1 << 18
 _SIZE_RANGE = round(math.log2(rotation.SIZES[1] / rotation.SIZES[0]) * SIZE_PLACES)
-#: Bytes of memory for each coordinate at an owner, the largest peak that was measured.
-_MEMORY = 64
 #: Part of a set's spread, at least, that lies beside the line that it is nearest to.
 LEAST_SPREAD = 2.0**-10
 
@@ -511,7 +510,7 @@ def _run(session, parameters, pair, own):
     shapes = _exchanged(session, pair)
     check_shapes(shapes)
     n, dim = shapes["moving"]
-    needed = _MEMORY * n * dim / 1e9
+    needed = COORDINATE * n * dim / 1e9
     if needed > session.limits["memory"]:
         raise ValueError(
             f"registering {n:,} points needs about {needed:.1f} GB of memory at each "
