@@ -5,7 +5,12 @@ import signal
 import sys
 import warnings
 
-from dipy_ppir.workflows.streams import output_problem, take_standard_streams
+from dipy_ppir.workflows.streams import (
+    QUIET,
+    be_quiet,
+    output_problem,
+    take_standard_streams,
+)
 
 #: Commands to their workflows.
 CLI_FLOWS = {
@@ -79,6 +84,7 @@ def run(command):
         exit status: 0, 1 for an error, 130 if interrupted.
     """
     before = _files_written()
+    be_quiet(False)
     try:
         signal.signal(signal.SIGTERM, _terminate)
         take_standard_streams()
@@ -121,6 +127,7 @@ def _run(command):
 
     from dipy.workflows.flow_runner import run_flow
 
+    from dipy_ppir.workflows.flow import Heeded
     from dipy_ppir.workflows.inputs import InputError
 
     warnings.showwarning = _warn
@@ -132,13 +139,23 @@ def _run(command):
     # DIPY's run_flow takes --log_level and then always uses INFO.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--log_level", nargs="?", default="INFO")
-    name = str(early.parse_known_args()[0].log_level).upper()
+    early.add_argument("--log_file", nargs="?", default="")
+    early.add_argument("--quiet", action="store_true")
+    given, _ = early.parse_known_args()
+    name = str(given.log_level).upper()
     levels = logging.getLevelNamesMapping()
     if name not in levels:
         raise InputError(f"--log_level {name} is not one of {', '.join(levels)}")
-    logging.getLogger("dipy_ppir").setLevel(levels[name])
+    level = levels[name]
+    if given.quiet:
+        be_quiet()
+        # A log file is written as always: nothing of it is on the screen.
+        level = level if given.log_file else max(level, logging.WARNING)
+    logging.getLogger("dipy_ppir").setLevel(level)
     text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
-    run_flow(flow, extra_args={"version": {"action": "version", "version": text}})
+    quiet = {"action": Heeded, "nargs": 0, "help": QUIET}
+    extra = {"version": {"action": "version", "version": text}, "quiet": quiet}
+    run_flow(flow, extra_args=extra)
     return 0
 
 

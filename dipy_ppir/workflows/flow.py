@@ -1,5 +1,6 @@
 """What the commands have in common: naming outputs, explaining mistakes."""
 
+import argparse
 from contextlib import contextmanager
 import glob
 import logging
@@ -130,3 +131,13 @@ def short_name(path):
     """Name of a file, cut off for a title; bytes that are no text are replaced."""
     name = os.fsencode(Path(path).name).decode("utf-8", "replace")
     return name if len(name) < 34 else name[:31] + "..."
+
+
+class Heeded(argparse.Action):
+    """A flag that was heeded already, and that no workflow is given."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(option_strings, argparse.SUPPRESS, **options)
+
+    def __call__(self, *_):
+        """Do nothing."""

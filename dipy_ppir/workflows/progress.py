@@ -11,6 +11,7 @@ from dipy.align.imwarp import RegistrationStages
 import numpy as np
 
 from dipy_ppir.mpc.meeting import missing_text
+from dipy_ppir.workflows.streams import is_quiet
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -258,8 +259,11 @@ class Countdown:
 
 
 def terminal():
-    """The terminal that standard output is, as rich knows it; None if it is none."""
-    if sys.stdout.isatty():
+    """The terminal that standard output is, as rich knows it.
+
+    None if it is none, or nothing is to be printed.
+    """
+    if sys.stdout.isatty() and not is_quiet():
         from rich.console import Console
 
         console = Console(file=sys.stdout)

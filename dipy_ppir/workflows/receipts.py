@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from pathlib import Path
+import sys
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.mpc.identity import signed_by
@@ -32,6 +33,7 @@ from dipy_ppir.workflows.receiptfile import (
     without_own,
 )
 from dipy_ppir.workflows.remote import write_receipt
+from dipy_ppir.workflows.streams import be_quiet, is_quiet, say
 
 #: Differences that are named; one change may make many.
 _MOST_NAMED = 20
@@ -72,9 +74,15 @@ def receipt(arguments=None):
         "result in numbers, warnings, and hashes of files",
     )
     parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="Print nothing, but what is wrong: one line for each problem.",
+    )
+    parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
     given = parser.parse_args(arguments)
+    be_quiet(given.quiet)
     if len(given.receipts) > len(ROLES):
         raise InputError(
             f"{len(given.receipts)} receipts were given, but a run has one for each of "
@@ -95,7 +103,10 @@ def receipt(arguments=None):
         with OutputFiles([given.to_send], given.receipts) as out:
             write_receipt(out, given.to_send, without_own(own))
             out.commit()
-    print(report(receipts, found, problems))
+    say(report(receipts, found, problems))
+    if is_quiet():
+        for problem in problems:
+            print(problem, file=sys.stderr)
     return 1 if problems else 0
 
 

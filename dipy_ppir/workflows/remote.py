@@ -33,6 +33,7 @@ from dipy_ppir.workflows.openings import LIMIT, Openings
 from dipy_ppir.workflows.operations import OPERATIONS, read
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import Countdown, deformation_callback, display
+from dipy_ppir.workflows.streams import say
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -500,7 +501,7 @@ def write_receipt(out, file, receipt):
 def finish(out, receipt, files):
     """Give all files their names, and print the receipt."""
     out.commit()
-    print("\n" + receipt_text(receipt) + "\n")
+    say("\n" + receipt_text(receipt) + "\n")
     for file in files.values():
         logger.info("Saved %s", file)
 

@@ -19,6 +19,7 @@ from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS, explain, read, template
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import Site, finish, write_receipt
+from dipy_ppir.workflows.streams import QUIET, be_quiet, is_quiet, say
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -48,6 +49,9 @@ def keygen(arguments=None):
         "--show", action="store_true", help="only print the fingerprint of the key"
     )
     given = parser.parse_args(arguments)
+    if given.show and given.quiet:
+        raise InputError("--show prints a fingerprint, which --quiet forbids; give one")
+    be_quiet(given.quiet)
     if given.show:
         identity = Identity.load(given.identity)
     else:
@@ -58,12 +62,12 @@ def keygen(arguments=None):
             )
         identity = create_identity(_utf8(given.name), days=given.days)
         folder = identity.save(given.identity, force=given.force)
-        print(f"Key and certificate written to {folder}")
-        print("Keep key.pem secret; nobody but this account can read it.\n")
+        say(f"Key and certificate written to {folder}")
+        say("Keep key.pem secret; nobody but this account can read it.\n")
     until = identity.certificate.not_valid_after_utc
-    print(f"{identity.name}, valid until {until:%Y-%m-%d}")
-    print(f"SHA-256 fingerprint: {identity.fingerprint}")
-    print("\nGive the fingerprint to the other sites by telephone or mail.")
+    say(f"{identity.name}, valid until {until:%Y-%m-%d}")
+    say(f"SHA-256 fingerprint: {identity.fingerprint}")
+    say("\nGive the fingerprint to the other sites by telephone or mail.")
 
 
 def session(arguments=None):
@@ -79,11 +83,13 @@ def session(arguments=None):
         "check", help="say in plain words who takes part and who will learn what"
     )
     check.add_argument("file", type=Path)
+    check.add_argument("--quiet", action="store_true", help=QUIET)
     given = parser.parse_args(arguments)
     if given.command == "new":
         print(template(given.operation or "affine"), end="")
-    else:
-        print(explain(read(given.file)[0]))
+        return
+    be_quiet(given.quiet)
+    say(explain(read(given.file)[0]))
 
 
 def helper(arguments=None):
@@ -109,6 +115,7 @@ def helper(arguments=None):
     )
     parser.add_argument("--log_level", default="INFO")
     given = parser.parse_args(arguments)
+    be_quiet(given.quiet)
     log_to_stderr(given.log_level)
     site = Site(given.file, given.identity, given.listen)
     if site.party.pid != HELPER:
@@ -149,6 +156,7 @@ def site_parser(name, description):
     parser.add_argument(
         "--identity", help=f"folder of this site's key ({DEFAULT_HOME})", default=None
     )
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
     parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
@@ -163,4 +171,5 @@ def log_to_stderr(level):
     logging.basicConfig(
         stream=sys.stderr, format="%(levelname)s: %(message)s", level=logging.WARNING
     )
-    logger.setLevel(levels[level.upper()])
+    level = levels[level.upper()]
+    logger.setLevel(max(level, logging.WARNING) if is_quiet() else level)

@@ -11,6 +11,28 @@ import sys
 
 from dipy_ppir.mpc.descriptors import fill_standard_descriptors
 
+#: What the flag ``--quiet`` does, at all commands.
+QUIET = "Print nothing but warnings and errors; files are written as always."
+
+_quiet = False
+
+
+def be_quiet(quiet=True):
+    """Print nothing from here on but warnings and errors: see `say`."""
+    global _quiet
+    _quiet = bool(quiet)
+
+
+def is_quiet():
+    """Whether nothing is to be printed but warnings and errors."""
+    return _quiet
+
+
+def say(text, end="\n"):
+    """Print what a command has to say, unless it is to be quiet."""
+    if not _quiet:
+        print(text, end=end)
+
 
 class _Output(io.FileIO):
     """A descriptor that takes everything: what cannot be written is left out.
