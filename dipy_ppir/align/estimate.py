@@ -355,7 +355,7 @@ def _syn(p, shape, spacing):
     coarse = math.prod(o.coarse)
     sent = _ELEMENT * times * coarse * (3 * len(o.keys) + 6 * p.dim)
     sent += 2 * _comparison(BITS) + 32 * p.dim * coarse
-    work += _work("syn", times, sent, 0)
+    work += _work("syn", 0, sent, 0)
     yield Stage("result", 0, 0, sent, 2 * times + 10, work)
 
 
@@ -391,9 +391,7 @@ def _carried_level(p, level, shapes, iters):
         waits += times * (4 + parts)
     # The norms of two steps.
     sent = _ELEMENT * elements + 2 * (len(RATE_STEPS) - 1) * _comparison(BITS) * count
-    work = _work("syn", count, sent, 0)
-    if not correlates:
-        work += _work("channels", 0, 0, count * fine * channels)
+    work = _work("syn" if correlates else "differences", count, sent, 0)
     return Stage("deformation", level, count, sent, waits, work)
 
 
@@ -517,15 +515,15 @@ _START, _PREPARED, _MAP_WORK = 1.0, 1e-7, 4e-7
 _POINTS_WORK, _POINT_WORK = (0.03, 0.01), 1e-7
 #: Seconds for each iteration, byte, and voxel or sample that an owner handles.
 _WORK = {
-    "MI": (0.038, 9e-10, 3e-7),
+    "MI": (0.036, 5e-10, 4.2e-7),
     "gradient": (0.012, 7e-10, 0.0),
     "histogram": (0.005, 6e-10, 0.0),
     "CC": (0.03, 8.5e-9, 0.0),
-    "squares": (0.003, 1.1e-8, 0.0),
-    "syn": (0.0125, 3.4e-9, 0.0),
-    "channels": (0.0, 0.0, 1.3e-7),
-    "opened": (0.002, 1.7e-9, 3.2e-7),
-    "freeform": (0.0015, 1.6e-8, 0.0),
+    "squares": (0.0045, 2.3e-9, 1.1e-7),
+    "syn": (0.02, 3.3e-9, 0.0),
+    "differences": (0.02, 4.0e-9, 0.0),
+    "opened": (0.003, 1.6e-9, 3.1e-7),
+    "freeform": (0.003, 0.0, 4.1e-7),
 }
 
 

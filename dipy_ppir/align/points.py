@@ -493,6 +493,8 @@ def _exchanged(session, pair):
                 f"{given!r}; give what it has"
             )
         shapes[name] = n, dim
+    if session.on_shapes is not None:
+        session.on_shapes(shapes["static"], shapes["moving"], None)
     return shapes
 
 

@@ -66,7 +66,8 @@ def is_word(image):
 def exchange_grids(session, images):
     """Tell the other parties this party's grid, and learn those of the others.
 
-    Shapes and positions are public metadata. Rounds: 1.
+    Shapes and positions are public metadata. Rounds: 1. The session's ``on_shapes`` is
+    called with both shapes and the static image's matrix.
 
     Parameters
     ----------
@@ -115,6 +116,10 @@ def exchange_grids(session, images):
             most = session.limits["voxels"]
             image = _described(views[owner], name, owner, session.name_of(owner), most)
             found[name] = image, image.grid2world
+    if session.on_shapes is not None:
+        static, grid2world = found["static"]
+        moving, _ = found["moving"]
+        session.on_shapes(static.shape, moving.shape, grid2world)
     return found
 
 

@@ -144,6 +144,9 @@ class Session:
         self.plan: SessionFile | None = None
         self._identity: Identity | None = None
         self._relays: Sequence[Any] = ()
+        #: Called with the shapes that the owners told each other, where they did:
+        #: see ``dipy_ppir.align.remote.exchange_grids``.
+        self.on_shapes: Callable[..., object] | None = None
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
 

@@ -322,6 +322,27 @@ def open_nifti(path, what):
     return image
 
 
+def load_header(path, what):
+    """Shape and place of an image in a NIfTI file, whose voxels are not read.
+
+    Parameters
+    ----------
+    path : str or Path
+    what : str
+        for messages.
+
+    Returns
+    -------
+    shape : tuple of int
+        of one volume, if it is a series.
+    grid2world : array, shape (4, 4), or None
+        None for a 2D image.
+    """
+    image = open_nifti(path, what)
+    shape = tuple(int(n) for n in image.shape[:3])
+    return shape, np.asarray(image.affine) if len(shape) == 3 else None
+
+
 def read_nifti(path, what):
     """Voxels in this machine's byte order, and the affine, of a NIfTI file."""
     image = open_nifti(path, what)

@@ -11,8 +11,9 @@ from dipy_ppir.align import (
 )
 from dipy_ppir.align._public import check_steps, planned_bits, registration_of
 from dipy_ppir.align.agreed import entries, parameters_of
+from dipy_ppir.align.estimate import USUAL, estimate
 from dipy_ppir.align.memory import peaks
-from dipy_ppir.align.parameters import AffineParameters
+from dipy_ppir.align.parameters import AffineParameters, PointParameters
 from dipy_ppir.align.points import planned_bits as point_bits
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.ledger import (
@@ -26,6 +27,7 @@ from dipy_ppir.mpc.ledger import (
 )
 from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.workflows.openings import LIMIT
+from dipy_ppir.workflows.progress import estimate_text
 
 
 @dataclass(frozen=True)
@@ -283,12 +285,50 @@ def read(path):
         raise SessionFileError(f"session file {Path(path).name}: {exc}") from None
 
 
-def explain(plan):
-    """A session file in plain words: who takes part and who will learn what.
+#: Shapes of usual images by dimension: brains at 2 and at 1 mm, and slices of them.
+USUAL_SHAPES = {
+    2: ((109, 91), (218, 182)),
+    3: ((91, 109, 91), (182, 218, 182)),
+}
+USUAL_POINTS = (100, 3), (10_000, 3)
+
+
+def takes(parameters, pairs, line):
+    """What registrations take, in words.
+
+    Parameters
+    ----------
+    parameters : Parameters
+    pairs : sequence of (static_shape, moving_shape, static_grid2world)
+        None for the matrix of cubic voxels.
+    line : Line
+
+    Returns
+    -------
+    lines : list of str
+    """
+    lines = []
+    for static, moving, grid2world in pairs:
+        ahead = estimate(parameters, static, moving, static_grid2world=grid2world)
+        sizes = dict.fromkeys((static, moving))
+        if isinstance(parameters, PointParameters):
+            named = f"{static[0]:,} points"
+        else:
+            named = " and ".join(" x ".join(map(str, size)) for size in sizes)
+            named += " voxels"
+        lines += [f"{named}:", f"    {estimate_text(ahead, line)}."]
+    return [*lines, "Time is within a factor of two, if lines are as stated."]
+
+
+def explain(plan, pairs=None, line=USUAL):
+    """A session file in plain words: who takes part, who will learn what, at what cost.
 
     Parameters
     ----------
     plan : SessionFile
+    pairs : sequence, optional
+        see `takes`; by default of images or points as are usual.
+    line : Line, optional
 
     Returns
     -------
@@ -443,6 +483,10 @@ def explain_work(plan):
             "hundreds of times, and can read single voxels of the static image by it; "
             'reveal = "transform" shows it the steps only.'
         )
+    if pairs is None:
+        usual = USUAL_SHAPES[getattr(parameters, "dim", 3)]
+        pairs = [(s, s, None) for s in (usual if of_images else USUAL_POINTS)]
+    lines += ["", "What it takes", "-" * 13, *takes(parameters, pairs, line)]
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
     if of_images:
         needed = max(peaks(parameters, size, size).values()) / 1e9

@@ -2,12 +2,14 @@
 
 from functools import partial
 import io
+import logging
 from pathlib import Path
 import warnings
 
 import numpy as np
 
 from dipy_ppir.align import plausibility, point_registration
+from dipy_ppir.align.estimate import estimate
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.parameters import POINTS, ParameterError, PointParameters
 from dipy_ppir.align.points import (
@@ -25,6 +27,7 @@ from dipy_ppir.workflows.flow import OutputFilesFlow, check_name, short_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import POINT_LIMIT, Openings
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.progress import estimate_text
 from dipy_ppir.workflows.remote import (
     Site,
     check_flags,
@@ -39,6 +42,8 @@ from dipy_ppir.workflows.report import (
     save_report,
     wanted,
 )
+
+logger = logging.getLogger("dipy_ppir")
 
 #: Flags that name outputs.
 OUTPUTS = ("out_moved", "out_matrix", "out_affine", "receipt")
@@ -249,6 +254,8 @@ def _register(site, points, parameters, write, count):
         receipt = site.run(None, write, count.begin, **pair, **site.plan.arguments)
         count.end(receipt)
         return receipt
+    shapes = points["static"].shape, points["moving"].shape
+    logger.info("%s", estimate_text(estimate(parameters, *shapes)))
     *result, receipt = point_registration(
         **points, ret_receipt=True, **parameters.plain()
     )

@@ -10,6 +10,7 @@ import time
 from dipy.align.imwarp import RegistrationStages
 import numpy as np
 
+from dipy_ppir.align.estimate import Line
 from dipy_ppir.mpc.meeting import missing_text
 from dipy_ppir.workflows.streams import is_quiet
 
@@ -23,6 +24,43 @@ def size_text(n):
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.1f} TB"
+
+
+def duration_text(seconds):
+    """A time for people, as exact as an estimate of it: ``20 s``, ``3 min``."""
+    if seconds < 0.95:
+        return f"{max(seconds, 0.1):.1f} s"
+    if seconds < 9.5:
+        return f"{seconds:.0f} s"
+    if seconds < 57.5:
+        return f"{5 * round(seconds / 5)} s"
+    minutes = max(round(seconds / 60), 1)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes / 60:.1f} h"
+
+
+def estimate_text(ahead, line=None):
+    """What a registration takes, in words.
+
+    Parameters
+    ----------
+    ahead : Estimate
+    line : Line, optional
+        by default all parties are on this machine.
+    """
+    about = "At most about" if ahead.at_most else "About"
+    over = ""
+    if line is not None:
+        mbits = f"{line.bandwidth / 1e6:g} Mbit/s"
+        over = f" over lines of {1000 * line.rtt:g} ms and {mbits}"
+        computing = ahead.seconds(Line(0.0, float("inf")))
+        over += f" ({duration_text(computing)} of it computing)"
+    return (
+        f"{about} {duration_text(ahead.seconds(line))}{over}, {size_text(ahead.sent)} "
+        f"of traffic in all, up to {ahead.memory / 2**30:.1f} GiB of memory at the "
+        "largest party"
+    )
 
 
 class Stage:

@@ -9,6 +9,7 @@ from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
 
 from dipy_ppir.align import plausibility
+from dipy_ppir.align.estimate import estimate
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.parameters import ParameterError
 from dipy_ppir.workflows import figures, inputs, report
@@ -24,7 +25,7 @@ from dipy_ppir.workflows.flow import (
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import check_plan
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.progress import display
+from dipy_ppir.workflows.progress import display, estimate_text
 from dipy_ppir.workflows.remote import (
     Site,
     check_flags,
@@ -259,6 +260,13 @@ class RegistrationFlow(OutputFilesFlow):
         plausibility.tell(concerns, strict=strict)
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
+        ahead = estimate(
+            parameters,
+            images["static"].shape,
+            images["moving"].shape,
+            static_grid2world=images["static_grid2world"],
+        )
+        logger.info("%s", estimate_text(ahead))
         with display(shown, len(parameters.level_iters)) as progress:
             course = Course(progress)
             moved, transform, *more, receipt = self.compute(

@@ -14,6 +14,7 @@ import numpy as np
 from dipy_ppir.align import plausibility
 from dipy_ppir.align._public import planned_bits, registration_of
 from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.align.estimate import USUAL, estimate
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.memory import check_memory, check_voxels
 from dipy_ppir.align.remote import WORD
@@ -32,7 +33,12 @@ from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.openings import LIMIT, Openings
 from dipy_ppir.workflows.operations import OPERATIONS, read
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.progress import Countdown, deformation_callback, display
+from dipy_ppir.workflows.progress import (
+    Countdown,
+    deformation_callback,
+    display,
+    estimate_text,
+)
 from dipy_ppir.workflows.streams import say
 
 logger = logging.getLogger("dipy_ppir")
@@ -152,6 +158,7 @@ class Site:
         if checkpoint is None:
             with self.open() as session:
                 met()
+                session.on_shapes = self._ahead
                 *result, receipt = self.operation.function(
                     session=session, ret_receipt=True, **arguments
                 )
@@ -166,6 +173,7 @@ class Site:
             display(steps, count) as progress,
         ):
             met()
+            session.on_shapes = self._ahead
             callback = course = Course(progress)
             if self.plan.operation != "affine":
                 callback = deformation_callback(course)
@@ -179,6 +187,16 @@ class Site:
             course.enter(receipt)
             write(*result, receipt=receipt)
         return receipt
+
+    def _ahead(self, static_shape, moving_shape, static_grid2world):
+        """Say what it will take, now that both shapes are known."""
+        ahead = estimate(
+            self.parameters,
+            static_shape,
+            moving_shape,
+            static_grid2world=static_grid2world,
+        )
+        logger.info("%s", estimate_text(ahead, USUAL))
 
     def checkpoint(self, folder, resume):
         """Where this party keeps its state; None where there is none to keep."""

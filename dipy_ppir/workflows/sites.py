@@ -3,9 +3,12 @@
 import argparse
 from contextlib import suppress
 import logging
+import math
 from pathlib import Path
 import sys
 
+from dipy_ppir.align.estimate import USUAL, Line
+from dipy_ppir.align.parameters import PointParameters
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.mpc.identity import (
     DEFAULT_HOME,
@@ -14,10 +17,12 @@ from dipy_ppir.mpc.identity import (
     create_identity,
 )
 from dipy_ppir.mpc.ledger import HELPER, ROLES
+from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import check_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS, explain, read, template
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.points import load_points
 from dipy_ppir.workflows.remote import Site, finish, write_receipt
 from dipy_ppir.workflows.streams import QUIET, be_quiet, is_quiet, say
 
@@ -83,13 +88,102 @@ def session(arguments=None):
         "check", help="say in plain words who takes part and who will learn what"
     )
     check.add_argument("file", type=Path)
+    check.add_argument(
+        "data",
+        type=Path,
+        nargs="?",
+        metavar="IMAGE",
+        help="this site's image, or points: say what one like it will take; by default "
+        "what usual ones do",
+    )
+    for name in ("static", "moving"):
+        check.add_argument(
+            f"--{name}_shape",
+            type=int,
+            nargs="+",
+            metavar="N",
+            help=f"voxels of the {name} image along each axis, or number of points and "
+            "of coordinates, in place of IMAGE; by default that of the other",
+        )
+    check.add_argument(
+        "--rtt",
+        type=_positive,
+        default=1000 * USUAL.rtt,
+        help=f"round trip between sites, ms ({1000 * USUAL.rtt:g})",
+    )
+    check.add_argument(
+        "--bandwidth",
+        type=_positive,
+        default=USUAL.bandwidth / 1e6,
+        help=f"of the lines between them, Mbit/s ({USUAL.bandwidth / 1e6:g})",
+    )
     check.add_argument("--quiet", action="store_true", help=QUIET)
     given = parser.parse_args(arguments)
     if given.command == "new":
         print(template(given.operation or "affine"), end="")
         return
     be_quiet(given.quiet)
-    say(explain(read(given.file)[0]))
+    plan, _, parameters = read(given.file)
+    pair = _shapes(given, parameters)
+    line = Line(given.rtt / 1000, 1e6 * given.bandwidth)
+    say(explain(plan, pair and [pair], line))
+
+
+def _positive(text):
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return number
+
+
+def _shapes(given, parameters):
+    """Shapes that `dipy_ppir_session check` was given; None for those that are usual.
+
+    Returns
+    -------
+    static_shape, moving_shape : tuple of int
+    static_grid2world : array or None
+    """
+    shapes = {name: getattr(given, f"{name}_shape") for name in ("static", "moving")}
+    shapes = {name: tuple(shape) for name, shape in shapes.items() if shape}
+    of_points = isinstance(parameters, PointParameters)
+    if given.data is not None and shapes:
+        raise InputError("IMAGE has a shape; leave out --static_shape, --moving_shape")
+    if given.data is not None and of_points:
+        shape = load_points(given.data, "own", parameters.precision).shape
+        return shape, shape, None
+    if given.data is not None:
+        shape, grid2world = inputs.load_header(given.data, "the image")
+        dim = getattr(parameters, "dim", len(shape))
+        if len(shape) != dim or dim not in (2, 3):
+            raise InputError(
+                f"the image {given.data} has {len(shape)} dimensions, and the session "
+                f"file is for {dim if dim in (2, 3) else '2 or 3'}; choose another, or "
+                "change dim in [parameters]"
+            )
+        return shape, shape, grid2world
+    for name, shape in shapes.items():
+        _check_shape(name, shape, parameters)
+    if len(set(map(len, shapes.values()))) > 1:
+        raise InputError("--static_shape and --moving_shape differ in dimensions")
+    if not shapes:
+        return None
+    (static, *_), (*_, moving) = shapes.values(), shapes.values()
+    return static, moving, None
+
+
+def _check_shape(name, shape, parameters):
+    """Refuse a shape that is none, of what the parameters are for."""
+    dims = (2, 3) if not hasattr(parameters, "dim") else (parameters.dim,)
+    if isinstance(parameters, PointParameters):
+        good = len(shape) == 2 and shape[0] > 0 and shape[1] in (2, 3)
+        wanted = "how many points and 2 or 3 coordinates, for example 200 3"
+    else:
+        good = len(shape) in dims and min(shape) > 0
+        wanted = f"{' or '.join(map(str, dims))} numbers of voxels"
+    if not good:
+        given = " ".join(map(str, shape))
+        raise InputError(f"--{name}_shape must be {wanted}; got {given}")
 
 
 def helper(arguments=None):
