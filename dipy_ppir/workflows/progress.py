@@ -10,7 +10,7 @@ import time
 from dipy.align.imwarp import RegistrationStages
 import numpy as np
 
-from dipy_ppir.align.estimate import Line
+from dipy_ppir.align.estimate import Line, speed
 from dipy_ppir.mpc.meeting import missing_text
 from dipy_ppir.workflows.streams import is_quiet
 
@@ -61,6 +61,79 @@ def estimate_text(ahead, line=None):
         f"of traffic in all, up to {ahead.memory / 2**30:.1f} GiB of memory at the "
         "largest party"
     )
+
+
+class Remaining:
+    """How long a run will go on, from how long it took so far.
+
+    Each iteration has its share of what was estimated. On one machine it takes so many
+    times what was; on a line that nobody has measured, what goes beyond the estimated
+    computation is put down to messages that are waited for. The last iterations count
+    most.
+
+    Parameters
+    ----------
+    ahead : Estimate
+    line : bool, optional
+        whether there is a network between the parties.
+    clock : callable, optional
+        returns seconds.
+    """
+
+    #: By how much iterations count less after each other one, and how many and how
+    #: long they must be before anything is said.
+    FADING, FIRST, SHORTEST = 0.9, 4, 2.0
+
+    def __init__(self, ahead, *, line=False, clock=time.monotonic):
+        self._clock, self._line, self._at_most = clock, line, ahead.at_most
+        self._stages, self._speed = ahead.stages, speed()
+        # Seconds, and what was estimated of work and messages, of the last iterations.
+        self._took = np.zeros(3)
+        self._seen, self._begun, self._last, self._end = 0, None, None, None
+
+    def update(self, info):
+        """Take over a callback's dict."""
+        now, key = self._clock(), (info["step"], info["level"])
+        before, self._last = self._last, now
+        at = [k for k, s in enumerate(self._stages) if (s.step, s.level) == key]
+        if not at or not self._stages[at[0]].iterations:
+            return
+        here, *later = self._stages[at[0] :]
+        each = self._of(here) / here.iterations
+        if before is None:
+            self._begun = now
+            return
+        self._took = self.FADING * self._took + [now - before, *each]
+        self._seen += 1
+        if self._seen < self.FIRST or now - self._begun < self.SHORTEST:
+            return
+        left = each * max(here.iterations - info["iteration"], 0)
+        end = now + self._seconds(*sum(map(self._of, later), left))
+        # What was said is not taken back at once.
+        self._end = end if self._end is None else (self._end + end) / 2
+
+    def _of(self, stage):
+        """Seconds of work and number of messages."""
+        return np.array([stage.work / self._speed, stage.waits])
+
+    def _seconds(self, work, waits):
+        took, expected, waited = self._took
+        if self._line and took > expected:
+            return work + waits * (took - expected) / waited
+        return work * took / expected
+
+    @property
+    def left(self):
+        """Seconds; None while nothing is known."""
+        return None if self._end is None else self._end - self._clock()
+
+    @property
+    def text(self):
+        """For example ``about 20 s left``; nothing while nothing is known."""
+        if self.left is None or self.left < 1:
+            return ""
+        about = "at most" if self._at_most else "about"
+        return f"{about} {duration_text(self.left)} left"
 
 
 class Stage:
@@ -143,6 +216,11 @@ class LogProgress:
         self._stage = Stage(steps, levels)
         self._interval = interval
         self._clock = clock
+        self._remaining = None
+
+    def expect(self, ahead, *, line=False):
+        """Tell from here on how long it will take; see `Remaining`."""
+        self._remaining = Remaining(ahead, line=line, clock=self._clock)
 
     def __enter__(self):
         self._last = self._clock()
@@ -152,15 +230,22 @@ class LogProgress:
         """Take note of an evaluation."""
         stage = self._stage
         if stage.key is not None and (info["step"], info["level"]) != stage.key:
-            self._end_stage()
+            self._end_stage(self._left)
         stage.update(info)
+        if self._remaining is not None:
+            self._remaining.update(info)
         if self._clock() - self._last >= self._interval:
             self._last = self._clock()
-            logger.info("%s: %s ...", stage.name, stage.state)
+            logger.info("%s: %s%s ...", stage.name, stage.state, self._left)
 
-    def _end_stage(self):
+    @property
+    def _left(self):
+        text = "" if self._remaining is None else self._remaining.text
+        return f", {text}" if text else ""
+
+    def _end_stage(self, left=""):
         self._last = self._clock()
-        logger.info("%s done: %s", self._stage.name, self._stage.state)
+        logger.info("%s done: %s%s", self._stage.name, self._stage.state, left)
 
     def __exit__(self, kind, exc, trace):
         if exc is None and self._stage.key is not None:
@@ -181,6 +266,7 @@ class LiveProgress:
         from rich.progress import (
             BarColumn,
             Progress,
+            RenderableColumn,
             SpinnerColumn,
             TextColumn,
             TimeElapsedColumn,
@@ -193,12 +279,19 @@ class LiveProgress:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
+            # Counts down between two iterations.
+            RenderableColumn(self),
             console=console,
             refresh_per_second=5,
         )
         self._task = self._progress.add_task(
             "starting the parties", total=self._stage.total, state=""
         )
+        self._remaining = None
+
+    def expect(self, ahead, *, line=False):
+        """Tell from here on how long it will take; see `Remaining`."""
+        self._remaining = Remaining(ahead, line=line)
 
     def __enter__(self):
         self._progress.start()
@@ -208,6 +301,8 @@ class LiveProgress:
         """Show an evaluation."""
         stage = self._stage
         stage.update(info)
+        if self._remaining is not None:
+            self._remaining.update(info)
         self._progress.update(
             self._task,
             description=stage.name,
@@ -215,7 +310,12 @@ class LiveProgress:
             state=stage.state,
         )
 
+    def __rich__(self):
+        """What is left, as `rich` shows it."""
+        return "" if self._remaining is None else self._remaining.text
+
     def __exit__(self, kind, exc, trace):
+        self._remaining = None
         if exc is None:
             self._progress.update(
                 self._task, description="registered", completed=self._stage.total

@@ -268,6 +268,7 @@ class RegistrationFlow(OutputFilesFlow):
         )
         logger.info("%s", estimate_text(ahead))
         with display(shown, len(parameters.level_iters)) as progress:
+            progress.expect(ahead)
             course = Course(progress)
             moved, transform, *more, receipt = self.compute(
                 images, parameters, course, wanted, strict

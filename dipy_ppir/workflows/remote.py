@@ -173,7 +173,7 @@ class Site:
             display(steps, count) as progress,
         ):
             met()
-            session.on_shapes = self._ahead
+            session.on_shapes = partial(self._ahead, progress=progress)
             callback = course = Course(progress)
             if self.plan.operation != "affine":
                 callback = deformation_callback(course)
@@ -188,7 +188,7 @@ class Site:
             write(*result, receipt=receipt)
         return receipt
 
-    def _ahead(self, static_shape, moving_shape, static_grid2world):
+    def _ahead(self, static_shape, moving_shape, static_grid2world, progress=None):
         """Say what it will take, now that both shapes are known."""
         ahead = estimate(
             self.parameters,
@@ -197,6 +197,8 @@ class Site:
             static_grid2world=static_grid2world,
         )
         logger.info("%s", estimate_text(ahead, USUAL))
+        if progress is not None:
+            progress.expect(ahead, line=True)
 
     def checkpoint(self, folder, resume):
         """Where this party keeps its state; None where there is none to keep."""
