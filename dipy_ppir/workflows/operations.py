@@ -355,17 +355,19 @@ def explain(plan, pairs=None, line=USUAL):
             f"This is session {plan.place} of a row at the same addresses, where each "
             "party holds those that it takes part in one after the other."
         )
-    lines += ["", *explain_work(plan)]
+    lines += ["", *explain_work(plan, pairs, line)]
     lines.append(f"Hash of this session file: {plan.digest}; the same everywhere.")
     return "\n".join(lines)
 
 
-def explain_work(plan):
-    """What is computed by a session file and who will learn what, in plain words.
+def explain_work(plan, pairs=None, line=USUAL):
+    """What a session file computes, who will learn what, at what cost, in plain words.
 
     Parameters
     ----------
     plan : SessionFile
+    pairs, line
+        see `explain`.
 
     Returns
     -------
