@@ -1,9 +1,9 @@
 """Build the Cython kernels. Everything else about the package is in pyproject.toml."""
 
 from glob import glob
-import hashlib
 import os
 from pathlib import Path
+import runpy
 import sys
 import tempfile
 
@@ -29,7 +29,8 @@ KERNELS = (
 )
 # What the kernels include.
 INCLUDED = sorted(glob("cython_kernels/*.h") + glob("cython_kernels/*.pxi"))
-SOURCES = sorted([*INCLUDED, *(f"cython_kernels/{name}.pyx" for name in KERNELS)])
+# Not imported: the package wants to have its kernels.
+digest = runpy.run_path("dipy_ppir/_kernels/digest.py")["digest"]
 COMPILE_ARGS = [] if sys.platform == "win32" else ["-O3"]
 
 
@@ -62,22 +63,18 @@ OPENMP = openmp_flags()
 
 
 class BuildPython(build_py):
-    """Leaves the digest of the kernels' sources among what sites compare.
+    """Leaves the digest of the kernels' sources beside the kernels.
 
-    Compiled kernels cannot be compared: they differ from machine to machine.
+    It is among what sites compare: compiled kernels differ from machine to machine.
     """
 
     def run(self):
         super().run()
-        if self.editable_mode:
-            return
-        total = hashlib.sha256()
-        for name in SOURCES:
-            total.update(f"{name}\0".encode() + Path(name).read_bytes())
-        file = Path(self.build_lib, "dipy_ppir", "_kernels", "sources.py")
+        folder = "" if self.editable_mode else self.build_lib
+        file = Path(folder, "dipy_ppir", "_kernels", "sources.py")
         file.write_text(
             '"""SHA-256 of the sources of the kernels; written when they were built."""'
-            f'\n\nDIGEST = "{total.hexdigest()}"\n'
+            f'\n\nDIGEST = "{digest(".")}"\n'
         )
 
 
@@ -96,6 +93,8 @@ extensions = [
 
 setup(
     cmdclass={"build_py": BuildPython},
+    # Each kernel is one translation unit of some seconds.
+    options={"build_ext": {"parallel": os.cpu_count()}},
     ext_modules=cythonize(
         extensions,
         compiler_directives={

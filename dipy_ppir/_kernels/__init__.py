@@ -15,3 +15,34 @@ trust: each is reached through the modules named here, and from nowhere else.
     mpc.carried      ──> _kernels.carry       products of coarse and fine arrays
     align.metrics    ──> _kernels.windows     window statistics of an owner's image
 """
+
+from importlib import import_module
+from pathlib import Path
+
+
+def _check():
+    """Refuse kernels that are missing, or that a source tree has since changed."""
+    tree = Path(__file__).parents[2]
+    in_tree = (tree / "setup.py").exists() and (tree / "cython_kernels").is_dir()
+    remedy = "run `pip install --force-reinstall --no-deps dipy-ppir`"
+    if in_tree:
+        remedy = f"run `make build` or `pip install -e .` in {tree}"
+    try:
+        built_from = import_module("dipy_ppir._kernels.sources").DIGEST
+        import_module("dipy_ppir._kernels.field61")
+    except ImportError as exc:
+        raise ImportError(
+            f"the compiled kernels of dipy_ppir are missing, or are for another Python "
+            f"({exc}); {remedy}"
+        ) from exc
+    if in_tree:
+        from dipy_ppir._kernels.digest import digest
+
+        if digest(tree) != built_from:
+            raise ImportError(
+                "the compiled kernels of dipy_ppir were built from other sources than "
+                f"those in cython_kernels/; {remedy}"
+            )
+
+
+_check()
