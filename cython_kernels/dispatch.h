@@ -20,6 +20,12 @@
 #define TARGET_1
 #endif
 
+#ifdef _OPENMP
+#define WITH_OPENMP 1
+#else
+#define WITH_OPENMP 0
+#endif
+
 /* 0 baseline, 1 AVX2, 2 AVX-512. */
 static int cpu_level = 0;
 

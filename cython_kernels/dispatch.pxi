@@ -3,6 +3,7 @@
 cdef extern from "dispatch.h":
     int cpu_level
     int best_level()
+    int WITH_OPENMP
 
 cpu_level = best_level()
 
@@ -15,6 +16,11 @@ def _use_level(int level):
     global cpu_level
     cpu_level = max(0, min(level, best_level()))
     return cpu_level
+
+
+def _built_with():
+    """The instruction set in force, as `_use_level` counts them; whether with OpenMP."""
+    return cpu_level, bool(WITH_OPENMP)
 
 
 cdef inline int same(Py_ssize_t m, Py_ssize_t n) except -1:

@@ -35,6 +35,7 @@ CLI_FLOWS = {
 
 #: Commands that are no workflows on images, to functions that may return a status.
 CLI_SITES = {
+    "dipy_ppir": ("dipy_ppir.workflows.about", "about"),
     "dipy_ppir_keygen": ("dipy_ppir.workflows.sites", "keygen"),
     "dipy_ppir_session": ("dipy_ppir.workflows.sites", "session"),
     "dipy_ppir_helper": ("dipy_ppir.workflows.sites", "helper"),
@@ -131,6 +132,10 @@ def _run(command):
     from dipy_ppir.workflows.inputs import InputError
 
     warnings.showwarning = _warn
+    text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
+    if command != "dipy_ppir" and sys.argv[1:] == ["--version"]:
+        print(text)
+        return 0
     if command in CLI_SITES:
         module, name = CLI_SITES[command]
         return getattr(import_module(module), name)() or 0
@@ -152,7 +157,6 @@ def _run(command):
         # A log file is written as always: nothing of it is on the screen.
         level = level if given.log_file else max(level, logging.WARNING)
     logging.getLogger("dipy_ppir").setLevel(level)
-    text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
     quiet = {"action": Heeded, "nargs": 0, "help": QUIET}
     extra = {"version": {"action": "version", "version": text}, "quiet": quiet}
     run_flow(flow, extra_args=extra)
@@ -178,6 +182,11 @@ def _one_line(exc):
 
 def _say(command, text, kind="error"):
     print(f"{command}: {kind}: {text}", file=sys.stderr)
+
+
+def about():
+    """Entry point of ``dipy_ppir``."""
+    return run("dipy_ppir")
 
 
 def align_affine():

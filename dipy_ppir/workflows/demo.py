@@ -250,7 +250,7 @@ def run(folder):
 
 
 def main():
-    """Entry point of ``dipy_ppir_demo``."""
+    """``dipy_ppir_demo``: register real images, and compare with the truth and DIPY."""
     import logging
 
     arguments = sys.argv[1:]
