@@ -147,7 +147,7 @@ class Sites:
         if site == "helper":
             words = ["helper", str(self.file)]
         else:
-            pair = {n: "remote" for n in ("static", "moving")}
+            pair = dict.fromkeys(("static", "moving"), "remote")
             pair[site] = str(self.folder / f"{site}.nii.gz")
             words = [f"align_{self.operation}", pair["static"], pair["moving"]]
             words += ["--session", str(self.file)]

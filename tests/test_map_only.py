@@ -193,13 +193,12 @@ def test_prealign_and_other_grids(three):
             metric(2, session=session), session=session, level_iters=[8, 6]
         )
         own = images_of(session.pid, static, moved, grid2world)
-        mapping = registration.optimize(
+        return registration.optimize(
             *own,
             static_grid2world=grid2world if session.pid == STATIC else None,
             moving_grid2world=grid2world if session.pid == MOVING else None,
             prealign=prealign if session.pid == MOVING else None,
         )
-        return mapping
 
     for mapping in three(run)[:2]:
         warped = mapping.transform(moved)

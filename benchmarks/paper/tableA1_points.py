@@ -23,7 +23,7 @@ from dipy_ppir.mpc import local
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from yardsticks import register_given  # noqa: E402
+from yardsticks import register_given
 
 POINTS = 193
 HEADINGS = (
