@@ -79,10 +79,15 @@ def example_names(tmp_path_factory):
             nib.Nifti1Image(image.astype(np.float32), affine), folder / f"{name}.nii.gz"
         )
     names = {
-        **{"moving": moving, "static": static, "np": np},
-        **{"moving_t1": moving, "static_t2": static},
-        **{"moving_affine": affine, "static_affine": affine},
-        **{"matrix": affine, "affine": affine},
+        "moving": moving,
+        "static": static,
+        "np": np,
+        "moving_t1": moving,
+        "static_t2": static,
+        "moving_affine": affine,
+        "static_affine": affine,
+        "matrix": affine,
+        "affine": affine,
         "affine_registration": affine_registration,
         "syn_registration": syn_registration,
     }

@@ -29,10 +29,11 @@ def members(cls):
     for name, member in vars(cls).items():
         inner = getattr(member, "fget", None) or getattr(member, "__func__", member)
         made = name in ("__init__", "__enter__", "__exit__")
-        if inspect.isfunction(inner) and (made or not name.startswith("_")):
-            # What dataclasses write has the annotations of the fields.
-            if inner.__module__ == cls.__module__:
-                yield f"{cls.__qualname__}.{name}", inner
+        if not inspect.isfunction(inner) or (name.startswith("_") and not made):
+            continue
+        # What dataclasses write has the annotations of the fields.
+        if inner.__module__ == cls.__module__:
+            yield f"{cls.__qualname__}.{name}", inner
 
 
 def public():

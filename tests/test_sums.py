@@ -213,7 +213,7 @@ def test_no_mask_serves_twice(sites, tap):
 
 @pytest.mark.parametrize("count", [1, 2, 33])
 def test_too_few_sites_are_refused(count):
-    links = {p: None for p in range(1, count)}
+    links = dict.fromkeys(range(1, count))
     with pytest.raises(InsecureSetupError, match="cannot add up|at most 32"):
         sums.SumSession(0, links, links)
     assert LEAST_SITES == 3

@@ -18,11 +18,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 from scipy import ndimage
 
-from dipy_ppir.align import syn_registration
+from dipy_ppir.align import mappings, syn_registration
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.carried import CarriedCorrelation
 from dipy_ppir.mpc.ledger import HELPER, ROLES, STATIC
-from dipy_ppir.workflows import cli, figures, inputs, mapping, registration, remote
+from dipy_ppir.workflows import cli, figures, inputs, registration, remote
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 from dipy_ppir.workflows.transform import ApplyTransformFlow
 
@@ -1155,7 +1155,7 @@ def _full(path, *args, **kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(registration, "save_nifti"), (mapping, "save_nifti"), (figures, "save_map")],
+    [(registration, "save_nifti"), (mappings, "save_nifti"), (figures, "save_map")],
 )
 def test_a_full_disk_leaves_nothing(command, pair, monkeypatch, module, name):
     monkeypatch.setattr(module, name, _full)

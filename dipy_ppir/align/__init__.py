@@ -11,6 +11,8 @@
     freeform_registration ─> SecureFreeFormRegistration
     point_registration
     build_template
+    read_mapping, write_mapping: maps as DIPY's files
+    read_transform, write_transform: transforms as those of other programs
 
 Nothing in this package touches a socket or a field element; what has to be
 computed on both images goes through the protocols of `dipy_ppir.mpc`.
@@ -28,8 +30,10 @@ from dipy_ppir.align._public import (
     syn_registration,
     translation,
 )
+from dipy_ppir.align.mappings import read_mapping, write_mapping
 from dipy_ppir.align.points import RemotePoints, point_registration
 from dipy_ppir.align.template import build_template
+from dipy_ppir.align.transformfiles import read_transform, write_transform
 
 __all__ = [
     "RemoteImage",
@@ -40,9 +44,13 @@ __all__ = [
     "center_of_mass",
     "point_registration",
     "freeform_registration",
+    "read_mapping",
+    "read_transform",
     "rigid",
     "rigid_isoscaling",
     "rigid_scaling",
     "syn_registration",
     "translation",
+    "write_mapping",
+    "write_transform",
 ]

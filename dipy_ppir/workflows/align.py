@@ -13,6 +13,7 @@ from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import LIMIT
 from dipy_ppir.workflows.registration import RegistrationFlow, load_images
+from dipy_ppir.workflows.results import grids_of, save_inverse
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -51,13 +52,16 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         "out_moved": "image",
         "out_affine": "transform",
         "out_quality": "quality",
+        "out_inv_static": "inverse",
+        "out_itk": "itk",
     }
-    optional = {"quality": "save_metric"}
+    optional = {"quality": "save_metric", "inverse": "inv_static", "itk": "out_itk"}
     belongs = {
         "static_mask": "static",
         "moving_mask": "moving",
         "static_vol_idx": "static",
         "moving_vol_idx": "moving",
+        "inv_static": "static",
     }
     also_read = ("static_mask", "moving_mask")
     settled = (
@@ -99,12 +103,15 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         factors=AFFINE.factors,
         progressive=True,
         save_metric=False,
+        inv_static=False,
         static_vol_idx=None,
         moving_vol_idx=None,
         out_dir="",
         out_moved="moved.nii.gz",
         out_affine="affine.txt",
         out_quality="quality_metric.txt",
+        out_inv_static="inv_static.nii.gz",
+        out_itk="",
         static_mask=None,
         moving_mask=None,
         sampling="",
@@ -172,6 +179,9 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         save_metric : boolean, optional
             If true, quality assessment metric are saved in
             'quality_metric.txt'.
+        inv_static : boolean, optional
+            Apply the inverse transform to the static image, and save it on the
+            moving image's grid.
         static_vol_idx : str, optional
             Volumes of a 4D `static` input, counted from 0 and averaged:
             `0`, `3,4,5` or `3-5`. This input is required for 4D volumes.
@@ -183,9 +193,16 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         out_moved : string, optional
             Name for the saved transformed image.
         out_affine : string, optional
-            Name for the saved affine matrix.
+            Name for the saved affine matrix. It takes points of the static image to
+            points of the moving one: world coordinates, mm, RAS+.
         out_quality : string, optional
             Name of the file containing the saved quality metric.
+        out_inv_static : string, optional
+            Name of the file to save the static image after applying the
+            inverse transform.
+        out_itk : string, optional
+            Name of a file for the same transform in the form of ITK and ANTs, which
+            ends in .txt, .tfm, .mat or .h5. Not written without a name.
         static_mask : string or Path, optional
             Mask of the static image (NIfTI): voxels that are not zero count.
         moving_mask : string or Path, optional
@@ -353,6 +370,9 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             logger.info("Similarity metric: %s", fopt)
             if "quality" in files:
                 save_qa_metric(out.temporary(files["quality"]), xopt, fopt)
+        if "inverse" in files:
+            inverse = out.temporary(files["inverse"])
+            save_inverse(inverse, affine, images["static"], grids_of(images))
 
     def start(self, images):
         """See `RegistrationFlow`."""

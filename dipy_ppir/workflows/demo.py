@@ -16,9 +16,9 @@ from dipy.io.image import load_nifti, save_nifti
 import numpy as np
 from scipy import ndimage
 
+from dipy_ppir.align.mappings import read_mapping
 from dipy_ppir.align.metrics import GuardedCCMetric
 from dipy_ppir.workflows.align import SecureImageRegistrationFlow
-from dipy_ppir.workflows.mapping import load_mapping
 from dipy_ppir.workflows.progress import size_text
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 
@@ -160,13 +160,7 @@ def run_deformable(static, folder):
         moving_grid2world=moving_grid2world,
     )
     clear_seconds = time.perf_counter() - start
-    secure = load_mapping(
-        out / "displacement_field.nii.gz",
-        image.shape,
-        grid2world,
-        moved.shape,
-        moving_grid2world,
-    )
+    secure = read_mapping(out / "displacement_field.nii.gz", moving, static)
     inside = image > 0.1 * image.max()
     field = np.asarray(clear.get_forward_field())
     apart = np.linalg.norm(secure.get_forward_field() - field, axis=-1)[inside]

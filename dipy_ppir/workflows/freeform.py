@@ -60,6 +60,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         out_warped="warped_moved.nii.gz",
         out_inv_static="inc_static.nii.gz",
         out_field="displacement_field.nii.gz",
+        out_itk="",
         receipt="receipt.json",
         report="report.html",
         no_pictures=False,
@@ -147,7 +148,12 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
             Name of the file to save the static image after applying the
             inverse mapping.
         out_field : string, optional
-            Name of the file to save the map.
+            Name of the file to save the map: displacements, mm, RAS+, from moving to
+            static space and back.
+        out_itk : string, optional
+            Name of a file for the map in the form of ITK and ANTs, from static to
+            moving space, which ends in .h5, .nii.gz or .nii. Not written without a
+            name.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
         report : string, optional

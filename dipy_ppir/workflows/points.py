@@ -11,6 +11,7 @@ import numpy as np
 from dipy_ppir.align import plausibility, point_registration
 from dipy_ppir.align.estimate import estimate
 from dipy_ppir.align.facts import OwnFiles
+from dipy_ppir.align.itkfiles import check_ending
 from dipy_ppir.align.parameters import POINTS, ParameterError, PointParameters
 from dipy_ppir.align.points import (
     UndeterminedError,
@@ -42,11 +43,12 @@ from dipy_ppir.workflows.report import (
     save_report,
     wanted,
 )
+from dipy_ppir.workflows.results import save_itk
 
 logger = logging.getLogger("dipy_ppir")
 
 #: Flags that name outputs.
-OUTPUTS = ("out_moved", "out_matrix", "out_affine", "receipt")
+OUTPUTS = ("out_moved", "out_matrix", "out_affine", "out_itk", "receipt")
 #: Flags that a session file settles.
 SETTLED = ("scaling", "precision")
 _HEADER = "takes moving points to static ones, mm: matrix @ (x, y, (z,) 1)"
@@ -71,6 +73,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         out_moved="moved_points.txt",
         out_matrix="moving_to_static.txt",
         out_affine="affine.txt",
+        out_itk="",
         receipt="receipt.json",
         report="report.html",
         no_pictures=False,
@@ -110,7 +113,10 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             Name for the matrix that takes moving points to static ones.
         out_affine : string, optional
             Name for its inverse, from static to moving space, as DIPY's commands write
-            and read for images.
+            and read for images: world coordinates, mm, RAS+.
+        out_itk : string, optional
+            Name of a file for this inverse in the form of ITK and ANTs, which ends in
+            .txt, .tfm, .mat or .h5. Not written without a name.
         receipt : string, optional
             Name of the JSON file that states what each party learned.
         report : string, optional
@@ -143,11 +149,14 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         files = {"static": static_points_file, "moving": moving_points_file}
         self.receipts = []
         check_words(files, session, "points", identity=identity, listen=listen)
-        for flag in OUTPUTS:
+        if out_itk:
+            inputs.explain(partial(check_ending, field=False), out_itk)
+        outputs = [flag for flag in OUTPUTS if flag != "out_itk" or out_itk]
+        for flag in outputs:
             check_name(flags[flag], flag)
         check_name(report, "report", HTML)
         folder = Path(out_dir or ".")
-        names = {flag: folder / flags[flag] for flag in OUTPUTS}
+        names = {flag: folder / flags[flag] for flag in outputs}
         reported = {} if no_pictures else wanted(report)
         names |= {flag: folder / name for flag, name in reported.items()}
         site = None
@@ -161,6 +170,11 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             if site.image != "moving" or not site.gets_result:
                 del names["out_moved"]
             if not site.gets_result:
+                if out_itk:
+                    raise InputError(
+                        "--out_itk needs the transform, which the session file gives "
+                        "to the moving owner only; leave it out"
+                    )
                 del names["out_matrix"], names["out_affine"]
         elif resume:
             raise InputError(
@@ -201,6 +215,9 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
                     np.savetxt(to_static, matrix, header=_HEADER)
                     to_moving = out.temporary(names["out_affine"])
                     np.savetxt(to_moving, np.linalg.inv(matrix))
+                    if "out_itk" in names:
+                        itk = out.temporary(names["out_itk"])
+                        save_itk(itk, np.linalg.inv(matrix))
                 own.enter(receipt)
                 write_receipt(out, names["receipt"], receipt)
 

@@ -11,6 +11,7 @@ from dipy.io.image import save_nifti
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.estimate import estimate
 from dipy_ppir.align.facts import OwnFiles
+from dipy_ppir.align.itkfiles import check_ending
 from dipy_ppir.align.parameters import ParameterError
 from dipy_ppir.workflows import figures, inputs, report
 from dipy_ppir.workflows.course import Course
@@ -35,6 +36,7 @@ from dipy_ppir.workflows.remote import (
     register,
     write_receipt,
 )
+from dipy_ppir.workflows.results import save_itk
 
 logger = logging.getLogger("dipy_ppir")
 
@@ -169,6 +171,12 @@ class RegistrationFlow(OutputFilesFlow):
         check_others(
             site, {flag: (image, flags[flag]) for flag, image in self.belongs.items()}
         )
+        for flag in ("inv_static", "out_itk"):
+            if flags[flag] and not site.gets_result:
+                raise InputError(
+                    f"--{flag} needs the transform, which the session file gives to "
+                    "the moving owner only; leave it out"
+                )
         own = self.at_site(site, flags)
         names = {kind: flags[flag] for flag, kind in self._results(flags).items()}
         names["receipt"] = flags["receipt"]
@@ -201,7 +209,7 @@ class RegistrationFlow(OutputFilesFlow):
         made, reported = {}, {}
         if not flags["no_pictures"]:
             made, reported = pictures(self.pictures), report.wanted(flags["report"])
-        given = [flags[flag] for flag in (*self.outputs, "receipt")]
+        given = [flags[flag] for flag in (*self._results(flags), "receipt")]
         given += reported.values()
         with new_folders([self._in_folder(name, flags) for name in given]):
             extras = {**{name: name for name in made}, **reported}
@@ -279,6 +287,8 @@ class RegistrationFlow(OutputFilesFlow):
         self.receipts.append(receipt)
         save_nifti(out.temporary(files["image"]), moved, images["static_grid2world"])
         self.save(out, files, images, transform, *more)
+        if "itk" in files:
+            save_itk(out.temporary(files["itk"]), transform)
         write_receipt(out, files["receipt"], receipt)
         names = {name: short_name(paths[name]) for name in IMAGES}
         self._draw(out, files, images, moved, transform, names, receipt)
@@ -336,7 +346,12 @@ class RegistrationFlow(OutputFilesFlow):
 
     def _check_names(self, flags):
         defaults = inspect.signature(self.run).parameters
+        if flags["out_itk"]:
+            field = self.operation != "affine"
+            inputs.explain(partial(check_ending, field=field), flags["out_itk"])
         for flag in (*self.outputs, "receipt"):
+            if flag == "out_itk":
+                continue
             nifti = defaults[flag].default.endswith(NIFTI)
             check_name(flags[flag], flag, NIFTI if nifti else ())
         check_name(flags["report"], "report", report.HTML)

@@ -29,7 +29,6 @@ from dipy_ppir.workflows import figures, inputs, report
 from dipy_ppir.workflows.course import Course
 from dipy_ppir.workflows.flow import short_name
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.openings import LIMIT, Openings
 from dipy_ppir.workflows.operations import OPERATIONS, read
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
@@ -38,6 +37,12 @@ from dipy_ppir.workflows.progress import (
     deformation_callback,
     display,
     estimate_text,
+)
+from dipy_ppir.workflows.results import (
+    grids_in,
+    save_inverse,
+    save_itk,
+    save_transform,
 )
 from dipy_ppir.workflows.streams import say
 
@@ -345,8 +350,8 @@ def register(
         which volumes of a series.
     files : dict
         paths of "image" (at the moving owner), "transform", "receipt" and, if wanted,
-        "inverse"; of "quality", for where the session file asks for it; and, if wanted,
-        of "report" and of each of `pictures`.
+        "inverse" and "itk"; of "quality", for where the session file asks for it; and,
+        if wanted, of "report" and of each of `pictures`.
     mask, start : str or Path, optional
         this owner's mask; the prealign file.
     resume, strict, force : bool, optional
@@ -409,7 +414,7 @@ def register(
     if site.gets_result:
         wanted += ["transform"]
         wanted += ["image"] if name == "moving" else []
-        wanted += ["inverse"] if "inverse" in files else []
+        wanted += [kind for kind in ("inverse", "itk") if kind in files]
         wanted += pictures
     wanted += ["report"] if "report" in files else []
     if affine and parameters.ret_metric and name == "moving":
@@ -432,11 +437,12 @@ def register(
                 place = np.array(receipt["static_grid2world"])
                 save_nifti(out.temporary(files["image"]), resampled, place)
             if "transform" in files:
-                _save_transform(out.temporary(files["transform"]), transform)
+                save_transform(out.temporary(files["transform"]), transform)
+            if "itk" in files:
+                save_itk(out.temporary(files["itk"]), transform)
             if "inverse" in files:
-                moved = transform.transform_inverse(image)
-                place = transform.domain_grid2world
-                save_nifti(out.temporary(files["inverse"]), moved, place)
+                inverse = out.temporary(files["inverse"])
+                save_inverse(inverse, transform, image, grids_in(receipt))
             if "quality" in files:
                 save_qa_metric(out.temporary(files["quality"]), *optimum)
             own.enter(receipt)
@@ -524,10 +530,3 @@ def finish(out, receipt, files):
     say("\n" + receipt_text(receipt) + "\n")
     for file in files.values():
         logger.info("Saved %s", file)
-
-
-def _save_transform(path, transform):
-    if isinstance(transform, np.ndarray):
-        np.savetxt(path, transform)
-    else:
-        save_mapping(path, transform)

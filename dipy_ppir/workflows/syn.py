@@ -2,7 +2,6 @@
 
 import warnings
 
-from dipy.io.image import save_nifti
 import numpy as np
 
 from dipy_ppir.align import syn_registration
@@ -10,9 +9,9 @@ from dipy_ppir.align.imwarp import registration_from
 from dipy_ppir.align.parameters import SYN, SynParameters
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.progress import deformation_callback
 from dipy_ppir.workflows.registration import RegistrationFlow, load_images
+from dipy_ppir.workflows.results import grids_of, save_inverse, save_transform
 
 
 class SecureSynRegistrationFlow(RegistrationFlow):
@@ -27,8 +26,9 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         "out_warped": "image",
         "out_inv_static": "inverse",
         "out_field": "transform",
+        "out_itk": "itk",
     }
-    optional = {"inverse": "inv_static"}
+    optional = {"inverse": "inv_static", "itk": "out_itk"}
     belongs = {
         "static_vol_idx": "static",
         "moving_vol_idx": "moving",
@@ -84,6 +84,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         out_warped="warped_moved.nii.gz",
         out_inv_static="inc_static.nii.gz",
         out_field="displacement_field.nii.gz",
+        out_itk="",
         reveal=SYN.reveal,
         map_spacing=SYN.map_spacing,
         opens=SYN.opens,
@@ -172,7 +173,12 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             Name of the file to save the static image after applying the
             inverse mapping.
         out_field : string, optional
-            Name of the file to save the diffeomorphic map.
+            Name of the file to save the diffeomorphic map: displacements, mm, RAS+,
+            from moving to static space and back.
+        out_itk : string, optional
+            Name of a file for the map in the form of ITK and ANTs, from static to
+            moving space, which ends in .h5, .nii.gz or .nii. Not written without a
+            name.
         reveal : string, optional
             What the owners learn. ``'map'``: the resulting map, and rounded
             copies of its own half at the ends of levels. The others are for
@@ -226,11 +232,6 @@ class SecureSynRegistrationFlow(RegistrationFlow):
 
     def at_site(self, site, flags):
         """See `RegistrationFlow`."""
-        if flags["inv_static"] and not site.gets_result:
-            raise InputError(
-                "--inv_static needs the map, which the session file gives to the "
-                "moving owner only; leave it out"
-            )
         return {"start": flags["prealign_file"]}
 
     def parameters(self, flags):
@@ -283,13 +284,10 @@ class SecureSynRegistrationFlow(RegistrationFlow):
 
     def save(self, out, files, images, mapping):
         """See `RegistrationFlow`."""
-        save_mapping(out.temporary(files["transform"]), mapping)
+        save_transform(out.temporary(files["transform"]), mapping)
         if "inverse" in files:
-            save_nifti(
-                out.temporary(files["inverse"]),
-                mapping.transform_inverse(images["static"]),
-                images["moving_grid2world"],
-            )
+            inverse = out.temporary(files["inverse"])
+            save_inverse(inverse, mapping, images["static"], grids_of(images))
 
     def start(self, images):
         """See `RegistrationFlow`."""

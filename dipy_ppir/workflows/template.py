@@ -29,10 +29,10 @@ from dipy_ppir.mpc.planfile import PlanFile
 from dipy_ppir.mpc.sessionfile import parse_address
 from dipy_ppir.mpc.sums import SumSession
 from dipy_ppir.workflows.inputs import InputError, explain, read_nifti
-from dipy_ppir.workflows.mapping import save_mapping
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import Countdown
 from dipy_ppir.workflows.remote import finish, write_receipt
+from dipy_ppir.workflows.results import save_transform
 from dipy_ppir.workflows.sites import log_to_stderr
 
 logger = logging.getLogger("dipy_ppir")
@@ -431,8 +431,8 @@ def _build(given):
             data, affines, found, jobs=given.jobs, **parameters.plain()
         )
         for name, (affine, mapping) in zip(maps, made, strict=False):
-            np.savetxt(out.temporary(files[f"{name} affine"]), affine)
-            save_mapping(out.temporary(maps[name]), mapping)
+            save_transform(out.temporary(files[f"{name} affine"]), affine)
+            save_transform(out.temporary(maps[name]), mapping)
             logger.info("Map of %s to the template found", name)
         finish(out, receipt, files)
 

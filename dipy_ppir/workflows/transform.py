@@ -1,5 +1,6 @@
 """The command ``dipy_ppir_apply_transform``, as a DIPY workflow."""
 
+from functools import partial
 import logging
 from pathlib import Path
 
@@ -7,14 +8,16 @@ from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
 import numpy as np
 
+from dipy_ppir.align.mappings import grid_of, mapping_from
+from dipy_ppir.align.transformfiles import format_to_read, read_transform
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import (
     OutputFilesFlow,
     check_name,
     written_files,
 )
+from dipy_ppir.workflows.grids import read_grid
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.mapping import load_mapping
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 
 logger = logging.getLogger("dipy_ppir")
@@ -38,20 +41,24 @@ class ApplyTransformFlow(OutputFilesFlow):
         """Apply the result of a registration to an image that one has.
 
         Flags and files are those of dipy_apply_transform. Of the image that is
-        not transformed only the grid is used.
+        not transformed only the grid is used; who does not have it names the receipt
+        (receipt.json) of the registration instead.
 
         Parameters
         ----------
         static_image_files : string or Path
-            Path of the static image file, or of any image of the same grid.
+            Path of the static image file, or of any image of the same grid, or the
+            receipt of the registration. With --inverse a 4D image is transformed
+            volume by volume.
         moving_image_files : string or Path
             Path of the moving image(s). A 4D image is transformed volume by
-            volume.
+            volume. With --inverse any image of the same grid, or the receipt.
         transform_map_file : string or Path
             For the affine case, it should be a text(``*.txt``) file containing
             the affine matrix. For the diffeomorphic case, it should be a nifti
             file containing the mapping displacement field in each voxel with
-            this shape (x, y, z, 3, 2).
+            this shape (x, y, z, 3, 2). Or a file of another program, see
+            dipy_ppir_convert_transform; this says itself which type it is.
         transform_type : string, optional
             Select the transformation type to apply between 'affine' or
             'diffeomorphic'.
@@ -103,35 +110,21 @@ class ApplyTransformFlow(OutputFilesFlow):
 
 def _apply(static_file, moving_file, transform_file, kind, interpolation, inverse):
     """The transformed image and its grid."""
-    static, static_grid2world = inputs.read_nifti(static_file, "the static image")
-    moving, moving_grid2world = inputs.read_nifti(moving_file, "the moving image")
-    for name, data in (("static", static), ("moving", moving)):
-        if data.dtype.kind not in "biuf":
-            raise InputError(
-                f"the {name} image must hold real numbers, not {data.dtype}; convert it"
-            )
-    image = static if inverse else moving
-    if image.ndim not in (3, 4) or static.ndim < 3 or moving.ndim < 3:
+    files = {"static": static_file, "moving": moving_file}
+    grids = {name: read_grid(file, name) for name, file in files.items()}
+    name = "static" if inverse else "moving"
+    if Path(files[name]).suffix == ".json":
+        raise InputError(
+            f"a receipt stands for the grid of an image; give the {name} image itself, "
+            "which is transformed"
+        )
+    image = inputs.read_nifti(files[name], f"the {name} image")[0]
+    if image.ndim not in (3, 4):
         raise InputError(
             f"the images {static_file} and {moving_file} need three dimensions, or "
             "four for a series"
         )
-    grids = (
-        static.shape[:3],
-        static_grid2world,
-        moving.shape[:3],
-        moving_grid2world,
-    )
-    if kind == "affine":
-        mapping = AffineMap(
-            inputs.load_matrix(transform_file, "the affine matrix"),
-            domain_grid_shape=grids[0],
-            domain_grid2world=grids[1],
-            codomain_grid_shape=grids[2],
-            codomain_grid2world=grids[3],
-        )
-    else:
-        mapping = load_mapping(transform_file, *grids)
+    mapping = _mapping(transform_file, kind, **grids)
     transform = mapping.transform_inverse if inverse else mapping.transform
     # DIPY warps some kinds of numbers only; these hold every label exactly.
     volumes = image.astype(np.float64)
@@ -150,4 +143,39 @@ def _apply(static_file, moving_file, transform_file, kind, interpolation, invers
     result = volumes[..., 0] if image.ndim == 3 else volumes
     if interpolation == "nearest":
         result = result.astype(image.dtype)
-    return result, moving_grid2world if inverse else static_grid2world
+    return result, grids["moving" if inverse else "static"].grid2world
+
+
+def _mapping(file, kind, static, moving):
+    """What brings the moving image onto the static one's grid, and back."""
+    if _of_others(file):
+        found = inputs.explain(
+            partial(read_transform, static=static, moving=moving), file
+        )
+    elif kind == "affine":
+        found = inputs.load_matrix(file, "the affine matrix")
+    else:
+        data, affine = inputs.read_nifti(file, "the displacement field")
+        grids = {"static": grid_of(static), "moving": grid_of(moving)}
+        read = partial(mapping_from, what=f"the displacement field {file}", **grids)
+        found = inputs.explain(read, data, affine)
+    if not isinstance(found, np.ndarray):
+        return found
+    return AffineMap(
+        found,
+        domain_grid_shape=static.shape,
+        domain_grid2world=static.grid2world,
+        codomain_grid_shape=moving.shape,
+        codomain_grid2world=moving.grid2world,
+    )
+
+
+def _of_others(file):
+    """Whether a transform is in a file that another program wrote.
+
+    A field of one direction may as well be a mistake as FSL's.
+    """
+    try:
+        return format_to_read(file) in ("itk", "x5", "lta")
+    except (ValueError, OSError):
+        return False  # who reads it says so
