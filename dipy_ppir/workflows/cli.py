@@ -31,6 +31,10 @@ CLI_FLOWS = {
         "dipy_ppir.workflows.transform",
         "ApplyTransformFlow",
     ),
+    "dipy_ppir_convert_transform": (
+        "dipy_ppir.workflows.convert",
+        "ConvertTransformFlow",
+    ),
 }
 
 #: Commands that are no workflows on images, to functions that may return a status.
@@ -212,6 +216,11 @@ def align_freeform():
 def apply_transform():
     """Entry point of ``dipy_ppir_apply_transform``."""
     return run("dipy_ppir_apply_transform")
+
+
+def convert_transform():
+    """Entry point of ``dipy_ppir_convert_transform``."""
+    return run("dipy_ppir_convert_transform")
 
 
 def keygen():
