@@ -47,6 +47,7 @@ CLI_SITES = {
     "dipy_ppir_template": ("dipy_ppir.workflows.template", "template"),
     "dipy_ppir_cohort": ("dipy_ppir.workflows.cohort", "cohort"),
     "dipy_ppir_report": ("dipy_ppir.workflows.reportfile", "report_of"),
+    "dipy_ppir_boutiques": ("dipy_ppir.workflows.boutiques", "boutiques"),
 }
 
 
@@ -256,3 +257,8 @@ def template():
 def report():
     """Entry point of ``dipy_ppir_report``."""
     return run("dipy_ppir_report")
+
+
+def boutiques():
+    """Entry point of ``dipy_ppir_boutiques``."""
+    return run("dipy_ppir_boutiques")

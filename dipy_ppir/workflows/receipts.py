@@ -39,14 +39,8 @@ from dipy_ppir.workflows.streams import be_quiet, is_quiet, say
 _MOST_NAMED = 20
 
 
-def receipt(arguments=None):
-    """``dipy_ppir_receipt``: check receipts of one run, and print what they say.
-
-    Returns
-    -------
-    status : int
-        0 if they are consistent, 1 otherwise.
-    """
+def receipt_parser():
+    """The arguments of ``dipy_ppir_receipt``."""
     parser = argparse.ArgumentParser(
         prog="dipy_ppir_receipt",
         description="Check that receipts are of one run and say the same, and print "
@@ -81,7 +75,18 @@ def receipt(arguments=None):
     parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def receipt(arguments=None):
+    """``dipy_ppir_receipt``: check receipts of one run, and print what they say.
+
+    Returns
+    -------
+    status : int
+        0 if they are consistent, 1 otherwise.
+    """
+    given = receipt_parser().parse_args(arguments)
     be_quiet(given.quiet)
     if len(given.receipts) > len(ROLES):
         raise InputError(

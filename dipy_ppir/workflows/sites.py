@@ -186,8 +186,8 @@ def _check_shape(name, shape, parameters):
         raise InputError(f"--{name}_shape must be {wanted}; got {given}")
 
 
-def helper(arguments=None):
-    """``dipy_ppir_helper``: take part in a session without an image."""
+def helper_parser():
+    """The arguments of ``dipy_ppir_helper``."""
     parser = site_parser(
         "dipy_ppir_helper",
         "Take part in a registration between two image owners as the helper, which "
@@ -202,13 +202,24 @@ def helper(arguments=None):
     parser.add_argument(
         "--resume", action="store_true", help="go on with an interrupted session"
     )
-    parser.add_argument("--out_dir", type=Path, default=Path("."))
-    parser.add_argument("--receipt", default="receipt.json")
+    parser.add_argument(
+        "--out_dir", type=Path, default=Path("."), help="folder for the receipt"
+    )
+    parser.add_argument(
+        "--receipt", default="receipt.json", help="name of the receipt (receipt.json)"
+    )
     parser.add_argument(
         "--force", action="store_true", help="replace a receipt that is there already"
     )
-    parser.add_argument("--log_level", default="INFO")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--log_level", default="INFO", help="least important messages shown (INFO)"
+    )
+    return parser
+
+
+def helper(arguments=None):
+    """``dipy_ppir_helper``: take part in a session without an image."""
+    given = helper_parser().parse_args(arguments)
     be_quiet(given.quiet)
     log_to_stderr(given.log_level)
     site = Site(given.file, given.identity, given.listen)
