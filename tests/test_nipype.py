@@ -17,10 +17,10 @@ from dipy_ppir.workflows.commands import APART, NEEDS, arguments, flow_of
 
 pytest.importorskip("nipype")
 
-from nipype import MapNode, Node, Workflow  # noqa: E402
-from nipype.interfaces.base import isdefined, traits  # noqa: E402
+from nipype import MapNode, Node, Workflow
+from nipype.interfaces.base import isdefined, traits
 
-from dipy_ppir import interfaces  # noqa: E402
+from dipy_ppir import interfaces
 
 INTERFACES = {
     interface._cmd: interface

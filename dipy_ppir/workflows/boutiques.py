@@ -137,6 +137,16 @@ def _outputs(command, known):
                 "optional": name != "receipt",
             }
         )
+    if "output_dir" in known:
+        found.append(
+            {
+                "id": "dataset",
+                "name": "derivatives dataset",
+                "description": "What makes the folder a dataset; the rest is in it.",
+                "path-template": f"{_key('output_dir')}/dataset_description.json",
+                "optional": False,
+            }
+        )
     for name in getattr(flow_of(command), "pictures", ()):
         found.append(
             {

@@ -47,6 +47,7 @@ CLI_SITES = {
     "dipy_ppir_template": ("dipy_ppir.workflows.template", "template"),
     "dipy_ppir_cohort": ("dipy_ppir.workflows.cohort", "cohort"),
     "dipy_ppir_report": ("dipy_ppir.workflows.reportfile", "report_of"),
+    "dipy_ppir_bids": ("dipy_ppir.workflows.bids", "bids"),
     "dipy_ppir_boutiques": ("dipy_ppir.workflows.boutiques", "boutiques"),
 }
 
@@ -257,6 +258,11 @@ def template():
 def report():
     """Entry point of ``dipy_ppir_report``."""
     return run("dipy_ppir_report")
+
+
+def bids():
+    """Entry point of ``dipy_ppir_bids``."""
+    return run("dipy_ppir_bids")
 
 
 def boutiques():

@@ -32,6 +32,7 @@ PARAMETERS = {
 PARSERS = {
     "dipy_ppir_helper": ("dipy_ppir.workflows.sites", "helper_parser"),
     "dipy_ppir_receipt": ("dipy_ppir.workflows.receipts", "receipt_parser"),
+    "dipy_ppir_bids": ("dipy_ppir.workflows.bids", "bids_parser"),
 }
 #: Limits of flags that are no parameters, or that have other units.
 LIMITS = {
@@ -40,6 +41,7 @@ LIMITS = {
     "interpolation": {"choices": ("linear", "nearest")},
     "sampling_prop": {"minimum": 1, "maximum": 100},
     "limit_bits": {"minimum": 0},
+    "analysis_level": {"choices": ("participant",)},
     "out_strat": {"choices": ("absolute", "append", "prepend")},
     "log_level": {
         "choices": ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
@@ -197,7 +199,7 @@ def _kind(action, documented):
     if action.nargs == 0:
         return "flag"
     # What is written is named, and need not be there.
-    if action.dest.startswith("out_") or action.dest in ("receipt", "to_send"):
+    if action.dest.startswith("out") or action.dest in ("receipt", "to_send"):
         return "string"
     if documented is None:
         as_file = action.metavar == "FILE"
