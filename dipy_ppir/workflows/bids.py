@@ -567,6 +567,8 @@ def _process(layout, image, given, site):
             _write(out, to["transform_sidecar"], job.about_transform())
         out.commit()
         shutil.rmtree(folder)
+    for path in to.values():
+        logger.info("Kept as %s", path)
     return f"done; warnings in the receipt: {len(concerns)}" if concerns else "done"
 
 
@@ -660,7 +662,7 @@ def _register(job, to, folder, out, given):
             first.run(*job.pair, out_dir=str(place), **shared, **affine)
             concerns += first.receipts[0]["warnings"]
             shutil.move(place / "receipt.json", out.temporary(to["affine_receipt"]))
-            own |= {"prealign_file": str(place / transform_of("affine")[0])}
+            own |= {"prealign_file": str(place / "affine.txt")}
     flow.run(*job.pair, out_dir=str(folder), **shared, **own)
     names = {"receipt": "receipt.json"}
     names |= {"transform": transform_of(job.operation)[0]}
