@@ -75,10 +75,12 @@ def test_valid(command, tmp_path):
     file = tmp_path / "descriptor.json"
     file.write_text(json.dumps(descriptor(command)))
     bosh.validate(str(file), "--format")
-    described_inputs = {i["id"] for i in descriptor(command)["inputs"]}
-    parser = parser_of(command)
-    there = {a.dest for a in parser._actions} - {"help", "version"}
-    assert described_inputs == there
+    inputs = {i["id"]: i for i in descriptor(command)["inputs"]}
+    actions = {a.dest: a for a in parser_of(command)._actions}
+    assert set(inputs) == set(actions) - {"help", "version"}
+    for name, entry in inputs.items():
+        if actions[name].choices:
+            assert entry["value-choices"] == list(actions[name].choices)
 
 
 def invocation(command, seed):

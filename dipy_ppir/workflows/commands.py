@@ -178,7 +178,8 @@ def arguments(command):
         if default in ("", (), [], inspect.Parameter.empty, argparse.SUPPRESS):
             default = None
         given = dict(limits.get(name, {}))
-        choices = given.pop("choices", action.choices)
+        known = given.pop("choices", None)
+        choices = action.choices or known
         flag = action.option_strings[-1] if action.option_strings else None
         required = action.required and action.nargs not in ("?", "*")
         found[name] = Argument(
