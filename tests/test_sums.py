@@ -13,11 +13,12 @@ from dipy_ppir.mpc.errors import (
     FixedPointOverflowError,
     InsecureSetupError,
     PeerAbortedError,
+    PeerTimeoutError,
     ProtocolError,
     UndeclaredOpeningError,
 )
 from dipy_ppir.mpc.fields import P127
-from dipy_ppir.mpc.frame import DATA, JSON
+from dipy_ppir.mpc.frame import DATA, JSON, WAITING
 from dipy_ppir.mpc.planfile import LEAST_SITES
 from dipy_ppir.mpc.protocols import share
 from dipy_ppir.mpc.session import Session
@@ -339,3 +340,25 @@ def test_metadata_counts(sites, tap):
     kinds = [f[2] for f in frames]
     assert kinds.count(DATA) == 12 and kinds.count(JSON) == 6
     assert len(frames) == 18
+
+
+@pytest.mark.parametrize("count, waited_for", [(3, {2}), (10, {2, 9}), (32, {31})])
+def test_who_waits_says_for_whom(sites, count, waited_for):
+    """So that it is not blamed for being silent, however many sites there are."""
+    sessions = sites(count)
+    sessions[0].network._tell([], waited_for)
+    link = sessions[1].network.links[0]
+    assert link.pump() is None
+    assert link.waits_for == waited_for
+
+
+def test_a_site_cannot_blame_one_that_there_is_not(sites):
+    """Of three sites, one that says that it waits for the tenth."""
+    sessions = sites(3)
+    sessions[0].network.links[1].begin_frame(WAITING, 0, (1 << 9).to_bytes(2))
+    sessions[0].network.links[1].send_some()
+    link = sessions[1].network.links[0]
+    link.pump()
+    with pytest.raises(PeerTimeoutError, match="the site 1 said nothing") as caught:
+        sessions[1].network._timed_out([link])
+    assert caught.value.culprit == 0

@@ -17,6 +17,7 @@ from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.workflows import cli
 from dipy_ppir.workflows import template as command
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.receipts import receipt as check_registrations
 
 SHAPE = (20, 18, 18)
 PARAMETERS = {
@@ -260,6 +261,13 @@ def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
         nib.save(nib.Nifti1Image(data, study.affine), tmp_path / f"{name}.nii.gz")
     with pytest.raises(InputError, match=message):
         command.template(["plan.toml", *arguments, "--identity", "keys/a"])
+
+
+def test_its_receipt_is_not_one_of_a_registration(tmp_path):
+    file = tmp_path / "receipt.json"
+    file.write_text('{"operation": "template"}')
+    with pytest.raises(InputError, match="the receipt of a template"):
+        check_registrations([str(file)])
 
 
 def test_a_count_that_cannot_be_read(tmp_path):

@@ -48,6 +48,11 @@ def load(path):
         raise InputError(
             f"{name} is not a receipt (a JSON object); give the receipt.json of a run"
         )
+    if found.get("operation") == "template":
+        raise InputError(
+            f"{name} is the receipt of a template, which says by itself what was "
+            "opened; this command checks receipts of registrations"
+        )
     for entry, fits in _ENTRIES.items():
         if entry in found and fits(found[entry]):
             continue
