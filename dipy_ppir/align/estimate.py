@@ -1,7 +1,7 @@
 """How long a registration takes and how much it sends, roughly and ahead of time.
 
 All of it follows from public numbers, so that every party comes to the same. Bytes and
-messages are those that the docstrings of the protocols state, added up over what is
+rounds are those that the docstrings of the protocols state, added up over what is
 planned: bytes come out to a tenth. Where a stopping rule may end a level early its
 limit counts, and an optimizer of DIPY's is taken to make as many evaluations as it
 commonly does, which may be half or twice as many.
@@ -43,6 +43,7 @@ from dipy_ppir.align.parameters import (
     AffineParameters,
     FreeFormParameters,
     PointParameters,
+    SynParameters,
 )
 from dipy_ppir.align.secretmetric import EVERY_VOXEL
 from dipy_ppir.mpc import leastsquares
@@ -63,12 +64,16 @@ _LOGARITHM, _FINE_LOGARITHM = 1_540, 3_200
 _STEP, _STEP_EACH, _STEP_SQUARE = 32_400, 2_530, 52
 #: The same where steps are hidden.
 _HIDDEN_STEP, _HIDDEN_STEP_EACH = 23_600, 1_650
-#: Messages that one of those waits for, in a row.
-_STEP_WAITS, _HIDDEN_WAITS = 34, 36
+#: Rounds of one of those: what MPyC's comparisons take at all parties together.
+_STEP_WAITS, _HIDDEN_WAITS = 45, 48
 #: Evaluations of DIPY's optimizer at each level, as is usual.
 _EVALUATIONS = 35
 #: What a registration takes besides: to agree, to judge the match, to sign.
 _ENDS, _END_WAITS, _POINTS_END = 30_000, 8, 2_200
+
+
+#: Of the bytes of SyN each owner sends a third and is sent a third, by both others.
+_BUSIEST = {SynParameters: 2 / 3}
 
 
 class Line(NamedTuple):
@@ -79,8 +84,7 @@ class Line(NamedTuple):
     rtt : float
         seconds of a round trip.
     bandwidth : float
-        bits a second of what all parties together send: with three lines of their own
-        the parties mostly wait for one of them.
+        bits a second of each party's line.
     """
 
     rtt: float
@@ -105,7 +109,7 @@ class Stage(NamedTuple):
     sent : float
         bytes over all links.
     waits : float
-        messages that are waited for, one after the other.
+        rounds: messages that wait for one another, at whatever party.
     work : float
         seconds of computation, on two cores of the machine that it was fitted to.
     """
@@ -130,6 +134,8 @@ class Estimate(NamedTuple):
         bytes at the party that needs most; see `memory.peaks`.
     at_most : bool
         whether levels may end before their last iteration.
+    busiest : float, optional
+        part of the bytes that the busiest party's line carries.
     """
 
     stages: tuple
@@ -138,6 +144,7 @@ class Estimate(NamedTuple):
     work: float
     memory: float
     at_most: bool
+    busiest: float = 1.0
 
     def seconds(self, line=None):
         """How long it takes on this machine.
@@ -151,7 +158,8 @@ class Estimate(NamedTuple):
         if line is None:
             seconds += _START / speed()
         else:
-            seconds += self.waits * line.rtt / 2 + 8 * self.sent / line.bandwidth
+            seconds += self.waits * line.rtt / 2
+            seconds += 8 * self.busiest * self.sent / line.bandwidth
         return seconds
 
 
@@ -194,6 +202,7 @@ def estimate(parameters, static_shape, moving_shape, *, static_grid2world=None):
         sum(s.work for s in stages) + _PREPARED * voxels,
         max(memory.values()),
         at_most,
+        _BUSIEST.get(type(parameters), 1.0),
     )
 
 
@@ -211,7 +220,7 @@ class _Costs(NamedTuple):
     once, each, value : float
         bytes: before the first evaluation, for each, and for a value by itself.
     once_waits, waits : int
-        messages, see `Stage`; of an evaluation with the step after it.
+        rounds of the same.
     """
 
     kind: str
@@ -300,11 +309,11 @@ def _information(p, level, shape, parameters):
         masked = p.hide_steps or p.sampling_proportion in (None, 1)
         each = 4 * (bins + masked) + 4 * (bins + categories + 2) + 12 * len(shape)
         each, once = n * each + _LOGARITHM * cells, 4 * n * categories
-        return _Costs("MI", n, once, each, each, 2, 10)
+        return _Costs("MI", n, once, each, each, 2, 13)
     each = 8 * n * (bins + categories + 4 + parameters)
     if p.reveal == "gradient":
         each += 16 * n * bins + _FINE_LOGARITHM * cells
-    waits = 8 if p.reveal == "gradient" else 4
+    waits = 10 if p.reveal == "gradient" else 5
     return _Costs(p.reveal, n, 8 * n * categories, each, 0.0, 2, waits)
 
 
@@ -315,7 +324,7 @@ def _correlation(p, level, shape, parameters):
     value, slopes = n + 10 * windows, parameters + 3 * dim * (dim + 1) + 6
     each, once = value + windows * slopes, n + windows
     once, each, value = (_ELEMENT * x for x in (once, each, value))
-    return _Costs("CC", n, once, each, value, 1, 4)
+    return _Costs("CC", n, once, each, value, 1, 7)
 
 
 def _squares(p, level, shape, parameters):
@@ -323,12 +332,13 @@ def _squares(p, level, shape, parameters):
     voxels, dim = math.prod(shape), len(shape)
     n = sample_count(voxels, p.sampling_proportion)
     own = n < voxels
+    hidden = own and p.sampling == "GMS"
     blocks = -(-n // leastsquares.BLOCK)
     each = 4 * dim * n + 52 * dim * (dim + 1) * blocks + 380 + 240 * parameters
     once = 4 * (dim + 1) * n
     if own:
-        each, once = each + once + 4 * n * (p.sampling == "GMS"), 0
-    return _Costs("squares", n, once, each, 12 * voxels, 1, 2 + own)
+        each, once = each + once + 4 * n * hidden, 0
+    return _Costs("squares", n, once, each, 12 * voxels, 1, 4 + own + hidden)
 
 
 # -- deformations ----------------------------------------------------------------
@@ -374,7 +384,7 @@ def _carried_level(p, level, shapes, iters):
     normalizing = 100 * coarse * correlates
     every = max(math.floor(REFINED_AFTER / p.step_length + 0.1), 1)
     elements += normalizing * (1 + (count - 1) // every)
-    waits = count * (17 if correlates else 12) + 12
+    waits = count * (14 if correlates else 9) + 12
     # The images, and halves that are nothing yet.
     elements += 4 * fine * channels
     if not any(iters[level + 1 :]):
@@ -444,7 +454,7 @@ def _freeform(p, shape, spacing):
             each += (8 * (dim + 1) + 4) * n - 8 * dim * controls
         sent = count * each + 8 * voxels
         work = _work("freeform", count, sent, voxels * count)
-        waits = count * (3 if hidden else 2) + 1
+        waits = count * (5 if hidden else 4) + 1
         yield Stage("deformation", level, count, sent, waits, work)
     n = math.prod(shape)
     controls = math.prod(Lattice(shape, (p.spacing,) * dim).control_shape)
