@@ -517,7 +517,11 @@ def test_a_picture_that_fails_is_left_out(command, monkeypatch):
     def fail(*arguments, **named):
         raise ZeroDivisionError("no pixels")
 
-    monkeypatch.setattr(figures, "save_overlay", fail)
+    def half(path, *arguments, **named):
+        Path(path).write_bytes(b"half")
+        fail()
+
+    monkeypatch.setattr(figures, "save_overlay", half)
     monkeypatch.setattr(report, "of_both_images", fail)
     status, out, err = command("align_affine", *PAIR, *QUICK, "--out_dir", "res")
     assert (status, err) == (0, "")

@@ -1155,7 +1155,7 @@ def _full(path, *args, **kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(registration, "save_nifti"), (mappings, "save_nifti"), (figures, "save_map")],
+    [(registration, "save_nifti"), (mappings, "save_nifti")],
 )
 def test_a_full_disk_leaves_nothing(command, pair, monkeypatch, module, name):
     monkeypatch.setattr(module, name, _full)
