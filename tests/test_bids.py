@@ -14,6 +14,7 @@ import pytest
 from scipy import ndimage
 from sites import Sites
 
+from dipy_ppir.align import read_transform
 from dipy_ppir.workflows import bids as app
 from dipy_ppir.workflows.bids import bids
 from dipy_ppir.workflows.bidsnames import derived, label, parts
@@ -122,8 +123,8 @@ def test_a_derivatives_dataset(dataset, template, tmp_path, capsys):
     assert files(out) == expected
 
     # The transform is where it says, and takes static to moving coordinates.
-    matrix = np.loadtxt(
-        out / "sub-01/anat/sub-01_from-T1w_to-myball_mode-image_xfm.txt"
+    matrix = read_transform(
+        out / "sub-01/anat/sub-01_from-T1w_to-myball_mode-image_xfm.txt", fmt="itk"
     )
     shift = 2 * np.array(SHIFTS["sub-01/anat/sub-01_T1w"])
     np.testing.assert_allclose(matrix[:3, 3], shift, atol=0.5)
@@ -234,7 +235,7 @@ def test_deformations_begin_with_an_affine_one(
     assert files(out) == {
         "dataset_description.json",
         ".bidsignore",
-        f"sub-01/anat/sub-01_{path}_xfm.nii.gz",
+        f"sub-01/anat/sub-01_{path}_xfm.h5",
         f"sub-01/anat/sub-01_{path}_xfm.json",
         "sub-01/anat/sub-01_space-FLAIR_desc-preproc_T1w.nii.gz",
         "sub-01/anat/sub-01_space-FLAIR_desc-preproc_T1w.json",
@@ -420,6 +421,7 @@ def test_a_session(dataset, tmp_path, template, capsys):
         f"logs/{name}_receipt.json",
     }
     matrices = [
-        np.loadtxt(next((tmp_path / site).rglob("*_xfm.txt"))) for site in words
+        read_transform(next((tmp_path / site).rglob("*_xfm.txt")), fmt="itk")
+        for site in words
     ]
     np.testing.assert_allclose(*matrices, atol=1e-9)

@@ -237,9 +237,9 @@ class AlignAffine(RegistrationCommand):
         names = super()._written()
         # A session file says in place of save_metric whether the value is opened,
         # and its owner has it whoever gets the transform.
-        if self._is_set("session") and self._image() == "moving":
-            if self._plan().parameters.get("ret_metric"):
-                names.append("out_quality")
+        owner = self._is_set("session") and self._image() == "moving"
+        if owner and self._plan().parameters.get("ret_metric"):
+            names.append("out_quality")
         com = self._is_set("transform") and self.inputs.transform == "com"
         return [n for n in names if not (com and n == "out_quality")]
 

@@ -18,12 +18,12 @@ from dipy_ppir.align.remote import WORD
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.workflows.align import PIPELINES, SecureImageRegistrationFlow
 from dipy_ppir.workflows.bidsnames import derived, label
-from dipy_ppir.workflows.cli import _one_line
+from dipy_ppir.workflows.cli import one_line
 from dipy_ppir.workflows.freeform import SecureFreeFormRegistrationFlow
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import Site
-from dipy_ppir.workflows.sites import _log
+from dipy_ppir.workflows.sites import log_to_stderr
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 
 logger = logging.getLogger("dipy_ppir")
@@ -47,10 +47,8 @@ _PAIR = ("static_image_files", "moving_image_files")
 IGNORED = "*_xfm.*\nlogs/\nwork/\n"
 
 
-def transform_of(operation):
-    """What a flow calls its transform, and the ending that it has in the dataset.
-
-    Files of DIPY: a matrix from static to moving coordinates, mm, or displacements.
+def ending_of(operation):
+    """The ending that the transform of an operation has, a file of ITK's.
 
     Parameters
     ----------
@@ -59,11 +57,9 @@ def transform_of(operation):
 
     Returns
     -------
-    name, ending : str
+    ending : str
     """
-    if operation == "affine":
-        return "affine.txt", ".txt"
-    return "displacement_field.nii.gz", ".nii.gz"
+    return ".txt" if operation == "affine" else ".h5"
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ class Job:
         path = {"from": moving, "to": static, "mode": "image"}
         files = {}
         if self.gets_result:
-            _, ending = transform_of(self.operation)
+            ending = ending_of(self.operation)
             xfm = derived(name, "xfm", ending, **path)
             files["transform"] = folder / xfm
             files["transform_sidecar"] = folder / derived(xfm, ending=".json")
@@ -164,8 +160,8 @@ class Job:
     @property
     def _format(self):
         if self.operation == "affine":
-            return "Matrix from static to moving world coordinates, mm, RAS (DIPY)"
-        return "Displacements in both directions, mm, shape (X, Y, Z, 3, 2) (DIPY)"
+            return "Matrix from static to moving world coordinates, mm, LPS (ITK)"
+        return "Displacements from static to moving coordinates, mm, LPS (ITK)"
 
 
 def _sidecar(image):
@@ -310,7 +306,7 @@ def bids(arguments=None):
         0 if all were registered, or were so before; 1 otherwise.
     """
     given = bids_parser().parse_args(arguments)
-    _log(given.log_level)
+    log_to_stderr(given.log_level)
     site = check(given)
     layout = index(given.bids_dir, validate=not given.skip_bids_validator)
     images = find(layout, given)
@@ -332,7 +328,7 @@ def bids(arguments=None):
             # The others are not to suffer from it.
             if given.debug:
                 raise
-            states[name] = f"failed: {_one_line(exc)}"
+            states[name] = f"failed: {one_line(exc)}"
             logger.error("%s %s", name, states[name])
     print("\n" + table(states))
     return int(any(state.startswith("failed") for state in states.values()))
@@ -648,6 +644,7 @@ def _register(job, to, folder, out, given):
     """
     flow = FLOWS[job.operation](force=True)
     shared = {"no_pictures": True, "strict": given.strict}
+    itk = f"transform{ending_of(job.operation)}"
     concerns = []
     if WORD in (job.static, job.moving):
         own = {"session": given.session, "resume": given.resume}
@@ -663,9 +660,8 @@ def _register(job, to, folder, out, given):
             concerns += first.receipts[0]["warnings"]
             shutil.move(place / "receipt.json", out.temporary(to["affine_receipt"]))
             own |= {"prealign_file": str(place / "affine.txt")}
-    flow.run(*job.pair, out_dir=str(folder), **shared, **own)
-    names = {"receipt": "receipt.json"}
-    names |= {"transform": transform_of(job.operation)[0]}
+    flow.run(*job.pair, out_dir=str(folder), out_itk=itk, **shared, **own)
+    names = {"receipt": "receipt.json", "transform": itk}
     names |= {"image": _MOVED[job.operation]}
     for what, name in names.items():
         if what in to:

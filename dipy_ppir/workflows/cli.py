@@ -111,7 +111,7 @@ def run(command):
     except Exception as exc:
         if "--debug" in sys.argv:
             raise
-        _say(command, _one_line(exc))
+        _say(command, one_line(exc))
         return 1
     problem = output_problem()
     if problem is not None:
@@ -169,7 +169,8 @@ def _run(command):
     return 0
 
 
-def _one_line(exc):
+def one_line(exc):
+    """What to tell the user of an exception, on one line."""
     from dipy_ppir.align.checkpoint import CheckpointError
     from dipy_ppir.align.plausibility import ImplausibleError
     from dipy_ppir.mpc.errors import MPCError
