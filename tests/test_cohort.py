@@ -401,7 +401,7 @@ def test_three_sites_and_a_helper(sites):
     """A pair that fails at one site, one site that is killed, and going on.
 
     Image 2 of A has two volumes, which shows only when its pair begins: the others do
-    not wait for it.
+    not wait for it, but are told.
     """
     # Who is killed need not have met the others, who wait as long for it.
     sites.write(timeouts={"connect": 40})
@@ -434,7 +434,7 @@ def test_three_sites_and_a_helper(sites):
         assert status == (0 if site == "B" else 1), err
     errors = {s: sites.table(s)[NAMES[1]]["error"] for s in "ACH"}
     assert "2 volumes" in errors["A"]
-    assert all("later session" in errors[s] for s in "CH"), errors
+    assert all("(Site A) ended the computation" in errors[s] for s in "CH"), errors
     (sites.folder / "A2.nii.gz").write_bytes(good)
     ended = run("--resume")
     assert {status for *_, status in ended.values()} == {0}, ended

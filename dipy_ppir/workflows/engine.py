@@ -71,10 +71,7 @@ def dask_client(concurrent, folder, scheduler=None, slurm=False):
     silent = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
     with dask.config.set(silent):
         if slurm:
-            pages = ["--dashboard-address", _NO_PAGES]
-            extra = dask.config.get("jobqueue.slurm.worker-extra-args", None) or []
-            with dask.config.set({"jobqueue.slurm.worker-extra-args": extra + pages}):
-                cluster = _slurm_cluster(concurrent, folder)
+            cluster = _slurm_cluster(concurrent, folder)
         else:
             # Tasks only wait for processes, so threads do.
             cluster = distributed.LocalCluster(
@@ -91,13 +88,16 @@ def dask_client(concurrent, folder, scheduler=None, slurm=False):
 
 def _slurm_cluster(concurrent, folder):
     try:
+        import dask
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise InputError(
             f"--slurm needs dask-jobqueue, which is missing: {_EXTRA}"
         ) from None
+    extra = dask.config.get("jobqueue.slurm.worker-extra-args", None) or []
     try:
         cluster = SLURMCluster(
+            worker_extra_args=[*extra, "--dashboard-address", _NO_PAGES],
             security=True,
             shared_temp_directory=str(folder),
             scheduler_options={"dashboard_address": _NO_PAGES},

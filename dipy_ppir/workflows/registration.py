@@ -184,8 +184,8 @@ class RegistrationFlow(OutputFilesFlow):
         if not flags["no_pictures"]:
             made = pictures(self.own_pictures)
             names |= {name: name for name in made} | report.wanted(flags["report"])
-        self.receipts.append(
-            register(
+        with site.declining():
+            receipt = register(
                 site,
                 files[site.image],
                 flags[f"{site.image}_vol_idx"],
@@ -196,7 +196,7 @@ class RegistrationFlow(OutputFilesFlow):
                 pictures=made,
                 **own,
             )
-        )
+        self.receipts.append(receipt)
 
     # -- all parties on this machine --------------------------------------
 

@@ -1,5 +1,6 @@
 """A command as one party of a session between sites."""
 
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 import inspect
@@ -19,6 +20,7 @@ from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.memory import check_memory, check_voxels
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.align.validation import check_slices
+from dipy_ppir.mpc.errors import MPCError
 from dipy_ppir.mpc.identity import Identity, home
 from dipy_ppir.mpc.ledger import MOVING, ROLES
 from dipy_ppir.mpc.meeting import Meeting
@@ -47,6 +49,10 @@ from dipy_ppir.workflows.results import (
 from dipy_ppir.workflows.streams import say
 
 logger = logging.getLogger("dipy_ppir")
+
+
+class _Declined(Exception):
+    """This party cannot take part."""
 
 
 class Site:
@@ -78,7 +84,7 @@ class Site:
         self.identity = identity or None
         self._identity = Identity.load(self.identity)
         self.party = self.plan.party_of(self._identity.fingerprint)
-        self._listen = None
+        self._listen, self._opened = None, False
         if listen:
             self._listen = parse_address(listen)
             if self._listen is None:
@@ -134,10 +140,27 @@ class Site:
             self.plan.title,
             self.plan.digest,
         )
+        self._opened = True
         meeting = Meeting(self.plan, self._identity, listen=self._listen)
         with Countdown() as meeting.on_wait:
             meeting.hold()
         return Session.of_meeting(meeting)
+
+    @contextmanager
+    def declining(self):
+        """Tell the others of an error before the meeting, in a row of sessions.
+
+        They have come, or will come, and would wait in vain. Alone a session needs
+        nobody to wait: it can be started again meanwhile.
+        """
+        try:
+            yield
+        except Exception as exc:
+            if self.plan.place is not None and not self._opened:
+                logger.info("Telling the others that this party cannot take part")
+                with suppress(MPCError, _Declined), self.open():
+                    raise _Declined from exc
+            raise
 
     def run(self, checkpoint, write, met=lambda: None, **arguments):
         """Meet the others, register, and write what is this party's.
