@@ -3,6 +3,7 @@
 import json
 
 from dipy.align import affine_registration
+from dipy.align.imaffine import AffineMap
 import nibabel as nib
 import numpy as np
 from ports import free_port
@@ -10,10 +11,12 @@ import pytest
 from sites import ROLES, SEEDED, Launcher, Sites
 
 from dipy_ppir.align import affine_registration as secure_registration
+from dipy_ppir.align import read_transform
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.mpc.record import array_hash
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.workflows.receipts import receipt as check_receipts
+from dipy_ppir.workflows.transform import ApplyTransformFlow
 
 # Affine transforms of bodies that are nearly round are too sensitive to compare.
 AFFINE = {
@@ -315,18 +318,57 @@ def test_the_receipt_is_the_same_everywhere(affine_sites, bodies, capsys):
 def test_only_the_moving_owner_gets_the_transform(affine_sites):
     sites = affine_sites()
     sites.file = sites.write("session.toml", result_to="moving")
+    for flags in (["--inv_static"], ["--out_itk", "a.tfm"]):
+        assert sites.wait(sites.start(*flags, sites=("static",))) == {"static": 1}
+        assert f"{flags[0]} needs the transform" in sites.last_line("static")
     sites.run()
     assert "affine.txt" in sites.outputs("moving")
     assert sites.outputs("static") == ["receipt.json"]
 
 
-def test_mask_and_inverse(syn_sites):
-    """Flags that concern one owner's image only stay that owner's."""
+def test_the_static_image_on_the_moving_grid(affine_sites, bodies):
+    """The static owner has no moving image, but knows its grid, and so does ITK."""
+    sites = affine_sites(reveal="transform", parameters=RIGID)
+    processes = sites.start(sites=("moving", "helper"))
+    flags = ["--inv_static", "--out_itk", "a.tfm"]
+    processes |= sites.start(*flags, sites=("static",))
+    assert set(sites.wait(processes).values()) == {0}
+    out, (static, moving, *grids) = sites.folder / "out_static", bodies(3)
+    there = nib.load(out / "inv_static.nii.gz")
+    np.testing.assert_allclose(there.affine, grids[1], atol=1e-5)
+    matrix = matrix_of(sites, "static")
+    expected = AffineMap(
+        matrix,
+        domain_grid_shape=static.shape,
+        domain_grid2world=grids[0],
+        codomain_grid_shape=moving.shape,
+        codomain_grid2world=grids[1],
+    ).transform_inverse(static.astype(np.float32))
+    np.testing.assert_allclose(there.get_fdata(), expected, atol=1e-4)
+    np.testing.assert_allclose(read_transform(out / "a.tfm"), matrix, atol=1e-12)
+
+
+def test_mask_and_inverse(syn_sites, monkeypatch):
+    """Flags that concern one owner's image only stay that owner's.
+
+    Afterwards its receipt says where the other image is.
+    """
     sites = syn_sites()
     processes = sites.start(sites=("moving", "helper"))
-    processes |= sites.start("--inv_static", sites=("static",))
+    flags = ["--inv_static", "--out_itk", "map.h5"]
+    processes |= sites.start(*flags, sites=("static",))
     assert set(sites.wait(processes).values()) == {0}
-    assert "inc_static.nii.gz" in sites.outputs("static")
+    out = sites.folder / "out_static"
+    files = {"inc_static.nii.gz", "map.h5"}
+    assert files <= {*sites.outputs("static")}
+    monkeypatch.chdir(out)
+    flow = ApplyTransformFlow()
+    inverse = {"transform_type": "diffeomorphic", "inverse": True}
+    transform = "displacement_field.nii.gz"
+    flow.run(str(sites.folder / "static.nii.gz"), "receipt.json", transform, **inverse)
+    here, there = (nib.load(f) for f in ("transformed.nii.gz", "inc_static.nii.gz"))
+    np.testing.assert_allclose(here.affine, there.affine)
+    np.testing.assert_allclose(here.get_fdata(), there.get_fdata(), atol=1e-3)
 
 
 @pytest.mark.parametrize(
