@@ -23,6 +23,7 @@ from test_transformfiles import (
 )
 
 from dipy_ppir.align import RemoteImage, read_mapping, write_mapping
+from dipy_ppir.align.mappings import points_of
 
 
 def at(image, grid, points):
@@ -37,19 +38,13 @@ def at(image, grid, points):
 @pytest.mark.parametrize("kind", ["affine", "map"])
 def test_static_points_correspond_to_moving_ones(kind):
     """At x the moved image is what the moving one is at A x, or at the map's point."""
-    points = some_points(STATIC)
     # Of a plane, which interpolation does not change.
     moving = np.indices(MOVING.shape).sum(axis=0).astype(float)
-    if kind == "affine":
-        mapping, there = affine_map(MATRIX), apply_affine(MATRIX, points)
-    else:
-        mapping = deformation()
-        there = mapping.transform_points(points)
-    points = apply_affine(STATIC.grid2world, np.indices(STATIC.shape).reshape(3, -1).T)
     middle = (slice(7, -7),) * 3
-    points = points.reshape(*STATIC.shape, 3)[middle].reshape(-1, 3)
-    there = apply_affine(MATRIX, points)
+    points = points_of(STATIC.shape, STATIC.grid2world)[middle].reshape(-1, 3)
+    mapping, there = affine_map(MATRIX), apply_affine(MATRIX, points)
     if kind == "map":
+        mapping = deformation()
         there = mapping.transform_points(points)
     found = np.asarray(mapping.transform(moving))[middle].ravel()
     assert_allclose(found, at(moving, MOVING, there), atol=1e-3)
