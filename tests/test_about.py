@@ -1,10 +1,13 @@
 """The command ``dipy_ppir``, and what every command says of its version."""
 
 from importlib.metadata import distribution, version
+from pathlib import Path
+import re
 import sys
 
 import pytest
 
+import dipy_ppir
 from dipy_ppir.mpc.record import source_digest
 from dipy_ppir.workflows import about, cli
 
@@ -68,3 +71,16 @@ def test_what_is_not_installed(command, monkeypatch):
 def test_every_command_says_its_version(command, name):
     line = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}\n"
     assert command(name, "--version") == line
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("pyproject.toml", r'^version = "(.*)"$'),
+        ("CITATION.cff", r"^version: (.*)$"),
+    ],
+)
+def test_the_version_is_one(name, pattern):
+    text = Path(__file__).parents[1].joinpath(name).read_text()
+    assert re.findall(pattern, text, re.MULTILINE) == [dipy_ppir.__version__]
+    assert version("dipy-ppir") == dipy_ppir.__version__
