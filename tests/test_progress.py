@@ -114,6 +114,17 @@ def test_time_left_over_a_line(usual_speed):
     assert max(np.diff(said[5:])) < 0.1 * said[5]
 
 
+def test_time_left_of_slow_machines_over_a_line(usual_speed):
+    """As soon as there are two kinds of iterations they are told apart."""
+    wait = 0.01
+    said, left = go(
+        lambda s: 4 * each(s) + s.waits / max(s.iterations, 1) * wait, line=True
+    )
+    for s, t in zip(said[14:], left[14:], strict=True):
+        assert s == pytest.approx(t, rel=0.25)
+    assert min(s for s in said if s is not None) >= 0
+
+
 def test_a_level_that_ends_early(usual_speed):
     said, left = go(lambda s: 10 * each(s), skip=((1, 4),))
     # What was not needed is not said to be left any more.

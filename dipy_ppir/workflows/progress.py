@@ -67,9 +67,9 @@ class Remaining:
     """How long a run will go on, from how long it took so far.
 
     Each iteration has its share of what was estimated. On one machine it takes so many
-    times what was; on a line that nobody has measured, what goes beyond the estimated
-    computation is put down to messages that are waited for. The last iterations count
-    most.
+    times what was. Over a line that nobody has measured it takes so many times the
+    computation and a time for each message that is waited for: by least squares, which
+    begin with the computation as it was estimated. The last iterations count most.
 
     Parameters
     ----------
@@ -80,15 +80,15 @@ class Remaining:
         returns seconds.
     """
 
-    #: By how much iterations count less after each other one, and how many and how
-    #: long they must be before anything is said.
-    FADING, FIRST, SHORTEST = 0.9, 4, 2.0
+    #: By how much iterations count less after each other one, how much the estimate
+    #: does, and how many and how long they must be before anything is said.
+    FADING, TRUST, FIRST, SHORTEST = 0.9, 0.1, 4, 2.0
 
     def __init__(self, ahead, *, line=False, clock=time.monotonic):
         self._clock, self._line, self._at_most = clock, line, ahead.at_most
         self._stages, self._speed = ahead.stages, speed()
-        # Seconds, and what was estimated of work and messages, of the last iterations.
-        self._took = np.zeros(3)
+        # Sums of products of estimated work, messages and seconds of iterations.
+        self._sums = np.zeros((3, 3))
         self._seen, self._begun, self._last, self._end = 0, None, None, None
 
     def update(self, info):
@@ -103,12 +103,14 @@ class Remaining:
         if before is None:
             self._begun = now
             return
-        self._took = self.FADING * self._took + [now - before, *each]
+        found = np.array([*each, now - before])
+        self._sums = self.FADING * self._sums + np.outer(found, found)
         self._seen += 1
         if self._seen < self.FIRST or now - self._begun < self.SHORTEST:
             return
         left = each * max(here.iterations - info["iteration"], 0)
-        end = now + self._seconds(*sum(map(self._of, later), left))
+        factors = self._factors(each[0])
+        end = now + float(factors @ sum(map(self._of, later), left))
         # What was said is not taken back at once.
         self._end = end if self._end is None else (self._end + end) / 2
 
@@ -116,11 +118,17 @@ class Remaining:
         """Seconds of work and number of messages."""
         return np.array([stage.work / self._speed, stage.waits])
 
-    def _seconds(self, work, waits):
-        took, expected, waited = self._took
-        if self._line and took > expected:
-            return work + waits * (took - expected) / waited
-        return work * took / expected
+    def _factors(self, work):
+        """Seconds for each of estimated work, and for each message."""
+        matrix, right = self._sums[:2, :2].copy(), self._sums[:2, 2].copy()
+        if self._line and matrix[1, 1] > 0:
+            # As if a part of an iteration had taken what was estimated.
+            matrix[0, 0] += self.TRUST * work**2
+            right[0] += self.TRUST * work**2
+            factors = np.linalg.solve(matrix, right)
+            if factors.min() >= 0:
+                return factors
+        return np.array([right[0] / matrix[0, 0], 0.0])
 
     @property
     def left(self):
