@@ -75,7 +75,8 @@ def versions():
     found = {"dipy_ppir": version("dipy-ppir")}
     for needed in distribution("dipy-ppir").requires:
         name, extra = re.match(r"([\w.-]+)[^;]*(.*)", needed).groups()
-        if extra and re.search("test|dev|doc", extra):
+        # An extra may name others, of the package itself.
+        if name == "dipy-ppir" or (extra and re.search("test|dev|doc", extra)):
             continue
         try:
             found[name] = version(name)
