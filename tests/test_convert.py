@@ -4,6 +4,7 @@ import json
 import sys
 
 import nibabel as nib
+from nibabel.affines import from_matvec
 import numpy as np
 from numpy.testing import assert_allclose
 import pytest
@@ -21,12 +22,14 @@ from test_transformfiles import (
 from dipy_ppir.align import (
     affine_registration,
     read_mapping,
+    read_transform,
     write_mapping,
     write_transform,
 )
 from dipy_ppir.align.facts import grid_facts
 from dipy_ppir.workflows import cli
 from dipy_ppir.workflows.align import SecureImageRegistrationFlow
+from dipy_ppir.workflows.points import SecurePointRegistrationFlow
 
 CONVERT, APPLY = "dipy_ppir_convert_transform", "dipy_ppir_apply_transform"
 GRIDS = ["--static", "static.nii.gz", "--moving", "moving.nii.gz"]
@@ -230,3 +233,16 @@ def test_an_affine_registration_writes_all_of_it(folder):
     assert_allclose(load("inv_static.nii.gz"), expected, atol=1e-5)
     assert_allclose(nib.load("inv_static.nii.gz").affine, MOVING.grid2world, atol=1e-5)
     assert_same_image(folder / "a.tfm", mapping.transform, MOVING, STATIC)
+
+
+def test_points_in_a_plane_for_itk(tmp_path):
+    rng = np.random.default_rng(0)
+    static = rng.normal(0, 20, (6, 2))
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    np.savetxt(tmp_path / "static.txt", static)
+    np.savetxt(tmp_path / "moving.txt", static @ turn.T + (3, -4))
+    files = [str(tmp_path / f"{name}.txt") for name in ("static", "moving")]
+    SecurePointRegistrationFlow().run(*files, out_dir=str(tmp_path), out_itk="a.tfm")
+    matrix = np.loadtxt(tmp_path / "affine.txt")
+    assert_allclose(matrix, from_matvec(turn, (3, -4)), atol=0.1)
+    assert_allclose(read_transform(tmp_path / "a.tfm"), matrix, atol=1e-12)
