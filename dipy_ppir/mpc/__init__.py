@@ -1,13 +1,16 @@
 """Computation between three parties that show each other nothing but the result.
 
-Two of them own data and the third helps; this package knows nothing of images. What
+Two of them own data and the third helps; or three or more sites make sums, without a
+helper. This package knows nothing of images. What
 programs use that take part in sessions or read receipts is public and annotated:
 
 `Session`
     one party's end of a computation. `Session.load` meets the parties of a session
     file, `Session.open` is the one function that opens values, `Session.receipt` ends
     a run.
-`SessionFile`, `Party`
+`SumSession`
+    one site's end of a session in which three or more sites add up what they have.
+`SessionFile`, `PlanFile`, `Party`
     what the parties agreed on before they connect, as it was read.
 `Identity`, `create_identity`, `signed_by`
     a party's key and certificate, and what it signed.
@@ -32,7 +35,9 @@ they compute.
 #: What is public, by module.
 PUBLIC = {
     "session": ("Session",),
+    "sums": ("SumSession",),
     "sessionfile": ("SessionFile", "Party"),
+    "planfile": ("PlanFile",),
     "identity": ("Identity", "create_identity", "signed_by"),
     "ledger": (
         "MOVING",
@@ -59,6 +64,7 @@ PUBLIC = {
         "ProtocolError",
         "AuthenticationError",
         "CertificateError",
+        "OutOfStepError",
         "ParameterMismatchError",
         "FixedPointOverflowError",
         "RoundingError",

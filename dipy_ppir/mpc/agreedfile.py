@@ -6,6 +6,7 @@ is follows from its own certificate. What else is in it differs: see `SessionFil
 """
 
 import codecs
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 import hashlib
@@ -105,6 +106,11 @@ class AgreedFile:
             return cls.parse(contents)
         except SessionFileError as exc:
             raise SessionFileError(f"{cls.kind} {Path(path).name}: {exc}") from None
+
+    @classmethod
+    def parse(cls, contents: Mapping[str, Any]) -> Self:
+        """Check the contents of a file; see `read`."""
+        raise NotImplementedError
 
     @property
     def digest(self) -> str:

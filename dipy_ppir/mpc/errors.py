@@ -73,7 +73,9 @@ class OutOfStepError(PeerError):
         whether it is at a later one, so that it will not come to this one any more.
     """
 
-    def __init__(self, message, culprit=None, *, ahead):
+    def __init__(
+        self, message: str, culprit: int | None = None, *, ahead: bool
+    ) -> None:
         super().__init__(message, culprit)
         self.ahead = ahead
 

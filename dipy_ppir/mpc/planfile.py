@@ -11,8 +11,10 @@ is anything special::
     address = "template.hospital-a.example:7433"
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 import json
+from typing import Any, Self
 
 from dipy_ppir.mpc.agreedfile import (
     AgreedFile,
@@ -66,7 +68,7 @@ class PlanFile(AgreedFile):
     operation: str
 
     @classmethod
-    def parse(cls, contents):
+    def parse(cls, contents: Mapping[str, Any]) -> Self:
         """Check the contents of a plan; see `read`."""
         tables = {"parameters", "timeouts"}
         check_keys(contents, {"title", "operation", "sites"} | tables, "the file")
@@ -92,14 +94,14 @@ class PlanFile(AgreedFile):
         """Keyword arguments of the operation."""
         return dict(self.parameters)
 
-    def agreement(self):
+    def agreement(self) -> dict[str, Any]:
         """The contents one by one, so that a difference can be named."""
         flat = super().agreement()
         for pid, table in enumerate(flat.pop("sites"), 1):
             flat |= {f"site {pid}, {key}": value for key, value in table.items()}
         return flat
 
-    def dials(self, pid):
+    def dials(self, pid: int) -> list[int]:
         """Who dials whom: the parties that party `pid` connects to by itself.
 
         Those before it in the list; the one without an address, all others.

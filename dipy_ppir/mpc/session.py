@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dipy_ppir.mpc import protocols, record
+from dipy_ppir.mpc.agreedfile import AgreedFile
 from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import (
     AfterTheEnd,
@@ -119,7 +120,8 @@ class Session:
     """
 
     #: Party numbers to what they are called, and the kind of file that names them.
-    roles, plan_type = ROLES, SessionFile
+    roles: dict[int, str] = ROLES
+    plan_type: type[AgreedFile] = SessionFile
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class Session:
         if threshold == 0:
             logger.warning(INSECURE_WARNING)
 
-    _check_setup = staticmethod(check_setup)
+    _check_setup: Callable[..., None] = staticmethod(check_setup)
 
     @classmethod
     def load(

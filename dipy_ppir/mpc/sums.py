@@ -45,9 +45,12 @@ it: where they differ, all stop, and nobody is named, because nobody can tell fr
 digest who lied. A sum outside of what the sites can have added up to is refused too.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dipy_ppir.mpc import record
 from dipy_ppir.mpc.arrays import SharedArray
@@ -59,7 +62,7 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.fields import R32, R64
 from dipy_ppir.mpc.ledger import MOST_PARTIES
-from dipy_ppir.mpc.link import MAX_BACKLOG
+from dipy_ppir.mpc.link import MAX_BACKLOG, Link
 from dipy_ppir.mpc.planfile import LEAST_SITES, PlanFile
 from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
 
@@ -118,9 +121,17 @@ class SumSession(Session):
     """
 
     plan_type = PlanFile
-    _check_setup = staticmethod(check_sites)
+    _check_setup: Callable[..., None] = staticmethod(check_sites)
 
-    def __init__(self, pid, links, seeds, *, timeout=DEFAULT_TIMEOUT, roles=None):
+    def __init__(
+        self,
+        pid: int,
+        links: Mapping[int, Link],
+        seeds: Mapping[int, bytes],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        roles: dict[int, str] | None = None,
+    ) -> None:
         count = len(links) + 1
         self.roles = roles or {p: f"site {p + 1}" for p in range(count)}
         super().__init__(pid, links, seeds, timeout=timeout, threshold=count - 2)
@@ -131,7 +142,9 @@ class SumSession(Session):
 
     # -- adding up -------------------------------------------------------
 
-    def total(self, own, label, largest, *, signed=False):
+    def total(
+        self, own: npt.ArrayLike, label: str, largest: int, *, signed: bool = False
+    ) -> npt.NDArray[np.int64]:
         """The sum of all sites' integers, opened to all of them.
 
         Rounds and bytes: see the module. All sites call it together.
@@ -171,6 +184,7 @@ class SumSession(Session):
             ring, ring.encode_int(own), 2, 0, largest, choices=largest - least + 1
         )
         words = self.open(array, label, list(self.roles), raw=True)
+        assert words is not None  # a receiver, as all are
         total = words.view(ring.signed).astype(np.int64)
         self._compare(label, total)
         if total.size and (total.min() < least or total.max() > largest):
@@ -255,7 +269,7 @@ class SumSession(Session):
         self.network.receive_all(told, "total-" + label)
         return masked
 
-    def receipt(self, **facts):
+    def receipt(self, **facts: Any) -> dict[str, Any]:
         """Receipt of the run so far; see `Session.receipt`."""
         numbers = {"m": len(self.roles), "fields": f"{R32!r}, {R64!r}"}
         return super().receipt(**{**numbers, **facts})
