@@ -9,7 +9,8 @@ Of ``test_imaffine.py`` all 8 apply:
 
 =================================== ==========================================
 test_affreg_all_transforms          every reveal; minutes, so marked heavy
-test_affreg_defaults                every reveal, "gradient" marked heavy
+test_affreg_defaults                every reveal, all but "histogram" marked
+                                    heavy
 test_mi_gradient                    reveal="histogram"; minutes, so marked heavy.
                                     Differences of the value at a step of 1e-5
                                     are made of its tenth digit; "gradient" opens
@@ -181,7 +182,7 @@ NOT_APPLICABLE = {
 #: Many seconds or minutes: whole volumes, ten transforms. With which reveals.
 HEAVY = {
     "test_affreg_all_transforms": AFFINE,
-    "test_affreg_defaults": ("gradient",),
+    "test_affreg_defaults": ("gradient", "transform"),
     "test_cc_3d": ("map", "update", "force"),
     "test_mi_gradient": ("histogram",),
 }

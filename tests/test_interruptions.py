@@ -195,7 +195,9 @@ def openings(sites):
     return opened[LABELS[sites.operation]], receipt["resumed"]
 
 
-@pytest.mark.parametrize("operation, victim", [("syn", "static"), ("affine", "helper")])
+@pytest.mark.parametrize(
+    ("operation", "victim"), [("syn", "static"), ("affine", "helper")]
+)
 def test_resuming_ends_where_an_uninterrupted_run_ends(
     tmp_path, bodies, operation, victim
 ):
@@ -414,14 +416,21 @@ def test_a_fresh_start_removes_the_old_state(tmp_path):
         Checkpoint(tmp_path / "c", resume=True).check({"a": 1})
 
 
+@pytest.fixture(scope="module")
+def run_on_shares(tmp_path_factory, bodies):
+    """Sites after a run on shares, and what it found."""
+    folder = tmp_path_factory.mktemp("shares") / "sites"
+    sites = sites_for(folder, "affine", bodies, reveal="transform")
+    sites.run()
+    return sites, result(sites)
+
+
 @pytest.mark.parametrize("victim", ["moving", "static", "helper"])
 def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
-    tmp_path, bodies, victim
+    run_on_shares, bodies, victim
 ):
     """What is secret is on no disk: that level is begun anew, and counted again."""
-    sites = sites_for(tmp_path / "sites", "affine", bodies, reveal="transform")
-    sites.run()
-    whole = result(sites)
+    sites, whole = run_on_shares
     # A record at each level's beginning, each step, and each result: see `plan`.
     at = 9 if victim == "moving" else 8
     kill_at(sites, victim, at)
@@ -465,17 +474,28 @@ def map_sites(tmp_path, bodies, **parameters):
     return sites
 
 
+@pytest.fixture(scope="module")
+def run_of_map(tmp_path_factory, bodies):
+    """Sites after a run that opens the map, the map, and what was opened."""
+    sites = map_sites(tmp_path_factory.mktemp("map"), bodies)
+    sites.run()
+    return sites, result(sites), learned(sites, "moving")
+
+
+@pytest.fixture(scope="module")
+def run_to_the_end(tmp_path_factory, bodies):
+    """The same of a run that opens nothing before its end."""
+    sites = map_sites(tmp_path_factory.mktemp("end"), bodies, opens="end")
+    sites.run()
+    return sites, result(sites), learned(sites, "moving")
+
+
 @pytest.mark.parametrize(
     ("victim", "at"), [("moving", 3), ("static", 2), ("helper", 3), ("moving", 1)]
 )
-def test_a_run_that_opens_the_map_goes_on_after_the_last_level(
-    tmp_path, bodies, victim, at
-):
+def test_a_run_that_opens_the_map_goes_on_after_the_last_level(run_of_map, victim, at):
     """What a level opens is opened again only if its end had been reached."""
-    sites = map_sites(tmp_path, bodies)
-    sites.run()
-    whole = result(sites)
-    once, resumed = learned(sites, "moving")
+    sites, whole, (once, resumed) = run_of_map
     assert resumed == 0 and once["level_moving"] > 0
     kill_at(sites, victim, at)
     sites.run("--resume")
@@ -495,14 +515,12 @@ def test_a_run_that_opens_the_map_goes_on_after_the_last_level(
 
 
 @pytest.mark.parametrize("victim", ["moving", "static"])
-def test_a_run_that_opens_nothing_before_the_end_goes_on(tmp_path, bodies, victim):
+def test_a_run_that_opens_nothing_before_the_end_goes_on(run_to_the_end, victim):
     """From shares at the end of a level, of which nothing had been opened.
 
     Killed right before the map is: it might have been right after, and is counted.
     """
-    sites = map_sites(tmp_path, bodies, opens="end")
-    sites.run()
-    whole, (once, _) = result(sites), learned(sites, "moving")
+    sites, whole, (once, _) = run_to_the_end
     assert once.keys() == {"map", "mismatch", "whole"}
     kill_at(sites, victim, 1)
     sites.run("--resume")
@@ -530,11 +548,9 @@ def test_runs_with_other_metrics_go_on(tmp_path, bodies, metric):
     assert receipt["parameters"]["metric"]["metric"] == metric.upper()
 
 
-def test_a_run_that_opens_the_map_killed_at_random(tmp_path, bodies, descendants):
+def test_a_run_that_opens_the_map_killed_at_random(run_of_map, descendants):
     """No hang, no orphan, no result of half a run; and it ends all the same."""
-    sites = map_sites(tmp_path, bodies)
-    sites.run()
-    whole = result(sites)
+    sites, whole, _ = run_of_map
     rng, before = random.Random(3), set(descendants(os.getpid()))
     for _ in range(3):
         remove_outputs(sites)
@@ -546,8 +562,8 @@ def test_a_run_that_opens_the_map_killed_at_random(tmp_path, bodies, descendants
         assert np.sqrt((apart**2).mean()) < 0.6
 
 
-def test_the_end_of_a_level_is_not_opened_for_ever(tmp_path, bodies):
-    sites = map_sites(tmp_path, bodies)
+def test_the_end_of_a_level_is_not_opened_for_ever(run_of_map):
+    sites, *_ = run_of_map
     kill_at(sites, "moving", 2)
     folder = sites.folder / "out_static" / "session.1.checkpoint"
     with open(folder / "journal.jsonl", "a") as journal:

@@ -287,7 +287,7 @@ def test_volumes_of_a_slice_or_two_are_refused(bodies, slices):
 def test_by_mpyc_literally(bodies):
     """The same result from a few hundred voxels, whatever computes the sums."""
     pair = bodies(2)
-    settings = {"level_iters": [8], "sigmas": [1.0], "factors": [1], "options": None}
+    settings = {"level_iters": [4], "sigmas": [1.0], "factors": [1], "options": None}
     found = [
         register(
             pair,
