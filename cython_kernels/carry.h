@@ -156,6 +156,7 @@ static int64_t c_carry(const u128 *const *fields, const int64_t *codes, int64_t 
     const u128 *at[7], *across[7];
     for (int k = 0; k < 7; k++) at[k] = x + clip(plane + k - 3, n0) * size;
     if (n0 > 1) first_rows(at, wide_taps, size, depth);
+    else memset(depth, 0, (size_t)size * sizeof(u128));
     for (int64_t k = 0; k < count; k++) {
         u128 *to = rows + k * wide;
         int mixed = codes[k] == 4 || codes[k] == 5 || codes[k] == 8;
