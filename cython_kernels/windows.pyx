@@ -7,14 +7,16 @@ loops run without the GIL.
 
 from cython.parallel cimport prange
 from libc.math cimport sqrt
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 include "dispatch.pxi"
 
 
-cdef void window_sums(const int64_t *x, Py_ssize_t n, Py_ssize_t inner,
+# Without sign: with what enters a window and before what leaves it, a sum may be too
+# large for int64, and C promises nothing of signed integers that wrap around.
+cdef void window_sums(const uint64_t *x, Py_ssize_t n, Py_ssize_t inner,
                       Py_ssize_t radius, Py_ssize_t first, Py_ssize_t count,
-                      int64_t *out) noexcept nogil:
+                      uint64_t *out) noexcept nogil:
     cdef Py_ssize_t i, j, k, enters, leaves
     for j in range(inner):
         out[j] = 0
@@ -58,7 +60,8 @@ def box(const int64_t[:, :, ::1] x, Py_ssize_t radius, Py_ssize_t first,
     if outer == 0 or count == 0 or inner == 0:
         return
     for i in prange(outer, nogil=True, num_threads=threads, schedule="static"):
-        window_sums(&x[i, 0, 0], n, inner, radius, first, count, &out[i, 0, 0])
+        window_sums(<const uint64_t *>&x[i, 0, 0], n, inner, radius, first, count,
+                    <uint64_t *>&out[i, 0, 0])
 
 
 def normalize(const int64_t[::1] values, const int64_t[::1] sums,
