@@ -91,14 +91,15 @@ checked: build/checked/stamp
 	@grep -q RaiseBufferIndexError build/checked/tree/cython_kernels/ring64.c
 	PYTHONPATH=build/checked/site $(BIN)/python -m pytest $(KERNEL_TESTS)
 
-# A finding ends the process. Python itself leaks, so leaks are not looked for.
+# A finding ends the process, and is seen because pytest leaves descriptors alone.
+# Python itself leaks, so leaks are not looked for.
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: export CFLAGS = $(SANITIZE) -g1 -fno-omit-frame-pointer
 sanitize: export LDFLAGS = $(SANITIZE)
 sanitize: build/sanitize/stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	PYTHONPATH=build/sanitize/site $(BIN)/python -m pytest $(KERNEL_TESTS)
+	PYTHONPATH=build/sanitize/site $(BIN)/python -m pytest --capture=sys $(KERNEL_TESTS)
 
 build/%/stamp: $(VENV)/test.stamp
 	@rm -rf $(@D)
