@@ -86,7 +86,7 @@ KERNEL_TESTS = tests/test_carry_kernels.py tests/test_field_kernels.py \
 	tests/test_ring_kernels.py tests/test_ring128_kernels.py tests/test_windows.py \
 	tests/test_parzenhist.py tests/test_ssdmetric.py
 
-checked: export DIPY_PPIR_BOUNDSCHECK = 1
+build/checked/stamp: HOW = DIPY_PPIR_BOUNDSCHECK=1
 checked: build/checked/stamp
 	@grep -q RaiseBufferIndexError build/checked/tree/cython_kernels/ring64.c
 	PYTHONPATH=build/checked/site $(BIN)/python -m pytest $(KERNEL_TESTS)
@@ -94,8 +94,8 @@ checked: build/checked/stamp
 # A finding ends the process, and is seen because pytest leaves descriptors alone.
 # Python itself leaks, so leaks are not looked for.
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
-sanitize: export CFLAGS = $(SANITIZE) -g1 -fno-omit-frame-pointer
-sanitize: export LDFLAGS = $(SANITIZE)
+build/sanitize/stamp: HOW = LDFLAGS="$(SANITIZE)" \
+	CFLAGS="$(SANITIZE) -g1 -fno-omit-frame-pointer"
 sanitize: build/sanitize/stamp
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -105,7 +105,7 @@ build/%/stamp: $(VENV)/test.stamp
 	@rm -rf $(@D)
 	@mkdir -p $(@D)/tree
 	@tar cf - README.md LICENSE $(SOURCES) | tar xf - -C $(@D)/tree
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation \
+	$(HOW) $(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation \
 		--no-deps --target $(@D)/site $(@D)/tree
 	@touch $@
 
