@@ -171,6 +171,8 @@ def _run(command):
 
 def one_line(exc):
     """What to tell the user of an exception, on one line."""
+    if type(exc) is ImportError:  # kernels that are missing, without which the rest is
+        return " ".join(str(exc).split())
     from dipy_ppir.align.checkpoint import CheckpointError
     from dipy_ppir.align.plausibility import ImplausibleError
     from dipy_ppir.mpc.errors import MPCError
