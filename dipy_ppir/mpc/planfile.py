@@ -41,12 +41,12 @@ class PlanSite(Party):
     """One site of a plan; see `Party`."""
 
     @property
-    def role(self):
+    def role(self) -> str:
         """What it is called on receipts."""
         return f"site {self.name}"
 
     @property
-    def title(self):
+    def title(self) -> str:
         """What messages call it."""
         return f"the {self.role}"
 
@@ -90,7 +90,7 @@ class PlanFile(AgreedFile):
         )
 
     @property
-    def arguments(self):
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the operation."""
         return dict(self.parameters)
 
