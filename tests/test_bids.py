@@ -16,6 +16,7 @@ from sites import Sites
 
 from dipy_ppir.align import read_transform
 from dipy_ppir.workflows import bids as app
+from dipy_ppir.workflows import streams
 from dipy_ppir.workflows.bids import bids
 from dipy_ppir.workflows.bidsnames import derived, label, parts
 from dipy_ppir.workflows.inputs import InputError
@@ -76,6 +77,7 @@ def logs_as_before():
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    streams.be_quiet(False)
     own.setLevel(logging.NOTSET)
 
 
@@ -178,6 +180,8 @@ def test_a_derivatives_dataset(dataset, template, tmp_path, capsys):
     assert again == {n for n in expected if "sub-01" in n} - {
         missing.relative_to(out).as_posix()
     }
+    assert run(*words, *labels, "--quiet") == 0
+    assert capsys.readouterr().out == ""
     assert run(*words, *labels, "--session_label", "b", "--force") == 0
     (state,) = table(capsys.readouterr().out).values()
     assert state.startswith("done")

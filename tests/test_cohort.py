@@ -21,7 +21,7 @@ import pytest
 from dipy_ppir.mpc.errors import MPCError
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.sessionfile import SessionFile
-from dipy_ppir.workflows import cohort, pairs
+from dipy_ppir.workflows import cohort, pairs, streams
 from dipy_ppir.workflows.engine import dask_client
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.outcomes import COLUMNS, Outcome, summary, table_text
@@ -202,6 +202,19 @@ def test_an_error_is_one_line_and_the_others_go_on(sites, commands):
     commands.ends[NAMES[0]] = -9, ""
     sites.run("H", "--resume")
     assert "without a word" in sites.table("H")[NAMES[0]]["error"]
+
+
+def test_quiet(sites, commands, capsys, caplog):
+    """Nothing is printed but what went wrong."""
+    try:
+        assert sites.run("H", "--check", "--quiet") == 0
+        commands.ends[NAMES[0]] = 1, "dipy_ppir_helper: error: a line was cut\n"
+        assert sites.run("H", "--quiet") == 1
+    finally:
+        streams.be_quiet(False)
+    assert capsys.readouterr().out == ""
+    (record,) = [r for r in caplog.records if r.name == "dipy_ppir"]
+    assert "a line was cut" in record.message and record.levelname == "WARNING"
 
 
 # -- going on -------------------------------------------------------------------

@@ -120,7 +120,8 @@ def test_the_level_of_the_log_counts_where_it_is_higher(command, pair):
 
 
 def test_help_names_it(command):
-    for name in ("align_affine", "align_syn", "helper", "keygen", "receipt"):
+    commands = {*cli.CLI_FLOWS, *cli.CLI_SITES} - {"dipy_ppir", "dipy_ppir_session"}
+    for name in sorted(name.removeprefix("dipy_ppir_") for name in commands):
         status, out, _ = command(name, "--help")
         assert status == 0 and "--quiet" in out
 
@@ -148,6 +149,8 @@ def test_receipts(command, pair, tmp_path):
     flags = ["--transform", "com", "--no_pictures", "--quiet"]
     assert command("align_affine", *pair, *flags) == (0, "", "")
     assert command("receipt", "receipt.json", "--quiet") == (0, "", "")
+    assert command("report", "receipt.json", "--quiet") == (0, "", "")
+    assert (tmp_path / "report.html").exists()
     found = json.loads((tmp_path / "receipt.json").read_text())
     found["bits"]["moving owner"] += 1000
     (tmp_path / "changed.json").write_text(json.dumps(found))

@@ -14,7 +14,7 @@ from sites import LIMIT, Launcher
 from dipy_ppir.align import build_template
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.identity import create_identity
-from dipy_ppir.workflows import cli
+from dipy_ppir.workflows import cli, streams
 from dipy_ppir.workflows import template as command
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.receipts import receipt as check_registrations
@@ -222,6 +222,11 @@ def test_a_plan_is_written_and_explained(tmp_path, capsys):
     assert "2 that pool what they hold know what the last one added" in said
     assert "CAUTION: a site or an image that is in one run" in said
     assert command.read(plan)[0].digest in said
+    try:
+        command.template(["check", str(plan), "--quiet"])
+    finally:
+        streams.be_quiet(False)
+    assert capsys.readouterr().out == ""
     plan.write_text(text.replace("iterations = 4", "iterations = 400"))
     with pytest.raises(SessionFileError, match="iterations must be an integer"):
         command.read(plan)

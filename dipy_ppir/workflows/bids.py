@@ -24,6 +24,7 @@ from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import Site
 from dipy_ppir.workflows.sites import log_to_stderr
+from dipy_ppir.workflows.streams import QUIET, be_quiet, say
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 
 logger = logging.getLogger("dipy_ppir")
@@ -291,6 +292,7 @@ def bids_parser():
     parser.add_argument(
         "--log_level", default="INFO", help="least important messages shown (INFO)"
     )
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
     parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
@@ -306,6 +308,7 @@ def bids(arguments=None):
         0 if all were registered, or were so before; 1 otherwise.
     """
     given = bids_parser().parse_args(arguments)
+    be_quiet(given.quiet)
     log_to_stderr(given.log_level)
     site = check(given)
     layout = index(given.bids_dir, validate=not given.skip_bids_validator)
@@ -330,7 +333,7 @@ def bids(arguments=None):
                 raise
             states[name] = f"failed: {one_line(exc)}"
             logger.error("%s %s", name, states[name])
-    print("\n" + table(states))
+    say("\n" + table(states))
     return int(any(state.startswith("failed") for state in states.values()))
 
 

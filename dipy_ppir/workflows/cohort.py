@@ -21,6 +21,7 @@ from dipy_ppir.workflows.outputs import new_folders
 from dipy_ppir.workflows.pairs import RECEIPT, RESULTS, SESSION, Task, facts, state
 from dipy_ppir.workflows.points import SecurePointRegistrationFlow
 from dipy_ppir.workflows.sites import log_to_stderr, site_parser
+from dipy_ppir.workflows.streams import be_quiet, say
 from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 
 logger = logging.getLogger("dipy_ppir")
@@ -41,7 +42,8 @@ def cohort(arguments=None):
     status : int
         0 if all pairs are done, 1 otherwise.
     """
-    given = _arguments(arguments)
+    given = cohort_parser().parse_args(arguments)
+    be_quiet(given.quiet)
     log_to_stderr(given.log_level)
     if given.new:
         print(template(given.new), end="")
@@ -53,7 +55,7 @@ def cohort(arguments=None):
         )
     plan = CohortPlan.read(given.plan)
     if given.check:
-        print(explain_cohort(plan))
+        say(explain_cohort(plan))
         return 0
     if given.pair:
         _register_here(plan, given)
@@ -322,7 +324,7 @@ class Coordinator:
                 exc.add_note(f"pairs under way were ended; go on with --resume{where}")
                 raise
         outcomes = list(self.outcomes.values())
-        print(summary(outcomes))
+        say(summary(outcomes))
         logger.info("Saved %s", self.folder / FILE)
         return int(any(outcome.status != "done" for outcome in outcomes))
 
@@ -420,7 +422,8 @@ def _register_here(plan, given):
     )
 
 
-def _arguments(arguments):
+def cohort_parser():
+    """The arguments of ``dipy_ppir_cohort``."""
     parser = site_parser(
         "dipy_ppir_cohort",
         "Register many pairs of images between two or more sites and a helper, as one "
@@ -487,12 +490,14 @@ def _arguments(arguments):
     parser.add_argument(
         "--slurm", action="store_true", help="run pairs as jobs of Slurm"
     )
-    parser.add_argument("--log_level", default="INFO")
+    parser.add_argument(
+        "--log_level", default="INFO", help="least important messages shown (INFO)"
+    )
     # How the coordinator runs one pair with both images here.
     parser.add_argument("--pair", help=argparse.SUPPRESS)
     parser.add_argument("--force", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--prealign_file", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    return parser
 
 
 TEMPLATE = """\

@@ -11,13 +11,14 @@ from dipy_ppir.workflows.flow import check_name, short_name
 from dipy_ppir.workflows.inputs import InputError, load_volume
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.receiptfile import in_own_words, load
+from dipy_ppir.workflows.streams import QUIET, be_quiet, say
 
 #: Images of which pictures are made, by the flag that names them.
 _IMAGES = ("static", "moving", "moved")
 
 
-def report_of(arguments=None):
-    """``dipy_ppir_report``: write the page of a receipt, and of images if given."""
+def report_parser():
+    """The arguments of ``dipy_ppir_report``."""
     parser = argparse.ArgumentParser(
         prog="dipy_ppir_report",
         description="Write a page (HTML) about a registration from its receipt: what "
@@ -38,10 +39,17 @@ def report_of(arguments=None):
     parser.add_argument(
         "--force", action="store_true", help="replace a page that is there already"
     )
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
     parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def report_of(arguments=None):
+    """``dipy_ppir_report``: write the page of a receipt, and of images if given."""
+    given = report_parser().parse_args(arguments)
+    be_quiet(given.quiet)
     check_name(given.out, "out", report.HTML)
     lacking = report.missing()
     if lacking:
@@ -62,7 +70,7 @@ def report_of(arguments=None):
         temporary = files.temporary(out)
         report.save_report(temporary, receipt, names=shown, pictures=pictures)
         files.commit()
-    print(f"Saved {out}")
+    say(f"Saved {out}")
 
 
 def _pictures(names):

@@ -34,11 +34,18 @@ from dipy_ppir.workflows.progress import Countdown
 from dipy_ppir.workflows.remote import finish, write_receipt
 from dipy_ppir.workflows.results import save_transform
 from dipy_ppir.workflows.sites import log_to_stderr
+from dipy_ppir.workflows.streams import QUIET, be_quiet, say
 
 logger = logging.getLogger("dipy_ppir")
 
 #: Beside the key: which images were in which templates.
 FILE = "templates.json"
+TEMPLATE, RECEIPT = "template.nii.gz", "receipt.json"
+#: What is written of each image, in files whose names begin with the image's.
+IMAGE_FILES = {
+    "affine.txt": "the affine transform that the map begins with",
+    "displacement_field.nii.gz": "the map to the template",
+}
 #: What is there while a template is being built, to go on from after an interruption.
 UNFINISHED = "template_unfinished.nii.gz"
 PLAN = """\
@@ -77,8 +84,8 @@ silence = 86_400              # while they register their images; who ends is no
 """
 
 
-def template(arguments=None):
-    """``dipy_ppir_template``: build a template, or write or explain a plan of one."""
+def template_parser():
+    """The arguments of ``dipy_ppir_template``."""
     parser = argparse.ArgumentParser(
         prog="dipy_ppir_template",
         description="Build a template of images that lie at three or more sites, of "
@@ -87,7 +94,9 @@ def template(arguments=None):
         "'dipy_ppir_template new' prints a plan to fill in, 'dipy_ppir_template check "
         "PLAN' says in plain words who takes part and who will learn what.",
     )
-    parser.add_argument("plan", help="the plan (TOML), alike at all sites")
+    parser.add_argument(
+        "plan", metavar="PLAN", help="the plan (TOML), alike at all sites"
+    )
     parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument(
         "--images",
@@ -99,9 +108,12 @@ def template(arguments=None):
     parser.add_argument(
         "--initial",
         type=Path,
+        metavar="FILE",
         help="a template to start from (NIfTI), the same file at all sites",
     )
-    parser.add_argument("--out_dir", type=Path, default=Path("."))
+    parser.add_argument(
+        "--out_dir", type=Path, default=Path("."), help="folder for the results"
+    )
     parser.add_argument(
         "--identity", help=f"folder of this site's key ({DEFAULT_HOME})", default=None
     )
@@ -121,15 +133,24 @@ def template(arguments=None):
     parser.add_argument(
         "--force", action="store_true", help="replace files that are there already"
     )
-    parser.add_argument("--log_level", default="INFO")
+    parser.add_argument(
+        "--log_level", default="INFO", help="least important messages shown (INFO)"
+    )
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
     parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def template(arguments=None):
+    """``dipy_ppir_template``: build a template, or write or explain a plan of one."""
+    given = template_parser().parse_args(arguments)
+    be_quiet(given.quiet)
     if given.plan == "new" and given.file is None:
         print(PLAN, end="")
     elif given.plan == "check" and given.file is not None:
-        print(explained(*read(given.file)))
+        say(explained(*read(given.file)))
     elif given.file is not None:
         raise InputError(
             f"{given.file} is one file too many; images follow --images, and the words "
@@ -385,15 +406,15 @@ def _build(given):
     for concern in concerns:
         logger.warning("%s", concern)
     files = {
-        "template": given.out_dir / "template.nii.gz",
-        "receipt": given.out_dir / "receipt.json",
+        "template": given.out_dir / TEMPLATE,
+        "receipt": given.out_dir / RECEIPT,
     }
     maps = {}
     if not given.no_maps:
         for name in images:
-            files[f"{name} affine"] = given.out_dir / f"{name}_affine.txt"
-            maps[name] = given.out_dir / f"{name}_displacement_field.nii.gz"
-            files[f"{name} map"] = maps[name]
+            affine, field = (given.out_dir / f"{name}_{file}" for file in IMAGE_FILES)
+            files[f"{name} affine"], files[f"{name} map"] = affine, field
+            maps[name] = field
     read_files = [given.plan, *sources.values()]
     read_files += [given.initial] if given.initial else []
     own = OwnFiles(dict(sources))
