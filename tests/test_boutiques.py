@@ -1,5 +1,7 @@
 """Boutiques descriptors: as the parsers are, and as Boutiques wants them."""
 
+import argparse
+from importlib.metadata import distribution
 import json
 import logging
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dipy_ppir.workflows import cli
+from dipy_ppir.workflows import cli, streams
 from dipy_ppir.workflows.boutiques import boutiques as write_descriptors
 from dipy_ppir.workflows.boutiques import descriptor
 from dipy_ppir.workflows.commands import (
@@ -26,11 +28,25 @@ from dipy_ppir.workflows.commands import (
     described,
     parser_of,
 )
+from dipy_ppir.workflows.convert import ConvertTransformFlow
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.transform import ApplyTransformFlow
 
 bosh = pytest.importorskip("boutiques")
 COMMANDS = described()
+SCRIPTS = {e.name for e in distribution("dipy-ppir").entry_points}
+#: Commands without a descriptor.
+LEFT_OUT = {
+    "dipy_ppir": "it prints what is installed",
+    "dipy_ppir_boutiques": "it writes the descriptors",
+    "dipy_ppir_demo": "it takes no data",
+    "dipy_ppir_keygen": "keys are made at a site, by hand, once",
+    "dipy_ppir_session": "it prints, for people who agree on something",
+}
+
+
+def test_every_command_that_processes_files():
+    assert set(COMMANDS) == SCRIPTS - set(LEFT_OUT)
 
 
 class Seen(Exception):
@@ -76,7 +92,10 @@ def test_valid(command, tmp_path):
     file.write_text(json.dumps(descriptor(command)))
     bosh.validate(str(file), "--format")
     inputs = {i["id"]: i for i in descriptor(command)["inputs"]}
-    actions = {a.dest: a for a in parser_of(command)._actions}
+    shown = [a for a in parser_of(command)._actions if a.help != argparse.SUPPRESS]
+    # A flag that was heeded already has no name to be passed on by.
+    actions = {a.dest.replace(argparse.SUPPRESS, "quiet"): a for a in shown}
+    assert len(actions) == len(shown)
     assert set(inputs) == set(actions) - {"help", "version"}
     for name, entry in inputs.items():
         if actions[name].choices:
@@ -140,6 +159,10 @@ def test_an_invocation_means_the_same_to_the_parser(command, seed, tmp_path):
             expected = bool(expected)
         elif name == "out_dir":
             expected = str(given.get(name, "."))
+        if name == "quiet" and command in cli.CLI_FLOWS:
+            # Heeded before the parser is made, and passed on to nobody.
+            assert ("--quiet" in words) == expected and name not in parsed
+            continue
         found = parsed[name]
         if isinstance(found, Path):
             found, expected = str(found), str(expected)
@@ -147,7 +170,7 @@ def test_an_invocation_means_the_same_to_the_parser(command, seed, tmp_path):
         assert (found or None) == (expected or None), name
 
 
-def test_words_that_a_command_takes():
+def test_words_that_a_command_takes(tmp_path):
     """Tables of words are those that the commands name in their refusals."""
     flow = ApplyTransformFlow()
     for name in ("transform_type", "interpolation"):
@@ -155,6 +178,13 @@ def test_words_that_a_command_takes():
             flow.run("s.nii", "m.nii", "affine.txt", **{name: "other"})
         words = str(caught.value).split("choose ")[1].split(" or ")
         assert tuple(w.strip("'") for w in words) == LIMITS[name]["choices"]
+    np.savetxt(tmp_path / "affine.txt", np.eye(4))
+    for which in ("from", "to"):
+        with pytest.raises(InputError, match="is not known") as caught:
+            given = {f"{which}_format": "other"}
+            ConvertTransformFlow().run(tmp_path / "affine.txt", "b.tfm", **given)
+        words = str(caught.value).split("choose one of ")[1].split(", ")
+        assert tuple(words) == LIMITS[f"{which}_format"]["choices"]
     for name in NEEDS:
         assert any(name in arguments(command) for command in COMMANDS)
 
@@ -170,17 +200,69 @@ def test_what_is_known_of_values():
     syn = {i["id"]: i for i in descriptor("dipy_ppir_align_syn")["inputs"]}
     assert syn["mopt_radius"]["maximum"] == 20  # called radius elsewhere
     assert syn["step_length"]["exclusive-minimum"] is True
-    files = descriptor("dipy_ppir_align_syn")["output-files"]
-    assert {f["path-template"]: f["optional"] for f in files} == {
+    report = {i["id"]: i for i in descriptor("dipy_ppir_report")["inputs"]}
+    assert report["receipt"]["type"] == "File" and not report["receipt"]["optional"]
+    assert report["out"]["type"] == "String"
+    cohort = {i["id"]: i for i in descriptor("dipy_ppir_cohort")["inputs"]}
+    assert not {"pair", "force", "prealign_file"} & set(cohort)
+    built = {i["id"]: i for i in descriptor("dipy_ppir_template")["inputs"]}
+    assert (built["images"]["type"], built["images"]["list"]) == ("File", True)
+    assert built["plan"]["type"] == "File" and "file" not in built
+
+
+#: What commands write, to whether that depends on something.
+WRITTEN = {
+    "align_affine": {
+        "[OUT_DIR]/[OUT_MOVED]": True,
+        "[OUT_DIR]/[OUT_AFFINE]": True,
+        "[OUT_DIR]/[OUT_QUALITY]": True,
+        "[OUT_DIR]/[OUT_INV_STATIC]": True,
+        "[OUT_DIR]/[OUT_ITK]": True,
+        "[OUT_DIR]/[RECEIPT]": False,
+        "[OUT_DIR]/[REPORT]": True,
+        "[OUT_DIR]/checkerboard.png": True,
+        "[OUT_DIR]/contours.png": True,
+        "[OUT_DIR]/warped_grid.png": True,
+    },
+    "align_syn": {
         "[OUT_DIR]/[OUT_WARPED]": True,
         "[OUT_DIR]/[OUT_INV_STATIC]": True,
         "[OUT_DIR]/[OUT_FIELD]": True,
+        "[OUT_DIR]/[OUT_ITK]": True,
         "[OUT_DIR]/[RECEIPT]": False,
+        "[OUT_DIR]/[REPORT]": True,
         "[OUT_DIR]/checkerboard.png": True,
         "[OUT_DIR]/contours.png": True,
         "[OUT_DIR]/warped_grid.png": True,
         "[OUT_DIR]/jacobian.png": True,
-    }
+    },
+    "align_points": {
+        "[OUT_DIR]/[OUT_MOVED]": True,
+        "[OUT_DIR]/[OUT_MATRIX]": True,
+        "[OUT_DIR]/[OUT_AFFINE]": True,
+        "[OUT_DIR]/[OUT_ITK]": True,
+        "[OUT_DIR]/[RECEIPT]": False,
+        "[OUT_DIR]/[REPORT]": True,
+    },
+    "convert_transform": {"[OUT_DIR]/[RESULT_FILE]": False},
+    "helper": {"[OUT_DIR]/[RECEIPT]": False},
+    "receipt": {"[TO_SEND]": True},
+    "report": {"[OUT]": False},
+    "template": {
+        "[OUT_DIR]/template.nii.gz": False,
+        "[OUT_DIR]/receipt.json": False,
+        "[OUT_DIR]/*_affine.txt": True,
+        "[OUT_DIR]/*_displacement_field.nii.gz": True,
+    },
+    "cohort": {"[OUT_DIR]/outcomes.tsv": True},
+    "bids": {"[OUTPUT_DIR]/dataset_description.json": False},
+}
+
+
+@pytest.mark.parametrize("command", WRITTEN)
+def test_what_is_written(command):
+    files = descriptor(f"dipy_ppir_{command}")["output-files"]
+    assert {f["path-template"]: f["optional"] for f in files} == WRITTEN[command]
 
 
 def test_the_command_writes_them(tmp_path, capsys):
@@ -189,6 +271,9 @@ def test_the_command_writes_them(tmp_path, capsys):
     (file,) = (tmp_path / "new").iterdir()
     assert capsys.readouterr().out == f"{file}\n"
     assert json.loads(file.read_text()) == descriptor(name)
+    write_descriptors([name, "--out_dir", str(tmp_path / "q"), "--quiet"])
+    streams.be_quiet(False)
+    assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="there already; add --force"):
         write_descriptors(["--out_dir", str(tmp_path / "new")])
     assert list((tmp_path / "new").iterdir()) == [file]
@@ -209,7 +294,7 @@ def test_launched(tmp_path, monkeypatch):
         "static_image_files": "static.nii.gz",
         "moving_image_files": "moving.nii.gz",
         "transform": "com",
-        "no_pictures": True,
+        "out_itk": "affine.tfm",
         "out_dir": "out",
     }
     (tmp_path / "invocation.json").write_text(json.dumps(given))
@@ -225,6 +310,7 @@ def test_launched(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     written = done.stdout.split("Output files")[1]
-    for name in ("moved.nii.gz", "affine.txt", "receipt.json"):
+    made = ("moved.nii.gz", "affine.txt", "affine.tfm", "receipt.json", "report.html")
+    for name in (*made, "checkerboard.png"):
         assert f"out/{name}" in written
         assert (tmp_path / "out" / name).exists()

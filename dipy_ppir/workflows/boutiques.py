@@ -10,9 +10,11 @@ import argparse
 from importlib.metadata import version
 import json
 from pathlib import Path
+import re
 
 from dipy_ppir.workflows.commands import (
     APART,
+    FOLDERS,
     NEEDS,
     arguments,
     described,
@@ -20,7 +22,10 @@ from dipy_ppir.workflows.commands import (
     parser_of,
 )
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.outcomes import FILE as OUTCOMES
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
+from dipy_ppir.workflows.streams import QUIET, be_quiet, say
+from dipy_ppir.workflows.template import IMAGE_FILES, RECEIPT, TEMPLATE
 
 SCHEMA = "0.5"
 TAGS = {"domain": ["neuroinformatics", "image registration", "privacy"]}
@@ -31,6 +36,24 @@ _TYPES = {
     "file": "File",
     "string": "String",
 }
+#: Files of fixed names, in the folder of the results: what they are.
+_NAMED = {
+    "dipy_ppir_template": {
+        TEMPLATE: "The template.",
+        RECEIPT: "What was opened: the sums, and how many bits.",
+        **{f"*_{name}": f"For each image, {w}." for name, w in IMAGE_FILES.items()},
+    },
+    "dipy_ppir_cohort": {OUTCOMES: "What became of each pair."},
+    "dipy_ppir_bids": {
+        "dataset_description.json": "What makes the folder a dataset; the rest is in "
+        "it."
+    },
+}
+#: Of these and of flags, what every run writes.
+_ALWAYS = (
+    *("receipt", "result_file", "out"),
+    *(TEMPLATE, RECEIPT, "dataset_description.json"),
+)
 _LIMITS = {
     "minimum": ("minimum", None),
     "maximum": ("maximum", None),
@@ -121,11 +144,10 @@ def _input(argument, known):
 
 def _outputs(command, known):
     """The files that a command writes: the receipt, and what depends on flags."""
-    folder = f"{_key('out_dir')}/" if "out_dir" in known else ""
+    folder = "".join(f"{_key(name)}/" for name in FOLDERS if name in known)
     found = []
     for name, argument in known.items():
-        written = name.startswith("out_") and name not in ("out_dir", "out_strat")
-        if not (written or name in ("receipt", "to_send")):
+        if not argument.written:
             continue
         found.append(
             {
@@ -134,29 +156,21 @@ def _outputs(command, known):
                 "description": argument.text,
                 "path-template": (folder if name != "to_send" else "") + _key(name),
                 # Owners in a session have not all of them.
-                "optional": name != "receipt",
+                "optional": name not in _ALWAYS,
             }
         )
-    if "output_dir" in known:
-        found.append(
-            {
-                "id": "dataset",
-                "name": "derivatives dataset",
-                "description": "What makes the folder a dataset; the rest is in it.",
-                "path-template": f"{_key('output_dir')}/dataset_description.json",
-                "optional": False,
-            }
-        )
-    for name in getattr(flow_of(command), "pictures", ()):
-        found.append(
-            {
-                "id": name.replace(".", "_"),
-                "name": name,
-                "description": "A picture of the result.",
-                "path-template": folder + name,
-                "optional": True,
-            }
-        )
+    flow = flow_of(command)
+    here, at_sites = (getattr(flow, p, {}) for p in ("pictures", "own_pictures"))
+    named = dict.fromkeys({**here, **at_sites}, "A picture of the result.")
+    for name, text in {**_NAMED.get(command, {}), **named}.items():
+        entry = {
+            "id": re.sub(r"\W", "_", name).lstrip("_"),
+            "name": name,
+            "description": text,
+            "path-template": folder + name,
+            "optional": name not in _ALWAYS,
+        }
+        found.append(entry | ({"list": True} if "*" in name else {}))
     return {"output-files": found} if found else {}
 
 
@@ -179,6 +193,7 @@ def boutiques_parser():
     parser.add_argument(
         "--force", action="store_true", help="replace files that are there already"
     )
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
     parser.add_argument(
         "--debug", action="store_true", help="on an error show where it occurred"
     )
@@ -188,6 +203,7 @@ def boutiques_parser():
 def boutiques(given=None):
     """``dipy_ppir_boutiques``: write descriptors of commands."""
     given = boutiques_parser().parse_args(given)
+    be_quiet(given.quiet)
     for command in given.commands:
         if command not in described():
             raise InputError(
@@ -205,4 +221,4 @@ def boutiques(given=None):
             out.temporary(file).write_text(text + "\n", encoding="utf-8")
         out.commit()
     for file in files.values():
-        print(file)
+        say(file)

@@ -18,8 +18,11 @@ from dipy_ppir.align.parameters import (
     PointParameters,
     SynParameters,
 )
+from dipy_ppir.align.transformfiles import FORMATS
 from dipy_ppir.workflows.align import PIPELINES
 from dipy_ppir.workflows.cli import CLI_FLOWS
+from dipy_ppir.workflows.flow import Heeded
+from dipy_ppir.workflows.streams import QUIET
 
 #: Parameters of the commands that register.
 PARAMETERS = {
@@ -32,6 +35,9 @@ PARAMETERS = {
 PARSERS = {
     "dipy_ppir_helper": ("dipy_ppir.workflows.sites", "helper_parser"),
     "dipy_ppir_receipt": ("dipy_ppir.workflows.receipts", "receipt_parser"),
+    "dipy_ppir_template": ("dipy_ppir.workflows.template", "template_parser"),
+    "dipy_ppir_cohort": ("dipy_ppir.workflows.cohort", "cohort_parser"),
+    "dipy_ppir_report": ("dipy_ppir.workflows.reportfile", "report_parser"),
     "dipy_ppir_bids": ("dipy_ppir.workflows.bids", "bids_parser"),
 }
 #: Limits of flags that are no parameters, or that have other units.
@@ -39,8 +45,11 @@ LIMITS = {
     "transform": {"choices": tuple(PIPELINES)},
     "transform_type": {"choices": ("affine", "diffeomorphic")},
     "interpolation": {"choices": ("linear", "nearest")},
+    "from_format": {"choices": tuple(FORMATS)},
+    "to_format": {"choices": tuple(FORMATS)},
     "sampling_prop": {"minimum": 1, "maximum": 100},
     "limit_bits": {"minimum": 0},
+    "jobs": {"minimum": 1},
     "analysis_level": {"choices": ("participant",)},
     "out_strat": {"choices": ("absolute", "append", "prepend")},
     "log_level": {
@@ -58,6 +67,8 @@ NEEDS = {
 }
 #: Flags that the commands refuse together.
 APART = (("sampling_prop", "static_mask"), ("sampling_prop", "moving_mask"))
+#: Arguments that name the folder of what is written.
+FOLDERS = ("out_dir", "output_dir")
 _TYPES = {int: "integer", float: "float", Path: "file"}
 
 
@@ -79,6 +90,8 @@ class Argument:
         what the command does without it; None where that depends on the others.
     text : str
         what it is for.
+    written : bool
+        whether it names a file that is written.
     choices : tuple or None
         the only values that it may have.
     limits : dict
@@ -93,6 +106,7 @@ class Argument:
     required: bool
     default: object
     text: str
+    written: bool = False
     choices: tuple | None = None
     limits: dict = field(default_factory=dict)
 
@@ -128,6 +142,8 @@ def parser_of(command):
         ("log_file", ""),
     ):
         parser.add_argument(f"--{flag}", default=default)
+    # Those that `cli` has run_flow add.
+    parser.add_argument("--quiet", action=Heeded, nargs=0, help=QUIET)
     return parser
 
 
@@ -171,7 +187,12 @@ def arguments(command):
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._VersionAction):
             continue
+        if action.help == argparse.SUPPRESS:
+            continue
+        flag = action.option_strings[-1] if action.option_strings else None
         name = action.dest
+        if isinstance(action, Heeded):
+            name = flag.removeprefix("--")
         default = action.default
         if name in signature and action.nargs != 0:
             default = signature[name].default
@@ -180,7 +201,6 @@ def arguments(command):
         given = dict(limits.get(name, {}))
         known = given.pop("choices", None)
         choices = action.choices or known
-        flag = action.option_strings[-1] if action.option_strings else None
         required = action.required and action.nargs not in ("?", "*")
         found[name] = Argument(
             name=name,
@@ -190,20 +210,31 @@ def arguments(command):
             required=required,
             default=list(default) if isinstance(default, tuple) else default,
             text=" ".join((action.help or _COMMON[name]).split()),
+            written=_is_written(action),
             choices=choices and tuple(choices),
             limits=given,
         )
     return found
 
 
+def _is_written(action):
+    """Whether an argument names a file that the command writes."""
+    name = action.dest
+    if name == "receipt":
+        # Without a flag it is one to read.
+        return bool(action.option_strings)
+    is_output = name.startswith("out") and name not in (*FOLDERS, "out_strat")
+    return is_output or name in ("report", "result_file", "to_send")
+
+
 def _kind(action, documented):
     if action.nargs == 0:
         return "flag"
     # What is written is named, and need not be there.
-    if action.dest.startswith("out") or action.dest in ("receipt", "to_send"):
+    if _is_written(action) or action.dest in FOLDERS:
         return "string"
     if documented is None:
-        as_file = action.metavar == "FILE"
+        as_file = action.metavar in ("FILE", "PLAN")
         return "file" if as_file else _TYPES.get(action.type, "string")
     for word, kind in (("Path", "file"), ("int", "integer"), ("float", "float")):
         if word in documented:
