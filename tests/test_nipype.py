@@ -13,6 +13,7 @@ import pytest
 from scipy import ndimage
 from sites import Sites
 
+from dipy_ppir.align.transformfiles import read_transform
 from dipy_ppir.workflows.commands import APART, NEEDS, arguments, flow_of
 
 pytest.importorskip("nipype")
@@ -146,17 +147,22 @@ def test_inputs_refuse_what_the_command_refuses(command):
 def test_outputs_are_the_files_of_the_command(command):
     interface, flow = INTERFACES[command], flow_of(command)
     names = set(interface.output_spec().copyable_trait_names())
-    pictures = {Path(p).stem: p for p in getattr(flow, "pictures", ())}
-    assert getattr(interface, "_pictures", {}) == pictures
-    expected = {n for n in arguments(command) if n.startswith("out_")}
-    expected -= {"out_dir", "out_strat"}
-    expected |= set(pictures) | ({"receipt"} if command in REGISTER else set())
-    assert names == expected
+    named = {n: a for n, a in arguments(command).items() if a.written}
+    assert ({"receipt", "report"} <= set(named)) == (command in REGISTER)
+    pictures = set()
+    for kind in ("pictures", "own_pictures"):
+        found = {Path(p).stem: p for p in getattr(flow, kind, ())}
+        assert getattr(interface, f"_{kind}", {}) == found
+        pictures |= set(found)
+    assert names == set(named) | pictures
     kinds = getattr(flow, "outputs", {})
     optional = getattr(flow, "optional", {})
-    assert interface._optional == {
+    expected = {
         name: optional[kind] for name, kind in kinds.items() if kind in optional
     }
+    # What has no name by default is written where it is given one.
+    without = [n for n, a in named.items() if a.default is None and a.flag is not None]
+    assert interface._optional == expected | {name: name for name in without}
 
 
 def test_the_command_line(images):
@@ -199,23 +205,30 @@ def test_a_path_is_that_of_where_it_was_given(images, monkeypatch):
 #: Outputs, by command, of each owner that gets the result, and of one that does not.
 IN_SESSIONS = {
     "affine": {
-        ("moving", True): {"out_moved", "out_affine"},
-        ("static", True): {"out_affine"},
+        ("moving", True): {"out_moved", "out_affine", "out_itk", "warped_grid"},
+        ("static", True): {"out_affine", "out_itk", "out_inv_static", "warped_grid"},
         ("static", False): set(),
     },
     "syn": {
-        ("moving", True): {"out_warped", "out_field"},
+        ("moving", True): {
+            *("out_warped", "out_field", "out_itk"),
+            *("warped_grid", "jacobian"),
+        },
         ("moving", False): set(),
-        ("static", True): {"out_field"},
+        ("static", True): {
+            *("out_field", "out_itk", "out_inv_static"),
+            *("warped_grid", "jacobian"),
+        },
         ("static", False): set(),
     },
     "points": {
-        ("moving", True): {"out_moved", "out_matrix", "out_affine"},
+        ("moving", True): {"out_moved", "out_matrix", "out_affine", "out_itk"},
         ("moving", False): set(),
-        ("static", True): {"out_matrix", "out_affine"},
+        ("static", True): {"out_matrix", "out_affine", "out_itk"},
         ("static", False): set(),
     },
 }
+PICTURES = {"checkerboard", "contours", "warped_grid", "jacobian"}
 
 
 @pytest.fixture
@@ -230,7 +243,11 @@ def sites(tmp_path, images):
 
 
 @pytest.mark.parametrize("operation", IN_SESSIONS)
-def test_only_outputs_of_this_owner(sites, images, operation):
+def test_only_outputs_of_this_owner(sites, images, operation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in PICTURES:
+        Path(f"{name}.png").touch()
+    Path("report.html").touch()
     interface = INTERFACES[f"dipy_ppir_align_{operation}"]
     made = sites(operation)
     for (owner, gets), expected in IN_SESSIONS[operation].items():
@@ -240,9 +257,18 @@ def test_only_outputs_of_this_owner(sites, images, operation):
         file = made.write(f"{owner}{gets}.toml", result_to=result_to)
         data = dict.fromkeys(interface._data, "remote")
         data[next(n for n in data if n.startswith(owner))] = images["static"]
-        outputs = interface(session=str(file), **data)._list_outputs()
-        written = {name for name, path in outputs.items() if isdefined(path)}
-        assert written == expected | {"receipt"}
+        inputs = {"session": str(file), **data}
+        inputs |= {"out_itk": "itk.h5"} if gets else {}
+        inputs |= {"inv_static": True} if "out_inv_static" in expected else {}
+
+        def written(inputs=inputs, **more):
+            outputs = interface(**inputs, **more)._list_outputs()
+            return {name for name, path in outputs.items() if isdefined(path)}
+
+        # Without the extra there is neither a report nor a picture.
+        assert written(out_dir="empty") == (expected | {"receipt"}) - PICTURES
+        assert written() == expected | {"receipt", "report"}
+        assert written(no_pictures=True) == written(out_dir="empty")
 
 
 def test_optional_outputs(images, tmp_path, monkeypatch):
@@ -265,10 +291,21 @@ def test_optional_outputs(images, tmp_path, monkeypatch):
     assert "out_quality" not in written(
         interfaces.AlignAffine, transform="com", **metric
     )
-    assert "out_inv_static" in written(interfaces.AlignFreeForm, inv_static=True)
-    Path("checkerboard.png").touch()
-    assert "checkerboard" in written(interfaces.AlignSyn)
-    assert "checkerboard" not in written(interfaces.AlignSyn, no_pictures=True)
+    for interface in (interfaces.AlignAffine, interfaces.AlignFreeForm):
+        assert "out_inv_static" in written(interface, inv_static=True)
+        assert written(interface, out_itk="i.h5")["out_itk"] == str(tmp_path / "i.h5")
+    drawn = {"checkerboard.png", "warped_grid.png", "report.html"}
+    for name in drawn:
+        Path(name).touch()
+    made = {"checkerboard", "warped_grid", "report"}
+    assert made < set(written(interfaces.AlignSyn))
+    assert not made & set(written(interfaces.AlignSyn, no_pictures=True))
+    # Of an affine transform that picture is made at sites of sessions only.
+    found = set(written(interfaces.AlignAffine))
+    assert found & made == {"checkerboard", "report"}
+    Path("r.html").touch()
+    found = written(interfaces.AlignAffine, report="r.html")
+    assert found["report"] == str(tmp_path / "r.html")
 
 
 OWNER = """
@@ -299,6 +336,8 @@ def test_one_party_of_a_session(sites):
             "environ": {"OMP_NUM_THREADS": "1"},
             **dict.fromkeys(interfaces.AlignAffine._data, "remote"),
             f"{name}_image_files": str(made.folder / f"{name}.nii.gz"),
+            "out_itk": "affine.tfm",
+            "inv_static": name == "static",
         }
         folder = made.folder / f"nodes of {name}"
         folder.mkdir()
@@ -311,9 +350,10 @@ def test_one_party_of_a_session(sites):
         name: json.loads((made.folder / f"nodes of {name}/outputs.json").read_text())
         for name in ("moving", "static")
     }
+    both = {"out_itk", "receipt", "report", "warped_grid"}
     assert {name: set(outputs) for name, outputs in found.items()} == {
-        "moving": {"out_moved", "out_affine", "out_quality", "receipt"},
-        "static": {"out_affine", "receipt"},
+        "moving": {"out_moved", "out_affine", "out_quality", *both},
+        "static": {"out_affine", "out_inv_static", *both},
     }
     matrices = [np.loadtxt(outputs["out_affine"]) for outputs in found.values()]
     np.testing.assert_allclose(*matrices, atol=1e-9)
@@ -323,7 +363,7 @@ def test_one_party_of_a_session(sites):
 
 
 def test_a_workflow_of_two_nodes(images, tmp_path):
-    """What is found is applied; and is not looked for again."""
+    """What is found is applied and converted; and is not looked for again."""
     workflow = Workflow("two", base_dir=str(tmp_path))
     # Otherwise what no other node takes is deleted, receipts as well.
     workflow.config["execution"] = {"remove_unnecessary_outputs": "false"}
@@ -331,17 +371,26 @@ def test_a_workflow_of_two_nodes(images, tmp_path):
     align = Node(interfaces.AlignAffine(**pair, **QUICK), name="align")
     align.interface.terminal_output = "file"
     apply = Node(interfaces.ApplyTransform(**pair), name="apply")
+    convert = interfaces.ConvertTransform(result_file="a b.tfm", quiet=True)
+    convert = Node(convert, name="convert")
     workflow.connect(align, "out_affine", apply, "transform_map_file")
+    workflow.connect(align, "out_affine", convert, "transform_file")
     nodes = {node.name: node for node in workflow.run().nodes()}
     outputs = nodes["align"].result.outputs
     moved = nib.load(outputs.out_moved)
     again = nib.load(nodes["apply"].result.outputs.out_file)
     np.testing.assert_allclose(again.get_fdata(), moved.get_fdata(), atol=1e-5)
+    file = nodes["convert"].result.outputs.result_file
+    assert file == str(tmp_path / "two" / "convert" / "a b.tfm")
+    np.testing.assert_allclose(
+        read_transform(file), np.loadtxt(outputs.out_affine), atol=1e-6
+    )
     static = nib.load(images["static"]).get_fdata()
     assert np.corrcoef(static.ravel(), moved.get_fdata().ravel())[0, 1] > 0.98
     assert Path(outputs.receipt).parent == tmp_path / "two" / "align"
     assert json.loads(Path(outputs.receipt).read_text())["operation"] == "affine"
-    assert not isdefined(outputs.out_quality)
+    assert not isdefined(outputs.out_quality) and not isdefined(outputs.out_itk)
+    assert Path(outputs.report).read_text().startswith("<!DOCTYPE html>")
     assert (
         "What each party learned" in (tmp_path / "two/align/output.nipype").read_text()
     )

@@ -5,6 +5,7 @@
     AlignAffine, AlignSyn, AlignFreeForm    two images, here or at a site of a session
     AlignPoints                             two sets of points
     ApplyTransform                          what a registration found, on an image
+    ConvertTransform                        the same, as other programs read it
 
 An interface runs the command of the same name, and its inputs are called as the flags
 of the command. Needs nipype: ``pip install 'dipy-ppir[nipype]'``.
@@ -27,7 +28,7 @@ with nipype_that_calls_nobody():
         AlignPoints,
         AlignSyn,
     )
-    from dipy_ppir.interfaces.transform import ApplyTransform
+    from dipy_ppir.interfaces.transform import ApplyTransform, ConvertTransform
 
 __all__ = [
     "AlignAffine",
@@ -35,4 +36,5 @@ __all__ = [
     "AlignPoints",
     "AlignSyn",
     "ApplyTransform",
+    "ConvertTransform",
 ]

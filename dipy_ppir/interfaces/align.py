@@ -21,8 +21,10 @@ class ImagesInputSpec(SessionInputSpec):
     moving_image_files = own_or_remote(1, desc="the moving image (NIfTI)")
     static_vol_idx = traits.Str(argstr="--static_vol_idx %s", desc=_VOLUMES)
     moving_vol_idx = traits.Str(argstr="--moving_vol_idx %s", desc=_VOLUMES)
-    no_pictures = traits.Bool(
-        False, argstr="--no_pictures", desc="do not draw the result"
+    inv_static = traits.Bool(
+        False,
+        argstr="--inv_static",
+        desc="write the static image on the moving one's grid as well",
     )
 
 
@@ -176,6 +178,15 @@ class AlignAffineInputSpec(ImagesInputSpec):
         xor=["session"],
         desc="name of the metric's file",
     )
+    out_inv_static = traits.Str(
+        "inv_static.nii.gz",
+        argstr="--out_inv_static %s",
+        desc="name of the static image on the moving one's grid",
+    )
+    out_itk = traits.Str(
+        argstr="--out_itk %s",
+        desc="name of the matrix as ITK has it: .txt, .tfm, .mat or .h5",
+    )
     session = session_without(
         "transform",
         "metric",
@@ -204,9 +215,17 @@ class AlignAffineOutputSpec(TraitedSpec):
         exists=True, desc="the matrix from static to moving coordinates, mm"
     )
     out_quality = File(exists=True, desc="the metric's value, with save_metric")
+    out_inv_static = File(
+        exists=True, desc="the static image on the moving one's grid, with inv_static"
+    )
+    out_itk = File(exists=True, desc="the matrix for ITK and ANTs, where named")
     receipt = File(exists=True, desc="what each party learned")
+    report = File(exists=True, desc="page with the result and the receipt")
     checkerboard = File(exists=True, desc="picture of both images")
     contours = File(exists=True, desc="outlines of the one on the other")
+    warped_grid = File(
+        exists=True, desc="in a session, picture of what the matrix does to this image"
+    )
 
 
 class AlignAffine(RegistrationCommand):
@@ -229,9 +248,14 @@ class AlignAffine(RegistrationCommand):
     _cmd = "dipy_ppir_align_affine"
     input_spec = AlignAffineInputSpec
     output_spec = AlignAffineOutputSpec
-    _optional = {"out_quality": "save_metric"}
+    _optional = {
+        "out_quality": "save_metric",
+        "out_inv_static": "inv_static",
+        "out_itk": "out_itk",
+    }
     _of_moving = ("out_moved", "out_quality")
     _pictures = {"checkerboard": "checkerboard.png", "contours": "contours.png"}
+    _own_pictures = {"warped_grid": "warped_grid.png"}
 
     def _written(self):
         names = super()._written()
@@ -250,11 +274,6 @@ class DeformableInputSpec(ImagesInputSpec):
     prealign_file = OwnFile(
         argstr="--prealign_file %s",
         desc="matrix to start from, as AlignAffine writes it (out_affine)",
-    )
-    inv_static = traits.Bool(
-        False,
-        argstr="--inv_static",
-        desc="write the static image on the moving one's grid as well",
     )
     inv_iter = traits.Range(
         low=1,
@@ -284,6 +303,10 @@ class DeformableInputSpec(ImagesInputSpec):
     out_field = traits.Str(
         "displacement_field.nii.gz", argstr="--out_field %s", desc="name of the map"
     )
+    out_itk = traits.Str(
+        argstr="--out_itk %s",
+        desc="name of the map as ITK has it: .h5, .nii.gz or .nii",
+    )
 
 
 class DeformableOutputSpec(TraitedSpec):
@@ -296,7 +319,9 @@ class DeformableOutputSpec(TraitedSpec):
     out_field = File(
         exists=True, desc="displacements in both directions, shape (X, Y, Z, 3, 2)"
     )
+    out_itk = File(exists=True, desc="the map for ITK and ANTs, where named")
     receipt = File(exists=True, desc="what each party learned")
+    report = File(exists=True, desc="page with the result and the receipt")
     checkerboard = File(exists=True, desc="picture of both images")
     contours = File(exists=True, desc="outlines of the one on the other")
     warped_grid = File(exists=True, desc="picture of the deformation")
@@ -305,13 +330,13 @@ class DeformableOutputSpec(TraitedSpec):
 
 class _Deformable(RegistrationCommand):
     output_spec = DeformableOutputSpec
-    _optional = {"out_inv_static": "inv_static"}
+    _optional = {"out_inv_static": "inv_static", "out_itk": "out_itk"}
     _of_moving = ("out_warped",)
+    _own_pictures = {"warped_grid": "warped_grid.png", "jacobian": "jacobian.png"}
     _pictures = {
         "checkerboard": "checkerboard.png",
         "contours": "contours.png",
-        "warped_grid": "warped_grid.png",
-        "jacobian": "jacobian.png",
+        **_own_pictures,
     }
 
 
@@ -613,6 +638,10 @@ class AlignPointsInputSpec(SessionInputSpec):
         argstr="--out_affine %s",
         desc="name of its inverse, as for images",
     )
+    out_itk = traits.Str(
+        argstr="--out_itk %s",
+        desc="name of this inverse as ITK has it: .txt, .tfm, .mat or .h5",
+    )
     session = session_without("scaling", "precision")
 
 
@@ -622,7 +651,9 @@ class AlignPointsOutputSpec(TraitedSpec):
     out_moved = File(exists=True, desc="the moving points in the static ones' space")
     out_matrix = File(exists=True, desc="the matrix from moving to static points, mm")
     out_affine = File(exists=True, desc="its inverse, as AlignAffine writes it")
+    out_itk = File(exists=True, desc="this inverse for ITK and ANTs, where named")
     receipt = File(exists=True, desc="what each party learned")
+    report = File(exists=True, desc="page with the result and the receipt")
 
 
 class AlignPoints(RegistrationCommand):
@@ -635,4 +666,5 @@ class AlignPoints(RegistrationCommand):
     input_spec = AlignPointsInputSpec
     output_spec = AlignPointsOutputSpec
     _data = ("static_points_file", "moving_points_file")
+    _optional = {"out_itk": "out_itk"}
     _of_moving = ("out_moved",)

@@ -68,6 +68,12 @@ class CommandInputSpec(CommandLineInputSpec):
         nohash=True,
         desc="the least important messages that are shown",
     )
+    quiet = traits.Bool(
+        False,
+        argstr="--quiet",
+        nohash=True,
+        desc="print nothing but warnings and errors",
+    )
     debug = traits.Bool(
         False, argstr="--debug", nohash=True, desc="on an error show where it occurred"
     )
@@ -104,6 +110,14 @@ class SessionInputSpec(CommandInputSpec):
         "receipt.json",
         argstr="--receipt %s",
         desc="name of the JSON file that states what each party learned",
+    )
+    report = traits.Str(
+        "report.html",
+        argstr="--report %s",
+        desc="name of the page that shows the result and what each party learned",
+    )
+    no_pictures = traits.Bool(
+        False, argstr="--no_pictures", desc="do not draw the result, nor a report"
     )
 
 
@@ -152,10 +166,12 @@ class PpirCommand(CommandLine):
 
     def _list_outputs(self):
         outputs = self.output_spec().get()
+        return outputs | {name: self._path(name) for name in self._written()}
+
+    def _path(self, output):
+        """Whole path of the file of an output."""
         folder = self.inputs.out_dir if self._is_set("out_dir") else ""
-        for name in self._written():
-            outputs[name] = os.path.abspath(os.path.join(folder, self._name(name)))
-        return outputs
+        return os.path.abspath(os.path.join(folder, self._name(output)))
 
     def _name(self, output):
         """Name of the file of an output."""
@@ -170,28 +186,29 @@ class RegistrationCommand(PpirCommand):
     _data = ("static_image_files", "moving_image_files")
     #: The outputs that only an owner of the moving data gets.
     _of_moving = ()
-    #: Pictures to their files.
-    _pictures = {}
+    #: Pictures to their files, with both images and at a site of a session.
+    _pictures, _own_pictures = {}, {}
 
     def _written(self):
         names = super()._written()
-        if not self._is_set("session"):
-            return [n for n in names if n not in self._pictures or self._drawn(n)]
-        return [n for n in names if n not in self._pictures and self._is_mine(n)]
+        drawn = self._pictures
+        if self._is_set("session"):
+            drawn = self._own_pictures
+            names = [n for n in names if self._is_mine(n)]
+        names = [n for n in names if n in drawn or n not in self._all_pictures()]
+        return [n for n in names if n not in {*drawn, "report"} or self._drawn(n)]
+
+    def _all_pictures(self):
+        return {**self._pictures, **self._own_pictures}
 
     def _drawn(self, picture):
         # Without matplotlib, which is there where the command runs or is not.
-        return not self._is_set("no_pictures") and os.path.exists(
-            os.path.join(
-                self.inputs.out_dir if self._is_set("out_dir") else "",
-                self._pictures[picture],
-            )
-        )
+        return not self._is_set("no_pictures") and os.path.exists(self._path(picture))
 
     def _is_mine(self, output):
         """Whether this owner writes an output at the end of the session."""
         plan, image = self._plan(), self._image()
-        if output == "receipt":
+        if output in ("receipt", "report"):
             return True
         if output in self._of_moving and image != "moving":
             return False
@@ -207,4 +224,4 @@ class RegistrationCommand(PpirCommand):
         return SessionFile.read(self.inputs.session)
 
     def _name(self, output):
-        return self._pictures.get(output) or super()._name(output)
+        return self._all_pictures().get(output) or super()._name(output)
