@@ -1,9 +1,12 @@
 """The pages: links lead somewhere, and examples run as they are written."""
 
+import argparse
 import ast
 from collections import Counter
+from importlib.metadata import distribution
 from pathlib import Path
 import re
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from scipy import ndimage
 
 from dipy_ppir.align import affine_registration, syn_registration
+from dipy_ppir.workflows import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "doc").glob("*.md")])
@@ -44,6 +48,42 @@ def test_links_lead_somewhere(page):
         file = (page.parent / name).resolve() if name else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+def test_every_command_is_described():
+    page = (ROOT / "doc" / "usage.md").read_text(encoding="utf-8")
+    for entry in distribution("dipy-ppir").entry_points:
+        assert f"`{entry.name}`" in page, entry.name
+
+
+class Caught(Exception):
+    """A parser that was about to read arguments."""
+
+
+@pytest.mark.parametrize("command", [*cli.CLI_FLOWS, *cli.CLI_SITES])
+def test_every_flag_is_described(command, monkeypatch):
+    """On a page that names the command."""
+
+    def catch(parser, *args, **kwargs):
+        raise Caught(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", catch)
+    monkeypatch.setattr(sys, "argv", [command])
+    monkeypatch.setattr(cli.warnings, "showwarning", cli.warnings.showwarning)
+    with pytest.raises(Caught) as caught:
+        cli._run(command)
+    parsers = [caught.value.args[0]]
+    for action in parsers[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    text = "\n".join(page for page in pages if re.search(rf"{command}\b", page))
+    for action in (action for parser in parsers for action in parser._actions):
+        if action.help == argparse.SUPPRESS or not action.option_strings:
+            continue
+        spelled = "|".join(map(re.escape, action.option_strings))
+        found = re.search(rf"(?<![\w-])({spelled})(?![\w-])", text)
+        assert found, action.option_strings
 
 
 def examples(run_only=False):
