@@ -4,16 +4,20 @@ import argparse
 import ast
 from collections import Counter
 from importlib.metadata import distribution
+import os
 from pathlib import Path
 import re
 import sys
 
+from dipy.align.imwarp import DiffeomorphicMap
+from dipy.io.stateful_tractogram import Space, StatefulTractogram
+from dipy.io.streamline import save_tractogram
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from dipy_ppir.align import affine_registration, syn_registration
+from dipy_ppir.align import affine_registration, syn_registration, write_mapping
 from dipy_ppir.workflows import cli
 
 ROOT = Path(__file__).parent.parent
@@ -114,10 +118,35 @@ def example_names(tmp_path_factory):
     for name, image in (
         ("t1_hospital_a", moving),
         ("t1_hospital_b", static),
+        ("moving", moving),
+        ("static", static),
+        ("moving_labels", moving > 1),
+        ("dwi", np.stack([moving] * 7, axis=-1)),
     ):
         nib.save(
             nib.Nifti1Image(image.astype(np.float32), affine), folder / f"{name}.nii.gz"
         )
+    np.savetxt(folder / "dwi.bval", [[0] + [1000] * 6])
+    directions = rng.standard_normal((3, 7))
+    np.savetxt(folder / "dwi.bvec", directions / np.linalg.norm(directions, axis=0))
+    lines = [rng.uniform(10, 30, (5, 3)).astype(np.float32) for _ in range(3)]
+    bundle = StatefulTractogram(lines, str(folder / "moving.nii.gz"), Space.RASMM)
+    save_tractogram(bundle, str(folder / "bundle.trk"))
+    moved, matrix, receipt = affine_registration(
+        moving,
+        static,
+        moving_affine=affine,
+        static_affine=affine,
+        pipeline=["translation"],
+        level_iters=[4],
+        factors=[1],
+        sigmas=[1.0],
+        ret_receipt=True,
+    )
+    np.savetxt(folder / "affine.txt", matrix)
+    mapping = DiffeomorphicMap(3, shape, affine, shape, affine, shape, affine)
+    mapping.allocate()
+    write_mapping(mapping, folder / "displacement_field.nii.gz")
     names = {
         "moving": moving,
         "static": static,
@@ -127,6 +156,8 @@ def example_names(tmp_path_factory):
         "moving_affine": affine,
         "static_affine": affine,
         "matrix": affine,
+        "moved": moved,
+        "receipt": receipt,
         "affine": affine,
         "affine_registration": affine_registration,
         "syn_registration": syn_registration,
@@ -147,4 +178,6 @@ def test_examples_import_what_there_is(code, line, page):
 def test_examples_run(code, line, page, example_names, monkeypatch):
     folder, names = example_names
     monkeypatch.chdir(folder)
+    # Where the commands are that examples run.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), dict(names))
