@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,24 @@ def test_points_and_transforms(command, pair, tmp_path):
     flags = [*pair, "eye.txt", "--transform_type", "affine", "--out_dir", "t"]
     assert command("apply_transform", *flags, "--quiet") == (0, "", "")
     assert list((tmp_path / "t").iterdir())
+
+
+def test_a_first_picture(pair, tmp_path):
+    """Where matplotlib has not looked for fonts yet, of which it tells."""
+    program = (
+        "import sys; from dipy_ppir.workflows import cli; sys.exit(cli.align_affine())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *pair, "--transform", "com", "--quiet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path / "fonts")},
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "contours.png").exists()
+    assert list((tmp_path / "fonts").iterdir())
 
 
 @pytest.mark.filterwarnings("always::dipy_ppir.align.plausibility.ImplausibleWarning")

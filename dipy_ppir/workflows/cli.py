@@ -163,6 +163,8 @@ def _run(command):
         # A log file is written as always: nothing of it is on the screen.
         level = level if given.log_file else max(level, logging.WARNING)
     logging.getLogger("dipy_ppir").setLevel(level)
+    # Of its fonts, which it looks for when it is used for the first time.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     quiet = {"action": Heeded, "nargs": 0, "help": QUIET}
     extra = {"version": {"action": "version", "version": text}, "quiet": quiet}
     run_flow(flow, extra_args=extra)
