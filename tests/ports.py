@@ -1,11 +1,18 @@
 """Ports of the loopback interface for programs that bind them themselves."""
 
+import atexit
 from collections import deque
 import socket
 import sys
 
 #: Sockets that hold the ports of late; a test needs a handful.
 _held = deque(maxlen=200)
+
+
+@atexit.register
+def _let_go():
+    while _held:
+        _held.pop().close()
 
 
 def free_port():
