@@ -167,23 +167,9 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             site.checkpoint(folder, resume)
             parameters = site.parameters
             mine = {site.image: files[site.image]}
-            if site.image != "moving" or not site.gets_result:
-                del names["out_moved"]
-            if not site.gets_result:
-                if out_itk:
-                    raise InputError(
-                        "--out_itk needs the transform, which the session file gives "
-                        "to the moving owner only; leave it out"
-                    )
-                del names["out_matrix"], names["out_affine"]
-        elif resume:
-            raise InputError(
-                "--resume is for sessions of images; leave it out: points are "
-                "registered in a moment"
-            )
-        elif limit_bits != POINT_LIMIT:
-            raise InputError("--limit_bits is for an owner in a session; leave it out")
+            _keep_own(names, site)
         else:
+            _check_no_session(resume, limit_bits)
             try:
                 parameters = PointParameters(scaling=scaling, precision=precision)
             except ParameterError as exc:
@@ -241,6 +227,30 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
                 if not out.attempt(names["report"], save):
                     del names["report"]
             finish(out, found, names)
+
+
+def _check_no_session(resume, limit_bits):
+    """Refuse flags that mean something in sessions only."""
+    if resume:
+        raise InputError(
+            "--resume is for sessions of images; leave it out: points are registered "
+            "in a moment"
+        )
+    if limit_bits != POINT_LIMIT:
+        raise InputError("--limit_bits is for an owner in a session; leave it out")
+
+
+def _keep_own(names, site):
+    """Take out of the outputs what this owner does not get."""
+    if site.image != "moving" or not site.gets_result:
+        del names["out_moved"]
+    if not site.gets_result:
+        if "out_itk" in names:
+            raise InputError(
+                "--out_itk needs the transform, which the session file gives to the "
+                "moving owner only; leave it out"
+            )
+        del names["out_matrix"], names["out_affine"]
 
 
 class _Count:

@@ -394,55 +394,16 @@ def register(
     )
     concerns = inputs.of_header(path, name)
     plausibility.tell(concerns, strict=strict)
-    options, parameters = site.plan.arguments, site.parameters
-    inputs.explain(check_voxels, site.plan.limits, image.shape, name)
-    # Of the other image nothing is known yet.
-    shapes = {"static": None, "moving": None, name: image.shape}
-    inputs.explain(check_memory, site.plan.limits, parameters, *shapes.values())
-    affine = site.plan.operation == "affine"
-    if affine:
-        starts_at_mass = (
-            parameters.starting_affine == "mass"
-            or "center_of_mass" in parameters.pipeline
-        )
-        if starts_at_mass:
-            inputs.check_center(image, name)
-        if name == "moving":
-            inputs.explain(check_slices, image)
-    elif parameters.dim != image.ndim:
-        raise InputError(
-            f"the {name} image has {image.ndim} dimensions; put dim = {image.ndim} "
-            "into [parameters] of the session file everywhere, or choose another image"
-        )
-    if mask and parameters.sampling_proportion not in (None, 1):
-        raise InputError(
-            "masks need all voxels; leave the mask out, or sampling_proportion out of "
-            "the session file at all parties"
-        )
-    if mask:
-        inputs.explain(registration_of(parameters).metric.check_masks, mask)
-        options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
-    if strict and affine and starts_at_mass:
+    _check_image(site, image)
+    options = _own_arguments(site, image, grid2world, mask, start)
+    if strict and _starts_at_mass(site):
         # What can be known before anything is shown to anybody.
         known = plausibility.of_center(image, name)
         known += plausibility.of_mask(
             image, options.get(name + "_mask"), grid2world, name
         )
         plausibility.tell(known, strict=True)
-    if start:
-        if name != "moving":
-            raise InputError("--prealign_file belongs to the owner of the moving image")
-        options["prealign"] = inputs.load_matrix(start, "the prealign file")
-    wanted = ["receipt"]
-    if site.gets_result:
-        wanted += ["transform"]
-        wanted += ["image"] if name == "moving" else []
-        wanted += [kind for kind in ("inverse", "itk") if kind in files]
-        wanted += pictures
-    wanted += ["report"] if "report" in files else []
-    if affine and parameters.ret_metric and name == "moving":
-        wanted += ["quality"]
-    files = {kind: files[kind] for kind in wanted}
+    files = {kind: files[kind] for kind in _wanted(site, files, pictures)}
     images = {"static": WORD, "moving": WORD, name: image}
     read = [path, *(f for f in (mask, start) if f)]
     with (
@@ -490,18 +451,84 @@ def register(
         out.commit()
         start = options.get("prealign")
         own_image = _OwnImage(name, image, grid2world, start, **found)
-        title = short_name(path)
-        for kind in [*pictures, "report"]:
-            if kind not in files:
-                continue
-            if kind == "report":
-                save = partial(own_image.report, receipt, {name: title})
-            else:
-                save = partial(own_image.draw, pictures[kind], receipt, title)
-            if not out.attempt(files[kind], save):
-                del files[kind]
+        _draw(out, files, pictures, own_image, receipt, short_name(path))
         finish(out, receipt, files)
     return receipt
+
+
+def _check_image(site, image):
+    """Refuse an owner's image that the session cannot be for."""
+    name, parameters = site.image, site.parameters
+    inputs.explain(check_voxels, site.plan.limits, image.shape, name)
+    # Of the other image nothing is known yet.
+    shapes = {"static": None, "moving": None, name: image.shape}
+    inputs.explain(check_memory, site.plan.limits, parameters, *shapes.values())
+    if _starts_at_mass(site):
+        inputs.check_center(image, name)
+    if site.plan.operation == "affine":
+        if name == "moving":
+            inputs.explain(check_slices, image)
+    elif parameters.dim != image.ndim:
+        raise InputError(
+            f"the {name} image has {image.ndim} dimensions; put dim = {image.ndim} "
+            "into [parameters] of the session file everywhere, or choose another image"
+        )
+
+
+def _starts_at_mass(site):
+    """Whether the centres of mass are aligned."""
+    parameters = site.parameters
+    return site.plan.operation == "affine" and (
+        parameters.starting_affine == "mass" or "center_of_mass" in parameters.pipeline
+    )
+
+
+def _own_arguments(site, image, grid2world, mask, start):
+    """Keyword arguments of the operation: what was agreed on, and what is its owner's.
+
+    `mask` and `start` are files, or None.
+    """
+    name, options = site.image, site.plan.arguments
+    if mask:
+        if site.parameters.sampling_proportion not in (None, 1):
+            raise InputError(
+                "masks need all voxels; leave the mask out, or sampling_proportion out "
+                "of the session file at all parties"
+            )
+        inputs.explain(registration_of(site.parameters).metric.check_masks, mask)
+        options[name + "_mask"] = inputs.load_mask(mask, image, grid2world, name)
+    if start:
+        if name != "moving":
+            raise InputError("--prealign_file belongs to the owner of the moving image")
+        options["prealign"] = inputs.load_matrix(start, "the prealign file")
+    return options
+
+
+def _wanted(site, files, pictures):
+    """What of `files` this owner gets, see `register`."""
+    wanted, moving = ["receipt"], site.image == "moving"
+    if site.gets_result:
+        wanted += ["transform"]
+        wanted += ["image"] if moving else []
+        wanted += [kind for kind in ("inverse", "itk") if kind in files]
+        wanted += pictures
+    wanted += ["report"] if "report" in files else []
+    if site.plan.operation == "affine" and site.parameters.ret_metric and moving:
+        wanted += ["quality"]
+    return wanted
+
+
+def _draw(out, files, pictures, own_image, receipt, title):
+    """Draw what is wanted; what cannot be drawn is taken out of `files`."""
+    for kind in [*pictures, "report"]:
+        if kind not in files:
+            continue
+        if kind == "report":
+            save = partial(own_image.report, receipt, {own_image.name: title})
+        else:
+            save = partial(own_image.draw, pictures[kind], receipt, title)
+        if not out.attempt(files[kind], save):
+            del files[kind]
 
 
 @dataclass(frozen=True)
