@@ -8,7 +8,7 @@ import pytest
 from summing import local_sites
 from yardsticks import beside
 
-from dipy_ppir.align.template import MOST_IN_ALL, TemplateParameters
+from dipy_ppir.align.template import MOST_IMAGES, TemplateParameters
 
 #: Voxels of a template of 2 mm.
 SHAPE = (96, 114, 96)
@@ -31,13 +31,14 @@ def contributions(sites, images):
 def add_up(session, own, images):
     """The sums of one iteration."""
     parameters = TemplateParameters()
-    count = int(session.total([images], "number_of_images", MOST_IN_ALL)[0])
+    count = int(session.total([images], "number_of_images", MOST_IMAGES)[0])
     pictures, displacements = own
-    mean = session.total(pictures, "sum_of_images", count * parameters.brightest)
+    most = MOST_IMAGES * parameters.brightest
+    mean = session.total(pictures, "sum_of_images", most)
     session.total(
         displacements,
         "sum_of_displacements",
-        count * parameters.farthest,
+        MOST_IMAGES * parameters.farthest,
         signed=True,
     )
     return mean / count

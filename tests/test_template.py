@@ -15,7 +15,12 @@ from dipy_ppir.align import build_template
 from dipy_ppir.align import template as of
 from dipy_ppir.align.parameters import ParameterError
 from dipy_ppir.align.template import Template, TemplateParameters
-from dipy_ppir.mpc.errors import FixedPointOverflowError, ParameterMismatchError
+from dipy_ppir.mpc.errors import (
+    FixedPointOverflowError,
+    ParameterMismatchError,
+    ProtocolError,
+)
+from dipy_ppir.mpc.ledger import MOST_PARTIES
 
 FAST = {
     "dim": 2,
@@ -24,6 +29,15 @@ FAST = {
     "factors": [2, 1],
     "level_iters": [20, 10],
     "radius": 3,
+}
+#: For what does not depend on how well images lie.
+QUICK = {
+    **FAST,
+    "affine_iters": [0],
+    "sigmas": [0.0],
+    "factors": [1],
+    "level_iters": [1],
+    "iterations": 1,
 }
 SHAPE = (48, 44)
 EYE = np.eye(3)
@@ -215,12 +229,13 @@ def test_sites_build_the_template_of_all_images_in_the_clear(start):
 
 
 def check_receipt(receipt, shape, sums):
-    """What was opened: sums of four images, of so many bits."""
+    """What was opened, in bits that no count of images makes fewer: of three sites."""
     coarse = 2 * np.prod([-(-n // 3) for n in shape])
+    most = 3 * of.MOST_IMAGES
     wanted = {
-        "number_of_images": (1, 1, np.log2(of.MOST_IN_ALL + 1)),
-        "sum_of_images": (sums, np.prod(shape), np.log2(4 * 1023 + 1)),
-        "sum_of_displacements": (2, coarse, np.log2(2 * 4 * 1024 + 1)),
+        "number_of_images": (1, 1, np.log2(most + 1)),
+        "sum_of_images": (sums, np.prod(shape), np.log2(most * 1023 + 1)),
+        "sum_of_displacements": (2, coarse, np.log2(2 * most * 1024 + 1)),
     }
     for learned in receipt["learned"].values():
         assert {e["label"] for e in learned} == set(wanted)
@@ -254,6 +269,66 @@ def test_sites_that_begin_differently_stop_before_anything_is_added_up():
     assert run_trio(sessions, site) == [{}] * 3
     for session in sessions:
         session.close()
+
+
+def beside_a_rushing_site(counts, told, end):
+    """How three sites fare beside a fourth that first waits for what they send.
+
+    It so knows how many images they have, and sends what makes of the count `told`.
+    """
+    base, _, images = population()
+    sessions = local_sites(4)
+    rushing, own = sessions[3], split(3 * images, counts)
+
+    def rush(ring, words, label):
+        masked = rushing._masked(ring, words)
+        others = {peer: ring.empty(words.shape) for peer in rushing.peers}
+        rushing.network.receive_all(others, "open-" + label)
+        total = sum(others.values(), start=masked)
+        masked = masked + (ring.dtype(told) - total)
+        for peer in rushing.peers:
+            rushing.network.send(peer, "open-" + label, masked)
+        return sum(others.values(), start=masked)
+
+    rushing._published = rush
+
+    def site(session):
+        mine = [images[0]] if session is rushing else own[session.pid]
+        try:
+            build_template(
+                mine,
+                [EYE] * len(mine),
+                session=session,
+                initial=base,
+                initial_affine=EYE,
+                **QUICK,
+            )
+        except ProtocolError as exc:
+            session.fail(exc)
+            opened = {label for _, label in session.ledger.opened}
+            assert end in str(exc)
+            return str(exc), sorted(opened)
+
+    try:
+        return run_trio(sessions, site)[:3]
+    finally:
+        for session in sessions:
+            session.close()
+
+
+@pytest.mark.parametrize(
+    "told, end", [(2, "not between 4 and 40000"), (4, "sum_of_images")]
+)
+def test_a_rushing_site_does_not_see_who_has_many_images(told, end):
+    """It chooses the count, and all stop at the same step whoever has them: a site's
+    own numbers are not held against what another has chosen."""
+    found = [
+        beside_a_rushing_site(counts, told, end)
+        for counts in ([6, 1, 1], [1, 6, 1], [2, 2, 2])
+    ]
+    first = found[0][0]
+    assert first is not None
+    assert found == [[first] * 3] * 3
 
 
 #: As a program, because a pool of processes leaves one behind until its parent ends.
@@ -351,11 +426,13 @@ def test_images_that_cannot_be_used():
 def test_the_largest_sums_fit_their_declarations():
     """Of as many images as can be, with as many digits as can be asked for."""
     parameters = TemplateParameters(intensity_bits=16, precision=1 / 64)
-    assert np.log2(of.MOST_IN_ALL * parameters.brightest + 1) < 35
-    assert np.log2(2 * of.MOST_IN_ALL * parameters.farthest + 1) < 32
-    assert np.log2(of.MOST_IN_ALL + 1) < 19
-    # The default fits the ring of 32 bits with two million images.
-    assert 2_000_000 * TemplateParameters().brightest < 2**31
+    most = of.MOST_IMAGES * MOST_PARTIES
+    assert np.log2(most * parameters.brightest + 1) < 35
+    assert np.log2(2 * most * parameters.farthest + 1) < 32
+    assert np.log2(most + 1) < 19
+    # The defaults fit the ring of 32 bits, however many sites there are.
+    assert most * TemplateParameters().brightest < 2**31
+    assert most * TemplateParameters().farthest < 2**31
 
 
 def test_sums_in_the_clear_keep_to_the_bound():

@@ -60,13 +60,12 @@ from dipy_ppir.align.intensities import TAIL
 from dipy_ppir.align.parameters import ParameterError, Parameters
 from dipy_ppir.align.validation import check_image
 from dipy_ppir.mpc.errors import ParameterMismatchError
-from dipy_ppir.mpc.ledger import MOST_PARTIES, declare
+from dipy_ppir.mpc.ledger import declare
 from dipy_ppir.mpc.record import array_hash
 from dipy_ppir.mpc.sums import EVERYBODY
 
-#: Most images that a site may have, and of the sites together.
+#: Most images that a site may have.
 MOST_IMAGES = 10_000
-MOST_IN_ALL = MOST_IMAGES * MOST_PARTIES
 #: Longest displacement that is added up, voxels along an axis.
 FARTHEST = 64
 #: Steps of the template towards the mean shape in an iteration, as in ANTs.
@@ -195,10 +194,14 @@ class Template(NamedTuple):
 class ClearSums:
     """Sums where everything is at hand: `SumSession.total` in the clear."""
 
-    def total(self, own, label, largest, *, signed=False):
-        """The numbers themselves, which must keep to the bound."""
-        own, least = np.asarray(own, dtype=np.int64), -largest if signed else 0
-        if own.size and (own.min() < least or own.max() > largest):
+    #: Of one site.
+    roles = ("here",)
+
+    def total(self, own, label, most, *, signed=False, within=None):
+        """The numbers themselves, which must keep to the bounds."""
+        own = np.asarray(own, dtype=np.int64)
+        least, largest = within or (-most if signed else 0, most)
+        if own.size and not least <= own.min() <= own.max() <= largest:
             raise ValueError(f"{label} is not between {least} and {largest}")
         return own
 
@@ -539,7 +542,7 @@ def build_template(
     sums = ClearSums() if session is None else session
     if session is not None:
         _agree(session, initial, initial_affine, parameters)
-    count = int(sums.total([len(images)], "number_of_images", MOST_IN_ALL)[0])
+    count = _count(images, sums)
     template = begin or _first(images, sums, count, parameters)
     for iteration in range(parameters.iterations):
         template = _next(
@@ -619,9 +622,26 @@ def _grid(template):
     }
 
 
+def _count(images, sums):
+    """How many images there are in all: one or more of each site."""
+    sites = len(sums.roles)
+    (count,) = sums.total(
+        [len(images)],
+        "number_of_images",
+        MOST_IMAGES,
+        within=(sites, sites * MOST_IMAGES),
+    )
+    return int(count)
+
+
+# The bounds on a site's own numbers are of as many images as any may have. `count` any
+# site can steer: where a sum passes what follows from it, all stop.
+
+
 def _mean_image(digits, sums, count, parameters):
-    largest = count * parameters.brightest
-    return sums.total(digits, "sum_of_images", largest) / largest
+    most, largest = MOST_IMAGES * parameters.brightest, count * parameters.brightest
+    total = sums.total(digits, "sum_of_images", most, within=(0, largest))
+    return total / largest
 
 
 def _first(images, sums, count, parameters):
@@ -640,11 +660,13 @@ def _next(template, images, sums, count, parameters, jobs, iteration, callback):
         if callback is not None:
             callback({"iteration": iteration, "images": done, "of": len(images)})
     mean = _mean_image(pictures, sums, count, parameters)
+    largest = count * parameters.farthest
     coarse = sums.total(
         displacements,
         "sum_of_displacements",
-        count * parameters.farthest,
+        MOST_IMAGES * parameters.farthest,
         signed=True,
+        within=(-largest, largest),
     )
     field = mean_displacement(
         coarse * (parameters.precision / count), mean.shape, parameters.spacing

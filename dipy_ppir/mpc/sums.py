@@ -6,7 +6,7 @@ sites i < j draws a vector r_ij from the key that only the two have, and site i 
 
 .. math:: y_i = x_i + \sum_{j > i} r_{ij} - \sum_{j < i} r_{ji}
 
-in the ring of integers modulo 2^32 (2^64 if the sum does not fit), in which the r
+in the ring of integers modulo 2^32 (2^64 if not all possible sums fit), in which the r
 cancel in the sum. The vector is cut into as many pieces as there are sites. Piece k of
 every y_i goes to site k, which adds up and tells all others (a reduction by scattering,
 then gathering). A vector shorter than that is sent to everybody instead.
@@ -43,6 +43,14 @@ piece, site k can tell what sum it likes, even after seeing the sum, and others 
 others. So all sites compare a digest of what they were told before anything is made of
 it: where they differ, all stop, and nobody is named, because nobody can tell from a
 digest who lied. A sum outside of what the sites can have added up to is refused too.
+
+Whether a site stops must not depend on what it holds: one that could choose the bound
+would see by who stops whose numbers pass it. So a site's own numbers are held against
+``most`` only, which is written in the program or agreed before the run. A bound that
+follows from earlier sums any site can steer: it is for the opened sum only, which all
+have, and all stop. The ring has room for K times ``most``, so that no sum wraps around,
+and a number of the sum is entered in the ledger with all the bits of that range: no
+site can make them fewer.
 """
 
 from collections.abc import Callable, Mapping
@@ -117,7 +125,7 @@ class SumSession(Session):
     --------
     >>> session = SumSession.load("plan.toml")  # doctest: +SKIP
     >>> with session:  # doctest: +SKIP
-    ...     total = session.total(counts, "number_of_images", 100)
+    ...     total = session.total(counts, "number_of_images", 100)  # at most, a site
     """
 
     plan_type = PlanFile
@@ -143,7 +151,13 @@ class SumSession(Session):
     # -- adding up -------------------------------------------------------
 
     def total(
-        self, own: npt.ArrayLike, label: str, largest: int, *, signed: bool = False
+        self,
+        own: npt.ArrayLike,
+        label: str,
+        most: int,
+        *,
+        signed: bool = False,
+        within: tuple[int, int] | None = None,
     ) -> npt.NDArray[np.int64]:
         """The sum of all sites' integers, opened to all of them.
 
@@ -155,10 +169,14 @@ class SumSession(Session):
             this site's, of a shape that all have.
         label : str
             declared with `ledger.declare`.
-        largest : int
-            public bound on the magnitude of every sum.
+        most : int
+            bound on the magnitude of one site's numbers: written in the program or
+            agreed before the run, and nothing that another site can steer.
         signed : bool, optional
-            whether the sums may be negative.
+            whether the numbers may be negative.
+        within : (int, int), optional
+            what all sums must be between, as far as is known more than from `most`:
+            public, but may follow from earlier sums.
 
         Returns
         -------
@@ -167,31 +185,39 @@ class SumSession(Session):
         Raises
         ------
         FixedPointOverflowError
-            before anything is sent, if this site's numbers alone pass the bound.
+            before anything is sent, if a number of this site is larger than `most`, as
+            none of a program that is right can be.
         ProtocolError
-            if the sum is not one that sites can have added up to, or not the same at
-            all of them.
+            at all sites, if the sum is not one that they can have added up to, or not
+            the same at all of them.
         """
-        own, largest = np.ascontiguousarray(own, dtype=np.int64), int(largest)
-        least = -largest if signed else 0
-        if own.size and (own.min() < least or own.max() > largest):
+        own, most = np.ascontiguousarray(own, dtype=np.int64), int(most)
+        if own.size and (own.min() < (-most if signed else 0) or own.max() > most):
             raise FixedPointOverflowError(
-                f"this site's numbers for {label!r} are not between {least} and "
-                f"{largest}, within which all sites' together must be"
+                f"this site's numbers for {label!r} are not between "
+                f"{-most if signed else 0} and {most}"
             )
+        largest = len(self.roles) * most
         ring = R32 if 2 * largest < R32.modulus else R64
         array = SharedArray(
-            ring, ring.encode_int(own), 2, 0, largest, choices=largest - least + 1
+            ring,
+            ring.encode_int(own),
+            2,
+            0,
+            largest,
+            choices=(1 + signed) * largest + 1,
         )
+        if within is None:
+            within = (-largest if signed else 0, largest)
         words = self.open(array, label, list(self.roles), raw=True)
         assert words is not None  # a receiver, as all are
         total = words.view(ring.signed).astype(np.int64)
         self._compare(label, total)
-        if total.size and (total.min() < least or total.max() > largest):
-            raise ProtocolError(
-                f"the sites' sum for {label!r} is not between {least} and {largest}: "
-                "one of them did not add what it should, and none can tell which; "
-                "check that all run the same version, and start again"
+        if total.size and not within[0] <= total.min() <= total.max() <= within[1]:
+            self._stop(
+                f"the sites' sum for {label!r} is not between {within[0]} and "
+                f"{within[1]}: one of them did not add what it should, and none can "
+                "tell which; check that all run the same version, and start again"
             )
         return total
 
@@ -201,14 +227,18 @@ class SumSession(Session):
         mine = record.array_hash(f"{run and run.number} {label}", total)
         views = self.exchange("compare-" + label, mine)
         if len(set(map(str, views.values()))) > 1:
-            # Whoever ended now would keep the others from seeing why.
-            with suppress(PeerError):
-                self.exchange("disagreement", None)
-            raise ProtocolError(
+            self._stop(
                 f"the sites were not told the same sum for {label!r}: one of them did "
                 "not send the same to all, and none can tell which; check that all run "
                 "the same version, and start again"
             )
+
+    def _stop(self, reason):
+        """Stop because of what all sites see."""
+        # Whoever ended now would keep the others from seeing why.
+        with suppress(PeerError):
+            self.exchange("disagreement", None)
+        raise ProtocolError(reason)
 
     # -- opening ---------------------------------------------------------
 
