@@ -1,6 +1,8 @@
 """The command that builds templates: three sites, three programs, real TLS."""
 
+from concurrent.futures import ThreadPoolExecutor
 import json
+import stat
 import sys
 
 from deformed import deformed
@@ -178,7 +180,7 @@ def test_a_later_run_says_what_it_shows(tmp_path):
     assert status == [0, 0, 0], "\n".join(logs)
     receipt = json.loads((tmp_path / "out_a" / "receipt.json").read_text())
     (warning,) = receipt["warnings"]
-    assert "with 1 of these 1 images" in warning and "with 1 others" in warning
+    assert "some of these images, but not with the same" in warning
     assert "can subtract the sums" in warning and "WARNING" in logs[0]
     (warning,) = json.loads((tmp_path / "out_b" / "receipt.json").read_text())[
         "warnings"
@@ -275,10 +277,30 @@ def test_its_receipt_is_not_one_of_a_registration(tmp_path):
         check_registrations([str(file)])
 
 
-def test_a_count_that_cannot_be_read(tmp_path):
-    (tmp_path / command.FILE).write_text("{}")
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '[{"images": 3}]', '[{"images": [[]]}]', "["]
+)
+def test_a_count_that_cannot_be_read(tmp_path, text):
+    (tmp_path / command.FILE).write_text(text)
     with pytest.raises(InputError, match="mend it"):
-        command.Runs(tmp_path, {})
+        command.Runs(tmp_path, {}).warnings()
+
+
+def test_runs_at_the_same_time_know_of_each_other(tmp_path):
+    """All are counted, and each that begins is told of those that began before."""
+    images = {f"{n}": np.full((2, 2, 2), n) for n in range(24)}
+    runs = [
+        command.Runs(tmp_path, {n: images[n] for n in names})
+        for names in [*(("0", f"{n}") for n in range(1, 24)), ("0", "1")]
+    ]
+    assert not any(run.warnings() for run in runs)
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda run: run.enter("a plan"), runs))
+    # Before each there were those with another image, or a twin of its own.
+    assert sorted(map(len, said)) == list(range(24))
+    file = tmp_path / command.FILE
+    assert len(json.loads(file.read_text())) == 24
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_it_is_a_command():

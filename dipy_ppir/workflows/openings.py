@@ -7,14 +7,11 @@ beside its key, by a digest of the image's voxels, and refuses where a limit wou
 passed. Sessions at the same time count one after the other, behind a lock.
 """
 
-from contextlib import contextmanager
-import fcntl
-import json
 import math
-import os
 from pathlib import Path
 
 from dipy_ppir.align.checkpoint import digest
+from dipy_ppir.workflows.counts import CountFile
 from dipy_ppir.workflows.inputs import InputError
 
 FILE = "opened.json"
@@ -48,29 +45,16 @@ class Openings:
             raise InputError(
                 f"--limit_bits {limit} must be a number of bits, or 0 for no limit"
             )
-        self.file, self.key = Path(folder) / FILE, digest(image)
+        self._counts = CountFile(
+            Path(folder) / FILE, {}, _is_count, "what was opened about your images"
+        )
+        self.key = digest(image)
         self.limit, self.what = limit, what
-
-    def _read(self):
-        try:
-            counts = json.loads(self.file.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError):
-            counts = None
-        if not isinstance(counts, dict) or not all(
-            isinstance(n, (int, float)) for n in counts.values()
-        ):
-            raise InputError(
-                f"{self.file}, which counts what was opened about your images, cannot "
-                "be read; mend it, or move it away to begin to count anew"
-            )
-        return counts
 
     @property
     def bits(self):
         """Bits opened so far."""
-        return self._read().get(self.key, 0)
+        return self._counts.read().get(self.key, 0)
 
     def check(self, planned):
         """Refuse a session that may open so many bits.
@@ -97,47 +81,21 @@ class Openings:
         InputError
             if the limit would be passed, because of other sessions at the same time.
         """
-        with self._alone():
+        with self._counts.alone():
             self.check(planned)
             self._add(planned)
 
     def end(self, planned, receipt, role):
         """Replace what was planned, at each of its attempts, by what was opened."""
         attempts, opened = 1 + receipt["resumed"], receipt["bits"][role]
-        with self._alone():
+        with self._counts.alone():
             self._add(opened - attempts * planned, least=opened)
 
-    @contextmanager
-    def _alone(self):
-        """Keep out other sessions at this site that are about to count."""
-        lock = self.file.with_name(f".{FILE}.lock")
-        try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
-        except OSError as exc:
-            raise self._cannot_write(exc) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
     def _add(self, bits, least=0.0):
-        counts = self._read()
+        counts = self._counts.read()
         counts[self.key] = round(max(counts.get(self.key, 0) + bits, least), 1)
-        temporary = self.file.with_name("." + FILE)
-        try:
-            with open(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
-            ) as f:
-                json.dump(counts, f, indent=1)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, self.file)
-        except OSError as exc:
-            raise self._cannot_write(exc) from None
+        self._counts.write(counts)
 
-    def _cannot_write(self, exc):
-        return InputError(
-            f"cannot write {self.file}, which counts what was opened about your "
-            f"images: {exc.strerror}"
-        )
+
+def _is_count(counts):
+    return all(isinstance(n, (int, float)) for n in counts.values())

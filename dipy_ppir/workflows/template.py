@@ -3,9 +3,7 @@
 import argparse
 from datetime import datetime, timezone
 import glob
-import json
 import logging
-import os
 from pathlib import Path
 
 from dipy.io.image import save_nifti
@@ -28,6 +26,7 @@ from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.planfile import PlanFile
 from dipy_ppir.mpc.sessionfile import parse_address
 from dipy_ppir.mpc.sums import SumSession
+from dipy_ppir.workflows.counts import CountFile
 from dipy_ppir.workflows.inputs import InputError, explain, read_nifti
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import Countdown
@@ -308,7 +307,9 @@ class Runs:
     """
 
     def __init__(self, folder, images):
-        self.file = Path(folder) / FILE
+        self._counts = CountFile(
+            Path(folder) / FILE, [], _is_runs, "the templates that your images are in"
+        )
         self._now = {}
         for name, image in images.items():
             key = digest(image)
@@ -317,39 +318,24 @@ class Runs:
                     f"{self._now[key]} and {name} are the same image; give it once"
                 )
             self._now[key] = name
-        self._before = self._read()
-
-    def _read(self):
-        try:
-            runs = json.loads(self.file.read_text())
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError):
-            runs = None
-        if not isinstance(runs, list) or not all(
-            isinstance(run, dict) and isinstance(run.get("images"), list)
-            for run in runs
-        ):
-            raise InputError(
-                f"{self.file}, which counts the templates that your images are in, "
-                "cannot be read; mend it, or move it away to begin to count anew"
-            )
-        return runs
 
     def warnings(self):
         """What is to be said of earlier runs with some of these images."""
+        return self._said(self._counts.read())
+
+    def _said(self, runs):
         said, now = [], set(self._now)
-        for run in self._before:
-            before = set(map(str, run["images"]))
-            if before & now and before != now:
-                said.append(
-                    f"On {run.get('date')} a template was built with "
-                    f"{len(before & now)} of these {len(now)} images, without "
-                    f"{len(now - before)} of them and with {len(before - now)} others: "
-                    "whoever has both templates can subtract the sums, and what is "
-                    "left is of the images by which they differ (doc/security.md)."
-                )
-        again = sum(set(run["images"]) == now for run in self._before)
+        for run in runs:
+            before = set(run["images"])
+            if not before & now or before == now:
+                continue
+            said.append(
+                f"On {run.get('date')} a template was built with some of these images, "
+                "but not with the same: whoever has both templates can subtract the "
+                "sums, and what is left is of the images by which they differ "
+                "(doc/security.md)."
+            )
+        again = sum(set(run["images"]) == now for run in runs)
         if again:
             said.append(
                 f"{again} templates were built with the same images before: if "
@@ -358,20 +344,28 @@ class Runs:
         return said
 
     def enter(self, plan):
-        """Count a run that begins."""
+        """Count a run that begins.
+
+        Returns
+        -------
+        warnings : list of str
+            as `warnings`, of what is counted by now.
+        """
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        runs = [*self._before, {"date": date, "plan": plan, "images": [*self._now]}]
-        temporary = self.file.with_name("." + FILE)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        try:
-            with open(os.open(temporary, flags, 0o600), "w") as stream:
-                json.dump(runs, stream, indent=1)
-            os.replace(temporary, self.file)
-        except OSError as exc:
-            raise InputError(
-                f"cannot write {self.file}, which counts the templates that your "
-                f"images are in: {exc.strerror}"
-            ) from None
+        with self._counts.alone():
+            runs = self._counts.read()
+            run = {"date": date, "plan": plan, "images": [*self._now]}
+            self._counts.write([*runs, run])
+        return self._said(runs)
+
+
+def _is_runs(runs):
+    return all(
+        isinstance(run, dict)
+        and isinstance(run.get("images"), list)
+        and all(isinstance(key, str) for key in run["images"])
+        for run in runs
+    )
 
 
 # -- building ----------------------------------------------------------------
@@ -429,7 +423,11 @@ def _build(given):
         with Countdown() as meeting.on_wait:
             meeting.hold()
         with SumSession.of_meeting(meeting) as session:
-            runs.enter(plan.digest)
+            # Other runs at this site may have begun while this one waited.
+            concerns, early = runs.enter(plan.digest), concerns
+            for concern in concerns:
+                if concern not in early:
+                    logger.warning("%s", concern)
             found, receipt = build_template(
                 data,
                 affines,
