@@ -253,6 +253,7 @@ def test_a_plan_is_written_and_explained(tmp_path, capsys):
         (["--images", "a1_T1w.nii.gz", "--listen", "here"], "must be host:port"),
         (["--images", "a1_T1w.nii.gz", "--initial", "a2_T1w.nii.gz"], "not both"),
         (["a1_T1w.nii.gz"], "one file too many"),
+        (["--images", "a1_T1w.nii.gz"], "unfinished.nii.gz is there already; add"),
     ],
 )
 def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
@@ -261,6 +262,7 @@ def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
     (tmp_path / "sub").mkdir()
     study.save("sub/a1", study.images["b1"])
     (tmp_path / "copy.nii.gz").write_bytes((tmp_path / "a1_T1w.nii.gz").read_bytes())
+    (tmp_path / command.UNFINISHED).write_bytes(b"of another run")
     for name, data in {
         "series": np.zeros((4, 4, 4, 2)),
         "hole": np.full(SHAPE, np.nan),
@@ -275,6 +277,24 @@ def test_its_receipt_is_not_one_of_a_registration(tmp_path):
     file.write_text('{"operation": "template"}')
     with pytest.raises(InputError, match="the receipt of a template"):
         check_registrations([str(file)])
+
+
+def test_what_it_begins_with_is_not_written_over(tmp_path, monkeypatch):
+    """The template of an interrupted run is the beginning of the next."""
+    study = Study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study.save("initial", study.images["a1"])
+    begin = tmp_path / command.UNFINISHED
+    (tmp_path / "initial_T1w.nii.gz").rename(begin)
+    before = begin.read_bytes()
+    with pytest.raises(InputError, match="unfinished.nii.gz is also an input"):
+        command.template(
+            [
+                *("plan.toml", "--images", "a1_T1w.nii.gz", "--identity", "keys/a"),
+                *("--initial", command.UNFINISHED, "--force"),
+            ]
+        )
+    assert begin.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -416,7 +416,9 @@ def _build(given):
     data, affines = zip(*images.values(), strict=True)
     with (
         new_folders(files.values()),
-        OutputFiles(files.values(), read_files, force=given.force) as out,
+        OutputFiles(
+            [*files.values(), unfinished], read_files, force=given.force
+        ) as out,
     ):
         logger.info("This is %s; hash of the plan %s", party.title, plan.digest)
         meeting = Meeting(plan, identity, listen=listen)
@@ -435,7 +437,7 @@ def _build(given):
                 initial=initial[0],
                 initial_affine=initial[1],
                 jobs=given.jobs,
-                callback=_teller(parameters, unfinished),
+                callback=_teller(parameters, out, unfinished),
                 ret_receipt=True,
                 **session.parameters,
             )
@@ -456,13 +458,14 @@ def _build(given):
         finish(out, receipt, files)
 
 
-def _teller(parameters, unfinished):
+def _teller(parameters, out, unfinished):
     """Tells how far a site has come, and keeps the template of the moment."""
 
     def tell(info):
         number = f"Iteration {info['iteration'] + 1} of {parameters.iterations}"
         if "template" in info:
-            _save(unfinished, info["template"])
+            _save(out.temporary(unfinished), info["template"])
+            out.commit(unfinished)
             logger.info("%s: template made", number)
         else:
             logger.info("%s: %d of %d images", number, info["images"], info["of"])
