@@ -541,7 +541,7 @@ def build_template(
     begin = _initial(initial, initial_affine, parameters)
     sums = ClearSums() if session is None else session
     if session is not None:
-        _agree(session, initial, initial_affine, parameters)
+        begins = _agree(session, initial, initial_affine, parameters)
     count = _count(images, sums)
     template = begin or _first(images, sums, count, parameters)
     for iteration in range(parameters.iterations):
@@ -556,7 +556,7 @@ def build_template(
         raise ValueError("without a session there is no receipt")
     return template, session.receipt(
         operation="template",
-        parameters=parameters.plain(),
+        parameters={**parameters.plain(), **begins},
         images={"template": _grid(template)},
     )
 
@@ -597,7 +597,13 @@ def _initial(initial, affine, parameters):
 
 
 def _agree(session, initial, affine, parameters):
-    """All sites ask for the same, and for what their plan says."""
+    """All sites ask for the same, and for what their plan says.
+
+    Returns
+    -------
+    begins : dict
+        hash of the initial template, if there is one.
+    """
     if session.plan is not None:
         agreed = TemplateParameters(**session.parameters).plain()
         for name, value in parameters.plain().items():
@@ -608,10 +614,12 @@ def _agree(session, initial, affine, parameters):
                     "sites"
                 )
     # The hash of the initial template says that all sites begin alike.
-    begin = None
+    begins = {}
     if initial is not None:
-        begin = [array_hash("", np.asarray(part, float)) for part in (initial, affine)]
-    session.agree("template", {**parameters.plain(), "initial template": begin})
+        voxels = array_hash("", np.asarray(initial, float))
+        begins["initial template"] = array_hash(voxels, np.asarray(affine, float))
+    session.agree("template", {**parameters.plain(), **begins})
+    return begins
 
 
 def _grid(template):

@@ -411,7 +411,11 @@ def _build(given):
             maps[name] = field
     read_files = [given.plan, *sources.values()]
     read_files += [given.initial] if given.initial else []
-    own = OwnFiles(dict(sources))
+    # By number: names of files may be names of people.
+    own = {f"image {n}": file for n, file in enumerate(sources.values(), 1)}
+    for name, file in own.items():
+        logger.info("%s is %s", name.capitalize(), file)
+    own = OwnFiles({**own, "initial template": given.initial})
     unfinished = given.out_dir / UNFINISHED
     data, affines = zip(*images.values(), strict=True)
     with (
