@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from records import run, run_of_sites
+from records import receipts_of_templates, run, run_of_sites
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
@@ -174,15 +174,122 @@ def test_files(written, capsys, tmp_path):
         receipt([*files, "--files", str(tmp_path / "nowhere")])
 
 
-def test_the_command(written, capsys, monkeypatch):
+def test_the_command(written, capsys, monkeypatch, tmp_path):
     receipts, files = written()
     monkeypatch.setattr(sys, "argv", ["dipy_ppir_receipt", *files])
     assert cli.receipt() == 0
     monkeypatch.setattr(sys, "argv", ["dipy_ppir_receipt", files[0], files[0]])
     assert cli.receipt() == 1
     assert "error: the same receipt was given twice" in capsys.readouterr().err
-    with pytest.raises(InputError, match="4 receipts were given"):
-        receipt([*files, "more"])
+    (tmp_path / "more.json").write_text(json.dumps(receipts[0]))
+    with pytest.raises(InputError, match="4 receipts were given.* its three parties"):
+        receipt([*files, str(tmp_path / "more.json")])
+
+
+# -- templates ---------------------------------------------------------------
+
+TEMPLATE = {
+    "parameters": {"iterations": 4, "initial template": "0" * 64},
+    "images": {"template": {"shape": [96, 114, 96], "voxel_size": [2.0, 2.0, 2.0]}},
+}
+
+
+@pytest.fixture(scope="module")
+def of_templates():
+    """Receipts of four sites that built a template."""
+    receipts = receipts_of_templates(4, **TEMPLATE)
+    return [json.loads(json.dumps(found)) for found in receipts]
+
+
+def test_receipts_of_a_template(of_templates, capsys, tmp_path):
+    (tmp_path / "image").write_text("an image")
+    own = {
+        "files": {"image 1": file_hash(of_templates[0]["run"], tmp_path / "image")},
+        "warnings": ["a template was built before"],
+    }
+    files = []
+    for pid, found in enumerate(of_templates):
+        files.append(str(tmp_path / f"{pid}.json"))
+        (tmp_path / f"{pid}.json").write_text(json.dumps({**found, **own}))
+    status, verdict, text = answer(capsys, *files)
+    assert status == 0
+    assert verdict.startswith("Consistent: all 4 receipts are of one run")
+    assert "signed with the 4 keys" in verdict
+    for said in (
+        "The site Clinic 3 was Clinic 3.\n    certificate SHA-256 ",
+        "The template image has 96 x 114 x 96 voxels of 2 x 2 x 2 mm.",
+        "It was a template of several sites' images.\n    iterations = 4\n",
+        f"initial template = {'0' * 64}",
+        "The site Clinic 2 learned, once, what a test adds up: 9 numbers, ",
+        f"{files[0]} is the site Clinic 0's, written with",
+        "Site Clinic 1: a template was built before",
+    ):
+        assert said in text, said
+    copy, image = tmp_path / "copy.json", tmp_path / "image"
+    status, verdict, text = answer(
+        capsys, files[0], "--to_send", copy, "--files", image
+    )
+    assert status == 0
+    assert verdict.endswith(
+        "the site Clinic 1's and the site Clinic 2's and the site Clinic 3's receipt "
+        "was not given."
+    )
+    assert f"{image} is the image 1 of {files[0]}." in text
+    sent = json.loads(copy.read_text())
+    assert "files" not in sent and sent["warnings"] == []
+    status, _, text = answer(capsys, copy, *files[1:])
+    assert status == 0 and "Clinic 0: a template was built" not in text
+    with pytest.raises(InputError, match="5 receipts were given.* its 4 parties"):
+        receipt([*files, str(copy)])
+
+
+@pytest.mark.parametrize(
+    "keys, value",
+    [
+        (("parameters", "initial template"), "1" * 64),
+        (("learned", "site Clinic 1", 0, "bits"), 1.0),
+        (("parties", "site Clinic 3", "name"), "Clinic 5"),
+    ],
+)
+def test_a_change_of_a_templates_receipt_is_found(of_templates, keys, value):
+    edited = changed(of_templates, 2, *keys, value=value)
+    problems = problems_of(edited)
+    assert problems[0].startswith("2.json was changed after the run")
+    assert any(p.startswith(keys[0]) and " differs: " in p for p in problems)
+    digest = common_digest(edited[2])
+    edited[2]["common"] = dict.fromkeys(edited[2]["common"], digest)
+    problems = problems_of(edited[2:3])
+    assert sum("the signature of the site Clinic" in p for p in problems) == 4
+
+
+def test_a_site_left_out_of_a_receipt(of_templates, tmp_path):
+    """Those that are left did not sign what it says then."""
+    edited, file = deepcopy(of_templates[0]), tmp_path / "0.json"
+    del edited["parties"]["site Clinic 3"]
+    file.write_text(json.dumps(edited))
+    with pytest.raises(InputError, match="its entry 'learned' is missing, or not"):
+        load(file, templates=True)
+    for entry in ("learned", "bits", "bytes_sent", "common", "signatures"):
+        del edited[entry]["site Clinic 3"]
+    file.write_text(json.dumps(edited))
+    problems = problems_of([load(file, templates=True)])
+    assert problems[0].startswith("0.json was changed after the run")
+    for parties in (
+        None,
+        {},
+        {"a": {}, "b": {}},
+        [1, 2, 3],
+        {"\x07": 1, "b": 2, "c": 3},
+    ):
+        file.write_text(json.dumps({**edited, "parties": parties}))
+        with pytest.raises(InputError, match="does not name the sites"):
+            load(file, templates=True)
+
+
+def test_other_commands_read_no_template(of_templates, tmp_path):
+    (tmp_path / "0.json").write_text(json.dumps(of_templates[0]))
+    with pytest.raises(InputError, match="the receipt of a template, which"):
+        load(tmp_path / "0.json")
 
 
 # -- what is not -------------------------------------------------------------
@@ -323,13 +430,24 @@ def test_anything_in_place_of_any_entry(written, tmp_path):
         "scales": [1.0, 1.0, 1.0],
         "mirrored": False,
     }
-    file, refused, shown = tmp_path / "odd.json", 0, 0
+    refused, shown = read_with_anything(found, tmp_path / "odd.json")
+    assert refused > 500 and shown > 100
+
+
+def test_anything_in_place_of_any_entry_of_a_templates(of_templates, tmp_path):
+    refused, shown = read_with_anything(of_templates[0], tmp_path / "odd.json")
+    assert refused > 500 and shown > 50
+
+
+def read_with_anything(found, file):
+    """How often it was refused, and shown."""
+    refused = shown = 0
     for path in entries(found):
         for odd in ODD:
             edited = changed([found], 0, *path, value=odd)[0] if path else odd
             file.write_text(json.dumps(edited))
             try:
-                receipts = {"odd.json": load(file)}
+                receipts = {"odd.json": load(file, templates=True)}
             except InputError as exc:
                 assert str(exc).isprintable() and len(str(exc)) < 500
                 refused += 1
@@ -337,7 +455,7 @@ def test_anything_in_place_of_any_entry(written, tmp_path):
             text = report(receipts, [], check(receipts))
             assert text.replace("\n", "").isprintable()
             shown += 1
-    assert refused > 500 and shown > 100
+    return refused, shown
 
 
 @pytest.mark.parametrize(

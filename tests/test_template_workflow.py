@@ -16,10 +16,11 @@ from sites import LIMIT, Launcher
 from dipy_ppir.align import build_template
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.identity import create_identity
+from dipy_ppir.mpc.record import is_hex
 from dipy_ppir.workflows import cli, streams
 from dipy_ppir.workflows import template as command
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.receipts import receipt as check_registrations
+from dipy_ppir.workflows.receipts import receipt as read_receipts
 
 SHAPE = (20, 18, 18)
 PARAMETERS = {
@@ -110,6 +111,7 @@ def test_three_sites_build_a_template(tmp_path):
         np.testing.assert_allclose(found.affine, clear.grid2world)
         check_maps(study, site, found)
     check_receipts(study)
+    assert f"Image 2 is {tmp_path / 'a2_T1w.nii.gz'}" in logs[0]
     assert "Iteration 1 of 2: 2 of 2 images" in logs[0]
     assert "Nothing but these sums over all sites" in logs[1]
     assert "3 sites, of which at least two" in logs[2]
@@ -159,11 +161,16 @@ def check_receipts(study):
         assert receipt["learned"] == first["learned"]
         assert len(receipt["signatures"]) == 3
         assert not receipt["warnings"]
-        names = [n for n in study.images if n.startswith(site)]
-        assert list(receipt["files"]) == [f"{name}_T1w" for name in names]
+        count = sum(name.startswith(site) for name in study.images)
+        assert list(receipt["files"]) == [f"image {n + 1}" for n in range(count)]
+        text = json.dumps(receipt)
+        assert "T1w" not in text
         learned = {e["label"]: e for e in receipt["learned"]["site Site b"]}
         assert learned["sum_of_images"]["openings"] == 3
         assert learned["sum_of_displacements"]["openings"] == 2
+    names = [str(study.folder / f"out_{s}" / "receipt.json") for s in study.sites]
+    own = str(study.folder / "a2_T1w.nii.gz")
+    assert read_receipts([*names, "--files", own]) == 0
 
 
 def test_a_later_run_says_what_it_shows(tmp_path):
@@ -179,12 +186,14 @@ def test_a_later_run_says_what_it_shows(tmp_path):
     status, logs = study.run(*initial, "--force")
     assert status == [0, 0, 0], "\n".join(logs)
     receipt = json.loads((tmp_path / "out_a" / "receipt.json").read_text())
+    assert list(receipt["files"]) == ["image 1", "initial template"]
+    other = json.loads((tmp_path / "out_b" / "receipt.json").read_text())
+    begin = receipt["parameters"]["initial template"]
+    assert is_hex(begin, 64) and other["parameters"]["initial template"] == begin
     (warning,) = receipt["warnings"]
     assert "some of these images, but not with the same" in warning
     assert "can subtract the sums" in warning and "WARNING" in logs[0]
-    (warning,) = json.loads((tmp_path / "out_b" / "receipt.json").read_text())[
-        "warnings"
-    ]
+    (warning,) = other["warnings"]
     assert "1 templates were built with the same images before" in warning
     runs = json.loads((tmp_path / "keys" / "a" / command.FILE).read_text())
     assert [len(run["images"]) for run in runs] == [2, 1]
@@ -270,13 +279,6 @@ def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
         nib.save(nib.Nifti1Image(data, study.affine), tmp_path / f"{name}.nii.gz")
     with pytest.raises(InputError, match=message):
         command.template(["plan.toml", *arguments, "--identity", "keys/a"])
-
-
-def test_its_receipt_is_not_one_of_a_registration(tmp_path):
-    file = tmp_path / "receipt.json"
-    file.write_text('{"operation": "template"}')
-    with pytest.raises(InputError, match="the receipt of a template"):
-        check_registrations([str(file)])
 
 
 def test_what_it_begins_with_is_not_written_over(tmp_path, monkeypatch):

@@ -515,6 +515,8 @@ def title_of(receipt):
     """What a receipt is of, for people; "a registration" if it does not say."""
     if not receipt["operation"]:
         return "a registration"
+    if receipt["operation"] == "template":
+        return "a template of several sites' images"
     metric = (receipt["parameters"] or {}).get("metric")
     if isinstance(metric, dict):
         metric = metric.get("metric")

@@ -9,7 +9,8 @@ import json
 import math
 
 from dipy_ppir.mpc.frame import parse_metadata
-from dipy_ppir.mpc.ledger import DECLARATIONS, ROLES
+from dipy_ppir.mpc.ledger import DECLARATIONS, MOST_PARTIES, ROLES
+from dipy_ppir.mpc.planfile import LEAST_SITES
 from dipy_ppir.mpc.record import COMMON, is_hex, parse_date
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS
@@ -18,10 +19,22 @@ from dipy_ppir.workflows.operations import OPERATIONS
 MAX_BYTES = 1 << 20
 #: Longer lists no receipt has.
 _MOST = 100
+#: What a receipt of sites that add up is of.
+TEMPLATE = "template"
 
 
-def load(path):
+def load(path, *, templates=False):
     """Read a receipt that somebody else may have written.
+
+    Parameters
+    ----------
+    path : str or Path
+    templates : bool, optional
+        whether it may be of a template; else only of a registration.
+
+    Returns
+    -------
+    receipt : dict
 
     Raises
     ------
@@ -48,12 +61,19 @@ def load(path):
         raise InputError(
             f"{name} is not a receipt (a JSON object); give the receipt.json of a run"
         )
-    if found.get("operation") == "template":
+    if found.get("operation") == TEMPLATE and not templates:
         raise InputError(
-            f"{name} is the receipt of a template, which says by itself what was "
-            "opened; this command checks receipts of registrations"
+            f"{name} is the receipt of a template, which dipy_ppir_receipt reads; give "
+            "one of a registration here"
         )
-    for entry, fits in _ENTRIES.items():
+    roles = roles_of(found)
+    if found.get("operation") == TEMPLATE and not _are_sites(roles):
+        raise InputError(
+            f"{name} is no receipt of this version of dipy_ppir: it does not name the "
+            "sites that built the template; ask its owner for the file as it was "
+            "written"
+        )
+    for entry, fits in _entries(roles).items():
         if entry in found and fits(found[entry]):
             continue
         if entry == "run" and found.get(entry, "") is None:
@@ -89,8 +109,24 @@ def load(path):
 
 def without_own(found):
     """A receipt without what is its party's own, which no signature is about."""
-    kept = [name for name in found if name in _ENTRIES or name in COMMON]
+    entries = _entries(roles_of(found))
+    kept = [name for name in found if name in entries or name in COMMON]
     return {name: found[name] for name in kept} | {"warnings": []}
+
+
+def roles_of(found):
+    """Names of the roles of all parties of a run, in their order.
+
+    Of a template they are the sites' that its receipt says were there.
+    """
+    parties = found.get("parties")
+    if found.get("operation") != TEMPLATE:
+        return [*ROLES.values()]
+    return [*parties] if isinstance(parties, dict) else []
+
+
+def _are_sites(roles):
+    return LEAST_SITES <= len(roles) <= MOST_PARTIES and all(map(_is_text, roles))
 
 
 def in_own_words(found):
@@ -156,12 +192,11 @@ def _of_axes(fits):
     )
 
 
-def _by_role(fits, *, all_of_them=True):
+def _by_role(roles, fits, *, all_of_them=True):
     def check(value):
-        roles = set(ROLES.values())
         return (
             isinstance(value, dict)
-            and (set(value) == roles if all_of_them else set(value) <= roles)
+            and (set(value) == set(roles) if all_of_them else set(value) <= set(roles))
             and all(map(fits, value.values()))
         )
 
@@ -180,59 +215,64 @@ def _having(**entries):
 
 
 _is_hash = _maybe(lambda value: is_hex(value, 64))
-_is_learned = _by_role(
-    _each(
-        _having(
-            label=_is_text,
-            meaning=_is_text,
-            shape=_is_text,
-            openings=_is_count,
-            values=_is_count,
-            bits=_is_number,
-        )
+_is_opened = _each(
+    _having(
+        label=_is_text,
+        meaning=_is_text,
+        shape=_is_text,
+        openings=_is_count,
+        values=_is_count,
+        bits=_is_number,
     )
 )
 _is_grid = _having(shape=_each(_is_size), voxel_size=_each(_is_number))
-#: What every receipt of a run has, and how it looks.
-_ENTRIES = {
-    "run": lambda value: is_hex(value, 64),
-    "role": lambda value: value in ROLES.values(),
-    "date": lambda value: parse_date(value) is not None,
-    "duration": _is_length,
-    "earlier_runs": _each(lambda value: is_hex(value, 64)),
-    "title": _maybe(_is_text),
-    "session_file": _is_hash,
-    "parties": _maybe(_by_role(_having(name=_is_text, fingerprint=_is_text))),
-    "images": _maybe(_named(_is_grid)),
-    "operation": lambda value: value is None or value in [*OPERATIONS],
-    "parameters": _maybe(_is_plain),
-    "versions": _named(_is_text),
-    "source": lambda value: is_hex(value, 64),
-    "m": _is_count,
-    "t": _is_count,
-    "insecure": lambda value: type(value) is bool,
-    "fields": _is_text,
-    "learned": _is_learned,
-    "last_attempt": _maybe(_is_learned),
-    "levels": _each(
-        _having(
-            party=lambda value: value in ROLES.values(),
-            samples=_is_size,
-            numbers=_is_count,
-            bits=_is_number,
-        )
-    ),
-    "bits": _by_role(_is_number),
-    "voxels": _by_role(_is_size, all_of_them=False),
-    "bytes_sent": _by_role(_named(_is_count)),
-    "bytes_total": _is_count,
-    "resumed": _is_count,
-    "warnings": _each(_is_text),
-    "common": _by_role(_is_hash),
-    "signatures": _by_role(
-        _having(signature=_is_text, certificate=_is_text), all_of_them=False
-    ),
-}
+
+
+def _entries(roles):
+    """What every receipt of a run of these roles has, and how it looks."""
+    return {
+        "run": lambda value: is_hex(value, 64),
+        "role": lambda value: value in roles,
+        "date": lambda value: parse_date(value) is not None,
+        "duration": _is_length,
+        "earlier_runs": _each(lambda value: is_hex(value, 64)),
+        "title": _maybe(_is_text),
+        "session_file": _is_hash,
+        "parties": _maybe(
+            _by_role(roles, _having(name=_is_text, fingerprint=_is_text))
+        ),
+        "images": _maybe(_named(_is_grid)),
+        "operation": lambda value: value is None or value in [*OPERATIONS, TEMPLATE],
+        "parameters": _maybe(_is_plain),
+        "versions": _named(_is_text),
+        "source": lambda value: is_hex(value, 64),
+        "m": _is_count,
+        "t": _is_count,
+        "insecure": lambda value: type(value) is bool,
+        "fields": _is_text,
+        "learned": _by_role(roles, _is_opened),
+        "last_attempt": _maybe(_by_role(roles, _is_opened)),
+        "levels": _each(
+            _having(
+                party=lambda value: value in roles,
+                samples=_is_size,
+                numbers=_is_count,
+                bits=_is_number,
+            )
+        ),
+        "bits": _by_role(roles, _is_number),
+        "voxels": _by_role(roles, _is_size, all_of_them=False),
+        "bytes_sent": _by_role(roles, _named(_is_count)),
+        "bytes_total": _is_count,
+        "resumed": _is_count,
+        "warnings": _each(_is_text),
+        "common": _by_role(roles, _is_hash),
+        "signatures": _by_role(
+            roles, _having(signature=_is_text, certificate=_is_text), all_of_them=False
+        ),
+    }
+
+
 #: What a receipt may have besides.
 _RESULTS = {
     "transform": _having(

@@ -30,6 +30,7 @@ from dipy_ppir.workflows.receiptfile import (
     in_own_words,
     load,
     printable,
+    roles_of,
     without_own,
 )
 from dipy_ppir.workflows.remote import write_receipt
@@ -51,7 +52,7 @@ def receipt_parser():
         "receipts",
         nargs="+",
         metavar="FILE",
-        help="receipts of one run (JSON): of one party, or of two or all three",
+        help="receipts of one run (JSON): of one party, of some, or of all",
     )
     parser.add_argument(
         "--files",
@@ -88,16 +89,19 @@ def receipt(arguments=None):
     """
     given = receipt_parser().parse_args(arguments)
     be_quiet(given.quiet)
-    if len(given.receipts) > len(ROLES):
-        raise InputError(
-            f"{len(given.receipts)} receipts were given, but a run has one for each of "
-            "its three parties; give those of one run"
-        )
     if len(set(given.receipts)) < len(given.receipts):
         raise InputError("the same receipt was given twice; give one of each party")
     if given.to_send and len(given.receipts) > 1:
         raise InputError("--to_send writes a copy of one receipt; give one")
-    receipts = {printable(path, 1000): load(path) for path in given.receipts}
+    receipts = {
+        printable(path, 1000): load(path, templates=True) for path in given.receipts
+    }
+    most = max(len(roles_of(found)) for found in receipts.values())
+    if len(receipts) > most:
+        raise InputError(
+            f"{len(receipts)} receipts were given, but a run has one for each of its "
+            f"{_number(most)} parties; give those of one run"
+        )
     problems = check(receipts)
     found, strangers = check_files(receipts, given.files)
     problems += strangers
@@ -148,6 +152,7 @@ def check(receipts):
 def _check_one(name, found):
     """What is wrong with a receipt by itself."""
     problems, digest = [], common_digest(found)
+    roles = dict(enumerate(roles_of(found)))
     if found["common"][found["role"]] != digest:
         problems.append(
             f"{name} was changed after the run: what it states does not have the "
@@ -161,16 +166,16 @@ def _check_one(name, found):
         problems.append(
             f"In {name} what was opened since an interruption is not part of the whole."
         )
-    for role in ROLES.values():
+    for role in roles.values():
         if found["common"][role] != found["common"][found["role"]]:
             problems.append(
                 f"By {name} the {role} recorded something else when the run ended: "
                 "compare with its receipt."
             )
-    for pid, role in ROLES.items() if found["parties"] else ():
+    for pid, role in roles.items() if found["parties"] else ():
         pin = found["parties"][role]["fingerprint"]
         signed = found["signatures"].get(role, {})
-        text = statement(pid, found["common"][role])
+        text = statement(pid, found["common"][role], roles)
         if not signed_by(pin, text, signed):
             problems.append(
                 f"In {name} the signature of the {role} is missing, or not of what is "
@@ -327,7 +332,8 @@ def report(receipts, files, problems):
     for found in receipts.values():
         # Who gets the result has it alike.
         results |= dict.fromkeys(result_lines(found) + quality_lines(found))
-        warnings += [f"{found['role'].capitalize()}: {w}" for w in found["warnings"]]
+        role = found["role"][:1].upper() + found["role"][1:]
+        warnings += [f"{role}: {w}" for w in found["warnings"]]
     computed = []
     if first["operation"]:
         computed.append(f"It was {title_of(first)}.")
@@ -362,13 +368,19 @@ def _verdict(receipts, problems, remarks):
         count = len(problems)
         return f"NOT CONSISTENT: see the {count} point{'s'[: count > 1]} above."
     signed = all(found["parties"] for found in receipts.values())
+    roles = roles_of(next(iter(receipts.values())))
+    count = _number(len(roles))
     how = "not signed, because all parties were on one machine"
     if signed:
-        how = "signed with the three keys whose certificates are named above"
-    missing = set(ROLES.values()) - {found["role"] for found in receipts.values()}
+        how = f"signed with the {count} keys whose certificates are named above"
+    missing = set(roles) - {found["role"] for found in receipts.values()}
     if missing and not signed:
         return f"Consistent in itself, {how}."
     if missing:
         names = " and ".join(f"the {role}'s" for role in sorted(missing))
         return f"Consistent, {how}; {names} receipt was not given."
-    return f"Consistent: all three receipts are of one run and state the same, {how}."
+    return f"Consistent: all {count} receipts are of one run and state the same, {how}."
+
+
+def _number(count):
+    return "three" if count == len(ROLES) else str(count)
