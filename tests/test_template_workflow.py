@@ -232,6 +232,8 @@ def test_a_plan_is_written_and_explained(tmp_path, capsys):
     assert "5 times, with 10 bits for each voxel" in said
     assert "2 that pool what they hold know what the last one added" in said
     assert "CAUTION: a site or an image that is in one run" in said
+    assert "shows about how many images it has" in said
+    assert "One that does not can choose part of the template" in said
     assert command.read(plan)[0].digest in said
     try:
         command.template(["check", str(plan), "--quiet"])

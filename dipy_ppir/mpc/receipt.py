@@ -301,9 +301,11 @@ def remark_lines(receipt):
         )
     elif _of_template(receipt):
         lines.append(
-            "Nothing but these sums over all sites was shown to anybody. Each site can "
-            "take its own part away, and what two runs with other images or sites "
-            "differ by is the difference (doc/security.md)."
+            "Nothing but these sums over all sites was shown to anybody, and in how "
+            "long a site took, about how many images it has. The bits are the most "
+            "that sums can be of. Each site can take its own part away, and what two "
+            "runs with other images or sites differ by is the difference "
+            "(doc/security.md)."
         )
     elif labels & MAPS:
         lines.append(
@@ -394,7 +396,8 @@ def trust_lines(receipt):
             f"{receipt['m']} sites, of which at least two do not tell the others what "
             f"they hold: {receipt['m'] - 1} that pool it know what the last one added.",
             "Every site follows the program (semi-honest): one that does not can spoil "
-            "the template. The code is not audited.",
+            "the template, or choose it, and so how images lie in the next sum. The "
+            "code is not audited.",
         ]
     return [
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "

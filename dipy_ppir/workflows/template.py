@@ -231,7 +231,14 @@ def explained(plan, parameters):
         "The sum of the displacements from the template to all sites' images, "
         f"{parameters.iterations} times, at every {parameters.spacing} voxels, to "
         f"{parameters.precision:g} voxel, up to {FARTHEST} voxels.",
-        "Nothing else: no site's own image, number or displacement.",
+        "How long each site takes from one sum to the next, which shows about how many "
+        "images it has.",
+        "Nothing else: no site's own image or displacement.",
+        "",
+        "That is so while all sites follow the program. One that does not can choose "
+        "part of the template of the next iteration, and steer the rest: so choose how "
+        "the others' images lie in the next sum, though not whose are added. Look at "
+        "the initial template, if there is one, and at the finished one.",
         "",
         f"With {len(plan.parties)} sites, {len(plan.parties) - 1} that pool what they "
         "hold know what the last one added. Each site knows the sum of the others, and "
