@@ -354,8 +354,6 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
             for label in re.findall("`([a-z_]+)`", cells[0]):
                 listed[label] = float(re.match(r"[\d.]+", cells[3])[0])
     opened = {"final_value", "mismatch", "whole", "stop"}
-    # Of templates; the bits of their other sums depend on how many images there are.
-    opened.add("number_of_images")
     for operation in OPERATIONS.values():
         opened.update(operation.hidden)
         results = [r for x in operation.results.values() for r in x.values()]
