@@ -236,6 +236,29 @@ def test_strangers_are_not_believed_where_they_are_in_a_row():
     assert [type(end) for end in ends] == [OutOfStepError] * 2
     assert [end.ahead for end in ends] == [False, False]
     assert ends[1].culprit is None
+    assert "swapped" in str(ends[1])
+
+
+IMPOSTERS = {
+    "own making": (lambda: create_identity(pins.NAMES[MOVING]), False, "own making"),
+    "expired": (lambda: old_identity(), True, "expired on"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSTERS)
+def test_who_pretends_to_be_a_party_at_another_place_is_refused_as_elsewhere(name):
+    """A certificate that is wrong whichever session is meant is no matter of places."""
+    make, pin, text = IMPOSTERS[name]
+    imposter, (one, other) = make(), pair("pair")
+    expected = pinned(MOVING, imposter) if pin else pinned(MOVING)
+    dialler, dialled = pins.together(
+        lambda: shake(one, imposter, pinned(HELPER), server=False, place=9),
+        lambda: shake(other, pins.identity(HELPER), expected, server=True, place=2),
+    )
+    assert type(dialler) is OutOfStepError
+    assert type(dialled) is CertificateError
+    assert dialled.culprit == MOVING
+    assert text in str(dialled)
 
 
 @pytest.mark.parametrize("theirs", [5, None])

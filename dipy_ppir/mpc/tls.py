@@ -26,7 +26,9 @@ from dipy_ppir.mpc.identity import certificate_name, fingerprint, validity_probl
 #: What a connection is for, as TLS negotiates it (ALPN); the number is the version.
 LINK, RELAY = b"dipy-ppir/1", b"dipy-ppir-relay/1"
 #: Who dials at another place of a row of sessions is told by these where this end is:
-#: past the dialler's place, or not there yet.
+#: past the dialler's place, or not there yet. Both ends say it before certificates are
+#: seen, to strangers as well: who dials at another place is often of a session whose
+#: parties this end does not know, so that nothing could be said to it afterwards.
 PAST, SOON = b"dipy-ppir-past/1", b"dipy-ppir-soon/1"
 _PLACED = re.compile(rb"dipy-ppir(?:-relay)?/1 (\d{1,9})")
 #: Seconds that a stranger may take to show a certificate.
@@ -229,15 +231,17 @@ def handshake(
         ) from None
     except SSL.Error as exc:
         _dismiss(sock)
-        if server and connection.get_alpn_proto_negotiated() in (PAST, SOON):
-            # Of another session in the row, which need not know this one's parties.
+        if not verdict:
+            raise _broken(exc, culprit) from None
+        problem, claimed = verdict
+        elsewhere = server and connection.get_alpn_proto_negotiated() in (PAST, SOON)
+        if elsewhere and claimed is None:
+            # Other sessions of the row have parties of their own.
             raise OutOfStepError(
-                "somebody dialled for another session of the row", ahead=False
+                f"somebody dialled for another session of the row: {problem}",
+                ahead=False,
             ) from None
-        if verdict:
-            problem, claimed = verdict
-            raise CertificateError(problem, claimed if pid is None else pid) from None
-        raise _broken(exc, culprit) from None
+        raise CertificateError(problem, claimed if pid is None else pid) from None
     except BaseException:
         sock.close()
         raise
