@@ -243,6 +243,60 @@ def test_patience_begins_anew_while_the_other_is_busy(clock):
     assert type(ended[owner]) is PeerTimeoutError
 
 
+@pytest.mark.parametrize(("place", "days"), [(2, 1), (3, 2), (9, 2)])
+def test_who_stays_at_an_earlier_session_is_not_waited_for_without_end(
+    clock, monkeypatch, place, days
+):
+    monkeypatch.setattr(meeting, "DAY", 2 * LONG)
+    monkeypatch.setattr(meeting, "MOST_DAYS", 2)
+    (plan,) = row("relayed", [place], connect=LONG)
+    here, attempts = begin(plan, MOVING), []
+
+    def still_busy(party, *purpose):
+        if not purpose:
+            attempts.append(party.pid)
+            clock.ahead += LONG / 2
+            assert len(attempts) < 50, "waits for ever"
+        raise OutOfStepError("still at an earlier session", HELPER, ahead=False)
+
+    monkeypatch.setattr(here, "_connect_to", still_busy)
+    with pytest.raises(PeerTimeoutError) as caught:
+        here.hold()
+    assert f"did not come within {days} day" in str(caught.value)
+    assert "earlier session of the row" in str(caught.value)
+    assert caught.value.culprit == HELPER
+    assert len(attempts) in (4 * days, 4 * days + 1)
+
+
+def test_what_dialled_for_another_session_is_said_in_the_end(clock, caplog):
+    """Its certificate is of nobody whom this session knows."""
+    plan, other = row("all listen", [2, 7], connect=LONG)
+    here, fourth = begin(plan, HELPER), create_identity("Fourth Site")
+
+    def visit():
+        until(lambda: reachable(plan))
+        party = plan.parties[HELPER]
+        with pytest.raises(OutOfStepError):
+            tls.handshake(
+                socket.create_connection(party.address, LONG),
+                fourth,
+                {party.fingerprint: party},
+                purposes=(tls.LINK,),
+                server=False,
+                place=other.place,
+            )
+        until(lambda: "another session" in here._refused.get(None, ""))
+        clock.ahead = 2 * LONG
+
+    with caplog.at_level(logging.WARNING, "dipy_ppir"):
+        error, visited = together(here.hold, visit)
+    assert visited is None, visited
+    assert type(error) is PeerTimeoutError
+    assert "another session of the row: a certificate that the session" in str(error)
+    assert "'Fourth Site'" in str(error)
+    assert not caplog.records
+
+
 # -- whole sessions ----------------------------------------------------------
 
 

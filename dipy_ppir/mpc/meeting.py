@@ -9,8 +9,9 @@ meeting is over.
 Sessions may be held in a row at the same addresses (see `SessionFile`): each party
 holds those that it takes part in one after the other, in the same order, and may be
 late or leave one out. Of a party that is dialled and busy with an earlier session of
-the row it is known that it is alive: the time to wait for it begins anew. One that is
-at a later session is not waited for.
+the row it is known that it is alive: the time to wait for it begins anew, though not for
+more than a day for each session before this one, and a week. One that is at a later
+session is not waited for.
 """
 
 from collections import Counter
@@ -48,6 +49,9 @@ logger = logging.getLogger("dipy_ppir")
 MAX_GREETINGS = 64
 #: Seconds between two attempts to dial, for one of them, and least for one address.
 REDIAL, DIAL_TIMEOUT, ADDRESS_TIMEOUT = 0.5, 5.0, 1.0
+#: Seconds that any one session of a row is allowed, and for how many of them at most a
+#: party is waited for that says it is at an earlier one.
+DAY, MOST_DAYS = 24 * 3600.0, 7
 _RDHUP = getattr(select, "POLLRDHUP", 0)
 
 
@@ -119,7 +123,9 @@ class Meeting:
         """
         pid, plan = self.party.pid, self.plan
         callers = {p for p in self._others if pid in plan.dials(p)}
-        self._deadline = time.monotonic() + plan.timeouts["connect"]
+        begin, connect = time.monotonic(), plan.timeouts["connect"]
+        self._deadline = begin + connect
+        self._last_renewal = begin + max(connect, self._days_before() * DAY)
         try:
             if callers:
                 self._listener = self._open_listener()
@@ -145,6 +151,10 @@ class Meeting:
         if plan.relayed and pid != HELPER:
             other = self.links[STATIC + MOVING - pid]
             other.carrier = self.links[HELPER]
+
+    def _days_before(self):
+        """For how many days the sessions before this one may keep a party."""
+        return min((self.plan.place or 1) - 1, MOST_DAYS)
 
     def _pair(self, peer):
         """What this party and a peer must agree on to have the same random numbers."""
@@ -341,12 +351,16 @@ class Meeting:
             try:
                 connection = attempt(self.plan.parties[peer])
             except OutOfStepError as exc:
-                if exc.ahead:
+                if exc.ahead or exc.culprit is None:
                     self._put(exc)
                     return
                 # It is there, and has something else to do first.
                 self._refused[peer] = str(exc)
-                self._deadline = time.monotonic() + self.plan.timeouts["connect"]
+                now = time.monotonic()
+                if now > self._last_renewal:
+                    self._put(self._too_late(exc))
+                    return
+                self._deadline = now + self.plan.timeouts["connect"]
                 self._over.wait(REDIAL)
                 continue
             except (CertificateError, ProtocolError) as exc:
@@ -368,6 +382,17 @@ class Meeting:
             self._redial[peer].wait()
             self._redial[peer].clear()
             self._over.wait(REDIAL)
+
+    def _too_late(self, exc):
+        """The error where a party stays at an earlier session."""
+        days = self._days_before()
+        within = f"{days} day{'s'[: days != 1]}"
+        return PeerTimeoutError(
+            f"{self.plan.parties[exc.culprit].title} did not come within {within}: "
+            "it is still at an earlier session of the row; see its own log, and go on "
+            "with --resume at all parties when it is done with that one",
+            exc.culprit,
+        )
 
     def _put(self, event):
         """Hand a connection, or an error, to the thread that holds the meeting."""
@@ -558,13 +583,11 @@ class Meeting:
         except OutOfStepError as exc:
             if exc.ahead:  # a party of this session, by its certificate
                 self._put(exc)
+            elif exc.culprit is None:
+                self._note_refused(None, host, exc)
             logger.debug("%s: %s", host, exc)
         except Exception as exc:  # whatever a stranger may cause ends here
-            reason = f"{host}: {exc}"
-            who = getattr(exc, "culprit", None)
-            self._refused[who] = reason
-            if who is None:
-                self._stranger = host
+            reason = self._note_refused(getattr(exc, "culprit", None), host, exc)
             # Scanners of a network connect and go away again: not worth a warning.
             told, self._warned = self._warned, reason
             serious = isinstance(exc, CertificateError) and told != reason
@@ -573,6 +596,13 @@ class Meeting:
         finally:
             with self._lock:
                 self._greetings.pop(sock, None)
+
+    def _note_refused(self, who, host, exc):
+        """Remember why a connection that was accepted came to nothing."""
+        self._refused[who] = reason = f"{host}: {exc}"
+        if who is None:
+            self._stranger = host
+        return reason
 
 
 def _host(address):
