@@ -14,6 +14,7 @@ from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 import pytest
+from scipy.io import savemat
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 import SimpleITK as sitk
@@ -25,7 +26,7 @@ from dipy_ppir.align import (
     write_mapping,
     write_transform,
 )
-from dipy_ppir.align.itkfiles import read_itk
+from dipy_ppir.align.itkfiles import Displacements, read_itk, write_itk
 from dipy_ppir.align.mappings import points_of
 
 #: Oblique, of other voxels, one of them with its first axis to the left.
@@ -566,7 +567,7 @@ NO_TRANSFORMS = {
     "nothing in .tfm": (_text("a.tfm", ""), "cannot be read"),
     "words in .lta": (_text("a.lta", "type = words"), "LTA"),
     "words in .h5": (_text("a.h5", "words"), "cannot be read"),
-    "words in .x5": (_text("a.x5", "words"), "X5"),
+    "words in .x5": (_text("a.x5", "words"), "HDF5"),
     "words in .txt": (_text("a.txt", "words"), "4 x 4"),
     "words in .nii": (_text("a.nii", "words"), "NIfTI"),
     "singular": (_text("a.txt", "0 0 0 0\n" * 3 + "0 0 0 1"), "inverted"),
@@ -586,6 +587,157 @@ def test_files_that_hold_no_transform(tmp_path, kind):
     make, words = NO_TRANSFORMS[kind]
     with pytest.raises(ValueError, match=words):
         read_transform(make(tmp_path), static=STATIC, moving=MOVING)
+
+
+def _numbers_of(name, folder, replace):
+    """A file whose numbers `replace` writes anew, given a group and their names."""
+    path = folder / name
+    write_transform(path, MATRIX, static=STATIC, moving=MOVING)
+    entry = {".h5": "TransformParameters", ".x5": "Transform"}[path.suffix]
+    with h5py.File(path, "a") as file:
+        group = file["TransformGroup/0"]
+        del group[entry]
+        replace(group, entry, folder)
+    return path
+
+
+def _never_written(group, entry, _):
+    group.create_dataset(entry, (10**12,), "f8", chunks=(10**6,), compression="gzip")
+
+
+def _hardly_written(group, entry, _):
+    options = {"chunks": (10**6,), "compression": "gzip"}
+    group.create_dataset(entry, (10**9,), "u1", **options)[0] = 1
+
+
+def _in_another_file(group, entry, folder):
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["own"] = np.r_[np.eye(3).ravel(), 7.0, 8, 9]
+    group[entry] = h5py.ExternalLink(str(folder / "other.h5"), "own")
+
+
+def _external(group, entry, folder):
+    np.r_[np.eye(3).ravel(), 7.0, 8, 9].tofile(folder / "raw")
+    group.create_dataset(entry, (12,), "f8", external=[(str(folder / "raw"), 0, 96)])
+
+
+def _virtual(group, entry, folder):
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["own"] = np.r_[np.eye(3).ravel(), 7.0, 8, 9]
+    layout = h5py.VirtualLayout((12,), "f8")
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "own", (12,))
+    group.create_virtual_dataset(entry, layout)
+
+
+def _soft(group, entry, _):
+    group[entry] = h5py.SoftLink("/elsewhere")
+
+
+def _pairs(group, entry, _):
+    group[entry] = np.zeros(12, [("a", "f8"), ("b", "f8")])
+
+
+def _long_texts(group, entry, _):
+    group.create_dataset(entry, (10**9,), h5py.string_dtype(), chunks=(10**6,))
+
+
+def _inside_itself(group, entry, _):
+    group[entry] = np.zeros(12)
+    group["again"] = group
+
+
+def _many(group, entry, _):
+    group[entry] = np.zeros(12)
+    group.create_dataset("a", ((3 << 28) // 500,), "u1", compression="gzip")[:] = 0
+    for n in range(501):
+        group[f"again {n}"] = group["a"]
+
+
+CONTAINERS = {
+    "never written": (_never_written, "are in"),
+    "hardly written": (_hardly_written, "are in"),
+    "external link": (_in_another_file, "link"),
+    "external": (_external, "other files"),
+    "virtual": (_virtual, "other files"),
+    "soft link": (_soft, "link"),
+    "records": (_pairs, "something else"),
+    "long texts": (_long_texts, "longer texts"),
+    "inside itself": (_inside_itself, "groups and datasets"),
+    "the same numbers many times": (_many, "numbers, over"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.x5"])
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_files_that_must_not_be_read(tmp_path, name, kind):
+    replace, words = CONTAINERS[kind]
+    path = _numbers_of(name, tmp_path, replace)
+    with pytest.raises(ValueError, match=f"is refused.*{words}"):
+        read_transform(path)
+
+
+def test_a_field_of_zeros_is_read(tmp_path):
+    """In one piece, as deflate packs it best."""
+    field = Displacements(np.zeros((60, 60, 60, 3)), np.eye(4))
+    path = tmp_path / "a.h5"
+    write_itk(path, field)
+    numbers = field.field.ravel()
+    with h5py.File(path, "a") as file:
+        group = file["TransformGroup/0"]
+        del group["TransformParameters"]
+        found = group.create_dataset(
+            "TransformParameters",
+            data=numbers,
+            chunks=numbers.shape,
+            compression="gzip",
+            compression_opts=9,
+        )
+        assert numbers.nbytes > 950 * found.id.get_storage_size()
+    (found,) = read_itk(path)
+    assert_array_equal(found.field, field.field)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.x5", "a.mat"])
+def test_damaged_files_are_called_so(tmp_path, name):
+    """Wherever they are cut."""
+    fmt = "itk" if name == "a.mat" else None
+    write_transform(tmp_path / name, MATRIX, static=STATIC, moving=MOVING, fmt=fmt)
+    whole = (tmp_path / name).read_bytes()
+    for length in range(0, len(whole), max(len(whole) // 40, 1)):
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cannot be read|do not fit"):
+            read_transform(tmp_path / name, fmt=fmt)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_versions_of_matlab(tmp_path, packed):
+    columns = {"AffineTransform_double_3_3": np.eye(12)[:, :1], "fixed": np.zeros(3)}
+    path = tmp_path / "a.mat"
+    savemat(path, columns, format="5", do_compression=packed)
+    with pytest.raises(ValueError, match="version .*-v4"):
+        read_transform(path, fmt="itk")
+
+
+def test_newest_version_of_matlab(tmp_path):
+    head = b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\0\2IM"
+    (tmp_path / "a.mat").write_bytes(head.ljust(512, b"\0"))
+    with pytest.raises(ValueError, match="version .*-v4"):
+        read_transform(tmp_path / "a.mat", fmt="itk")
+
+
+def test_more_numbers_than_a_file_of_matlab_is_long(tmp_path):
+    head = np.array([0, 2**31 - 1, 2**31 - 1, 0, 2], "<i4").tobytes()
+    (tmp_path / "a.mat").write_bytes(head + b"A\0" + bytes(10))
+    with pytest.raises(ValueError, match="more numbers|cannot be read"):
+        read_transform(tmp_path / "a.mat", fmt="itk")
+
+
+def test_letters_are_no_parameters(tmp_path):
+    path = tmp_path / "a.mat"
+    columns = {"AffineTransform_double_3_3": "abcdefghijkl", "fixed": [0.0]}
+    savemat(path, columns, format="4")
+    with pytest.raises(ValueError, match="do not fit"):
+        read_transform(path, fmt="itk")
 
 
 def test_a_list_is_no_composite(tmp_path):

@@ -28,6 +28,8 @@ import numpy as np
 from scipy.io import loadmat, savemat
 from scipy.spatial.transform import Rotation
 
+from dipy_ppir.align.containers import BROKEN, check_hdf5, check_mat
+
 #: Endings of files for matrices and for displacement fields.
 MATRIX_FILES = (".txt", ".tfm", ".mat", ".h5")
 FIELD_FILES = (".h5", ".nii.gz", ".nii")
@@ -114,17 +116,21 @@ def read_itk(path):
     Raises
     ------
     ValueError
-        if there are none, or of a kind that is not known here.
+        if there are none, of a kind that is not known here, or in a file that must not
+        be read (`containers`).
     """
     path = Path(path)
     if path.name.endswith((".nii", ".nii.gz")):
         return [_read_image(path)]
     read = {".h5": _read_hdf5, ".mat": _read_mat}.get(path.suffix, _read_text)
+    check = {".h5": check_hdf5, ".mat": check_mat}.get(path.suffix)
+    if check:
+        check(path)
     try:
         records = read(path)
-    except (KeyError, ValueError, TypeError, IndexError, OSError) as exc:
-        if isinstance(exc, (FileNotFoundError, PermissionError)):
-            raise
+    except (FileNotFoundError, PermissionError):
+        raise
+    except BROKEN as exc:
         raise ValueError(
             f"{path} cannot be read as a transform of ITK's; write it again, as .h5 or "
             "as text"
@@ -179,9 +185,12 @@ def _step(path, name, parameters, fixed):
             "displacement field of it, for example by SimpleITK's "
             "TransformToDisplacementField"
         )
-    dim, parameters = int(found[2]), np.asarray(parameters, dtype=np.float64)
-    fixed = np.asarray(fixed, dtype=np.float64)
+    dim = int(found[2])
     try:
+        if {parameters.dtype.kind, fixed.dtype.kind} - set("iuf"):
+            raise ValueError("not numbers")
+        parameters = np.asarray(parameters, dtype=np.float64)
+        fixed = np.asarray(fixed, dtype=np.float64)
         if found[1] == "DisplacementFieldTransform":
             return _field_of(dim, parameters, fixed)
         linear, shift = _MATRICES[found[1]](dim, parameters, fixed)
@@ -189,7 +198,7 @@ def _step(path, name, parameters, fixed):
         if fixed.size >= dim:
             center = fixed[:dim]
         lps = from_matvec(linear, shift + center - linear @ center)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, MemoryError):
         raise ValueError(
             f"the numbers of the {name} in {path} do not fit it; write it again"
         ) from None

@@ -35,6 +35,7 @@ from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 import numpy as np
 
 from dipy_ppir.align import itkfiles
+from dipy_ppir.align.containers import BROKEN, check_hdf5
 from dipy_ppir.align.itkfiles import Displacements
 from dipy_ppir.align.mappings import (
     both_ways,
@@ -361,6 +362,7 @@ def _write_x5(path, values, grid, **kind):
 def _read_x5(path):
     from nitransforms.io import x5
 
+    check_hdf5(path)
     try:
         (node,) = x5.from_filename(path)
         values = np.asarray(node.transform, dtype=np.float64)
@@ -372,7 +374,7 @@ def _read_x5(path):
             values.reshape(*node.domain.size, 3),
             np.reshape(node.domain.mapping, (4, 4)),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OSError):
+    except BROKEN:
         raise ValueError(
             f"{path} cannot be read as an X5 file of one matrix or one field of "
             "displacements; write it again"

@@ -9,9 +9,9 @@ meeting is over.
 Sessions may be held in a row at the same addresses (see `SessionFile`): each party
 holds those that it takes part in one after the other, in the same order, and may be
 late or leave one out. Of a party that is dialled and busy with an earlier session of
-the row it is known that it is alive: the time to wait for it begins anew, though not for
-more than a day for each session before this one, and a week. One that is at a later
-session is not waited for.
+the row it is known that it is alive: the time to wait for it begins anew, for a day at
+most for each session before this one, and for a week at most in all. One that is at a
+later session is not waited for.
 """
 
 from collections import Counter
