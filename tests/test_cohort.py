@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from cohorts import PAIRS, Cohort
 from commands import script, started
@@ -318,6 +320,38 @@ def test_a_scheduler_that_is_not_there(sites, commands, monkeypatch):
     monkeypatch.setattr("dipy_ppir.workflows.engine._PATIENCE", 0.2)
     with pytest.raises(InputError, match="of --scheduler cannot be reached"):
         sites.run("A", "--scheduler", f"tcp://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        ("tcp://127.0.0.1:{}", True),
+        ("tcp://localhost:{}", True),
+        ("tls://127.0.0.1:{}", False),
+    ],
+)
+def test_who_else_reaches_a_scheduler_is_said(
+    sites, commands, monkeypatch, caplog, address, warned
+):
+    """Other users of this machine do."""
+    monkeypatch.setattr("dipy_ppir.workflows.engine._PATIENCE", 0.2)
+    with pytest.raises(InputError, match="cannot be reached"):
+        sites.run("A", "--scheduler", address.format(free_port()))
+    assert ("other users of this machine" in caplog.text) == warned
+
+
+def test_dask_listens_to_nobody_but_this_machine(tmp_path):
+    """And takes no work there, nor shows anything."""
+    with dask_client(1, tmp_path) as client:
+        scheduler = client.cluster.scheduler
+        assert scheduler.address.startswith("inproc://")
+        servers = [scheduler, *client.cluster.workers.values()]
+        for server in servers:
+            for sock in server.http_server._sockets.values():
+                assert sock.getsockname()[0] == "127.0.0.1"
+        (sock,) = scheduler.http_server._sockets.values()
+        with pytest.raises(HTTPError, match="404"):
+            urlopen("http://127.0.0.1:%d/status" % sock.getsockname()[1])
 
 
 def test_without_dask(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ The coordinator hands the next pair of a lane to Dask when the one before is ove
 finds the machine. Each pair is a process of its own there, see `pairs`.
 
 Whoever reaches a scheduler or worker of Dask runs programs as its user. So those that
-are started here do not listen at all, or with TLS and keys made for the run.
+are started here take no work by the network, or with TLS and keys made for the run.
 """
 
 from contextlib import contextmanager, suppress
@@ -17,6 +17,7 @@ logger = logging.getLogger("dipy_ppir")
 
 #: Seconds to wait for an existing scheduler.
 _PATIENCE = 15
+#: Without an address Dask would serve its pages to everybody, at port 8787.
 _NO_PAGES = "127.0.0.1:0"
 _EXTRA = "pip install 'dipy-ppir[cohort]'"
 
@@ -50,19 +51,25 @@ def dask_client(concurrent, folder, scheduler=None, slurm=False):
         ) from None
     logging.getLogger("distributed").setLevel(logging.ERROR)
     if scheduler:
-        if not scheduler.startswith(("tls://", "tcp://127.", "tcp://localhost:")):
+        if not scheduler.startswith("tls://"):
             logger.warning(
-                "Whoever reaches %s runs programs as its user, and reads what that may "
-                "read: let it speak TLS (tls://), or keep its network closed",
+                "Whoever reaches %s, other users of this machine too, runs programs as "
+                "its user, and reads what that may read: let it speak TLS (tls://), or "
+                "keep its network and machine closed",
                 scheduler,
             )
         try:
             client = distributed.Client(scheduler, timeout=_PATIENCE)
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, TypeError) as exc:
+            # The last is what Dask raises for TLS without certificates.
+            keys = ""
+            if scheduler.startswith("tls://"):
+                keys = ", and the certificates in Dask's configuration"
+                keys += " (distributed.comm.tls)"
             raise InputError(
                 f"the scheduler {scheduler} of --scheduler cannot be reached "
                 f"({type(exc).__name__}); check its address, for example "
-                "tcp://127.0.0.1:8786"
+                f"tcp://127.0.0.1:8786{keys}"
             ) from None
         with client:
             yield client
@@ -80,6 +87,7 @@ def dask_client(concurrent, folder, scheduler=None, slurm=False):
                 processes=False,
                 dashboard_address=_NO_PAGES,
                 worker_dashboard_address=_NO_PAGES,
+                scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.ERROR,
             )
         with cluster, distributed.Client(cluster) as client:
@@ -97,10 +105,15 @@ def _slurm_cluster(concurrent, folder):
     extra = dask.config.get("jobqueue.slurm.worker-extra-args", None) or []
     try:
         cluster = SLURMCluster(
-            worker_extra_args=[*extra, "--dashboard-address", _NO_PAGES],
+            worker_extra_args=[
+                *extra,
+                "--no-dashboard",
+                "--dashboard-address",
+                _NO_PAGES,
+            ],
             security=True,
             shared_temp_directory=str(folder),
-            scheduler_options={"dashboard_address": _NO_PAGES},
+            scheduler_options={"dashboard_address": _NO_PAGES, "dashboard": False},
         )
     except ValueError as exc:
         raise InputError(
