@@ -383,6 +383,7 @@ def test_bad_mask(command, pair, tmp_path, make, words, role):
         ("--sigmas 1000 0", ("--sigmas 1000", "smaller")),
         ("--transform warp", ("--transform warp", "rigid_isoscaling")),
         ("--listen localhost:1", ("--listen is for a site of a session", "--session")),
+        ("--resume", ("--resume is for a site of a session", "--session")),
         ("--identity keys", ("--identity is for a site of a session", "--session")),
         ("--metric nmi", ("--metric must be one of", "SSD", "nmi")),
         ("--metric ssd --nbins 20", ("--nbins means nothing", "SSD")),

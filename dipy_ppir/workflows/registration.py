@@ -86,7 +86,7 @@ class RegistrationFlow(OutputFilesFlow):
         flags = {flag: value for flag, value in flags.items() if flag != "self"}
         files = {name: flags[f"{name}_image_files"] for name in IMAGES}
         self.receipts = []
-        in_sessions = {flag: flags[flag] for flag in ("identity", "listen")}
+        in_sessions = {flag: flags[flag] for flag in ("identity", "listen", "resume")}
         check_words(files, flags["session"], **in_sessions)
         if flags["session"]:
             self._register_at_site(files, flags)
