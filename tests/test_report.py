@@ -302,6 +302,7 @@ def test_both_images(receipts):
     assert len(page.all("div", **{"class": "middle"})) == 3
     assert {a["name"] for a in page.all("input")} == {"wipe", "slice", "top", "outline"}
     assert "contains pictures of both images" in page.text
+    assert "the course of the metric and hashes of this party's files" in page.text
 
 
 def test_a_slice_is_where_it_should_be():
