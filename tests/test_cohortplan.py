@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dipy_ppir.align._public import planned_bits
+from dipy_ppir.align.estimate import USUAL, estimate
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.sessionfile import SessionFile
@@ -26,7 +27,8 @@ from dipy_ppir.workflows.cohortplan import (
     toml_text,
 )
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.operations import explain, operation_of
+from dipy_ppir.workflows.operations import USUAL_SHAPES, explain, operation_of
+from dipy_ppir.workflows.progress import duration_text, size_text
 
 PINS = {name: create_identity(name).fingerprint for name in "ABCH"}
 
@@ -284,6 +286,23 @@ def test_bits_that_depend_on_sizes():
     points = CohortPlan.parse(contents(operation="points", parameters={}))
     with pytest.raises(InputError, match="bits about A/sub-01, over the limit of 10"):
         check_bits(points, "A", 10)
+
+
+@pytest.mark.parametrize("concurrent", [1, 2])
+def test_what_a_cohort_takes_is_said_of_one_pair_and_of_all(concurrent):
+    plan = CohortPlan.parse(contents(concurrent=concurrent))
+    parameters = operation_of(plan.session(plan.pairs[0]))[1]
+    text = explain_cohort(plan)
+    one, _, whole = text.partition("What the whole cohort takes")
+    for shape in USUAL_SHAPES[3]:
+        ahead = estimate(parameters, shape, shape)
+        assert f"{size_text(ahead.sent)} of traffic" in one
+        assert f"{size_text(4 * ahead.sent)} of traffic" in whole
+        longest = duration_text(4 * ahead.seconds(USUAL))
+        shortest = duration_text(4 / concurrent * ahead.seconds(USUAL))
+        times = longest if concurrent == 1 else f"{shortest} to {longest}"
+        assert f"about {times}, " in whole
+    assert ("2 pairs at a time" in whole) == (concurrent == 2)
 
 
 def test_a_long_plan_is_cut():

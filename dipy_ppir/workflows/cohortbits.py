@@ -3,12 +3,19 @@
 from dataclasses import replace
 
 from dipy_ppir.align._public import planned_bits
+from dipy_ppir.align.estimate import USUAL, estimate
 from dipy_ppir.align.points import planned_bits as point_bits
 from dipy_ppir.mpc.sessionfile import parse_address
 from dipy_ppir.workflows.cohortplan import HELPER_NAME
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import LIMIT, POINT_LIMIT
-from dipy_ppir.workflows.operations import explain_work, operation_of
+from dipy_ppir.workflows.operations import (
+    explain_work,
+    operation_of,
+    sizes_text,
+    usual_pairs,
+)
+from dipy_ppir.workflows.progress import duration_text, size_text
 
 #: Lines of a list that are printed.
 _MOST_LINES = 100
@@ -108,6 +115,7 @@ def explain_cohort(plan):
     lines += ["Pairs", "-" * 5, f"{count}, {plan.concurrent} at a time:"]
     lines += [*_cut(pairs), ""]
     lines += explain_work(replace(plan, sites={}).session(plan.pairs[0]))
+    lines += ["", *_in_all(plan)]
     lines += ["", "What is opened about each image", "-" * 31, *_about(plan), ""]
     lines.append(
         "What each party sends is what one pair takes, times the number of its pairs; "
@@ -115,6 +123,31 @@ def explain_cohort(plan):
     )
     lines.append(f"Hash of this plan: {plan.digest}; the same everywhere.")
     return "\n".join(lines)
+
+
+def _in_all(plan):
+    """What all pairs of a plan take, if all are as large as is usual."""
+    parameters = operation_of(plan.session(plan.pairs[0]))[1]
+    count, line = len(plan.pairs), USUAL if plan.sites else None
+    # As many as the lane with most of them has.
+    in_turn = -(-count // plan.concurrent)
+    lines = ["What the whole cohort takes", "-" * 27]
+    for static, moving, _ in usual_pairs(parameters):
+        ahead = estimate(parameters, static, moving)
+        seconds = ahead.seconds(line)
+        times = dict.fromkeys(duration_text(n * seconds) for n in (in_turn, count))
+        about = "at most about" if ahead.at_most else "about"
+        lines += [
+            f"All pairs of {sizes_text(parameters, static, moving)}:",
+            f"    {about} {' to '.join(times)}, {size_text(count * ahead.sent)} of "
+            "traffic in all.",
+        ]
+    if plan.concurrent > 1 and count > 1:
+        lines.append(
+            f"The shorter time is where {min(plan.concurrent, count)} pairs at a time "
+            "take no longer than one; they share processors, memory and lines."
+        )
+    return lines
 
 
 def _who(plan):

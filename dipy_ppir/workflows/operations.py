@@ -293,6 +293,23 @@ USUAL_SHAPES = {
 USUAL_POINTS = (100, 3), (10_000, 3)
 
 
+def usual_pairs(parameters):
+    """Pairs of images or points as are usual, as `takes` has them."""
+    if isinstance(parameters, PointParameters):
+        shapes = USUAL_POINTS
+    else:
+        shapes = USUAL_SHAPES[getattr(parameters, "dim", 3)]
+    return [(shape, shape, None) for shape in shapes]
+
+
+def sizes_text(parameters, static, moving):
+    """How large the images or sets of points of these shapes are, in words."""
+    if isinstance(parameters, PointParameters):
+        return f"{static[0]:,} points"
+    sizes = dict.fromkeys((static, moving))
+    return " and ".join(" x ".join(map(str, size)) for size in sizes) + " voxels"
+
+
 def takes(parameters, pairs, line):
     """What registrations take, in words.
 
@@ -310,12 +327,7 @@ def takes(parameters, pairs, line):
     lines = []
     for static, moving, grid2world in pairs:
         ahead = estimate(parameters, static, moving, static_grid2world=grid2world)
-        sizes = dict.fromkeys((static, moving))
-        if isinstance(parameters, PointParameters):
-            named = f"{static[0]:,} points"
-        else:
-            named = " and ".join(" x ".join(map(str, size)) for size in sizes)
-            named += " voxels"
+        named = sizes_text(parameters, static, moving)
         lines += [f"{named}:", f"    {estimate_text(ahead, line)}."]
     return [*lines, "Time is within a factor of two, if lines are as stated."]
 
@@ -486,8 +498,7 @@ def explain_work(plan, pairs=None, line=USUAL):
             'reveal = "transform" shows it the steps only.'
         )
     if pairs is None:
-        usual = USUAL_SHAPES[getattr(parameters, "dim", 3)]
-        pairs = [(s, s, None) for s in (usual if of_images else USUAL_POINTS)]
+        pairs = usual_pairs(parameters)
     lines += ["", "What it takes", "-" * 13, *takes(parameters, pairs, line)]
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
     if of_images:
