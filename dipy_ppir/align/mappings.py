@@ -116,7 +116,7 @@ def sample_field(field, points, grid2world):
 
 
 def points_of(shape, grid2world):
-    """World coordinates of a grid's voxels, mm, shape (*shape, dim)."""
+    """World coordinates of a grid's voxels, mm; the last axis is theirs."""
     voxels = np.moveaxis(np.indices(shape, dtype=np.float64), 0, -1)
     return apply_affine(grid2world, voxels)
 

@@ -2,6 +2,7 @@
 
 from argparse import SUPPRESS, ArgumentParser
 import os
+import re
 import sys
 from unittest import mock
 import warnings
@@ -52,6 +53,8 @@ def _entries(parser):
                 value = action.type.__name__ if names else value
             written = f"{names} {value}".strip() if names else value
             text = formatter._expand_help(action) if action.help else ""
+            # Patterns of files are no emphasis.
+            text = re.sub(r"(?<![*`])[*](?![*])", r"\\*", text)
             yield written, " ".join(text.split())
 
 
