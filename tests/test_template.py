@@ -396,7 +396,11 @@ def test_a_far_image_is_cut_off_with_a_word(monkeypatch):
             },
             "leave them out",
         ),
-        ({"dim": 3}, "image 1 has 2 dimensions"),
+        ({"dim": 3}, "image 1 has 2 dimensions, 3 are needed.* or give dim = 2"),
+        (
+            {"initial": np.ones((9, 1)), "initial_affine": EYE},
+            "the initial template has 1 voxel along axis 1",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(options, message):
@@ -408,6 +412,10 @@ def test_what_cannot_be_done_is_refused(options, message):
 def test_images_that_cannot_be_used():
     with pytest.raises(ValueError, match="give 1 to 10000 images, not 0"):
         build_template([], [], **FAST)
+    with pytest.raises(ValueError, match="image 1 has 2 voxels along axis 0"):
+        build_template([np.eye(9)[:2]], [EYE], **FAST)
+    with pytest.raises(ValueError, match="has 4 dimensions.*one volume of a series"):
+        build_template([np.ones((9, 9, 9, 2))], [np.eye(4)])
     with pytest.raises(ValueError, match="no. 1 image contains NaN"):
         build_template([np.full(SHAPE, np.nan)], [EYE], **FAST)
     with pytest.raises(ValueError, match="no receipt"):

@@ -259,6 +259,18 @@ def test_a_plan_is_written_and_explained(tmp_path, capsys):
         (["--images", "a1_T1w.nii.gz", "sub/a1_T1w.nii.gz"], "the same files"),
         (["--images", "a1_T1w.nii.gz", "copy.nii.gz"], "are the same image"),
         (["--images", "series.nii.gz"], "has 4 dimensions"),
+        (
+            ["--images", "slice.nii.gz"],
+            "image slice.nii.gz has 1 voxel along axis 2.*at least 3 voxels",
+        ),
+        (
+            ["--images", "slice_of_series.nii.gz"],
+            "slice_of_series.nii.gz has 1 voxel along axis 2",
+        ),
+        (
+            ["--images", "a1_T1w.nii.gz", "--initial", "slice.nii.gz"],
+            "initial template slice.nii.gz has 1 voxel along axis 2",
+        ),
         (["--images", "hole.nii.gz"], "hole.nii.gz image contains NaN"),
         (["--images", "a1_T1w.nii.gz", "--jobs", "0"], "must be 1 or more"),
         (["--images", "a1_T1w.nii.gz", "--listen", "here"], "must be host:port"),
@@ -268,7 +280,7 @@ def test_a_plan_is_written_and_explained(tmp_path, capsys):
     ],
 )
 def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
-    study = Study(tmp_path, **GRID)
+    study = Study(tmp_path, **({} if "slice.nii.gz" in arguments[2:] else GRID))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     study.save("sub/a1", study.images["b1"])
@@ -276,6 +288,8 @@ def test_what_a_user_may_get_wrong(tmp_path, monkeypatch, arguments, message):
     (tmp_path / command.UNFINISHED).write_bytes(b"of another run")
     for name, data in {
         "series": np.zeros((4, 4, 4, 2)),
+        "slice": np.ones((23, 26, 1)),
+        "slice_of_series": np.ones((23, 26, 1, 1)),
         "hole": np.full(SHAPE, np.nan),
     }.items():
         nib.save(nib.Nifti1Image(data, study.affine), tmp_path / f"{name}.nii.gz")

@@ -58,7 +58,7 @@ from scipy import ndimage
 from dipy_ppir.align.centers import world_center_of_mass
 from dipy_ppir.align.intensities import TAIL
 from dipy_ppir.align.parameters import ParameterError, Parameters
-from dipy_ppir.align.validation import check_image
+from dipy_ppir.align.validation import check_image, check_slices
 from dipy_ppir.mpc.errors import ParameterMismatchError
 from dipy_ppir.mpc.ledger import declare
 from dipy_ppir.mpc.record import array_hash
@@ -561,13 +561,26 @@ def build_template(
     )
 
 
+def check_thickness(image, what):
+    """Raise ValueError if an image is too thin to be part of a template."""
+    check_slices(image, what, "choose an image with at least 3 voxels along each axis")
+
+
+def _check_dim(image, parameters, what):
+    if image.ndim != parameters.dim:
+        other = f"or give dim = {image.ndim} at all sites"
+        if image.ndim not in (2, 3):
+            other = "one volume of a series"
+        raise ValueError(
+            f"{what} has {image.ndim} dimensions, {parameters.dim} are needed; choose "
+            f"another, {other}"
+        )
+
+
 def _checked(image, affine, parameters, n):
     image, affine = np.asarray(image), np.asarray(affine, dtype=np.float64)
-    if image.ndim != parameters.dim:
-        raise ValueError(
-            f"image {n} has {image.ndim} dimensions; choose another, or give dim = "
-            f"{image.ndim} at all sites"
-        )
+    _check_dim(image, parameters, f"image {n}")
+    check_thickness(image, f"image {n}")
     check_image(image, affine, f"no. {n}")
     return scaled(image), affine
 
@@ -587,11 +600,8 @@ def _initial(initial, affine, parameters):
         )
     initial = np.asarray(initial, dtype=np.float32)
     affine = np.asarray(affine, dtype=np.float64)
-    if initial.ndim != parameters.dim:
-        raise ValueError(
-            f"the initial template has {initial.ndim} dimensions; choose another, or "
-            f"give dim = {initial.ndim} at all sites"
-        )
+    _check_dim(initial, parameters, "the initial template")
+    check_thickness(initial, "the initial template")
     check_image(initial, affine, "initial")
     return Template(scaled(initial), affine)
 

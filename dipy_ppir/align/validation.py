@@ -169,14 +169,17 @@ def check_single_precision(image, name):
         )
 
 
-def check_slices(moving):
+def check_slices(
+    moving,
+    what="the moving image",
+    remedy="register it as a 2D image, without that axis, or give it at least 3 slices",
+):
     """Raise ValueError if the moving image is too thin to have a gradient."""
     for axis, n in enumerate(moving.shape):
         if n < 3:
             raise ValueError(
-                f"the moving image has {n} voxel{'s' * (n > 1)} along axis {axis}: it "
-                "has no gradient there, and nothing would move; register it as a 2D "
-                "image, without that axis, or give it at least 3 slices"
+                f"{what} has {n} voxel{'s' * (n > 1)} along axis {axis}: it has no "
+                f"gradient there, and nothing would move; {remedy}"
             )
 
 

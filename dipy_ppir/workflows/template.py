@@ -17,6 +17,7 @@ from dipy_ppir.align.template import (
     MOST_IMAGES,
     TemplateParameters,
     build_template,
+    check_thickness,
     maps_to_template,
 )
 from dipy_ppir.align.validation import check_image
@@ -293,6 +294,7 @@ def load(path, what="image"):
             f"the {what} {path} has {data.ndim} dimensions, 3 are needed; choose a "
             "volume first"
         )
+    explain(check_thickness, data, f"the {what} {path}")
     explain(check_image, data, grid2world, Path(path).name)
     return data.astype(np.float32), grid2world
 
