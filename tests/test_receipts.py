@@ -216,7 +216,7 @@ def test_receipts_of_a_template(of_templates, capsys, tmp_path):
     assert verdict.startswith("Consistent: all 4 receipts are of one run")
     assert "signed with the 4 keys" in verdict
     for said in (
-        "The site Clinic 3 was Clinic 3.\n    certificate SHA-256 ",
+        "The site Clinic 3 took part.\n    certificate SHA-256 ",
         "The template image has 96 x 114 x 96 voxels of 2 x 2 x 2 mm.",
         "It was a template of several sites' images.\n    iterations = 4\n",
         f"initial template = {'0' * 64}",

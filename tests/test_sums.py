@@ -68,7 +68,7 @@ def test_signed_numbers_up_to_the_bound(sites, largest):
     for total in totals:
         np.testing.assert_array_equal(total, own.sum(axis=0))
     word = 4 if largest < 2**31 else 8
-    payload = sum(s.ledger.sent["setup", p] for s in sessions for p in s.peers)
+    payload = sum(s.ledger.sent["sums", p] for s in sessions for p in s.peers)
     assert payload == 2 * 2 * 50 * word + 66 * 6
 
 

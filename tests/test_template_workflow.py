@@ -16,6 +16,7 @@ from sites import LIMIT, Launcher
 from dipy_ppir.align import build_template
 from dipy_ppir.mpc.errors import SessionFileError
 from dipy_ppir.mpc.identity import create_identity
+from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.record import is_hex
 from dipy_ppir.workflows import cli, streams
 from dipy_ppir.workflows import template as command
@@ -161,6 +162,13 @@ def check_receipts(study):
         assert receipt["learned"] == first["learned"]
         assert len(receipt["signatures"]) == 3
         assert not receipt["warnings"]
+        for sent in receipt["bytes_sent"].values():
+            assert list(sent) == ["setup", "agreement", "sums"]
+            assert sent["sums"] > sent["setup"] > 0
+        words = receipt_text(receipt)
+        assert f"Hash of the plan: {receipt['session_file']}" in words
+        assert f"The site Site {site} took part.\n    certificate" in words
+        assert "session file" not in words
         count = sum(name.startswith(site) for name in study.images)
         assert list(receipt["files"]) == [f"image {n + 1}" for n in range(count)]
         text = json.dumps(receipt)

@@ -173,9 +173,13 @@ def run_lines(receipt):
     for number in receipt["earlier_runs"]:
         lines.append(f"It went on with the interrupted run {number}.")
     if receipt["session_file"]:
-        lines.append(f"Hash of the session file: {receipt['session_file']}")
+        file = "plan" if _of_template(receipt) else "session file"
+        lines.append(f"Hash of the {file}: {receipt['session_file']}")
     for role, party in (receipt["parties"] or {}).items():
-        lines.append(f"The {role} was {party['name']}.")
+        named = role == f"site {party['name']}"
+        lines.append(
+            f"The {role} " + ("took part." if named else f"was {party['name']}.")
+        )
         lines.append(f"    certificate SHA-256 {party['fingerprint']}")
     for name, grid in (receipt["images"] or {}).items():
         shape = " x ".join(map(str, grid["shape"]))

@@ -209,10 +209,11 @@ class SumSession(Session):
         )
         if within is None:
             within = (-largest if signed else 0, largest)
-        words = self.open(array, label, list(self.roles), raw=True)
-        assert words is not None  # a receiver, as all are
-        total = words.view(ring.signed).astype(np.int64)
-        self._compare(label, total)
+        with self.phase("sums"):
+            words = self.open(array, label, list(self.roles), raw=True)
+            assert words is not None  # a receiver, as all are
+            total = words.view(ring.signed).astype(np.int64)
+            self._compare(label, total)
         if total.size and not within[0] <= total.min() <= total.max() <= within[1]:
             self._stop(
                 f"the sites' sum for {label!r} is not between {within[0]} and "
