@@ -8,7 +8,11 @@ from ports import free_port
 import pytest
 import summing  # noqa: F401  declares what is opened here
 
-from dipy_ppir.mpc.errors import ParameterMismatchError, SessionFileError
+from dipy_ppir.mpc.errors import (
+    ParameterMismatchError,
+    PeerTimeoutError,
+    SessionFileError,
+)
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.planfile import PlanFile
@@ -149,6 +153,30 @@ def test_plans_that_differ_are_named():
         assert isinstance(error, ParameterMismatchError)
         assert "'parameters.iterations' of the plan" in str(error)
         assert "4 (hash" in str(error) and "at the site Clinic 2" in str(error)
+
+
+@pytest.mark.parametrize(
+    "present, said",
+    [
+        (
+            [0],
+            "the site Clinic 1 and the site Clinic 2 did not come within 3 s; check "
+            "that they were started with the same plan and that the firewalls let them "
+            "through",
+        ),
+        (
+            [0, 1],
+            "the site Clinic 2 did not come within 3 s; check that it was started with "
+            "the same plan and that the firewalls let it through",
+        ),
+    ],
+)
+def test_who_did_not_come_is_named(present, said):
+    plan = PlanFile.parse(contents(timeouts={"connect": 3.0}))
+    errors = together(*(Meeting(plan, identity(n)).hold for n in present))
+    # Who gives up first leaves the other without either.
+    assert any(str(error).startswith(said) for error in errors), errors
+    assert all(isinstance(error, PeerTimeoutError) for error in errors)
 
 
 def test_a_stranger_is_not_in_the_plan():

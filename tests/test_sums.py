@@ -12,6 +12,7 @@ from dipy_ppir.mpc import mpyc_bridge, sums
 from dipy_ppir.mpc.errors import (
     FixedPointOverflowError,
     InsecureSetupError,
+    PeerLostError,
     PeerTimeoutError,
     ProtocolError,
     UndeclaredOpeningError,
@@ -339,6 +340,23 @@ def test_receipts_are_alike(sites):
         assert not receipt["warnings"]
     assert [r["role"] for r in receipts] == roles
     assert len({r["run"] for r in receipts}) == 1
+
+
+def test_who_loses_a_site_is_not_told_to_resume(sites):
+    """Of sums there is nothing to resume."""
+
+    def party(session):
+        if session.pid == 2:
+            for link in session.network.links.values():
+                link.sock.close()
+            return None
+        with pytest.raises(PeerLostError) as caught:
+            add_up(session, vectors(3, (30,)))
+        session.fail(caught.value)
+        return str(caught.value)
+
+    for said in run_trio(sites(3), party)[:2]:
+        assert said.endswith("start it again and begin anew at all sites")
 
 
 def test_sites_are_not_owners(sites):

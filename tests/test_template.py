@@ -255,7 +255,7 @@ def test_sites_that_begin_differently_stop_before_anything_is_added_up():
 
     def site(session):
         initial = base + 0.01 * (session.pid == 2) * np.indices(SHAPE)[0]
-        with pytest.raises(ParameterMismatchError, match="'initial template'"):
+        with pytest.raises(ParameterMismatchError, match="give the same --initial"):
             build_template(
                 images[:1],
                 [EYE],

@@ -14,13 +14,15 @@ import pytest
 from sites import LIMIT, Launcher
 
 from dipy_ppir.align import build_template
-from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.align.template import Template, TemplateParameters
+from dipy_ppir.mpc.errors import PeerLostError, SessionFileError
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.record import is_hex
 from dipy_ppir.workflows import cli, streams
 from dipy_ppir.workflows import template as command
 from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.outputs import OutputFiles
 from dipy_ppir.workflows.receipts import receipt as read_receipts
 
 SHAPE = (20, 18, 18)
@@ -202,7 +204,7 @@ def test_a_later_run_says_what_it_shows(tmp_path):
     assert "some of these images, but not with the same" in warning
     assert "can subtract the sums" in warning and "WARNING" in logs[0]
     (warning,) = other["warnings"]
-    assert "1 templates were built with the same images before" in warning
+    assert "A template was built with the same images before" in warning
     runs = json.loads((tmp_path / "keys" / "a" / command.FILE).read_text())
     assert [len(run["images"]) for run in runs] == [2, 1]
 
@@ -220,7 +222,10 @@ def test_sites_with_other_beginnings_stop(tmp_path):
     assert [process.wait(LIMIT) for process in started] == [1, 1, 1]
     for site in study.sites:
         last = (tmp_path / f"{site}.log").read_text().splitlines()[-1]
-        assert "do not agree on 'initial template'" in last
+        assert last.endswith(
+            "the initial templates differ, in values or in position: give the same "
+            "--initial file at all sites (from Python, initial and initial_affine)"
+        )
         assert not (tmp_path / f"out_{site}").exists()
 
 
@@ -347,6 +352,35 @@ def test_runs_at_the_same_time_know_of_each_other(tmp_path):
     file = tmp_path / command.FILE
     assert len(json.loads(file.read_text())) == 24
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_check_needs_a_plan(capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.template(["check"])
+    assert caught.value.code == 2
+    assert "check lacks the plan that it is to explain" in capsys.readouterr().err
+
+
+def test_a_lost_site_and_what_there_is_to_go_on_from(tmp_path):
+    """Nothing at first, then the template of the last iteration."""
+    unfinished = tmp_path / command.UNFINISHED
+    parameters = TemplateParameters(iterations=3)
+    out = OutputFiles([unfinished], [])
+    tell = command._Teller(parameters, out, unfinished)
+
+    def lose():
+        with pytest.raises(PeerLostError) as caught, tell.saying_how_to_go_on():
+            raise PeerLostError("the site B is gone", 1)
+        assert caught.value.culprit == 1
+        return str(caught.value)
+
+    assert lose() == "the site B is gone"
+    made = Template(np.zeros(SHAPE), np.eye(4))
+    tell({"iteration": 1, "template": made})
+    said = lose()
+    assert said.startswith("the site B is gone; to go on from iteration 2 of 3, move")
+    assert str(unfinished) in said and "start with --initial" in said
+    assert unfinished.exists()
 
 
 def test_it_is_a_command():

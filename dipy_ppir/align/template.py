@@ -628,7 +628,17 @@ def _agree(session, initial, affine, parameters):
     if initial is not None:
         voxels = array_hash("", np.asarray(initial, float))
         begins["initial template"] = array_hash(voxels, np.asarray(affine, float))
-    session.agree("template", {**parameters.plain(), **begins})
+    try:
+        with session.phase("agreement"):
+            session.agree("template", {**parameters.plain(), **begins})
+    except ParameterMismatchError as exc:
+        if exc.entry != "initial template":
+            raise
+        raise ParameterMismatchError(
+            "the initial templates differ, in values or in position: give the same "
+            "--initial file at all sites (from Python, initial and initial_affine)",
+            exc.entry,
+        ) from None
     return begins
 
 

@@ -85,7 +85,18 @@ class CertificateError(AuthenticationError):
 
 
 class ParameterMismatchError(MPCError, ValueError):
-    """The parties do not agree on a public parameter."""
+    """The parties do not agree on a public parameter.
+
+    Parameters
+    ----------
+    message : str
+    entry : str, optional
+        which parameter it is.
+    """
+
+    def __init__(self, message: str, entry: str | None = None) -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 class FixedPointOverflowError(MPCError, OverflowError):

@@ -212,13 +212,18 @@ class Meeting:
         within = f"within {self.plan.timeouts['connect']:g} s"
         if missing[0].pid in self.links:
             what = f"{names} came, but did not reach the other parties {within}; see"
-            what += " its own log, and check its firewall"
+            what += (
+                " their own logs, and check their firewalls"
+                if len(missing) > 1
+                else " its own log, and check its firewall"
+            )
         elif missing[0].pid in self._seen:
             what = f"{names} came and went away again, and did not come back {within};"
             what += " see the log there"
         else:
-            what = f"{names} did not come {within}; check that it was started with the"
-            what += " same session file and that the firewalls let it through"
+            who, it = ("they were", "them") if len(missing) > 1 else ("it was", "it")
+            what = f"{names} did not come {within}; check that {who} started with the"
+            what += f" same {self.plan.kind} and that the firewalls let {it} through"
         raise PeerTimeoutError(f"{what}.{hint}", missing[0].pid)
 
     def _refusals(self, missing):

@@ -105,6 +105,9 @@ class Network:
         maps the numbers of all parties, this one's as well, to what they are called.
     """
 
+    #: What all parties are to do once a lost one is there again.
+    again = "rerun or resume the session"
+
     def __init__(self, links, timeout, ledger, roles=ROLES):
         self.links = links
         self.timeout = timeout
@@ -374,16 +377,16 @@ class Network:
                 self._timed_out(awaited, f"until {link.name} gave up")
             raise PeerLostError(
                 f"{link.name} lost the connection to this party, or heard nothing from "
-                "it for too long; check the network, or raise the time-out, and rerun "
-                "or resume the session",
+                "it for too long; check the network, or raise the time-out, and "
+                f"{self.again}",
                 link.peer,
             )
         if culprit in self._roles and culprit != link.peer:
             name = self.name_of(culprit)
             if reason == LOST:
                 raise PeerLostError(
-                    f"{name} is gone, says {link.name}; start it again and rerun or "
-                    "resume the session",
+                    f"{name} is gone, says {link.name}; start it again and "
+                    f"{self.again}",
                     culprit,
                 )
             if reason == VIOLATION:
@@ -426,7 +429,7 @@ class Network:
         )
         raise PeerLostError(
             f"{link.name} closed the connection or died{also}; see its own log, start "
-            "it again and rerun or resume the session",
+            f"it again and {self.again}",
             link.peer,
         ) from None
 

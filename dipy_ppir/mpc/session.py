@@ -541,7 +541,8 @@ class Session:
                 )
                 raise ParameterMismatchError(
                     f"the parties do not agree on {key!r} of the {name}: {detail}; "
-                    + _remedy(key)
+                    + _remedy(key),
+                    key,
                 )
         if self.ledger.run is None:
             plan = None if self.plan is None else self.plan.digest

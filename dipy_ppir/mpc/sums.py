@@ -143,6 +143,7 @@ class SumSession(Session):
         count = len(links) + 1
         self.roles = roles or {p: f"site {p + 1}" for p in range(count)}
         super().__init__(pid, links, seeds, timeout=timeout, threshold=count - 2)
+        self.network.again = "begin anew at all sites"
 
     @classmethod
     def _of_plan(cls, plan):

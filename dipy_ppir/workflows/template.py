@@ -1,6 +1,7 @@
 """The command ``dipy_ppir_template``: a template of images at three or more sites."""
 
 import argparse
+from contextlib import contextmanager
 from datetime import datetime, timezone
 import glob
 import logging
@@ -21,7 +22,12 @@ from dipy_ppir.align.template import (
     maps_to_template,
 )
 from dipy_ppir.align.validation import check_image
-from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.mpc.errors import (
+    PeerAbortedError,
+    PeerLostError,
+    PeerTimeoutError,
+    SessionFileError,
+)
 from dipy_ppir.mpc.identity import DEFAULT_HOME, Identity, home
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.planfile import PlanFile
@@ -145,11 +151,16 @@ def template_parser():
 
 def template(arguments=None):
     """``dipy_ppir_template``: build a template, or write or explain a plan of one."""
-    given = template_parser().parse_args(arguments)
+    parser = template_parser()
+    given = parser.parse_args(arguments)
     be_quiet(given.quiet)
     if given.plan == "new" and given.file is None:
         print(PLAN, end="")
-    elif given.plan == "check" and given.file is not None:
+    elif given.plan == "check" and given.file is None:
+        parser.error(
+            "check lacks the plan that it is to explain: dipy_ppir_template check PLAN"
+        )
+    elif given.plan == "check":
         say(explained(*read(given.file)))
     elif given.file is not None:
         raise InputError(
@@ -346,9 +357,10 @@ class Runs:
             )
         again = sum(set(run["images"]) == now for run in runs)
         if again:
+            built = "A template was" if again == 1 else f"{again} templates were"
             said.append(
-                f"{again} templates were built with the same images before: if "
-                "another site's have changed since, the sums show by how much."
+                f"{built} built with the same images before: if another site's have "
+                "changed since, the sums show by how much."
             )
         return said
 
@@ -443,17 +455,19 @@ def _build(given):
             for concern in concerns:
                 if concern not in early:
                     logger.warning("%s", concern)
-            found, receipt = build_template(
-                data,
-                affines,
-                session=session,
-                initial=initial[0],
-                initial_affine=initial[1],
-                jobs=given.jobs,
-                callback=_teller(parameters, out, unfinished),
-                ret_receipt=True,
-                **session.parameters,
-            )
+            tell = _Teller(parameters, out, unfinished)
+            with tell.saying_how_to_go_on():
+                found, receipt = build_template(
+                    data,
+                    affines,
+                    session=session,
+                    initial=initial[0],
+                    initial_affine=initial[1],
+                    jobs=given.jobs,
+                    callback=tell,
+                    ret_receipt=True,
+                    **session.parameters,
+                )
             receipt["warnings"] = [*concerns, *receipt["warnings"]]
             own.enter(receipt)
             _save(out.temporary(files["template"]), found)
@@ -471,19 +485,39 @@ def _build(given):
         finish(out, receipt, files)
 
 
-def _teller(parameters, out, unfinished):
+class _Teller:
     """Tells how far a site has come, and keeps the template of the moment."""
 
-    def tell(info):
-        number = f"Iteration {info['iteration'] + 1} of {parameters.iterations}"
+    def __init__(self, parameters, out, unfinished):
+        self._iterations = parameters.iterations
+        self._out, self._unfinished = out, unfinished
+        #: Iterations whose template is kept.
+        self._done = 0
+
+    def __call__(self, info):
+        number = f"Iteration {info['iteration'] + 1} of {self._iterations}"
         if "template" in info:
-            _save(out.temporary(unfinished), info["template"])
-            out.commit(unfinished)
+            _save(self._out.temporary(self._unfinished), info["template"])
+            self._out.commit(self._unfinished)
+            self._done = info["iteration"] + 1
             logger.info("%s: template made", number)
         else:
             logger.info("%s: %d of %d images", number, info["images"], info["of"])
 
-    return tell
+    @contextmanager
+    def saying_how_to_go_on(self):
+        """Add to the error of a lost site what there is to go on from."""
+        try:
+            yield
+        except (PeerLostError, PeerTimeoutError, PeerAbortedError) as exc:
+            if self._done:
+                exc.args = (
+                    f"{exc}; to go on from iteration {self._done} of "
+                    f"{self._iterations}, move {self._unfinished} away, send one "
+                    "site's to all, take shape and voxel_size out of the plan, lower "
+                    "iterations, and start with --initial and its new name",
+                )
+            raise
 
 
 def _save(path, found):
