@@ -267,6 +267,26 @@ def test_one_without_its_partner(dataset, tmp_path, capsys):
     assert files(out) == {"dataset_description.json", ".bidsignore"}
 
 
+def test_images_that_are_not_one_volume(dataset, template, tmp_path, capsys, caplog):
+    """They fail before the first of the others begins."""
+    for name, shape in (("run-2", (20, 20, 20, 2)), ("run-1", (20, 20, 1))):
+        file = dataset / f"sub-02/ses-a/anat/sub-02_ses-a_{name}_T1w.nii.gz"
+        nib.save(nib.Nifti1Image(np.ones(shape, np.float32), GRID), file)
+    words = "--static", template, *QUICK, "--participant_label", "02"
+    assert run(dataset, tmp_path / "out", "participant", *words) == 1
+    thin, series, good = table(capsys.readouterr().out).values()
+    assert "1 voxel along axis 2" in thin
+    assert "(2 volumes); choose a volume and save it as a file of its own" in series
+    assert good.startswith("done")
+    said = [r.getMessage() for r in caplog.records if r.name == "dipy_ppir"]
+    assert [" failed: " in text for text in said[:3]] == [True, True, False]
+    # A series for all of them is refused at once.
+    words = "--static", file.with_name(file.name.replace("run-1", "run-2")), *QUICK
+    with pytest.raises(InputError, match="the static image .*choose a volume and save"):
+        run(dataset, tmp_path / "other", "participant", *words)
+    assert not (tmp_path / "other").exists()
+
+
 REFUSED = {
     "group": (["group", "--to", "FLAIR"], "no analysis level 'group': images are"),
     "nothing to register with": (["participant"], "say what the images are registered"),

@@ -276,7 +276,83 @@ def test_a_plan_may_grow(sites, commands):
     assert [task.name for task in commands] == ["C.2_to_A.2"]
 
 
+def contents_of(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",), ("--again", NAMES[0])])
+def test_a_folder_of_another_site(sites, commands, flags):
+    """The sessions are the same, and so are the names of the results."""
+    assert sites.run("A") == 0
+    before = contents_of(sites.folder / "out_A")
+    commands.clear()
+    for other, called in (("B", "site B"), ("H", "the helper")):
+        argv = sites.argv(other, *flags)
+        argv[argv.index("--out_dir") + 1] = str(sites.folder / "out_A")
+        with pytest.raises(InputError, match=f"is of site A, and this is {called}; ch"):
+            cohort.cohort(argv)
+    assert not commands
+    assert contents_of(sites.folder / "out_A") == before
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",)])
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"title": "another", "pairs": [["A/2", "B/2"]]}, r"plan \('a test'\)"),
+        ({"pairs": [["A/2", "B/2"]]}, "taken out since .* and 3 more.*put them back"),
+        ({"pairs": PAIRS[1:]}, r"taken out since \(A.1_to_B.1\)"),
+    ],
+)
+def test_a_folder_of_another_plan(sites, commands, flags, entries, words):
+    """None of its pairs has a folder here, or one of the folder's is none of its."""
+    assert sites.run("A") == 0
+    before = contents_of(sites.folder / "out_A")
+    commands.clear()
+    sites.write(**entries)
+    with pytest.raises(InputError, match=words):
+        sites.run("A", *flags)
+    assert not commands
+    assert contents_of(sites.folder / "out_A") == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no cohort.json that says of which"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"site": "A"}', "is damaged"),
+    ],
+)
+def test_a_folder_that_does_not_say_whose_it_is(sites, commands, text, words):
+    assert sites.run("A") == 0
+    file = sites.folder / "out_A" / "cohort.json"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(InputError, match=f"{words}.*choose another --out_dir"):
+        sites.run("A", "--resume")
+
+
 # -- what is refused before anybody is met ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (lambda v: np.stack([v, v], -1), "2 volumes.; choose a volume and save it as"),
+        (lambda v: v[:, :1], "1 voxel along axis 1.*at least 3 slices"),
+        (lambda v: v[..., 5], "2 dimensions, 3 are needed"),
+    ],
+)
+def test_images_that_are_not_one_volume(sites, commands, cut, words):
+    """Image 1 of A is the moving one of a pair, and the static one of a later."""
+    sites.write(pairs=PAIRS[:4])
+    file = sites.folder / "A1.nii.gz"
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(cut(image.get_fdata()), image.affine), file)
+    with pytest.raises(InputError, match=f"the image of 1 .*A1.nii.gz has .*{words}"):
+        sites.run("A")
+    assert not commands and not (sites.folder / "out_A").exists()
 
 
 @pytest.mark.parametrize(
@@ -447,15 +523,15 @@ def test_a_coordinator_that_ends_leaves_nobody_behind(here, descendants, sent):
 def test_three_sites_and_a_helper(sites):
     """A pair that fails at one site, one site that is killed, and going on.
 
-    Image 2 of A has two volumes, which shows only when its pair begins: the others do
-    not wait for it, but are told.
+    Image 2 of A is constant, which shows only when its pair begins: the others do not
+    wait for it, but are told.
     """
     # Who is killed need not have met the others, who wait as long for it.
     sites.write(timeouts={"connect": 40})
     good = (sites.folder / "A2.nii.gz").read_bytes()
     image = nib.load(sites.folder / "A2.nii.gz")
-    twice = np.stack([np.asarray(image.dataobj)] * 2, axis=-1)
-    nib.save(nib.Nifti1Image(twice, image.affine), sites.folder / "A2.nii.gz")
+    flat = np.ones(image.shape, np.float32)
+    nib.save(nib.Nifti1Image(flat, image.affine), sites.folder / "A2.nii.gz")
     everybody = "ABCH"
 
     def run(*extra, kill=None):
@@ -480,7 +556,7 @@ def test_three_sites_and_a_helper(sites):
     for site, (_, err, status) in ended.items():
         assert status == (0 if site == "B" else 1), err
     errors = {s: sites.table(s)[NAMES[1]]["error"] for s in "ACH"}
-    assert "2 volumes" in errors["A"]
+    assert "is constant" in errors["A"]
     assert all("(Site A) ended the computation" in errors[s] for s in "CH"), errors
     (sites.folder / "A2.nii.gz").write_bytes(good)
     ended = run("--resume")

@@ -14,6 +14,7 @@
     │                └──> templates        how that looks
     ├───> sites      keys, session files, the helper
     ├───> cohort     many pairs between sites, by an engine, each as a command
+    │         └──> cohortfolder   of which site and plan a folder is
     ├───> template   sites that build a template from sums
     ├───> bids       images of a BIDS dataset, by the flows
     │         └──> bidsnames   names of their files

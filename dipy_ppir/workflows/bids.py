@@ -20,7 +20,7 @@ from dipy_ppir.workflows.align import PIPELINES, SecureImageRegistrationFlow
 from dipy_ppir.workflows.bidsnames import derived, label
 from dipy_ppir.workflows.cli import one_line
 from dipy_ppir.workflows.freeform import SecureFreeFormRegistrationFlow
-from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.inputs import InputError, check_volume
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.remote import Site
 from dipy_ppir.workflows.sites import log_to_stderr
@@ -321,18 +321,28 @@ def bids(arguments=None):
             "dipy_ppir_cohort for many"
         )
     describe_dataset(layout, given.output_dir)
-    states = {}
-    for number, image in enumerate(images, 1):
-        name = image.filename
-        logger.info("%s, %d of %d", name, number, len(images))
+    jobs, states = {}, dict.fromkeys(image.filename for image in images)
+
+    def attempt(image, function, *args):
         try:
-            states[name] = _process(layout, image, given, site)
+            return function(*args)
         except Exception as exc:
             # The others are not to suffer from it.
             if given.debug:
                 raise
-            states[name] = f"failed: {one_line(exc)}"
-            logger.error("%s %s", name, states[name])
+            states[image.filename] = f"failed: {one_line(exc)}"
+            logger.error("%s %s", image.filename, states[image.filename])
+
+    # What cannot be registered is told at once, not after hours.
+    for image in images:
+        jobs[image.filename] = attempt(image, _job, layout, image, given, site)
+    for number, image in enumerate(images, 1):
+        name = image.filename
+        if jobs[name] is None:
+            continue
+        logger.info("%s, %d of %d", name, number, len(images))
+        state = attempt(image, _process, jobs[name], image, given)
+        states[name] = state or states[name]
     say("\n" + table(states))
     return int(any(state.startswith("failed") for state in states.values()))
 
@@ -379,6 +389,8 @@ def check(given):
             raise InputError(
                 f"the static image {given.static} does not exist; check its name"
             )
+        if given.static:
+            check_volume(given.static, "the static image")
         return None
     for flag in ("transform", "metric", "sampling_prop"):
         if getattr(given, flag) is not None:
@@ -545,10 +557,9 @@ def table(states):
 # -- one image -----------------------------------------------------------------
 
 
-def _process(layout, image, given, site):
+def _process(job, image, given):
     """Register one image and write its files; returns what became of it."""
     root, relative = given.output_dir, Path(image.relpath)
-    job = _job(layout, image, given, site)
     to = job.outputs(root, relative)
     if not given.force and all(path.exists() for path in to.values()):
         logger.info("Its files are there; --force makes them again")
@@ -572,7 +583,17 @@ def _process(layout, image, given, site):
 
 
 def _job(layout, image, given, site):
-    """What has to be done with an image."""
+    """What has to be done with an image, whose files it can be done to."""
+    job = _described(layout, image, given, site)
+    # SyN takes one slice, but for the affine registration that it begins with here.
+    moves = site is None or job.operation != "syn"
+    for part, file in (("moving", job.moving), ("static", job.static)):
+        if file != WORD:
+            check_volume(file, f"the {part} image", moves=moves and part == "moving")
+    return job
+
+
+def _described(layout, image, given, site):
     path, own = Path(image.path), label(given.suffix)
     what = {
         "image": path,

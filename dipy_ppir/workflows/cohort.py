@@ -10,6 +10,7 @@ from dipy_ppir.mpc.identity import Identity
 from dipy_ppir.mpc.sessionfile import parse_address
 from dipy_ppir.workflows.align import SecureImageRegistrationFlow
 from dipy_ppir.workflows.cohortbits import check_bits, explain_cohort
+from dipy_ppir.workflows.cohortfolder import check_folder, mark_folder
 from dipy_ppir.workflows.cohortimages import check_images, read_images
 from dipy_ppir.workflows.cohortplan import HELPER_NAME, CohortPlan, toml_text
 from dipy_ppir.workflows.engine import dask_client, run_all
@@ -100,11 +101,13 @@ class Coordinator:
         if plan.sites:
             check_bits(plan, self.site, given.limit_bits)
         self._images = self._read_images()
+        check_folder(self.folder, plan, self.site, anew=bool(given.again))
         states = self._states()
         again = self._again()
         self.outcomes, self._tasks, self._absent = {}, [], {}
         with new_folders([self.folder / FILE]):
             self.folder.mkdir(parents=True, exist_ok=True)
+            mark_folder(self.folder, plan, self.site)
             for pair in self.pairs:
                 task = self._task(pair, anew=pair.name in again)
                 outcome = task.outcome("open")
@@ -180,7 +183,8 @@ class Coordinator:
         images, wanted = read_images(self.given.images), {}
         for pair in self.pairs:
             for part, image in pair.images.items():
-                if image.site == self.site:
+                # More is asked of moving images.
+                if image.site == self.site and wanted.get(image.pseudonym) != "moving":
                     wanted[image.pseudonym] = part
         operation = self.plan.shared["operation"]
         check_images(images, wanted, operation, self.parameters)

@@ -97,14 +97,16 @@ def read_images(path):
 
 
 def check_images(images, wanted, operation, parameters):
-    """Refuse images that are missing or cannot be read, before anybody is met.
+    """Refuse images that cannot be registered, before anybody is met.
+
+    Which are missing, unreadable, or not one volume.
 
     Parameters
     ----------
     images : dict
         see `read_images`.
     wanted : dict
-        maps pseudonyms to "moving" or "static", one of the parts that they play.
+        maps pseudonyms to "moving" if they are so in any pair, else to "static".
     operation : str
     parameters : Parameters
         of the plan.
@@ -125,7 +127,9 @@ def check_images(images, wanted, operation, parameters):
         if operation == "points":
             load_points(image.file, part, parameters.precision)
         else:
-            inputs.open_nifti(image.file, what)
+            # DIPY's SyN takes one slice.
+            moves = part == "moving" and operation != "syn"
+            inputs.check_volume(image.file, what, moves=moves)
         if image.mask is None:
             continue
         if operation != "affine":
@@ -138,4 +142,4 @@ def check_images(images, wanted, operation, parameters):
                 f"{name} has a mask, and masks need all voxels; leave the column mask "
                 "out, or sampling_proportion out of the plan at all sites"
             )
-        inputs.open_nifti(image.mask, f"the mask of {name}")
+        inputs.check_volume(image.mask, f"the mask of {name}")

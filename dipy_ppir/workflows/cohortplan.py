@@ -165,6 +165,13 @@ class CohortPlan:
         said = [self.title, self.concurrent, self.sites, pairs, self.shared]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def work(self):
+        """SHA-256 of what is asked for of each pair, as `same_work` compares it."""
+        shared = {k: v for k, v in self.shared.items() if k != "timeouts"}
+        said = json.dumps([self.title, shared], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def site_of(self, fingerprint):
         """The short name of the site with this certificate, or "helper".
 

@@ -322,6 +322,41 @@ def open_nifti(path, what):
     return image
 
 
+def check_volume(path, what, *, moves=False):
+    """Refuse a file that is not one 3D image, by its header alone.
+
+    For commands that have no flag to choose a volume with.
+
+    Parameters
+    ----------
+    path : str or Path
+    what : str
+        for messages.
+    moves : bool, optional
+        whether its gradient is needed, which one slice does not have.
+    """
+    shape = open_nifti(path, what).shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        raise InputError(
+            f"{what} {path} has {len(shape)} dimensions ({math.prod(shape[3:])} "
+            "volumes); choose a volume and save it as a file of its own"
+        )
+    if len(shape) < 3:
+        raise InputError(
+            f"{what} {path} has {len(shape)} dimensions, 3 are needed; 2D images are "
+            "registered by dipy_ppir.align, from Python"
+        )
+    if moves and min(shape) < 3:
+        axis = shape.index(min(shape))
+        raise InputError(
+            f"{what} {path} has {shape[axis]} voxel{'s'[: shape[axis] != 1]} along "
+            f"axis {axis}: it has no gradient there, and nothing would move; give an "
+            "image with at least 3 slices"
+        )
+
+
 def load_header(path, what):
     """Shape and place of an image in a NIfTI file, whose voxels are not read.
 
