@@ -577,12 +577,35 @@ def test_the_command_for_receipts(command, receipts):
     assert len(page.pictures()) > 9 and "moved.nii.gz on static.nii.gz" in page.text
     images += ["--moving", PAIR[1]]
     assert command("report", "receipt.json", *images, "--force")[0] == 0
-    assert "<script>.nii.gz on" in read(Path("report.html").read_text()).text
+    page = read(Path("report.html").read_text())
+    assert "<script>.nii.gz on" in page.text
+    assert "hashes of the run: the static and the moving image. Nothing" in page.text
+    assert "Nothing vouches for the moved image" in page.text
     assert "give both" in command("report", "r.json", *images[2:], "-o", "x.html")[2]
     nib.save(nib.Nifti1Image(ball()[1:], GRID), "less.nii.gz")
     images[1] = "less.nii.gz"
     assert "has shape" in command("report", "r.json", *images, "-o", "x.html")[2]
     assert not Path("x.html").exists()
+
+
+def test_pictures_of_other_images_are_refused(command, receipts):
+    assert command("align_affine", *PAIR, *QUICK, "--no_pictures")[0] == 0
+    nib.save(nib.Nifti1Image(ball(center=(9, 0, 0)), GRID), "wrong.nii.gz")
+    moved = ["--moved", "moved.nii.gz", "-o", "x.html"]
+    for name, images in (
+        ("static", ["--static", "wrong.nii.gz"]),
+        ("moving", ["--static", PAIR[0], "--moving", "wrong.nii.gz"]),
+    ):
+        status, _, err = command("report", "receipt.json", *images, *moved)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"wrong.nii.gz is not the {name} image of the run" in err
+        assert not Path("x.html").exists()
+    # The helper's receipt knows no hash of an image.
+    Path("r.json").write_text(json.dumps(receipts[HELPER]))
+    assert command("report", "r.json", "--static", "wrong.nii.gz", *moved)[0] == 0
+    page = read(Path("x.html").read_text())
+    assert "Nothing vouches for the static and the moved image" in page.text
+    assert "receipt's hashes" not in page.text
 
 
 # -- between sites -----------------------------------------------------------

@@ -110,6 +110,9 @@ class Pictures:
         names of sets of points to what they are.
     apart : tuple of float or None
         root mean square distance of paired points before and after, mm.
+    origin : str
+        what is known of whether these are the images of the run, if somebody named
+        them afterwards.
     """
 
     of: str
@@ -120,6 +123,7 @@ class Pictures:
     points: dict | None = None
     sets: dict | None = None
     apart: tuple | None = None
+    origin: str = ""
 
 
 def of_both_images(static, before, after, grid2world, transform):

@@ -1,16 +1,18 @@
 """The command ``dipy_ppir_report``: the page of a registration that is done."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from dipy.align.imaffine import AffineMap
 import numpy as np
 
+from dipy_ppir.mpc.record import file_hash
 from dipy_ppir.workflows import report
 from dipy_ppir.workflows.flow import check_name, short_name
 from dipy_ppir.workflows.inputs import InputError, load_volume
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
-from dipy_ppir.workflows.receiptfile import in_own_words, load
+from dipy_ppir.workflows.receiptfile import in_own_words, load, printable
 from dipy_ppir.workflows.streams import QUIET, be_quiet, say
 
 #: Images of which pictures are made, by the flag that names them.
@@ -23,7 +25,8 @@ def report_parser():
         prog="dipy_ppir_report",
         description="Write a page (HTML) about a registration from its receipt: what "
         "was found, whether it is plausible, and what each party learned. With the "
-        "static and the moved image the page shows both; keep it as you keep these.",
+        "static and the moved image the page shows both; keep it as you keep these. "
+        "Static and moving images of which the receipt has other hashes are refused.",
     )
     parser.add_argument("receipt", metavar="FILE", help="receipt of the run (JSON)")
     parser.add_argument(
@@ -59,7 +62,7 @@ def report_of(arguments=None):
         )
     receipt = in_own_words(load(given.receipt))
     names = {name: getattr(given, name) for name in _IMAGES if getattr(given, name)}
-    pictures = _pictures(names)
+    pictures = _pictures(receipt, names)
     read = [given.receipt, *names.values()]
     out = Path(given.out)
     shown = {}
@@ -73,8 +76,8 @@ def report_of(arguments=None):
     say(f"Saved {out}")
 
 
-def _pictures(names):
-    """What can be drawn of the images that were given."""
+def _pictures(receipt, names):
+    """What can be drawn of the images that were given, if they are of the run."""
     if not names:
         return None
     if not {"static", "moved"} <= set(names):
@@ -83,6 +86,7 @@ def _pictures(names):
             "wrote; give both, or neither"
         )
     images = {name: load_volume(path, name) for name, path in names.items()}
+    vouched = _vouched(receipt, names)
     (static, grid2world), (moved, _) = images["static"], images["moved"]
     if moved.shape != static.shape:
         raise InputError(
@@ -99,4 +103,34 @@ def _pictures(names):
             codomain_grid_shape=moving.shape,
             codomain_grid2world=moving_grid2world,
         ).transform(moving)
-    return report.of_both_images(static, before, moved, grid2world, None)
+    found = report.of_both_images(static, before, moved, grid2world, None)
+    return replace(found, origin=_origin(names, vouched))
+
+
+def _vouched(receipt, names):
+    """Names of the images that are those of the run by the receipt's hashes."""
+    vouched = []
+    for name in ("static", "moving"):
+        digest = receipt.get("files", {}).get(f"{name} image")
+        if name not in names or digest is None:
+            continue
+        if file_hash(receipt["run"], names[name]) != digest:
+            raise InputError(
+                f"{printable(names[name], 1000)} is not the {name} image of the run, "
+                "by the hash in the receipt; give the file that was registered, as it "
+                "was then"
+            )
+        vouched.append(name)
+    return vouched
+
+
+def _origin(names, vouched):
+    """What is known of the images of a page, in words."""
+    unknown = [name for name in _IMAGES if name in names and name not in vouched]
+    known = (
+        f"By the receipt's hashes of the run: the {' and the '.join(vouched)} image. "
+    )
+    return (known if vouched else "") + (
+        f"Nothing vouches for the {' and the '.join(unknown)} image, but the word of "
+        "who made this page."
+    )
