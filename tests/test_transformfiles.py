@@ -500,6 +500,43 @@ def test_matrices_that_cannot_be_written(tmp_path, name, options, words):
 
 
 @pytest.mark.parametrize(
+    ("transform", "words"),
+    [
+        (np.full((4, 4), np.nan), "finite numbers .* give"),
+        (np.eye(4)[:3], "4 x 4 .* give"),
+        (np.eye(4) * 1j, "finite numbers"),
+        (np.diag([1.0, 0, 1, 1]), "cannot be inverted, .* give"),
+        (np.ones((3, 3)) + np.eye(3), "last row is not 0 0 1; give"),
+        ("affine.txt", "not a str; read the file first"),
+        ([[1.0]], "not a list"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.tfm", "a.txt"])
+def test_what_is_no_transform_is_not_written(tmp_path, name, transform, words):
+    fmt = "dipy" if name == "a.txt" else None
+    for inverse in (False, True):
+        with pytest.raises(ValueError, match=words) as caught:
+            write_transform(tmp_path / name, transform, fmt=fmt, inverse=inverse)
+        assert type(caught.value) is ValueError
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_no_transform_is_written(tmp_path):
+    with pytest.raises(ValueError, match="write a matrix with write_transform"):
+        write_mapping(MATRIX, tmp_path / "w.nii.gz")
+    with pytest.raises(ValueError, match="read the file first"):
+        write_mapping("w.h5", tmp_path / "w.nii.gz")
+    for write in (
+        lambda path: write_transform(path / "a.tfm", MATRIX),
+        lambda path: write_transform(path / "w.h5", deformation()),
+        lambda path: write_mapping(deformation(), path / "w.nii.gz"),
+    ):
+        with pytest.raises(ValueError, match="no/.* does not exist; make it first"):
+            write(tmp_path / "no")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("name", "fmt", "words"),
     [
         ("w.txt", "itk", "field .* ends in"),

@@ -162,8 +162,11 @@ def write_mapping(mapping, fname):
     Raises
     ------
     ValueError
-        if the map is of two dimensions, for which there is no such file.
+        if this is no map, or one of two dimensions, for which there is no such file,
+        or if the folder is missing.
     """
+    check_map(mapping)
+    check_folder(fname)
     if mapping.dim != 3:
         raise ValueError(
             f"a map of {mapping.dim} dimensions does not fit into DIPY's files, which "
@@ -171,6 +174,29 @@ def write_mapping(mapping, fname):
         )
     field, grid2world = displacements(mapping)
     save_nifti(fname, field, np.linalg.inv(grid2world))
+
+
+def check_map(mapping):
+    """Refuse what is no map, with a `ValueError`."""
+    if isinstance(mapping, DiffeomorphicMap):
+        return
+    hint = ""
+    if isinstance(mapping, np.ndarray):
+        hint = "; write a matrix with write_transform or numpy.savetxt"
+    elif isinstance(mapping, (str, Path)):
+        hint = "; read the file first, with read_transform or read_mapping"
+    raise ValueError(
+        "a map is needed, a DiffeomorphicMap as syn_registration returns it, not a "
+        f"{type(mapping).__name__}{hint}"
+    )
+
+
+def check_folder(path):
+    """Refuse a file to write whose folder is missing, with a `ValueError`."""
+    if not Path(path).parent.is_dir():
+        raise ValueError(
+            f"the folder of {path} does not exist; make it first, or choose another"
+        )
 
 
 def read_mapping(disp, domain_img, codomain_img, *, prealign=None):
@@ -262,9 +288,12 @@ def mapping_from(
         if these are no map.
     """
     if data.ndim != 5 or data.shape[3:] != (3, 2):
+        of_fsl = data.ndim == 4 and data.shape[3] == 3
         raise ValueError(
             f"{what} has shape {data.shape}, but a map has (X, Y, Z, 3, 2); give the "
             "file that dipy_ppir_align_syn wrote"
+            + ", or convert FSL's with dipy_ppir_convert_transform"
+            * of_fsl
         )
     if data.dtype.kind not in "iuf":
         raise ValueError(f"{what} must hold real numbers, not {data.dtype}")

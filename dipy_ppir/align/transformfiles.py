@@ -39,6 +39,8 @@ from dipy_ppir.align.containers import BROKEN, check_hdf5
 from dipy_ppir.align.itkfiles import Displacements
 from dipy_ppir.align.mappings import (
     both_ways,
+    check_folder,
+    check_map,
     displacements,
     grid_of,
     grids_of,
@@ -81,7 +83,8 @@ def write_transform(
     Raises
     ------
     ValueError
-        if the format cannot hold the transform, or is not clear from the name.
+        if this is no transform, or a matrix that cannot be inverted; if the format
+        cannot hold it, or is not clear from the name; if the folder is missing.
 
     Examples
     --------
@@ -98,7 +101,9 @@ def write_transform(
     True
     """
     path, fmt = Path(path), format_to_write(path, fmt)
+    check_folder(path)
     if isinstance(transform, np.ndarray):
+        _check_matrix(transform)
         matrix = np.linalg.inv(transform) if inverse else transform
         grids = {}
         if fmt in ("fsl", "lta", "x5"):
@@ -106,6 +111,7 @@ def write_transform(
             grids = {n: _needed(grids[n], n, fmt) for n in grids}
         _write_matrix(path, matrix, fmt, *_turned(grids, inverse))
         return
+    check_map(transform)
     grids = grids_of(transform)
     if fmt == "dipy" and not inverse:
         write_mapping(transform, path)
@@ -163,7 +169,7 @@ def read_transform(path, *, static=None, moving=None, fmt=None):
         matrix = np.eye(len(steps[0]))
         for step in steps:
             matrix = step @ matrix
-        return matrix
+        return _exact(matrix)
     grids = {n: _needed(image, n, "a map") for n, image in images.items()}
     return _map_of(steps, **grids)
 
@@ -184,6 +190,8 @@ def format_to_read(path, fmt=None):
     """The format of a file that is there, see `read_transform`."""
     _check_format(fmt)
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"the transform {path} is a folder; give the name of a file")
     if not path.is_file():
         raise ValueError(
             f"the transform {path} does not exist; check the name of the file"
@@ -272,6 +280,30 @@ def _write_matrix(path, matrix, fmt, static, moving):
         )
 
 
+def _check_matrix(matrix):
+    """Refuse an array that is no matrix to write."""
+    fits = matrix.shape in ((3, 3), (4, 4)) and matrix.dtype.kind in "iuf"
+    if not fits or not np.isfinite(matrix).all():
+        raise ValueError(
+            "the transform to write is not a matrix of 4 x 4 finite numbers (3 x 3 for "
+            "images of two dimensions); give what a registration returned"
+        )
+    if not _is_affine(matrix):
+        raise ValueError(
+            "the matrix to write is no affine transform: it cannot be inverted, or its "
+            f"last row is not {_last_row(matrix)}; give what a registration returned"
+        )
+
+
+def _is_affine(matrix):
+    last = np.abs(matrix[-1] - np.eye(len(matrix))[-1]).max()
+    return abs(np.linalg.det(matrix)) >= 1e-12 and last <= 1e-6
+
+
+def _last_row(matrix):
+    return " ".join(f"{x:g}" for x in np.eye(len(matrix))[-1])
+
+
 def _read_text(path):
     try:
         matrix = np.loadtxt(path)
@@ -304,13 +336,17 @@ def _checked(path, matrix):
             f"{path} does not hold a matrix of 4 x 4 numbers (3 x 3 for images of two "
             "dimensions); give the affine.txt that a registration wrote"
         )
-    last = np.eye(len(matrix))[-1]
-    if abs(np.linalg.det(matrix)) < 1e-12 or np.abs(matrix[-1] - last).max() > 1e-6:
+    if not _is_affine(matrix):
         raise ValueError(
             f"{path} holds no affine transform: it cannot be inverted, or its last row "
-            f"is not {' '.join(f'{x:g}' for x in last)}"
+            f"is not {_last_row(matrix)}"
         )
-    return matrix
+    return _exact(matrix)
+
+
+def _exact(matrix):
+    """A matrix without rounding errors in its last row, which DIPY refuses."""
+    return np.vstack([matrix[:-1], np.eye(len(matrix))[-1]])
 
 
 def _image(grid):
