@@ -143,6 +143,8 @@ def test_inverse(folder, command, given):
         (["affine.txt", "affine.txt", "--to", "itk"], "is also an input"),
         (["receipt.json", "a.tfm"], "4 x 4"),
         (["affine.txt", "a.lta", "--static", "affine.txt"], "as NIfTI"),
+        ([".", "a.tfm"], "is a folder"),
+        ([FIELD, "a.tfm", *GRIDS], "error: a.tfm: a"),
     ],
 )
 def test_mistakes(folder, command, arguments, words):
@@ -166,6 +168,43 @@ def test_apply_reads_matrices_of_others(folder, command, name):
     assert command(APPLY, *images, name, "--out_file", "t.nii.gz")[0] == 0
     expected = affine_map(MATRIX).transform(load("moving.nii.gz"))
     assert_allclose(load("t.nii.gz"), expected, atol=1e-4)
+
+
+def test_rounding_errors_in_the_last_row(folder, command):
+    """Of a product of matrices; DIPY refuses them."""
+    rounded = np.array(MATRIX, dtype=float)
+    rounded[3, 0] = 1e-9
+    np.savetxt("rounded.txt", rounded)
+    images = "static.nii.gz", "moving.nii.gz"
+    assert command(APPLY, *images, "rounded.txt", "--out_file", "t.nii.gz")[0] == 0
+    expected = affine_map(MATRIX).transform(load("moving.nii.gz"))
+    assert_allclose(load("t.nii.gz"), expected, atol=1e-5)
+    assert_allclose(read_transform("rounded.txt"), MATRIX, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["flirt.mat", "flirt.MAT"])
+def test_matrices_of_fsl_are_to_be_converted(folder, command, name):
+    """They are not between world coordinates, which their numbers do not show."""
+    write_transform(name, MATRIX, fmt="fsl", static=STATIC, moving=MOVING)
+    images = "static.nii.gz", "moving.nii.gz"
+    syn = ["--prealign_file", name, "--out_dir", "out"]
+    for words in (
+        [APPLY, *images, name],
+        ["dipy_ppir_align_syn", *images, *syn],
+        ["dipy_ppir_align_freeform", *images, *syn],
+    ):
+        status, _, err = command(*words)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"{CONVERT} {name} affine.txt --from_format fsl --to_format dipy" in err
+    flags = ["--from_format", "fsl", "--to_format", "dipy", *GRIDS]
+    assert command(CONVERT, name, "again.txt", *flags)[0] == 0
+    assert command(APPLY, *images, "again.txt", "--out_file", "t.nii.gz")[0] == 0
+    expected = affine_map(MATRIX).transform(load("moving.nii.gz"))
+    assert_allclose(load("t.nii.gz"), expected, atol=1e-3)
+    status, _, err = command(
+        "dipy_ppir_align_syn", *images, "--prealign_file", ".", *syn[2:]
+    )
+    assert status == 1 and "is a folder" in err
 
 
 def test_apply_reads_maps_of_others(folder, command):

@@ -877,6 +877,8 @@ def test_bad_matrix(command, no_parties, pair, tmp_path, kind):
     bad = make(tmp_path)
     result = command(ALIGN, *pair, *FAST, "--out_dir", "res", "--prealign_file", bad)
     assert_refused(result, "prealign", *words)
+    if kind == "image":
+        words = ["(X, Y, Z, 3, 2)", "give"]
     result = command(APPLY, *pair, bad, "--out_dir", "res")
     assert_refused(result, *words, command=APPLY)
 
@@ -978,8 +980,18 @@ def test_bad_field(command, pair, tmp_path, kind):
 
 
 def test_a_field_given_as_affine(command, pair, tmp_path):
-    result = command(APPLY, *pair, _field()(tmp_path), "--out_dir", "res")
-    assert_refused(result, "cannot be read as numbers", "affine", command=APPLY)
+    """A NIfTI file is a map, whatever the flag's default; FSL's has to be converted."""
+    field = _field()(tmp_path)
+    for place, flags in (("res", []), ("same", DIFFEOMORPHIC)):
+        assert command(APPLY, *pair, field, *flags, "--out_dir", place)[0] == 0
+    files = [f"{place}/transformed.nii.gz" for place in ("res", "same")]
+    by_itself, told = (np.asarray(nib.load(file).dataobj) for file in files)
+    assert by_itself.any()
+    np.testing.assert_array_equal(by_itself, told)
+    one_way = _field(lambda x: x[..., 0])(tmp_path)
+    result = command(APPLY, *pair, one_way, "--out_dir", "no")
+    words = "(X, Y, Z, 3, 2)", "dipy_ppir_convert_transform"
+    assert_refused(result, *words, command=APPLY, folder="no")
 
 
 @pytest.mark.parametrize("role", ["static", "moving"])

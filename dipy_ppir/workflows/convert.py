@@ -85,7 +85,11 @@ class ConvertTransformFlow(OutputFilesFlow):
             OutputFiles([file], read, force=self._force_overwrite) as out,
         ):
             write = partial(write_transform, inverse=inverse, fmt=after, **grids)
-            inputs.explain(write, out.temporary(file), found)
+            temporary = out.temporary(file)
+            try:
+                write(temporary, found)
+            except ValueError as exc:
+                raise InputError(str(exc).replace(str(temporary), str(file))) from None
             out.commit()
         logger.info("Saved %s (%s, from %s)", file, after, before)
 

@@ -181,8 +181,14 @@ def check_fields_of_view(static, static_grid2world, moving, moving_grid2world):
 
 
 def load_matrix(path, what):
-    """Read an affine matrix, 4 x 4, from a text file."""
+    """Read an affine matrix between world coordinates, 4 x 4, from a text file.
+
+    Those of FSL's are between its own coordinates of two images; by its numbers no
+    matrix says so, but by its name.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{what} {path} is a folder; give the name of a file")
     if not path.is_file():
         raise InputError(f"{what} {path} does not exist; check the name of the file")
     try:
@@ -192,6 +198,13 @@ def load_matrix(path, what):
             f"{what} {path} cannot be read as numbers; give the affine.txt that "
             "dipy_ppir_align_affine wrote"
         ) from None
+    if path.suffix.lower() == ".mat":
+        raise InputError(
+            f"{what} {path} ends in .mat, as FSL's do, which are not between world "
+            f"coordinates; convert it first: dipy_ppir_convert_transform {path} "
+            "affine.txt --from_format fsl --to_format dipy --static STATIC --moving "
+            "MOVING; or rename it to .txt, if it is the affine.txt of a registration"
+        )
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise InputError(
             f"{what} {path} does not hold a 4 x 4 matrix of numbers; give the "
@@ -205,6 +218,8 @@ def load_matrix(path, what):
             f"{what} {path} is no affine transform: it cannot be inverted, or its last "
             "row is not 0 0 0 1"
         )
+    # DIPY refuses rounding errors there.
+    matrix[3] = np.eye(4)[3]
     return matrix
 
 

@@ -58,7 +58,8 @@ class ApplyTransformFlow(OutputFilesFlow):
             the affine matrix. For the diffeomorphic case, it should be a nifti
             file containing the mapping displacement field in each voxel with
             this shape (x, y, z, 3, 2). Or a file of another program, see
-            dipy_ppir_convert_transform; this says itself which type it is.
+            dipy_ppir_convert_transform; this says itself which type it is, as
+            nifti files do. FSL's are to be converted first.
         transform_type : string, optional
             Select the transformation type to apply between 'affine' or
             'diffeomorphic'.
@@ -152,7 +153,7 @@ def _mapping(file, kind, static, moving):
         found = inputs.explain(
             partial(read_transform, static=static, moving=moving), file
         )
-    elif kind == "affine":
+    elif kind == "affine" and not str(file).endswith((".nii", ".nii.gz")):
         found = inputs.load_matrix(file, "the affine matrix")
     else:
         data, affine = inputs.read_nifti(file, "the displacement field")
