@@ -10,6 +10,10 @@ from dipy_ppir.interfaces.command import (
     own_or_remote,
     session_without,
 )
+from dipy_ppir.workflows.align import SecureImageRegistrationFlow
+from dipy_ppir.workflows.freeform import SecureFreeFormRegistrationFlow
+from dipy_ppir.workflows.points import SETTLED
+from dipy_ppir.workflows.syn import SecureSynRegistrationFlow
 
 _VOLUMES = "volumes of a 4D image, counted from 0 and averaged: 0, 3,4,5 or 3-5"
 
@@ -187,24 +191,7 @@ class AlignAffineInputSpec(ImagesInputSpec):
         argstr="--out_itk %s",
         desc="name of the matrix as ITK has it: .txt, .tfm, .mat or .h5",
     )
-    session = session_without(
-        "transform",
-        "metric",
-        "nbins",
-        "sampling_prop",
-        "level_iters",
-        "sigmas",
-        "factors",
-        "save_metric",
-        "sampling",
-        "seed",
-        "precision",
-        "radius",
-        "reveal",
-        "hide_steps",
-        "far_apart",
-        "out_quality",
-    )
+    session = session_without(*SecureImageRegistrationFlow.settled)
 
 
 class AlignAffineOutputSpec(TraitedSpec):
@@ -445,24 +432,7 @@ class AlignSynInputSpec(DeformableInputSpec):
         xor=["session"],
         desc="2 computes forces at every second voxel along each axis",
     )
-    session = session_without(
-        "metric",
-        "level_iters",
-        "mopt_sigma_diff",
-        "mopt_radius",
-        "mopt_smooth",
-        "step_length",
-        "ss_sigma_factor",
-        "opt_tol",
-        "inv_iter",
-        "inv_tol",
-        "reveal",
-        "map_spacing",
-        "opens",
-        "map_precision",
-        "update_spacing",
-        "stride",
-    )
+    session = session_without(*SecureSynRegistrationFlow.settled)
 
 
 class AlignSyn(_Deformable):
@@ -570,22 +540,7 @@ class AlignFreeFormInputSpec(DeformableInputSpec):
         xor=["session"],
         desc="the range of both images that counts, the lower end first",
     )
-    session = session_without(
-        "level_iters",
-        "factors",
-        "sigmas",
-        "spacing",
-        "bending",
-        "precision",
-        "opt_tol",
-        "max_step",
-        "sampling",
-        "sampling_prop",
-        "seed",
-        "intensities",
-        "inv_iter",
-        "inv_tol",
-    )
+    session = session_without(*SecureFreeFormRegistrationFlow.settled)
 
 
 class AlignFreeForm(_Deformable):
@@ -642,7 +597,7 @@ class AlignPointsInputSpec(SessionInputSpec):
         argstr="--out_itk %s",
         desc="name of this inverse as ITK has it: .txt, .tfm, .mat or .h5",
     )
-    session = session_without("scaling", "precision")
+    session = session_without(*SETTLED)
 
 
 class AlignPointsOutputSpec(TraitedSpec):
