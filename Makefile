@@ -17,8 +17,9 @@
 
 PYTHON ?= python3
 OUT ?= demo_output
-# Tests that run at a time, each with up to three parties.
-JOBS ?= 2
+# Tests that run at a time, each with up to three parties, which wait for one another:
+# with three at a time two cores are busy.
+JOBS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 SITE = $(wildcard $(VENV)/lib/python3*/site-packages)
