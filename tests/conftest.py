@@ -9,7 +9,7 @@ import time
 from hypothesis import HealthCheck, settings
 import noise
 import numpy as np
-from parties import local_trio, run_trio
+from parties import local_pair, local_trio, run_trio
 import pytest
 from scipy import ndimage
 from wire import Clock, Wire, set_clock
@@ -102,6 +102,30 @@ def three():
 
     def run(function, *args, **options):
         sessions = local_trio(**{"timeout": PATIENCE, **options})
+        try:
+            return run_trio(sessions, function, *args)
+        finally:
+            for session in sessions:
+                session.close()
+
+    return run
+
+
+@pytest.fixture
+def duo():
+    """Two sessions of owners alone, to be run in threads."""
+    sessions = local_pair(timeout=PATIENCE)
+    yield sessions
+    for session in sessions:
+        session.close()
+
+
+@pytest.fixture(scope="session")
+def two():
+    """Run ``function(session, *args)`` at two owners alone; their results."""
+
+    def run(function, *args, **options):
+        sessions = local_pair(**{"timeout": PATIENCE, **options})
         try:
             return run_trio(sessions, function, *args)
         finally:

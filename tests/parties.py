@@ -1,4 +1,4 @@
-"""Three sessions in one process, for tests."""
+"""Sessions of three parties or two in one process, for tests."""
 
 from concurrent.futures import ThreadPoolExecutor
 import secrets
@@ -7,6 +7,7 @@ import socket
 from dipy_ppir.mpc.errors import PeerError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
+from dipy_ppir.mpc.pair import OWNERS, PairSession
 from dipy_ppir.mpc.session import (
     DEFAULT_TIMEOUT,
     PARTIES,
@@ -44,6 +45,26 @@ def local_trio(*, timeout=DEFAULT_TIMEOUT, threshold=THRESHOLD, insecure=False):
             insecure=insecure,
         )
         for p in sorted(ROLES)
+    ]
+
+
+def local_pair(*, timeout=DEFAULT_TIMEOUT):
+    """Two sessions of owners alone, joined by a socket pair inside one process.
+
+    Returns
+    -------
+    sessions : list of PairSession
+        moving owner, static owner.
+    """
+    seed, ends = secrets.token_bytes(32), socket.socketpair()
+    return [
+        PairSession(
+            p,
+            {q: Link(end, q)},
+            {q: seed},
+            timeout=timeout,
+        )
+        for p, q, end in zip(OWNERS, reversed(OWNERS), ends, strict=True)
     ]
 
 

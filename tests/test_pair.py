@@ -1,0 +1,77 @@
+"""Sessions of two owners alone."""
+
+import numpy as np
+import pytest
+
+from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
+from dipy_ppir.mpc.errors import InsecureSetupError, UndeclaredOpeningError
+from dipy_ppir.mpc.fields import P61, R64
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
+from dipy_ppir.mpc.pair import check_pair
+
+declare("test_pair_all", (MOVING, STATIC, HELPER), "any", "a test", 64)
+declare("test_pair_moving", (MOVING,), "any", "a test", 64)
+
+
+def parts(session, values):
+    """This owner's words of numbers."""
+    mask = np.random.default_rng(5).integers(0, 2**63, len(values), np.uint64)
+    words = R64.encode_int(values) - mask if session.pid == MOVING else mask
+    return SharedArray(R64, words, 2, 0, (1 << 63) - 1)
+
+
+@pytest.mark.parametrize(
+    ("label", "receivers", "seen"),
+    [
+        ("test_pair_all", (MOVING, STATIC, HELPER), (True, True)),
+        ("test_pair_moving", (MOVING,), (True, False)),
+    ],
+)
+def test_what_is_opened_is_the_sum(two, label, receivers, seen):
+    values = np.array([3, -4, 1 << 40])
+
+    def run(session):
+        opened = session.open(parts(session, values), label, receivers)
+        return opened, session.ledger.opened
+
+    for (opened, ledger), sees in zip(two(run), seen, strict=True):
+        assert (opened is not None) == sees
+        assert opened is None or (opened == values).all()
+        # What goes to nobody is not on the receipt either.
+        assert {receiver for receiver, _ in ledger} == set(
+            [MOVING, STATIC] if all(seen) else [MOVING]
+        )
+
+
+def test_numbers_of_an_owner_are_told(two):
+    def run(session):
+        own = np.arange(3.0) if session.pid == STATIC else None
+        return session.open(
+            OwnedArray(STATIC, own, (3,), np.float64), "test_pair_all", (MOVING, STATIC)
+        )
+
+    for opened in two(run):
+        assert (opened == np.arange(3)).all()
+
+
+def test_nothing_undeclared_is_opened(two):
+    def run(session):
+        return session.open(parts(session, [1]), "test_pair_moving", (STATIC,))
+
+    with pytest.raises(UndeclaredOpeningError, match="static owner"):
+        two(run)
+
+
+def test_points_of_lines_are_not_opened(two):
+    def run(session):
+        array = SharedArray(P61, np.zeros(2, np.uint64), 1, 0, 1)
+        return session.open(array, "test_pair_all", (MOVING,))
+
+    with pytest.raises(ValueError, match="no points of lines"):
+        two(run)
+
+
+@pytest.mark.parametrize("setup", [(3, 1, False), (2, 0, True), (2, 0, False)])
+def test_threshold_zero_stays_refused(setup):
+    with pytest.raises(InsecureSetupError):
+        check_pair(*setup)
