@@ -26,6 +26,7 @@ KERNELS = (
     "windows",
     "parzen",
     "sampling",
+    "lattice",
 )
 # What the kernels include.
 INCLUDED = sorted(glob("cython_kernels/*.h") + glob("cython_kernels/*.pxi"))

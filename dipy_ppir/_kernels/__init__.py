@@ -14,6 +14,7 @@ trust: each is reached through the modules named here, and from nowhere else.
                      ──> _kernels.ring128     integers modulo 2^128, filters
     mpc.carried      ──> _kernels.carry       products of coarse and fine arrays
     align.metrics    ──> _kernels.windows     window statistics of an owner's image
+    mpc.lattice      ──> _kernels.lattice     polynomials of encrypted numbers
 """
 
 from importlib import import_module

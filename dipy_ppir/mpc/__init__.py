@@ -8,6 +8,8 @@ programs use that take part in sessions or read receipts is public and annotated
     one party's end of a computation. `Session.load` meets the parties of a session
     file, `Session.open` is the one function that opens values, `Session.receipt` ends
     a run.
+`PairSession`
+    one owner's end of a session of two owners alone.
 `SumSession`
     one site's end of a session in which three or more sites add up what they have.
 `SessionFile`, `PlanFile`, `Party`
@@ -35,6 +37,7 @@ they compute.
 #: What is public, by module.
 PUBLIC = {
     "session": ("Session",),
+    "pair": ("PairSession",),
     "sums": ("SumSession",),
     "sessionfile": ("SessionFile", "Party"),
     "planfile": ("PlanFile",),
@@ -67,6 +70,7 @@ PUBLIC = {
         "OutOfStepError",
         "ParameterMismatchError",
         "FixedPointOverflowError",
+        "NoiseBudgetError",
         "RoundingError",
         "UndeclaredOpeningError",
     ),

@@ -103,6 +103,10 @@ class FixedPointOverflowError(MPCError, OverflowError):
     """A value, or what may become of it, does not fit the field."""
 
 
+class NoiseBudgetError(MPCError, ArithmeticError):
+    """The noise of an encrypted number leaves no room for it, or could leave none."""
+
+
 class RoundingError(MPCError, ArithmeticError):
     """A number left its range, so that shares of it do not stand for it any more."""
 

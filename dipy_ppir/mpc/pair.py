@@ -12,12 +12,17 @@ it.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.errors import InsecureSetupError
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
+
+if TYPE_CHECKING:
+    from dipy_ppir.mpc.bfv import Encryption
+    from dipy_ppir.mpc.multiplications import Multiplications
 
 #: Party numbers of a session of two, and what they are called.
 OWNERS = {pid: ROLES[pid] for pid in (MOVING, STATIC)}
@@ -73,11 +78,34 @@ class PairSession(Session):
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         super().__init__(pid, links, seeds, timeout=timeout)
+        self._encryption: Encryption | None = None
+        self._multiplications: Multiplications | None = None
 
     @property
     def other(self) -> int:
         """Number of the other owner."""
         return MOVING + STATIC - self.pid
+
+    @property
+    def encryption(self) -> "Encryption":
+        """The keys of both owners, made when they are first needed. Rounds: 2."""
+        from dipy_ppir.mpc.bfv import Encryption
+
+        # No cached property: Python 3.11 holds one lock for all objects while one is
+        # computed, and here one owner waits for the other.
+        if self._encryption is None:
+            self.check_process()
+            self._encryption = Encryption(self)
+        return self._encryption
+
+    @property
+    def multiplications(self) -> "Multiplications":
+        """Products of random numbers, made ahead."""
+        from dipy_ppir.mpc.multiplications import Multiplications
+
+        if self._multiplications is None:
+            self._multiplications = Multiplications(self)
+        return self._multiplications
 
     # -- opening ---------------------------------------------------------
 
