@@ -104,6 +104,18 @@ def flood_bits(norm):
     return math.ceil(math.log2(noise_bound(norm)) + FLOODED + coefficients) - 1
 
 
+def _flood(stream, norm):
+    """Residues of what noise is flooded by, shape (primes, n)."""
+    bits = flood_bits(norm)
+    words = stream.words((DEGREE, bits // 64 + 1))
+    words[:, -1] &= np.uint64((2 << bits % 64) - 1)
+    out = np.empty((len(PRIMES), DEGREE))
+    for part, modulus in zip(out, moduli(), strict=True):
+        modulus.reduced(words, part)
+        part -= float(pow(2, bits, modulus.prime))
+    return out
+
+
 def kept_primes(t):
     """How many primes of q are left to what goes back modulo t."""
     rounding = DEVIATIONS * math.sqrt(DEGREE / 18 + 1 / 12)
@@ -222,16 +234,11 @@ class PublicKey:
         u = plain(lattice.ternary(stream, DEGREE))
         lattice.multiplied(self.b, u, out=total[0])
         lattice.multiplied(self.a, u, out=total[1])
-        bits = flood_bits(norm)
-        flood = stream.words((DEGREE, bits // 64 + 1))
-        flood[:, -1] &= np.uint64((2 << bits % 64) - 1)
-        error = lattice.errors(stream, (DEGREE,)).astype(float)
-        added = np.empty(DEGREE)
+        flood, error = _flood(stream, norm), lattice.errors(stream, (DEGREE,))
         for k, modulus in enumerate(moduli()):
             for part in total[:, k]:
                 modulus.untransform(part)
-            modulus.reduced(flood, added)
-            total[0, k] += added - float(pow(2, bits, modulus.prime))
+            total[0, k] += flood[k]
             total[1, k] += error
         _raised(mask, t, total[0])
         return packed(_shortened(total, kept_primes(t)))

@@ -168,14 +168,20 @@ def _centered(x, q):
 
 
 def _root(prime, degree):
-    """A root of which the n-th power is -1."""
+    """The least root of which the n-th power is -1."""
     if (prime - 1) % (2 * degree):
         raise ValueError(f"modulo {prime} there is no root of -1 of order {2 * degree}")
     for x in range(2, 1000):
         root = pow(x, (prime - 1) // (2 * degree), prime)
         if pow(root, degree, prime) == prime - 1:
-            return root
-    raise ValueError(f"{prime} is not prime")
+            break
+    else:
+        raise ValueError(f"{prime} is not prime")
+    least, other, square = root, root, root * root % prime
+    for _ in range(degree - 1):
+        other = other * square % prime
+        least = min(least, other)
+    return least
 
 
 def _powers(root, prime, degree):

@@ -1,0 +1,312 @@
+"""Encryption of polynomials: what can be read, and what must not be."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dipy_ppir.mpc import bfv, lattice
+from dipy_ppir.mpc.bfv import PublicKey, SecretKey
+from dipy_ppir.mpc.errors import (
+    NoiseBudgetError,
+    ParameterMismatchError,
+    ProtocolError,
+)
+from dipy_ppir.mpc.lattice import DEGREE, PRIMES, SMALL_PRIMES
+from dipy_ppir.mpc.prg import Stream
+
+T = 1 << 40
+
+
+def exchange(weights, message, t=T):
+    """The key's owner's key, the ciphertext, and the product before it goes back."""
+    key = SecretKey()
+    ciphertext = key.encrypt(message[None], t, Stream(bytes(32)))
+    (pair,) = bfv.received(ciphertext, Stream(bytes(32)), "the other", 1)
+    total = np.zeros_like(pair)
+    for half in range(2):
+        lattice.multiplied(pair[half], bfv.plain(weights), out=total[half])
+    seed, b = key.public()
+    return key, pair, PublicKey(seed, b), total
+
+
+def read(key, response, t=T):
+    return key.decrypt(response[None], t, "the other", 1)[0]
+
+
+@pytest.fixture
+def rng():
+    """Random numbers, the same each time."""
+    return np.random.default_rng(16)
+
+
+def shifted(message, weights, t):
+    """The product with weights at two places, in plain integers."""
+    out = np.zeros(DEGREE, object)
+    for place in np.flatnonzero(weights):
+        turned = np.roll(message.astype(object), place)
+        turned[:place] *= -1
+        out += turned * int(weights[place])
+    return out % t
+
+
+@pytest.mark.parametrize("t", [1 << 8, 1 << 32, 1 << 40, 1 << 48, SMALL_PRIMES[3]])
+def test_a_product_comes_back_masked(rng, t):
+    message = rng.integers(0, t, DEGREE).astype(np.uint64)
+    weights = np.zeros(DEGREE, np.int64)
+    weights[[0, 17, DEGREE - 1]] = -3, t // 2 - 1, 5
+    key, _, public, total = exchange(weights, message, t)
+    stream = Stream(bytes(range(32)))
+    mask = lattice.below(stream, (DEGREE,), t)
+    norm = t / 2 * math.sqrt(DEGREE)
+    bfv.check_budget(t, norm)
+    response = public.response(total, mask, t, norm, stream)
+    assert response.nbytes == bfv.response_bytes(bfv.kept_primes(t))
+    product = read(key, response, t).astype(object) - mask.astype(object)
+    assert (product % t == shifted(message, weights, t)).all()
+
+
+def test_parameters_are_secure_by_the_standard():
+    # Albrecht et al. 2018, table 1: ternary secrets, 128 bits, classical attacks.
+    table = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
+    assert bfv.MOST_BITS == table
+    assert math.prod(PRIMES).bit_length() <= table[DEGREE]
+    # Their errors' standard deviation, and ours.
+    assert math.sqrt(lattice.TOSSES / 2) >= 8 / math.sqrt(2 * math.pi)
+
+
+def test_noise_is_flooded_by_forty_bits_over_a_registration():
+    for norm in (1.0, 2.0**30, 2.0**58):
+        wide = 2.0 ** (bfv.flood_bits(norm) + 1)
+        coefficients = DEGREE * bfv.MOST_RESPONSES
+        assert coefficients * bfv.noise_bound(norm) / wide <= 2.0**-40
+
+
+def no_flood(stream, norm):
+    return np.zeros((len(PRIMES), DEGREE))
+
+
+def leaks(total, key, pair, public, weights, monkeypatch, *, flooded, zero):
+    """What the key's owner makes of a response: weights from its halves.
+
+    It knows its error e and its half a, and that c_1 is a times the weights, and the
+    noise e times the weights.
+    """
+    if not flooded:
+        monkeypatch.setattr(bfv, "_flood", no_flood)
+    if not zero:
+        monkeypatch.setattr(
+            bfv.lattice, "ternary", lambda stream, n: np.zeros(n, np.int64)
+        )
+        monkeypatch.setattr(
+            bfv.lattice, "errors", lambda stream, shape: np.zeros(shape, np.int64)
+        )
+    # All that the other owner could send: nothing is lost with primes.
+    monkeypatch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
+    stream = Stream(bytes(range(32)))
+    mask = lattice.below(stream, (DEGREE,), T)
+    response = public.response(total, mask, T, 2.0**30, stream)
+    halves = bfv.unpacked(response, "the other", 1)
+    result = read(key, response)
+    halves = bfv._transformed(halves)
+    modulus, secret = lattice.moduli()[0], key._secret
+    q = modulus.prime
+
+    def values(x):
+        return modulus.integers(np.ascontiguousarray(x[0])).astype(object)
+
+    def quotient(x, y):
+        """Polynomial of which y times it is x, near zero; None if there is none."""
+        if not all(y):
+            return None
+        found = np.array([a * pow(b, -1, q) % q for a, b in zip(x, y, strict=True)])
+        residues = modulus.residues(found.astype(np.uint64))
+        modulus.untransform(residues)
+        return residues
+
+    a, c_0, c_1, s = (
+        values(pair[1]),
+        values(halves[0]),
+        values(halves[1]),
+        values(secret),
+    )
+    error = (values(pair[0]) + a * s) % q
+    raised = bfv._transformed(bfv._raised(result, T, np.zeros((len(PRIMES), DEGREE))))
+    noise = (c_0 + c_1 * s - values(raised)) % q
+    by_half = quotient(c_1, a)
+    by_noise = quotient(noise, error)
+    return [
+        found is not None and bool((found == weights).all())
+        for found in (by_half, by_noise)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flooded", "zero", "seen"),
+    [
+        (False, False, [True, True]),
+        # Flooding alone leaves the second half, which shows everything.
+        (True, False, [True, False]),
+        (False, True, [False, False]),
+        (True, True, [False, False]),
+    ],
+)
+def test_weights_are_hidden_from_the_owner_of_the_key(
+    rng, monkeypatch, flooded, zero, seen
+):
+    weights = rng.integers(-1000, 1000, DEGREE)
+    # A message of zeros, so that all noise is the error's.
+    message = np.zeros(DEGREE, np.uint64)
+    key, pair, public, total = exchange(weights, message)
+    found = leaks(
+        total, key, pair, public, weights, monkeypatch, flooded=flooded, zero=zero
+    )
+    assert found == seen
+
+
+def test_noise_of_an_encryption_of_zero_alone_tells_of_the_weights(rng, monkeypatch):
+    """Without flooding noise is wider for larger weights; with it, alike."""
+    spreads = {}
+    for flooded in (False, True):
+        for size in (0, 1 << 30):
+            weights = np.full(DEGREE, size)
+            message = np.zeros(DEGREE, np.uint64)
+            key, _, public, total = exchange(weights, message)
+            with monkeypatch.context() as patch:
+                if not flooded:
+                    patch.setattr(bfv, "_flood", no_flood)
+                patch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
+                stream = Stream(bytes(32))
+                mask = np.zeros(DEGREE, np.uint64)
+                response = public.response(total, mask, T, 2.0**37, stream)
+            halves = bfv._transformed(bfv.unpacked(response, "the other", 1))
+            phase = lattice.multiplied(halves[1], key._secret, out=halves[0].copy())
+            # Modulo the primes together the noise is a small number.
+            spreads[flooded, size] = _spread(phase)
+    assert spreads[False, 1 << 30] > 2.0**20 * spreads[False, 0]
+    ratio = spreads[True, 1 << 30] / spreads[True, 0]
+    # Uniform numbers: the spread of 8192 of them is known to a hundredth.
+    assert abs(ratio - 1) < 0.05
+
+
+def _spread(phase):
+    """Root mean square of a polynomial's coefficients, from its residues."""
+    q, numbers = math.prod(PRIMES), np.zeros(DEGREE, object)
+    for modulus, part in zip(lattice.moduli(), phase, strict=True):
+        part = np.ascontiguousarray(part)
+        modulus.untransform(part)
+        rest = q // modulus.prime
+        factor = rest * pow(rest, -1, modulus.prime)
+        numbers = numbers + modulus.integers(part).astype(object) * factor
+    numbers = numbers % q
+    numbers = np.where(numbers > q // 2, numbers - q, numbers).astype(float)
+    return np.sqrt((numbers**2).mean())
+
+
+def test_noise_without_room_is_refused_beforehand():
+    bfv.check_budget(1 << 48, 2.0**58)
+    with pytest.raises(NoiseBudgetError, match="fewer samples"):
+        bfv.check_budget(1 << 48, 2.0**75)
+    with pytest.raises(NoiseBudgetError, match="too large"):
+        bfv.kept_primes(1 << 145)
+
+
+@pytest.mark.parametrize("bits", [118, 155, 159, 190])
+def test_exhausted_noise_is_an_error_and_no_number(rng, monkeypatch, bits):
+    """Whatever the noise is: read rightly, or not at all."""
+    message = rng.integers(0, T, DEGREE).astype(np.uint64)
+    weights = np.zeros(DEGREE, np.int64)
+    weights[0] = 1
+    key, _, public, total = exchange(weights, message)
+    monkeypatch.setattr(bfv, "flood_bits", lambda norm: bits)
+    response = public.response(
+        total, np.zeros(DEGREE, np.uint64), T, 1.0, Stream(bytes(32))
+    )
+    if bits < 159:
+        assert (read(key, response) == message).all()
+        return
+    with pytest.raises(NoiseBudgetError, match="too much noise"):
+        read(key, response)
+
+
+def test_what_is_no_ciphertext_is_refused(rng):
+    key = SecretKey()
+    good = key.encrypt(np.zeros((1, DEGREE), np.uint64), T, Stream(bytes(32)))
+    bad = good.copy()
+    bad[0, 2, 77] = 255
+    with pytest.raises(ProtocolError, match="the other sent a ciphertext that is none"):
+        bfv.received(bad, Stream(bytes(32)), "the other", 1)
+    # Of another seed, key or parameters it is noise.
+    _, _, public, total = exchange(
+        np.ones(DEGREE, np.int64), np.zeros(DEGREE, np.uint64)
+    )
+    stream = Stream(bytes(32))
+    response = public.response(
+        total, lattice.below(stream, (DEGREE,), T), T, 1.0, stream
+    )
+    with pytest.raises(NoiseBudgetError):
+        read(key, response)
+
+
+def test_owners_of_different_schemes_are_named(two, monkeypatch):
+    names = []
+
+    def run(session):
+        parameters = bfv.parameters()
+        if session.pid:
+            parameters = {**parameters, "scheme of encryption": "bfv 0"}
+        sent = session.ledger.sent
+        try:
+            with pytest.raises(ParameterMismatchError, match="'bfv 0'") as caught:
+                session.agree("encryption", parameters)
+            names.append(caught.value.entry)
+            return dict(sent)
+        finally:
+            session.close()
+
+    two(run)
+    assert names == ["scheme of encryption"] * 2
+
+
+def test_sizes_of_what_owners_tell_each_other(duo, tap, payload_bytes, outcomes):
+    frames = tap(duo)
+    outcomes(duo, lambda session: session.encryption and None)
+    assert payload_bytes(frames) == 2 * (bfv.CIPHERTEXT + bfv.SEED_BYTES)
+
+
+def test_another_implementation_is_read(rng, tmp_path):
+    """A ciphertext of Microsoft SEAL's, of the same primes and with its key."""
+    seal = pytest.importorskip("tenseal.sealapi")
+    zstandard = pytest.importorskip("zstandard")
+    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
+    parameters.set_poly_modulus_degree(DEGREE)
+    # It keeps a last prime for itself.
+    primes = (*PRIMES, 1125899904679937 - 16384 * 4)
+    while not all(pow(a, primes[-1] - 1, primes[-1]) == 1 for a in (2, 3, 5, 7)):
+        primes = (*PRIMES, primes[-1] - 16384)
+    parameters.set_coeff_modulus([seal.Modulus(q) for q in primes])
+    parameters.set_plain_modulus(T)
+    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.NONE)
+    secret = seal.KeyGenerator(context).secret_key()
+    message = np.zeros(DEGREE, np.uint64)
+    message[:64] = rng.integers(1, T, 64)
+    text = " + ".join(f"{int(message[k]):X}x^{k}" for k in range(63, 0, -1))
+    ciphertext = seal.Ciphertext(context)
+    seal.Encryptor(context, secret).encrypt_symmetric(
+        seal.Plaintext(f"{text} + {int(message[0]):X}"), ciphertext
+    )
+    assert not ciphertext.is_ntt_form()
+    ciphertext.save(str(tmp_path / "ciphertext"))
+    # Behind a header of 16 bytes it is compressed.
+    saved = (tmp_path / "ciphertext").read_bytes()[16:]
+    saved = zstandard.ZstdDecompressor().decompressobj().decompress(saved)
+    words = np.frombuffer(saved[-2 * len(PRIMES) * DEGREE * 8 :], "<u8")
+    words = words.reshape(2, len(PRIMES), DEGREE).astype(np.uint64)
+    key, data = SecretKey(), secret.data()
+    digits = [data.data(k) for k in range(len(PRIMES) * DEGREE)]
+    digits = np.array(digits, np.uint64).reshape(len(PRIMES), DEGREE)
+    for k, modulus in enumerate(lattice.moduli()):
+        key._secret[k] = modulus.residues(digits[k])
+    sent = words.view(np.uint8).reshape(2, len(PRIMES), DEGREE, 8)
+    sent = np.ascontiguousarray(sent[..., : bfv.RESIDUE_BYTES])
+    assert (read(key, sent) == message).all()

@@ -1,0 +1,159 @@
+"""Products of one owner's rows with the other's, under encryption."""
+
+import numpy as np
+import pytest
+
+from dipy_ppir.mpc import bfv
+from dipy_ppir.mpc.encrypted import EncryptedRows, choose_packing
+from dipy_ppir.mpc.errors import NoiseBudgetError, ProtocolError
+from dipy_ppir.mpc.lattice import DEGREE
+from dipy_ppir.mpc.ledger import MOVING, STATIC
+
+
+@pytest.fixture
+def rng():
+    """Random numbers, the same each time."""
+    return np.random.default_rng(16)
+
+
+def words(rng, shape, bits):
+    half = 1 << bits - 1
+    return rng.integers(-half, half, shape)
+
+
+def remainder(integers, bits):
+    return np.array(integers % (1 << bits), np.uint64)
+
+
+@pytest.mark.parametrize(
+    ("holder", "rows", "length", "count", "bits"),
+    [
+        (STATIC, 1, 1, 1, 1),
+        (STATIC, 1, 9000, 6, 40),
+        (MOVING, 3, 5001, 5, 32),
+        (STATIC, 32, 300, 32, 48),
+        (MOVING, 7, 100, 1, 33),
+        (STATIC, 2, DEGREE, 3, 8),
+    ],
+)
+def test_parts_add_up_to_the_products(two, rng, holder, rows, length, count, bits):
+    y = words(rng, (rows, length), bits)
+    x, z = words(rng, (count, length), bits), words(rng, (count, rows, length), bits)
+
+    def run(session):
+        encrypted = EncryptedRows(
+            session, "t", holder, rows=rows, length=length, bits=bits, others=count
+        )
+        mine = session.pid == holder
+        encrypted.encrypt(y if mine else None)
+        products = encrypted.products(count, None if mine else x)
+        blocks = encrypted.contractions(
+            count, None if mine else lambda start, stop: z[..., start:stop]
+        )
+        # Twice, and more rows than were foreseen.
+        more = encrypted.products(count + 1, None if mine else np.vstack([x, x[:1]]))
+        return products, blocks, more
+
+    (p, c, m), (p2, c2, m2) = two(run)
+    last = np.uint64((1 << bits) - 1)
+    wide = x.astype(object) @ y.T.astype(object)
+    assert (p + p2 & last == remainder(wide, bits)).all()
+    assert (m + m2 & last == remainder(np.vstack([wide, wide[:1]]), bits)).all()
+    sums = (z.astype(object) * y.astype(object)).sum(axis=(1, 2))
+    assert (c + c2 & last == remainder(sums, bits)).all()
+    # Parts of zero would be the products themselves.
+    assert bits < 8 or (p != m[:count]).mean() > 0.9
+
+
+def test_bytes_and_rounds_are_those_that_are_said(
+    duo, tap, depth, payload_bytes, outcomes
+):
+    rows, length, count, bits = 5, 3000, 4, 40
+    made = {}
+
+    def prepare(session):
+        made[session.pid] = EncryptedRows(
+            session, "t", STATIC, rows=rows, length=length, bits=bits, others=count
+        )
+        assert session.encryption
+
+    outcomes(duo, prepare)
+    frames = tap(duo)
+    y, x = np.ones((rows, length), int), np.ones((count, length), int)
+    encrypted = made[MOVING]
+
+    def send(session):
+        made[session.pid].encrypt(y if session.pid == STATIC else None)
+
+    outcomes(duo, send)
+    expected = encrypted.ciphertexts * bfv.CIPHERTEXT + bfv.SEED_BYTES
+    assert payload_bytes(frames) == expected
+    frames.clear()
+
+    def multiply(session):
+        return made[session.pid].products(count, x if session.pid == MOVING else None)
+
+    rounds = depth(duo)
+    outcomes(duo, multiply)
+    back = bfv.response_bytes(bfv.kept_primes(1 << bits))
+    assert payload_bytes(frames) == encrypted.responses(count) * back
+    # All are sent before one is waited for; frames are pieces of them.
+    assert {f[0] for f in frames} == {MOVING}
+    assert rounds() >= 1
+
+
+def test_everything_sent_back_is_masked(duo, tap, outcomes):
+    """What goes back is uniform: alike for products of zeros and of large numbers."""
+    frames = tap(duo)
+
+    def run(session):
+        encrypted = EncryptedRows(session, "t", STATIC, rows=1, length=8, bits=40)
+        encrypted.encrypt(np.ones((1, 8), int) if session.pid == STATIC else None)
+        frames.clear()
+        x = np.zeros((1, 8), int) if session.pid == MOVING else None
+        encrypted.products(1, x)
+
+    outcomes(duo, run)
+    sent = b"".join(f[4] for f in frames)
+    data = np.frombuffer(sent, np.uint8).reshape(-1, bfv.RESIDUE_BYTES)
+    # Of seven bytes the lowest six are uniform; six standard deviations.
+    for column in data[:, :6].T:
+        mean = column.mean()
+        assert abs(mean - 127.5) < 6 * 73.9 / np.sqrt(len(column))
+
+
+def test_packing_fits_and_is_for_one_row_what_it_must_be():
+    for rows, length, others in [(1, 1, 1), (32, 45000, 32), (1, 10**6, 12), (3, 7, 2)]:
+        packing = choose_packing(rows, length, others)
+        assert packing.block * packing.together * packing.others <= DEGREE
+        assert min(packing) >= 1
+        (*_, (_, last)) = packing.blocks(length)
+        assert last == length
+
+
+def test_numbers_without_room_are_refused_before_anything_is_sent(two):
+    def run(session):
+        with pytest.raises(ValueError, match="bits must be from 1 to 48"):
+            EncryptedRows(session, "t", STATIC, rows=1, length=1, bits=49)
+        with pytest.raises(NoiseBudgetError, match="use fewer digits"):
+            EncryptedRows(session, "t", STATIC, rows=1, length=1 << 45, bits=48)
+        return dict(session.ledger.sent)
+
+    assert two(run) == [{}, {}]
+
+
+def test_what_is_no_ciphertext_is_refused(two, outcomes, duo):
+    def run(session):
+        encrypted = EncryptedRows(session, "t", STATIC, rows=1, length=8, bits=40)
+        assert session.encryption
+        if session.pid == MOVING:
+            return encrypted.encrypt()
+        session.encryption._send_seed("t", bytes(bfv.SEED_BYTES))
+        bad = np.full((1, bfv.CIPHERTEXT), 255, np.uint8)
+        session.network.send(MOVING, "t", bad)
+        return None
+
+    moving, _ = outcomes(duo, run)
+    assert isinstance(moving, ProtocolError)
+    assert "static owner" in str(moving)
+    assert moving.culprit == STATIC
