@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dipy_ppir.mpc import bfv, lattice
-from dipy_ppir.mpc.bfv import PublicKey, SecretKey
+from dipy_ppir.mpc.bfv import PublicKey, SecretKey, Weights
 from dipy_ppir.mpc.errors import (
     NoiseBudgetError,
     ParameterMismatchError,
@@ -58,9 +58,9 @@ def test_a_product_comes_back_masked(rng, t):
     key, _, public, total = exchange(weights, message, t)
     stream = Stream(bytes(range(32)))
     mask = lattice.below(stream, (DEGREE,), t)
-    norm = t / 2 * math.sqrt(DEGREE)
-    bfv.check_budget(t, norm)
-    response = public.response(total, mask, t, norm, stream)
+    weighted = Weights(t / 2, 3)
+    bfv.check_budget(t, weighted)
+    response = public.response(total, mask, t, weighted, stream)
     assert response.nbytes == bfv.response_bytes(bfv.kept_primes(t))
     product = read(key, response, t).astype(object) - mask.astype(object)
     assert (product % t == shifted(message, weights, t)).all()
@@ -76,14 +76,42 @@ def test_parameters_are_secure_by_the_standard():
 
 
 def test_noise_is_flooded_by_forty_bits_over_a_registration():
-    for norm in (1.0, 2.0**30, 2.0**58):
-        wide = 2.0 ** (bfv.flood_bits(norm) + 1)
+    for weights in (Weights(1.0, 1), Weights(2.0**30, 10**6), Weights(2.0**48, 10**7)):
+        wide = 2.0 ** (bfv.flood_bits(weights) + 1)
         coefficients = DEGREE * bfv.MOST_RESPONSES
-        assert coefficients * bfv.noise_bound(norm) / wide <= 2.0**-40
+        assert coefficients * weights.noise / wide <= 2.0**-40
 
 
-def no_flood(stream, norm):
+def test_noise_stays_below_its_bound(rng):
+    """Of equal messages, whose roundings add up, and of the largest weights."""
+    for value in (0, 1, T // 2 - 1):
+        weights = np.full(DEGREE, 1 << 20)
+        message = np.full(DEGREE, value, np.uint64)
+        key, _, _, total = exchange(weights, message)
+        phase = lattice.multiplied(total[1], key._secret, out=total[0].copy())
+        noise = _numbers(phase)
+        # Less what it stands for.
+        product = shifted_all(message, 1 << 20)
+        q = math.prod(PRIMES)
+        noise = (noise - np.array([round_to(q * int(m), T) for m in product])) % q
+        noise = np.where(noise > q // 2, noise - q, noise).astype(float)
+        assert np.abs(noise).max() <= Weights(2.0**20, DEGREE).noise
+
+
+def no_flood(stream, weights):
     return np.zeros((len(PRIMES), DEGREE))
+
+
+def shifted_all(message, weight):
+    """The product with a polynomial of equal coefficients, in plain integers."""
+    n = len(message)
+    value = int(message[0]) * weight
+    return [value * (2 * (k + 1) - n) % T for k in range(n)]
+
+
+def round_to(x, t):
+    """The nearest integer to x / t."""
+    return (2 * x + t) // (2 * t)
 
 
 def leaks(total, key, pair, public, weights, monkeypatch, *, flooded, zero):
@@ -105,7 +133,8 @@ def leaks(total, key, pair, public, weights, monkeypatch, *, flooded, zero):
     monkeypatch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
     stream = Stream(bytes(range(32)))
     mask = lattice.below(stream, (DEGREE,), T)
-    response = public.response(total, mask, T, 2.0**30, stream)
+    known = Weights(1000.0, DEGREE)
+    response = public.response(total, mask, T, known, stream)
     halves = bfv.unpacked(response, "the other", 1)
     result = read(key, response)
     halves = bfv._transformed(halves)
@@ -178,7 +207,8 @@ def test_noise_of_an_encryption_of_zero_alone_tells_of_the_weights(rng, monkeypa
                 patch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
                 stream = Stream(bytes(32))
                 mask = np.zeros(DEGREE, np.uint64)
-                response = public.response(total, mask, T, 2.0**37, stream)
+                known = Weights(2.0**30, DEGREE)
+                response = public.response(total, mask, T, known, stream)
             halves = bfv._transformed(bfv.unpacked(response, "the other", 1))
             phase = lattice.multiplied(halves[1], key._secret, out=halves[0].copy())
             # Modulo the primes together the noise is a small number.
@@ -190,7 +220,12 @@ def test_noise_of_an_encryption_of_zero_alone_tells_of_the_weights(rng, monkeypa
 
 
 def _spread(phase):
-    """Root mean square of a polynomial's coefficients, from its residues."""
+    """Root mean square of a polynomial's coefficients, from its transform."""
+    return np.sqrt((_numbers(phase).astype(float) ** 2).mean())
+
+
+def _numbers(phase):
+    """A polynomial's coefficients, near zero, from its transform."""
     q, numbers = math.prod(PRIMES), np.zeros(DEGREE, object)
     for modulus, part in zip(lattice.moduli(), phase, strict=True):
         part = np.ascontiguousarray(part)
@@ -199,14 +234,13 @@ def _spread(phase):
         factor = rest * pow(rest, -1, modulus.prime)
         numbers = numbers + modulus.integers(part).astype(object) * factor
     numbers = numbers % q
-    numbers = np.where(numbers > q // 2, numbers - q, numbers).astype(float)
-    return np.sqrt((numbers**2).mean())
+    return np.where(numbers > q // 2, numbers - q, numbers)
 
 
 def test_noise_without_room_is_refused_beforehand():
-    bfv.check_budget(1 << 48, 2.0**58)
+    bfv.check_budget(1 << 48, Weights(2.0**47, 1 << 22))
     with pytest.raises(NoiseBudgetError, match="fewer samples"):
-        bfv.check_budget(1 << 48, 2.0**75)
+        bfv.check_budget(1 << 48, Weights(2.0**47, 1 << 40))
     with pytest.raises(NoiseBudgetError, match="too large"):
         bfv.kept_primes(1 << 145)
 
@@ -218,9 +252,9 @@ def test_exhausted_noise_is_an_error_and_no_number(rng, monkeypatch, bits):
     weights = np.zeros(DEGREE, np.int64)
     weights[0] = 1
     key, _, public, total = exchange(weights, message)
-    monkeypatch.setattr(bfv, "flood_bits", lambda norm: bits)
+    monkeypatch.setattr(bfv, "flood_bits", lambda weights: bits)
     response = public.response(
-        total, np.zeros(DEGREE, np.uint64), T, 1.0, Stream(bytes(32))
+        total, np.zeros(DEGREE, np.uint64), T, Weights(1.0, 1), Stream(bytes(32))
     )
     if bits < 159:
         assert (read(key, response) == message).all()
@@ -242,7 +276,7 @@ def test_what_is_no_ciphertext_is_refused(rng):
     )
     stream = Stream(bytes(32))
     response = public.response(
-        total, lattice.below(stream, (DEGREE,), T), T, 1.0, stream
+        total, lattice.below(stream, (DEGREE,), T), T, Weights(1.0, 1), stream
     )
     with pytest.raises(NoiseBudgetError):
         read(key, response)

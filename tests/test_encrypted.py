@@ -104,16 +104,19 @@ def test_bytes_and_rounds_are_those_that_are_said(
 
 def test_everything_sent_back_is_masked(duo, tap, outcomes):
     """What goes back is uniform: alike for products of zeros and of large numbers."""
+    made = {}
+
+    def prepare(session):
+        made[session.pid] = EncryptedRows(
+            session, "t", STATIC, rows=1, length=8, bits=40
+        )
+        y = np.ones((1, 8), int) if session.pid == STATIC else None
+        made[session.pid].encrypt(y)
+
+    outcomes(duo, prepare)
     frames = tap(duo)
-
-    def run(session):
-        encrypted = EncryptedRows(session, "t", STATIC, rows=1, length=8, bits=40)
-        encrypted.encrypt(np.ones((1, 8), int) if session.pid == STATIC else None)
-        frames.clear()
-        x = np.zeros((1, 8), int) if session.pid == MOVING else None
-        encrypted.products(1, x)
-
-    outcomes(duo, run)
+    x = np.zeros((1, 8), int)
+    outcomes(duo, lambda s: made[s.pid].products(1, x if s.pid == MOVING else None))
     sent = b"".join(f[4] for f in frames)
     data = np.frombuffer(sent, np.uint8).reshape(-1, bfv.RESIDUE_BYTES)
     # Of seven bytes the lowest six are uniform; six standard deviations.

@@ -38,6 +38,7 @@ Bytes: `CIPHERTEXT` from the key's owner, `response_bytes` back.
 
 import math
 import secrets
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,8 +62,6 @@ FLOODED = 40
 MOST_RESPONSES = 1 << 20
 #: An error is so many standard deviations at most, but for a probability of 2**-71.
 DEVIATIONS = 10
-#: Standard deviation of an error with that of rounding q m / t.
-DEVIATION = math.sqrt(TOSSES / 2 + 1 / 12)
 #: Part of its room that noise may take; what is more is an error.
 ROOM = 1 / 4
 
@@ -81,19 +80,33 @@ def response_bytes(kept):
     return 2 * kept * DEGREE * RESIDUE_BYTES
 
 
-def noise_bound(norm):
-    """Largest noise of a sum of products, but for a probability of 2**-71.
+class Weights(NamedTuple):
+    """What is known beforehand, and to all, of what a sum is multiplied by.
 
-    Parameters
+    Attributes
     ----------
-    norm : float
-        bound on the Euclidean norm of all coefficients of the plaintexts together.
+    largest : float
+        bound on the magnitude of the coefficients.
+    count : int
+        how many there are, of all terms of the sum.
     """
-    # And that of the encryption of zero, and of what is left when primes are dropped.
-    return DEVIATIONS * DEVIATION * math.hypot(norm, 2 * math.sqrt(DEGREE))
+
+    largest: float
+    count: int
+
+    @property
+    def noise(self):
+        """Largest noise of the sum, but for a probability of 2**-71.
+
+        Errors add up like independent numbers. What rounding q m / t leaves is the same
+        for the same m, and may add up as it is. Besides there is an encryption of zero.
+        """
+        norm = self.largest * math.sqrt(self.count)
+        errors = math.sqrt(TOSSES / 2) * math.hypot(norm, 2 * math.sqrt(DEGREE))
+        return DEVIATIONS * errors + self.largest * self.count / 2
 
 
-def flood_bits(norm):
+def flood_bits(weights):
     r"""Bits of the numbers that noise is flooded by.
 
     Uniform on :math:`[-2^k, 2^k)` hides a number of magnitude B but for a statistical
@@ -101,12 +114,12 @@ def flood_bits(norm):
     `MOST_RESPONSES` polynomials it is below 2**-`FLOODED`.
     """
     coefficients = math.log2(DEGREE) + math.log2(MOST_RESPONSES)
-    return math.ceil(math.log2(noise_bound(norm)) + FLOODED + coefficients) - 1
+    return math.ceil(math.log2(weights.noise) + FLOODED + coefficients) - 1
 
 
-def _flood(stream, norm):
+def _flood(stream, weights):
     """Residues of what noise is flooded by, shape (primes, n)."""
-    bits = flood_bits(norm)
+    bits = flood_bits(weights)
     words = stream.words((DEGREE, bits // 64 + 1))
     words[:, -1] &= np.uint64((2 << bits % 64) - 1)
     out = np.empty((len(PRIMES), DEGREE))
@@ -125,14 +138,14 @@ def kept_primes(t):
     raise NoiseBudgetError(f"numbers of {t.bit_length()} bits are too large to go back")
 
 
-def check_budget(t, norm):
+def check_budget(t, weights):
     """Raise NoiseBudgetError if noise could leave no room for numbers modulo t."""
-    left = math.log2(math.prod(PRIMES)) - math.log2(t) - flood_bits(norm)
+    left = math.log2(math.prod(PRIMES)) - math.log2(t) - flood_bits(weights)
     if left < 6:
         raise NoiseBudgetError(
-            f"products of {t.bit_length() - 1} bits with weights of norm "
-            f"2^{math.log2(norm):.0f} leave no room for the noise that must hide the "
-            "weights; use fewer digits or fewer samples"
+            f"sums of {weights.count:,} products of {t.bit_length() - 1} bits leave no "
+            "room for the noise that must hide what was multiplied by; use fewer "
+            "digits or fewer samples"
         )
 
 
@@ -212,7 +225,7 @@ class PublicKey:
         self.b = b
         self.a = lattice.uniform(Stream(seed), (DEGREE,))
 
-    def response(self, total, mask, t, norm, stream):
+    def response(self, total, mask, t, weights, stream):
         """Mask, flood and shorten a sum of products.
 
         Parameters
@@ -222,8 +235,7 @@ class PublicKey:
         mask : array of uint64, shape (n,)
             uniform modulo t.
         t : int
-        norm : float
-            see `noise_bound`; public.
+        weights : Weights
         stream : Stream
             of this owner's own random numbers.
 
@@ -234,7 +246,7 @@ class PublicKey:
         u = plain(lattice.ternary(stream, DEGREE))
         lattice.multiplied(self.b, u, out=total[0])
         lattice.multiplied(self.a, u, out=total[1])
-        flood, error = _flood(stream, norm), lattice.errors(stream, (DEGREE,))
+        flood, error = _flood(stream, weights), lattice.errors(stream, (DEGREE,))
         for k, modulus in enumerate(moduli()):
             for part in total[:, k]:
                 modulus.untransform(part)
@@ -452,7 +464,7 @@ class Encryption:
             out[k] = received(room, stream, self.name, self.session.other)[0]
         return out
 
-    def answer(self, name, total, mask, t, norm):
+    def answer(self, name, total, mask, t, weights):
         """Send a sum of products back, masked; the key's owner calls `read`.
 
         Parameters
@@ -463,17 +475,16 @@ class Encryption:
         mask : array of uint64, shape (n,)
             uniform modulo t.
         t : int
-        norm : float
-            see `noise_bound`.
+        weights : Weights
         """
-        check_budget(t, norm)
+        check_budget(t, weights)
         self.responses += 1
         if self.responses > MOST_RESPONSES:
             raise NoiseBudgetError(
                 f"more than {MOST_RESPONSES:,} encrypted numbers went back in one "
                 "session: begin a new one"
             )
-        response = self._public.response(total, mask, t, norm, self.stream)
+        response = self._public.response(total, mask, t, weights, self.stream)
         self.session.network.send(self.session.other, name, response)
 
     def read(self, name, count, t):

@@ -29,7 +29,6 @@ What each party sees: the other owner ciphertexts, the holder numbers plus a mas
 is uniform and an encryption of its own making; see `bfv`.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +132,7 @@ class EncryptedRows:
         self.weight_bits = bits if weight_bits is None else weight_bits
         self.packing = choose_packing(rows, length, others)
         self._pairs = None
-        bfv.check_budget(self.modulus, self._norm(contracted=True))
+        bfv.check_budget(self.modulus, self._weights(contracted=True))
 
     @property
     def modulus(self):
@@ -151,10 +150,10 @@ class EncryptedRows:
         groups = 1 if contracted else -(-self.rows // self.packing.together)
         return groups * -(-count // self.packing.others)
 
-    def _norm(self, *, contracted=False):
-        """Bound on the norm of what a sum is multiplied by."""
-        numbers = self.length * self.packing.others * (self.rows if contracted else 1)
-        return 2.0 ** (self.weight_bits - 1) * math.sqrt(numbers)
+    def _weights(self, *, contracted):
+        """What is known of what a sum is multiplied by."""
+        count = self.length * self.packing.others * (self.rows if contracted else 1)
+        return bfv.Weights(2.0 ** (self.weight_bits - 1), count)
 
     def _groups(self):
         return [
@@ -284,12 +283,12 @@ class EncryptedRows:
                 for k, pair in enumerate(pairs):
                     for half in range(2):
                         lattice.multiplied(pair[half], weights, out=total[k, half])
-        norm = self._norm(contracted=contracted)
+        weights = self._weights(contracted=contracted)
         for total, first in zip(totals, firsts, strict=True):
             for group in range(answers):
                 mask = encryption.mask(self.modulus)
                 encryption.answer(
-                    self.name + "-back", total[group], mask, self.modulus, norm
+                    self.name + "-back", total[group], mask, self.modulus, weights
                 )
                 yield first, group, -mask & np.uint64(self.modulus - 1)
 

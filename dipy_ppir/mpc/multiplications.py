@@ -104,16 +104,16 @@ class Multiplications:
         mask = self._mask()
         for modulus in moduli_of_all:
             (pair,) = encryption.receive("factors", 1)
-            weights = _to_slots(modulus, _signed_residues(modulus, factors))
-            weights = bfv.plain(_centered(weights, modulus.prime))
+            plain = _to_slots(modulus, _signed_residues(modulus, factors))
+            plain = bfv.plain(_centered(plain, modulus.prime))
             total = np.zeros_like(pair)
             for half in range(2):
-                lattice.multiplied(pair[half], weights, out=total[half])
+                lattice.multiplied(pair[half], plain, out=total[half])
             hidden = np.empty(DEGREE)
             modulus.reduced(mask, hidden)
             hidden = _to_slots(modulus, hidden)
-            norm = modulus.prime / 2 * math.sqrt(DEGREE)
-            encryption.answer("products", total, hidden, modulus.prime, norm)
+            weights = bfv.Weights(modulus.prime / 2, DEGREE)
+            encryption.answer("products", total, hidden, modulus.prime, weights)
         return factors, R128.neg(np.ascontiguousarray(mask[:, :2]))
 
     def _mask(self):

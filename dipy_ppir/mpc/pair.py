@@ -11,10 +11,12 @@ What that sends is the number less a word that the receiver has: a simulator com
 it.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dipy_ppir.mpc.arrays import OwnedArray
+import numpy.typing as npt
+
+from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
@@ -109,7 +111,12 @@ class PairSession(Session):
 
     # -- opening ---------------------------------------------------------
 
-    def open_all(self, openings, *, raw=False):
+    def open_all(
+        self,
+        openings: Sequence[tuple[SharedArray | OwnedArray, str, Sequence[int]]],
+        *,
+        raw: bool = False,
+    ) -> list[npt.NDArray[Any] | None]:
         """See `Session.open_all`; of the receivers those that take part."""
         openings = [
             (array, label, [r for r in receivers if r in self.roles])
