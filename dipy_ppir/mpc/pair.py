@@ -25,6 +25,7 @@ from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
 if TYPE_CHECKING:
     from dipy_ppir.mpc.bfv import Encryption
     from dipy_ppir.mpc.multiplications import Multiplications
+    from dipy_ppir.mpc.transfers import Transfers
 
 #: Party numbers of a session of two, and what they are called.
 OWNERS = {pid: ROLES[pid] for pid in (MOVING, STATIC)}
@@ -82,6 +83,7 @@ class PairSession(Session):
         super().__init__(pid, links, seeds, timeout=timeout)
         self._encryption: Encryption | None = None
         self._multiplications: Multiplications | None = None
+        self._transfers: Transfers | None = None
 
     @property
     def other(self) -> int:
@@ -108,6 +110,15 @@ class PairSession(Session):
         if self._multiplications is None:
             self._multiplications = Multiplications(self)
         return self._multiplications
+
+    @property
+    def transfers(self) -> "Transfers":
+        """Random oblivious transfers, made ahead."""
+        from dipy_ppir.mpc.transfers import Transfers
+
+        if self._transfers is None:
+            self._transfers = Transfers(self)
+        return self._transfers
 
     # -- opening ---------------------------------------------------------
 
