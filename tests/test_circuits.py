@@ -100,29 +100,28 @@ def numbers(ring, more=16):
 
 
 @pytest.mark.parametrize(
-    ("ring", "bits", "transfers", "rounds"),
+    ("ring", "bits", "rounds", "transfers", "size"),
     [
-        (R32, 32, 113, 6),
-        (R64, 64, 239, 7),
-        (R128, 128, 493, 8),
-        (R128, 104, None, 8),
-        (R32, 13, None, 5),
-        (R64, 2, None, 1),
-        (R64, 3, None, 2),
-        (R32, 1, 0, 0),
+        (R32, 32, 6, 113, 49.75),
+        (R64, 64, 7, 239, 117.5),
+        (R128, 128, 8, 493, 269.25),
+        (R128, 104, 8, 397, 214.25),
+        (R32, 13, 5, 38, 13.75),
+        (R64, 3, 2, 4, 1.25),
+        (R64, 2, 1, 1, 0.25),
+        (R32, 1, 0, 0, 0),
     ],
 )
-def test_bits_of_sums_of_words(duo, depth, tap, ring, bits, transfers, rounds):
+def test_bits_of_sums_of_words(duo, depth, tap, ring, bits, rounds, transfers, size):
     words = numbers(ring)
-    results, depth, _, used = measured(
+    results, depth, sent, used = measured(
         duo,
         depth,
         tap,
         lambda s: circuits.bits_of(s, parts(s, words, ring), ring, bits),
     )
     assert (together(results) == bitslices.words_sliced(words, ring, bits)).all()
-    assert depth == rounds
-    assert transfers is None or used == transfers * len(words)
+    assert (depth, used, sent) == (rounds, *np.array([transfers, size]) * len(words))
 
 
 @pytest.mark.parametrize(
@@ -158,18 +157,32 @@ def plain_highest(bits, n):
     return onehot
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 32, 47])
-def test_the_highest_bit(duo, depth, tap, k):
+@pytest.mark.parametrize(
+    ("k", "transfers", "size"),
+    [(1, 0, 0), (2, 2, 0.5), (5, 8, 2.25), (32, 62, 27.75), (64, 126, 63.75)],
+)
+def test_the_highest_bit(duo, depth, tap, k, transfers, size):
     flags = np.random.default_rng(4).random((k, 64)) < 0.2
     flags[:, 0], flags[:, 1], flags[:, 2] = False, True, np.arange(k) == 0
     bits = bitslices.packed(flags)
-    results, rounds, size, used = measured(
+    results, rounds, sent, used = measured(
         duo, depth, tap, lambda s: circuits.highest(s, halves(s, bits))
     )
     assert (bitslices.spread(together(results), 64) == plain_highest(bits, 64)).all()
     assert rounds == int(np.ceil(np.log2(k)))
-    if k == 32:
-        assert used == 62 * 64
+    assert (used, sent) == (64 * transfers, 64 * size)
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_whether_any_bit_is_set(duo, depth, tap, k):
+    bits = some_bits(k, 8)
+    bits &= some_bits(k, 8, seed=2) & some_bits(k, 8, seed=3)
+    results, rounds, sent, used = measured(
+        duo, depth, tap, lambda s: circuits.any_set(s, halves(s, bits))
+    )
+    assert (together(results) == np.bitwise_or.reduce(bits)).all()
+    assert rounds == int(np.ceil(np.log2(k)))
+    assert (used, sent) == (2 * (k - 1) * 64, (k - 1) / 2 * 64)
 
 
 def number_of(bits, n):
@@ -192,11 +205,12 @@ def test_the_bits_below_the_highest(duo, depth, tap, k, kept):
         some = halves(session, bits), halves(session, onehot, 1)
         return circuits.normalized(session, *some, kept)
 
-    results, rounds, _, used = measured(duo, depth, tap, run)
+    results, rounds, sent, used = measured(duo, depth, tap, run)
     got = together(results)
     assert got.shape == (kept, 8)
     steps = (k - 1).bit_length()
     assert (rounds, used) == (steps, 2 * steps * 64)
+    assert sent == (k + 1) / 4 * steps * 64
     for i, below in enumerate(number_of(got, 64)):
         number = sum(1 << int(b) for b in np.flatnonzero(flags[:, i]))
         if number:
@@ -220,18 +234,25 @@ def test_where_the_highest_bit_is():
 
 
 @pytest.mark.parametrize(
-    ("k", "transfers", "rounds"),
-    [(1, 0, 0), (2, 2, 1), (3, 4, 2), (4, 10, 2), (5, 12, 3), (6, 18, 3)],
+    ("k", "rounds", "transfers", "size"),
+    [
+        (1, 0, 0, 0),
+        (2, 1, 2, 0.5),
+        (3, 2, 4, 1.5),
+        (4, 2, 10, 4),
+        (5, 3, 12, 8),
+        (6, 3, 18, 16.5),
+    ],
 )
-def test_public_functions_of_a_few_bits(duo, depth, tap, k, transfers, rounds):
+def test_public_functions_of_a_few_bits(duo, depth, tap, k, rounds, transfers, size):
     bits = some_bits(k, 8)
     values = np.random.default_rng(6).integers(0, 1 << 20, 1 << k)
-    results, depth, _, used = measured(
+    results, depth, sent, used = measured(
         duo, depth, tap, lambda s: circuits.table(s, halves(s, bits), values)
     )
     argument = number_of(bits, 64)
     assert (number_of(together(results), 64) == values[argument]).all()
-    assert (depth, used) == (rounds, transfers * 64)
+    assert (depth, used, sent) == (rounds, transfers * 64, size * 64)
 
 
 def test_which_number_a_few_bits_are(two):
@@ -295,7 +316,7 @@ def test_products_of_bits_and_words(duo, depth, tap, ring):
 
 
 def test_step_functions(duo, depth, tap):
-    values = [-(1 << 90), -7, -6, -1, 0, 1, 5, 6, 1 << 90]
+    values = [-(1 << 90), -7, -6, -1, 0, 5, 6, 1 << 90]
     words = R128.from_ints(values)
     thresholds, jumps = [-6, 0, 6], [3, -1, 10]
 
@@ -305,9 +326,40 @@ def test_step_functions(duo, depth, tap):
             session, part, R128, 104, thresholds, jumps, R64, len(values)
         )
 
-    results, rounds, _, _ = measured(duo, depth, tap, run)
+    results, rounds, sent, used = measured(duo, depth, tap, run)
     want = [
         sum(j for t, j in zip(thresholds, jumps, strict=True) if v >= t) for v in values
     ]
     assert (R64.add(*results).view(np.int64) == want).all()
-    assert rounds == 1 + 7 + 1
+    assert (rounds, used) == (2 + 7, (3 * 104 - 4) * 3 * 8)
+    assert sent == (104 - 1.625 + 8) * 3 * 8
+
+
+def test_step_functions_of_few_numbers(two):
+    def run(session):
+        part = parts(session, R64.encode_int([3, -3, 70]), R64)
+        return circuits.steps(session, part, R64, 40, [0, 64], [1, 5], R32, 3)
+
+    assert (R32.add(*two(run)) == [1, 0, 6]).all()
+
+
+def test_what_is_sent_is_uniform(duo, tap):
+    """Whatever the secrets, and anew each time."""
+    zeros = np.zeros((16, 64), np.uint8)
+
+    def run(session):
+        for _ in range(2):
+            circuits.own_and(session, zeros)
+            circuits.select(session, zeros[0], zeros)
+            circuits.times(session, zeros, np.zeros((16, 512), np.uint64), R64)
+
+    run_trio(duo, lambda s: [s.transfers.reserve(1 << 16, p) for p in (MOVING, STATIC)])
+    frames = tap(duo)
+    run_trio(duo, run)
+    for pid in (MOVING, STATIC):
+        sent = [np.frombuffer(f[4], np.uint8) for f in frames if f[0] == pid]
+        assert len(sent) == 6
+        for first, again in zip(sent[:3], sent[3:], strict=True):
+            for message in (first, again, first ^ again):
+                bits = np.unpackbits(message)
+                assert abs(bits.mean() - 0.5) < 6 * 0.5 / np.sqrt(len(bits))

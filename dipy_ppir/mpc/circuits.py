@@ -17,27 +17,30 @@ What each owner sees: d is hidden by a pad that it has not got, e by a choice of
 it knows nothing. Both are uniform, since each transfer is used once: a simulator draws
 them. Nothing is opened.
 
-For n numbers, a multiple of 8, of k bits; a transfer is made ahead with 16 bytes more,
-see `transfers`. A word has the bytes of the ring.
+Per number, if they are a multiple of 8 (fewer cost as many as 8), w bytes of a word;
+logarithms are rounded up. A transfer is made ahead with 16 bytes more, see `transfers`:
 
-==================  =================  ====================  =========================
-step                rounds             transfers per number  bytes per number, on both
-                                                             links
-==================  =================  ====================  =========================
-`own_and`           1                  1 per product         1/4 per product
-`and_`              1                  2 per product         1/2 per product
-`select`            1                  2 per bit that        (k + 1) / 4 per bit that
-                                       selects               selects
-`bits_of`           1 + log2(k - 1)    see `adder_cost`      see there
-`negative`          1 + log2(k - 1)    3 k - 5               (7 k - 13) / 4 - 1 / 2
-`highest`           log2(k)            see there             see there
-`normalized`        log2(k)            2 log2(k)             (k + 1) / 4 log2(k)
-`monomials`         log2(k)            see there             see there
-`arithmetic`        1                  1 per bit             word + 1/8 per bit
-`times`             1                  2                     2 (word + 1/8)
-==================  =================  ====================  =========================
-
-Logarithms are rounded up.
+================  ================  ============  ====================================
+step              rounds            transfers     bytes on both links
+================  ================  ============  ====================================
+`own_and`         1                 1             1/4 per product
+`and_`            1                 2             1/2 per product
+`select`          1                 2             (k + 1) / 4 per bit; strings of k bits
+`any_set`         log2 k            2 (k - 1)     (k - 1) / 2
+`bits_of` 32      6                 113           49.75
+`bits_of` 64      7                 239           117.5
+`bits_of` 128     8                 493           269.25
+`negative`        1 + log2(k - 1)   3 k - 5       k - 1.75
+`highest` 32      5                 62            27.75
+`highest` 64      6                 126           63.75
+`normalized`      log2 k            2 log2 k      (k + 1) / 4 log2 k
+`monomials` 4     2                 10            4
+`monomials` 5     3                 12            8
+`monomials` 6     3                 18            16.5
+`arithmetic`      1                 1             w + 1/8 per bit
+`times`           1                 2             2 w + 1/4 per product
+`steps`           2 + log2(k - 1)   3 k - 4       k - 1.625 + w per step
+================  ================  ============  ====================================
 """
 
 import numpy as np
@@ -206,7 +209,7 @@ def _join(session, made, handed, lows, half):
     """A level of the prefix tree: blocks of `half` above each of `lows`, which end
     another one."""
     count = len(made)
-    highs = lows + np.arange(1, half + 1)[:, None]
+    highs = lows + np.arange(1, min(half, count - half) + 1)[:, None]
     inside = highs < count
     strings = np.where(inside[..., None], handed[np.minimum(highs, count - 1)], 0)
     # What the lowest block hands on is nothing.
@@ -270,7 +273,7 @@ def highest(session, bits):
     count, half = len(some), 1
     while half < count:
         tops = np.arange(half - 1, count - 1, 2 * half)
-        below = tops + np.arange(1, half + 1)[:, None]
+        below = tops + np.arange(1, min(half, count - half) + 1)[:, None]
         inside = below < count
         strings = np.where(inside[..., None], some[np.minimum(below, count - 1)], 0)
         # x or y is x and (not x) y.
@@ -280,6 +283,27 @@ def highest(session, bits):
     one = some.copy()
     one[1:] ^= some[:-1]
     return one[::-1]
+
+
+def any_set(session, bits):
+    """Whether any of k bits is 1.
+
+    Rounds: the logarithm of k, rounded up. Transfers: ``2 * (k - 1)`` per number.
+
+    Parameters
+    ----------
+    session : PairSession
+    bits : array of uint8, shape (k, m)
+
+    Returns
+    -------
+    part : array of uint8, shape (m,)
+    """
+    while len(bits) > 1:
+        pairs = len(bits) // 2
+        x, y = bits[: 2 * pairs : 2], bits[1 : 2 * pairs : 2]
+        bits = np.concatenate([x ^ y ^ and_(session, x, y), bits[2 * pairs :]])
+    return bits[0]
 
 
 def position(onehot, values=None):

@@ -119,6 +119,8 @@ class _Direction:
 
         Rounds: 1, and 1 more the first time, if there are fewer.
         """
+        # A copy of the process would use the same pads again.
+        self._session.check_process()
         lacking = n - self.left
         if lacking <= 0:
             return
@@ -165,7 +167,6 @@ class _Direction:
     def _batch(self, size):
         """A batch of transfers, a multiple of 8; rounds: 1."""
         session = self._session
-        session.check_process()
         cipher = Cipher(algorithms.AES(self._hash_keys.words(2).tobytes()), modes.ECB())
         columns = self._columns(self._streams[0], size)
         if self._sends:
