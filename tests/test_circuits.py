@@ -315,6 +315,31 @@ def test_products_of_bits_and_words(duo, depth, tap, ring):
     assert size == 2 * (2 * n * ring.nbytes + -(-2 * n // 8))
 
 
+@pytest.mark.parametrize(
+    ("ring", "bits", "target", "rounds"),
+    [(R32, 32, R128, 7), (R32, 11, R64, 6), (R64, 48, R128, 8), (R128, 63, R64, 8)],
+)
+def test_numbers_in_a_larger_ring(duo, depth, tap, ring, bits, target, rounds):
+    half = 1 << bits - 1
+    values = [0, 1, -1, half - 1, -half, 5 - half, 77, -300]
+    words = ring.from_ints(values)
+
+    def run(session):
+        return circuits.lifted(session, parts(session, words, ring), ring, bits, target)
+
+    results, depth, sent, used = measured(duo, depth, tap, run)
+    want = [value % target.modulus for value in values]
+    assert target.to_ints(target.add(*results)).tolist() == want
+    assert (depth, used) == (rounds, (3 * bits - 1) * 8)
+    assert sent == (bits + target.nbytes - 5 / 8) * 8
+
+
+@pytest.mark.parametrize(("bits", "target"), [(33, R64), (32, R32), (0, R64)])
+def test_rings_that_are_not_larger(duo, bits, target):
+    with pytest.raises(ValueError, match="do not become more"):
+        circuits.lifted(duo[0], np.zeros(8, np.uint32), R32, bits, target)
+
+
 def test_step_functions(duo, depth, tap):
     values = [-(1 << 90), -7, -6, -1, 0, 5, 6, 1 << 90]
     words = R128.from_ints(values)

@@ -39,16 +39,24 @@ step              rounds            transfers     bytes on both links
 `monomials` 6     3                 18            16.5
 `arithmetic`      1                 1             w + 1/8 per bit
 `times`           1                 2             2 w + 1/4 per product
+`lifted`          2 + log2 k        3 k - 1       k + w - 5/8
 `steps`           2 + log2(k - 1)   3 k - 4       k - 1.625 + w per step
 ================  ================  ============  ====================================
 """
 
 import numpy as np
 
-from dipy_ppir.mpc.bitslices import packed, sliced, spread, width, words_sliced
+from dipy_ppir.mpc import protocols
+from dipy_ppir.mpc.bitslices import (
+    gathered,
+    packed,
+    sliced,
+    spread,
+    width,
+    words_sliced,
+)
 from dipy_ppir.mpc.fields import R32, R64, R128
 from dipy_ppir.mpc.ledger import MOVING, STATIC
-from dipy_ppir.mpc.protocols import swap
 
 #: Bits of a pad, and so of the longest string.
 LONGEST = 128
@@ -76,7 +84,7 @@ def own_and(session, mine):
         of the bits that are 1 where both are.
     """
     bits, part = session.transfers.products(mine.size)
-    receive = swap(session, "bits", mine.reshape(-1) ^ bits)
+    receive = protocols.swap(session, "bits", mine.reshape(-1) ^ bits)
     theirs = receive()
     if session.pid == MOVING:
         part = part ^ theirs & bits
@@ -134,7 +142,7 @@ def select(session, bits, strings):
     message = np.empty((k + 1, x.size), dtype=np.uint8)
     np.bitwise_xor(y, both, out=message[:k])
     np.bitwise_xor(x, packed(chosen.choices), out=message[k])
-    theirs = swap(session, "strings", message)()
+    theirs = protocols.swap(session, "strings", message)()
     part = theirs[:k] ^ y
     part &= x
     part ^= _strings(chosen.pad, k)
@@ -237,10 +245,17 @@ def negative(session, words, ring, bits):
         of bits that are 1 where the numbers are negative.
     """
     mine = words_sliced(words, ring, bits)
-    top, handed = mine[-1], mine[:-1]
     if bits == 1:
-        return top
-    made = own_and(session, handed)
+        return mine[0]
+    return mine[-1] ^ _carry(session, mine[:-1])
+
+
+def _carry(session, mine):
+    """What two owners' numbers, given by their bits, carry over.
+
+    Rounds: 1 and the logarithm of their number, rounded up.
+    """
+    made, handed = own_and(session, mine), mine
     while len(made) > 1:
         pairs = len(made) // 2
         lower = np.stack([made[: 2 * pairs : 2], handed[: 2 * pairs : 2]])
@@ -249,7 +264,7 @@ def negative(session, words, ring, bits):
         odd = slice(2 * pairs, None)
         made = np.concatenate([got[0], made[odd]])
         handed = np.concatenate([got[1], handed[odd]])
-    return top ^ made[0]
+    return made[0]
 
 
 def highest(session, bits):
@@ -590,6 +605,48 @@ def weighted(session, bits, weights, ring, n):
     for word, weight in zip(words, weights, strict=True):
         total = ring.add(total, ring.scale(word, int(weight)))
     return total
+
+
+def lifted(session, words, ring, bits, target):
+    """Numbers of few bits in a larger ring, exactly.
+
+    Rounds: 2 and the logarithm of `bits`, rounded up. Transfers: ``3 * bits - 1`` per
+    number. `protocols.truncate_part` needs neither, for numbers that are far smaller
+    than their ring.
+
+    Parameters
+    ----------
+    session : PairSession
+    words : array, shape ``ring.storage((n,))``
+        this owner's part of signed numbers, modulo ``2**bits``.
+    ring : {R32, R64, R128}
+    bits : int
+    target : {R64, R128}
+        a ring of more bits.
+
+    Returns
+    -------
+    part : array, shape ``target.storage((n,))``
+    """
+    _check_ring(ring)
+    _check_ring(target)
+    if not 0 < bits <= ring.bits or bits >= target.bits:
+        raise ValueError(f"{bits} bits of {ring!r} do not become more in {target!r}")
+    half = 1 << bits - 1
+    if session.pid == MOVING:
+        words = ring.add(words, protocols.constant(ring, half, words))
+    mine = words_sliced(words, ring, bits)
+    n = len(ring.flat(words))
+    carry = arithmetic(session, _carry(session, mine), target, n)
+    rows = np.zeros((n, target.nbytes), np.uint8)
+    whole = 8 * width(bits)
+    padded = np.zeros((whole, mine.shape[1]), np.uint8)
+    padded[:bits] = mine
+    rows[:, : width(bits)] = gathered(padded, n)
+    total = rows.view(target.dtype).reshape(carry.shape)
+    if session.pid == MOVING:
+        total = target.sub(total, protocols.constant(target, half, total))
+    return target.sub(total, target.scale(carry, 1 << bits))
 
 
 def times(session, bits, words, ring):
