@@ -48,19 +48,23 @@ def test_batches_that_are_made_ahead(duo, depth, tap):
     run_trio(duo, lambda session: session.transfers.reserve(1))
     smallest = transfers.SMALLEST
     assert rounds() == 2
-    assert [len(frame[4]) for frame in frames] == [128 * 16, 16 * smallest]
-    assert [frame[0] for frame in frames] == [MOVING, STATIC]
+    assert [(f[0], len(f[4])) for f in frames] == [
+        (MOVING, 128 * 16),
+        (STATIC, 3 * 32 * 32),
+        (STATIC, 31 * smallest // 8),
+    ]
     run_trio(duo, lambda session: session.transfers.pads(smallest, MOVING))
-    assert len(frames) == 2
+    assert len(frames) == 3
     for session in duo:
         assert session.transfers.left() == 0
     run_trio(duo, lambda session: session.transfers.reserve(transfers.LARGEST + 9))
-    assert [len(frame[4]) for frame in frames[2:]] == [16 * transfers.LARGEST, 16 * 16]
+    assert sum(len(f[4]) for f in frames[3:]) == 31 * (transfers.LARGEST // 8 + 2)
     # As many as all before, by default.
+    count = len(frames)
     run_trio(
         duo, lambda session: session.transfers.pads(transfers.LARGEST + 17, MOVING)
     )
-    assert len(frames[4][4]) == 16 * transfers.LARGEST
+    assert sum(len(f[4]) for f in frames[count:]) == 31 * transfers.LARGEST // 8
 
 
 def test_what_is_sent_is_uniform(duo, tap):
@@ -70,6 +74,26 @@ def test_what_is_sent_is_uniform(duo, tap):
         bits = np.unpackbits(np.frombuffer(frame[4], np.uint8))
         assert abs(bits.mean() - 0.5) < 6 * 0.5 / np.sqrt(len(bits))
     # Of no two columns do their differences say anything.
-    columns = np.frombuffer(frames[1][4], np.uint8).reshape(128, -1)
+    columns = np.frombuffer(frames[2][4], np.uint8).reshape(31, -1)
     for other in columns[1:]:
         assert abs(bitslices.spread(columns[0] ^ other, 4096).mean() - 0.5) < 0.05
+
+
+def test_one_leaf_of_each_tree_is_missing(two):
+    """The sender has the columns of all others, and nothing of that one."""
+
+    def run(session):
+        session.transfers.reserve(1)
+        direction = session.transfers._directions[MOVING]
+        leaves = np.empty((32, 16, 8), np.uint64)
+        for streams, tree in zip(direction._streams, leaves, strict=True):
+            for stream, leaf in zip(streams, tree, strict=True):
+                stream.fill(leaf)
+        return leaves, direction._secret
+
+    (known, secret), (leaves, _) = two(run)
+    bits = bitslices.spread(secret, 128).reshape(32, 4)
+    missing = (bits << np.arange(4)).sum(axis=1)
+    for tree in range(32):
+        same = (known[tree] == leaves[tree][np.arange(16) ^ missing[tree]]).all(axis=1)
+        assert same.tolist() == [False] + 15 * [True]

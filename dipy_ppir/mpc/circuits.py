@@ -18,7 +18,7 @@ it knows nothing. Both are uniform, since each transfer is used once: a simulato
 them. Nothing is opened.
 
 Per number, if they are a multiple of 8 (fewer cost as many as 8), w bytes of a word;
-logarithms are rounded up. A transfer is made ahead with 16 bytes more, see `transfers`:
+logarithms are rounded up. A transfer is made ahead with 4 bytes more, see `transfers`:
 
 ================  ================  ============  ====================================
 step              rounds            transfers     bytes on both links

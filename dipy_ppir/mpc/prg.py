@@ -40,7 +40,7 @@ class Stream:
     Parameters
     ----------
     key : bytes
-        32-byte AES key used for nothing else.
+        AES key, of 32 bytes or 16, used for nothing else.
     """
 
     def __init__(self, key):

@@ -2,40 +2,49 @@ r"""Random oblivious transfers between two owners, made in batches ahead of thei
 
 In a transfer the *sender* gets two random pads of 128 bits, the *chooser* a random bit
 and the pad of that number. The sender does not learn the bit, the chooser nothing of
-the other pad. Of few transfers many are made (Ishai, Kilian, Nissim and Petrank 2003,
-figure 1, against curious parties):
+the other pad. Of few transfers many are made, against curious parties (Ishai, Kilian,
+Nissim and Petrank 2003; in a quarter of their bytes by Roy 2022, *SoftSpokenOT*). Sums
+here are modulo 2, unless stated otherwise.
 
 1. Once for each direction the roles are turned round: the sender draws 128 bits s, and
-   of each of 128 pairs of seeds that the chooser knows it gets the one of that bit.
-   These base transfers are oblivious products: with :math:`s_j` times a random
-   :math:`d_j` in parts :math:`u_j + v_j` modulo 2**128, the seeds are :math:`-v_j` and
-   :math:`d_j - v_j`, and the sender's part is the one of them that it chose.
-2. For a batch of m the chooser makes two columns of m bits of each pair of seeds, and
-   sends their sum modulo 2 plus its m random choices c. The sender adds what it gets
-   to its own column where :math:`s_j = 1`. Row i of the sender's columns is then
-   :math:`q_i = t_i + c_i s`, where :math:`t_i` is the chooser's row.
-3. The pads are :math:`H(q_i)` and :math:`H(q_i + s)`; the chooser has
+   of each of 128 pairs of keys that the chooser knows it gets one, that of the other
+   bit than :math:`s_j`. These base transfers are oblivious products: with that bit
+   times a random :math:`d_j` in parts :math:`u_j + v_j` modulo 2**128, the keys are
+   :math:`-v_j` and :math:`d_j - v_j`, and the sender's part is one of them.
+2. Of each four pairs the chooser makes 16 seeds, the leaves of a binary tree of
+   pseudorandom numbers (Goldreich, Goldwasser and Micali 1986). For each level below
+   the first it sends the sums of the left and of the right nodes, hidden by the keys of
+   a pair. So the sender can compute all leaves but the one of the number that its four
+   bits of s make.
+3. Each leaf gives a column :math:`r_x` of one bit for each transfer of a batch, x from
+   0 to 15. The chooser has of every tree the sum :math:`u = \sum_x r_x` and, for each
+   bit l of x, :math:`t_l = \sum_x x_l r_x`. The sender has
+   :math:`\sum_x (x_l + s_l) r_x = t_l + s_l u`, in which the leaf that it has not got
+   does not occur. The first tree's sum is the choices c; of the others the chooser
+   sends :math:`u + c`, which the sender adds where :math:`s_l = 1`. Row i of its 128
+   columns is then :math:`q_i = t_i + c_i s`.
+4. The pads are :math:`H(q_i)` and :math:`H(q_i + s)`; the chooser has
    :math:`H(t_i)`, which is the one of them that it chose.
 
-H is ``AES(x) + x``, modulo 2, with a public key that is drawn anew for each batch; it
-must be correlation robust (Guo, Katz, Wang and Yu 2020, section 7), as is assumed of it
-elsewhere (`steps`). With a new key each batch has to be attacked on its own.
+H is ``AES(x) + x`` with a public key that is drawn anew for each batch, so that each
+has to be attacked on its own; it must be correlation robust (Guo, Katz, Wang and Yu
+2020), as is assumed of it elsewhere (`steps`).
 
-==========  ======  ===================================================================
+==========  ======  ==================================================================
 step        rounds  bytes on the link
-==========  ======  ===================================================================
-base        1       128 * 16, and 128 products of `session.multiplications`; once for
-                    each direction
-batch       1       16 per transfer; sizes are doubled from 2**12 to 2**18, or what is
-                    asked for
+==========  ======  ==================================================================
+base        1       128 * 16 + 3 * 32 * 32, and 128 products of
+                    `session.multiplications`; once for each direction
+batch       1       31 / 8 per transfer; the first is of 2**12, each later one of as
+                    many as all before, at most 2**18, or of what is asked for
 `products`  0       0; takes 8 transfers a byte
 `pads`      0       0
-==========  ======  ===================================================================
+==========  ======  ==================================================================
 
-What each owner sees: the sender of a base transfer's choice sends :math:`s_j` less a
-random factor that only it knows, uniform modulo 2**128. Columns are hidden by a column
-of the seed that the sender has not got, so they are as good as uniform. A sender that
-keeps to the protocol learns nothing else; a chooser that does not could learn bits of s
+What each owner sees: in the base transfers the chooser gets a bit less a random factor
+that only the sender knows, uniform modulo 2**128. What the sender gets is hidden by a
+key, or by the column of a leaf, that it has not got: as good as uniform. Owners that
+keep to the protocol learn nothing else; a chooser that does not could learn bits of s
 (this is the protocol for curious parties).
 """
 
@@ -48,10 +57,13 @@ import numpy as np
 from dipy_ppir.mpc import bitslices
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import MOVING, STATIC
-from dipy_ppir.mpc.prg import Stream, derive_key
+from dipy_ppir.mpc.prg import Stream
 
-#: Columns of an extension: bits of security.
-COLUMNS = 128
+#: Columns of a batch: bits of security. So many of them stand on one tree.
+COLUMNS, DEPTH = 128, 4
+_TREES, _LEAVES = COLUMNS // DEPTH, 1 << DEPTH
+#: Public keys of the trees: left and right.
+_KEYS = (bytes([5]) * 16, bytes([6]) * 16)
 #: Transfers of a batch, at least and where no more are asked for.
 SMALLEST, LARGEST = 1 << 12, 1 << 18
 
@@ -137,60 +149,139 @@ class _Direction:
         self._pool = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
     def _begin(self):
-        """The base transfers."""
+        """The base transfers, and the trees that stand on them."""
         session = self._session
         factor, part = session.multiplications.take(COLUMNS)
+        below = np.empty((DEPTH - 1, _TREES, 2, 2), dtype=np.uint64)
         if self._sends:
             self._secret = np.frombuffer(secrets.token_bytes(COLUMNS // 8), np.uint8)
             bits = bitslices.spread(self._secret, COLUMNS)
-            words = R128.encode_int(bits)
-            session.network.send(session.other, self._name, R128.sub(words, factor))
-            seeds = [part]
+            words = R128.sub(R128.encode_int(~bits), factor)
+            session.network.send(session.other, self._name, words)
+            session.network.receive(session.other, self._name, below)
+            path = bits.reshape(_TREES, DEPTH).astype(np.intp)
+            leaves = _leaves_but(path, part.reshape(_TREES, DEPTH, 2), below)
+            # By their numbers plus that of the missing one, which comes first.
+            missing = (path << np.arange(DEPTH)).sum(axis=1)
+            order = np.arange(_LEAVES) ^ missing[:, None]
+            leaves = np.take_along_axis(leaves, order[..., None], axis=1)
         else:
             words = session.receive_elements(
                 session.other, R128, (COLUMNS,), self._name
             )
-            rest = R128.neg(R128.add(R128.mul(words, factor), part))
-            seeds = [rest, R128.add(factor, rest)]
-        purpose = self._name.encode()
-        self._streams = [
-            [Stream(derive_key(seed.tobytes(), purpose)) for seed in column]
-            for column in seeds
-        ]
+            first = R128.neg(R128.add(R128.mul(words, factor), part))
+            keys = np.stack([first, R128.add(factor, first)], axis=1)
+            leaves = _leaves(keys.reshape(_TREES, DEPTH, 2, 2), below)
+            session.network.send(session.other, self._name, below)
+        self._streams = [[Stream(seed.tobytes()) for seed in tree] for tree in leaves]
 
-    def _columns(self, streams, size):
-        out = np.empty((COLUMNS, size // 8), dtype=np.uint8)
-        for stream, column in zip(streams, out, strict=True):
-            stream.fill(column)
-        return out
+    def _columns(self, size):
+        """Columns of a batch, and the trees' sums; those at the chooser only.
+
+        Returns
+        -------
+        columns : array of uint8, shape (trees, 4, size / 8)
+        sums : array of uint8, shape (trees, size / 8)
+        """
+        columns = np.empty((_TREES, DEPTH, size // 8), dtype=np.uint8)
+        sums = np.empty((_TREES, size // 8), dtype=np.uint8)
+        rows = np.zeros((_LEAVES, size // 8), dtype=np.uint8)
+        for streams, some, total in zip(self._streams, columns, sums, strict=True):
+            # The sender has not got the first.
+            for x in range(self._sends, _LEAVES):
+                streams[x].fill(rows[x])
+            for bit in reversed(range(DEPTH)):
+                half = 1 << bit
+                upper = rows[half : 2 * half]
+                np.bitwise_xor.reduce(upper, axis=0, out=some[bit])
+                rows[:half] ^= upper
+            total[...] = rows[0]
+        return columns, sums
 
     def _batch(self, size):
         """A batch of transfers, a multiple of 8; rounds: 1."""
         session = self._session
-        cipher = Cipher(algorithms.AES(self._hash_keys.words(2).tobytes()), modes.ECB())
-        columns = self._columns(self._streams[0], size)
+        cipher = _cipher(self._hash_keys.words(2).tobytes())
+        columns, sums = self._columns(size)
         if self._sends:
-            theirs = np.empty_like(columns)
-            session.network.receive(session.other, self._name, theirs)
-            columns ^= theirs * bitslices.spread(self._secret, COLUMNS)[:, None]
+            session.network.receive(session.other, self._name, sums[1:])
+            bits = bitslices.spread(self._secret, COLUMNS).reshape(_TREES, DEPTH, 1)
+            columns[1:] ^= sums[1:, None] * bits[1:]
             rows = _rows(columns, size)
             other = rows ^ self._secret.view(np.uint64)
             return [_hashed(cipher, rows), _hashed(cipher, other)]
-        choices = np.frombuffer(secrets.token_bytes(size // 8), np.uint8)
-        theirs = self._columns(self._streams[1], size)
-        theirs ^= columns
-        theirs ^= choices
-        session.network.send(session.other, self._name, theirs)
-        rows = _rows(columns, size)
-        return [bitslices.spread(choices, size), _hashed(cipher, rows)]
+        sums[1:] ^= sums[0]
+        session.network.send(session.other, self._name, sums[1:])
+        choices = bitslices.spread(sums[0], size)
+        return [choices, _hashed(cipher, _rows(columns, size))]
+
+
+def _leaves(keys, below):
+    """The leaves of all trees, of all keys of the base transfers.
+
+    Parameters
+    ----------
+    keys : array of uint64, shape (trees, 4, 2, 2)
+        a pair for each bit of a leaf's number, from the lowest.
+    below : array of uint64, shape (3, trees, 2, 2)
+        filled with the sums of left and right nodes, hidden by the keys.
+
+    Returns
+    -------
+    leaves : array of uint64, shape (trees, 16, 2)
+    """
+    nodes = keys[:, DEPTH - 1]
+    for bit in reversed(range(DEPTH - 1)):
+        children = _grown(nodes)
+        np.bitwise_xor.reduce(children, axis=1, out=below[bit])
+        below[bit] ^= keys[:, bit]
+        nodes = children.reshape(_TREES, -1, 2)
+    return nodes
+
+
+def _leaves_but(path, keys, below):
+    """The leaves of all trees, but one of each; see `_leaves`.
+
+    Parameters
+    ----------
+    path : array of int, shape (trees, 4)
+        bits of the missing leaf's number, from the lowest.
+    keys : array of uint64, shape (trees, 4, 2)
+        those of the other bits.
+    below : array of uint64, shape (3, trees, 2, 2)
+    """
+    trees = np.arange(_TREES)
+    nodes = np.zeros((_TREES, 2, 2), dtype=np.uint64)
+    missing = path[:, DEPTH - 1]
+    nodes[trees, 1 - missing] = keys[:, DEPTH - 1]
+    for bit in reversed(range(DEPTH - 1)):
+        children = _grown(nodes)
+        children[trees, missing] = 0
+        side = 1 - path[:, bit]
+        others = np.bitwise_xor.reduce(children, axis=1)[trees, side]
+        found = below[bit, trees, side] ^ keys[:, bit] ^ others
+        children[trees, missing, side] = found
+        missing = 2 * missing + path[:, bit]
+        nodes = children.reshape(_TREES, -1, 2)
+    return nodes
+
+
+def _grown(nodes):
+    """Left and right below nodes; shape (trees, n, 2) to (trees, n, 2, 2)."""
+    return np.stack([_hashed(_cipher(key), nodes) for key in _KEYS], axis=2)
+
+
+def _cipher(key):
+    return Cipher(algorithms.AES(key), modes.ECB())
 
 
 def _rows(columns, size):
+    columns = columns.reshape(COLUMNS, -1)
     return bitslices.gathered(columns, size).view(np.uint64)
 
 
 def _hashed(cipher, rows):
-    """Hash rows; shape (n, 2)."""
+    """AES of blocks, shape (..., 2), and these added to it."""
     out = np.frombuffer(cipher.encryptor().update(rows.tobytes()), np.uint64)
     return out.reshape(rows.shape) ^ rows
 
