@@ -85,6 +85,17 @@ def test_strings_that_are_too_long(duo):
         circuits.select(duo[0], some_bits(1), some_bits(129, 1))
 
 
+def test_what_does_not_fit_is_refused_before_anything_is_sent(duo, tap):
+    frames = tap(duo)
+    with pytest.raises(ValueError, match=r"\(2,\) select no strings of shape \(3,\)"):
+        circuits.select(duo[0], some_bits(2), some_bits(4, 3))
+    with pytest.raises(ValueError, match=r"no factors of words of shape \(8,\)"):
+        circuits.times(duo[0], some_bits(2, 1), np.zeros(8, np.uint64), R64)
+    with pytest.raises(ValueError, match="3 weights are not those of 2 bits"):
+        circuits.weighted(duo[0], some_bits(2, 1), [1, 2, 3], R64, 8)
+    assert not frames
+
+
 EDGES = {
     32: [0, 1, -1, (1 << 31) - 1, -(1 << 31), 5, -77, 0x12345678],
     64: [0, 1, -1, (1 << 63) - 1, -(1 << 63), 1 << 32, -(1 << 32), 3],

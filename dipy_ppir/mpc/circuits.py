@@ -84,12 +84,9 @@ def own_and(session, mine):
         of the bits that are 1 where both are.
     """
     bits, part = session.transfers.products(mine.size)
-    receive = protocols.swap(session, "bits", mine.reshape(-1) ^ bits)
-    theirs = receive()
-    if session.pid == MOVING:
-        part = part ^ theirs & bits
-    else:
-        part = part ^ theirs & mine.reshape(-1)
+    flat = mine.reshape(-1)
+    theirs = protocols.swap(session, "bits", flat ^ bits)()
+    part = part ^ theirs & (bits if session.pid == MOVING else flat)
     return part.reshape(mine.shape)
 
 
@@ -133,6 +130,10 @@ def select(session, bits, strings):
     k = len(strings)
     if not 0 < k <= LONGEST:
         raise ValueError(f"strings have 1 to {LONGEST} bits, not {k}")
+    if strings.shape[1:] != bits.shape:
+        raise ValueError(
+            f"bits of shape {bits.shape} select no strings of shape {strings.shape[1:]}"
+        )
     x, y = np.ascontiguousarray(bits).reshape(-1), strings.reshape(k, -1)
     transfers, count = session.transfers, 8 * x.size
     pads = {p: transfers.pads(count, p) for p in (MOVING, STATIC)}
@@ -284,7 +285,7 @@ def highest(session, bits):
     part : array of uint8, shape (k, m)
         of bits of which only that one is 1; none, if there is none.
     """
-    some = np.ascontiguousarray(bits[::-1])
+    some = bits[::-1].copy()
     count, half = len(some), 1
     while half < count:
         tops = np.arange(half - 1, count - 1, 2 * half)
@@ -383,7 +384,7 @@ def normalized(session, bits, onehot, kept):
 def monomials(session, bits):
     """All products of some of k bits.
 
-    Rounds: the logarithm of k, rounded up. Transfers: 2, 4, 8, 12, 18 for 2 to 6 bits.
+    Rounds: the logarithm of k, rounded up. Transfers: 2, 4, 10, 12, 18 for 2 to 6 bits.
 
     Parameters
     ----------
@@ -600,6 +601,8 @@ def weighted(session, bits, weights, ring, n):
     -------
     part : array, shape ``ring.storage((n,))``
     """
+    if len(weights) != len(bits):
+        raise ValueError(f"{len(weights)} weights are not those of {len(bits)} bits")
     words = arithmetic(session, bits, ring, n)
     total = ring.zeros((n,))
     for word, weight in zip(words, weights, strict=True):
@@ -668,7 +671,13 @@ def times(session, bits, words, ring):
     """
     _check_ring(ring)
     n = words.shape[-1] if ring.words == 1 else words.shape[-2]
-    flags = spread(bits, n).reshape(-1)
+    flags = spread(bits, n)
+    if ring.storage(flags.shape) != words.shape:
+        raise ValueError(
+            f"bits of shape {flags.shape} are no factors of words of shape "
+            f"{words.shape}"
+        )
+    flags = flags.reshape(-1)
     flat = np.ascontiguousarray(ring.flat(words))
     # Where this owner's bit is 1, the other's turns it off.
     turned = _signed(flat, flags, ring)
