@@ -8,6 +8,9 @@ import pytest
 from dipy_ppir.mpc import bitslices, circuits
 from dipy_ppir.mpc.fields import P61, R32, R64, R128
 from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.pair import PairSession
+
+ENCRYPTED = PairSession.multiplications
 
 
 @pytest.fixture(autouse=True)
@@ -399,3 +402,14 @@ def test_what_is_sent_is_uniform(duo, tap):
             for message in (first, again, first ^ again):
                 bits = np.unpackbits(message)
                 assert abs(bits.mean() - 0.5) < 6 * 0.5 / np.sqrt(len(bits))
+
+
+def test_circuits_that_stand_on_encryption(two, monkeypatch):
+    monkeypatch.setattr(PairSession, "multiplications", ENCRYPTED)
+    values = [3, -(1 << 31), (1 << 31) - 1, 0, -1]
+
+    def run(session):
+        part = parts(session, R32.encode_int(values), R32)
+        return circuits.lifted(session, part, R32, 32, R128)
+
+    assert (R128.decode(R128.add(*two(run)), 0) == values).all()
