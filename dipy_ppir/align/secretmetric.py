@@ -24,9 +24,9 @@ from dipy_ppir.align.quasinewton import (
     orthonormal_steps,
     regular_inverse,
 )
+from dipy_ppir.mpc import worlds
 from dipy_ppir.mpc.information import SUM_BITS, Information, Moving
 from dipy_ppir.mpc.ledger import MOVING, STATIC
-from dipy_ppir.mpc.numbers import SecretNumbers
 
 #: Levels of no more voxels are sampled at every one.
 EVERY_VOXEL = 60_000
@@ -43,7 +43,7 @@ _BLOCK = 1 << 16
 
 def secret_numbers(session):
     """The numbers of the optimizer on shares, with the digits of its clear twin."""
-    return SecretNumbers(
+    return worlds.numbers(
         session,
         digits=quasinewton.DIGITS,
         floor=quasinewton.FLOOR,

@@ -113,8 +113,8 @@ LARGEST_DIRECTION, LARGEST_MOTION = 1 << 8, 8
 _FRACTION_DIGITS = 22
 
 
-class SecretNumbers:
-    """Numbers on shares; see `ClearNumbers` of ``dipy_ppir.align.quasinewton``.
+class SharedNumbers:
+    """What is the same however numbers are shared; see `SecretNumbers`.
 
     Parameters
     ----------
@@ -140,6 +140,53 @@ class SecretNumbers:
         self.digits, self.floor = digits, floor
         self.step_bits, self.exponents = step_bits, exponents
         self.square_digits, self.tilt_bits = square_digits, tilt_bits
+
+    def complement(self, x):
+        """1 - x."""
+        return self.raised(-x)
+
+    def moved(self, matrix, motion):
+        """A matrix and a small motion before it; see `ClearNumbers.moved`."""
+        dim = matrix.shape[0]
+        first = self._product(matrix[:, :dim], motion, 0)
+        total = matrix + first + self._product(first[:, :dim], motion, 1)
+        return total._with(total.share, bound=OWN_MAGNITUDE << self.digits)
+
+    def mean(self, arrays):
+        """Of a power of two of them."""
+        total = arrays[0]
+        for array in arrays[1:]:
+            total = total + array
+        flat = total.reshape(-1)
+        flat.frac_bits += len(arrays).bit_length() - 1
+        (mean,) = self._truncated([flat], ())
+        mean.bound = OWN_MAGNITUDE << self.digits
+        return mean.reshape(total.shape)
+
+    def show_better(self, bit):
+        """Show the moving owner a bit."""
+        return self.show_bit(bit, "better", (MOVING,))
+
+    def show_bit(self, bit, label, receivers):
+        """Show a bit; None where it is not shown. Rounds: 1."""
+        bit = bit._with(bit.share, choices=2)
+        opened = self.session.open(bit, label, receivers)
+        return None if opened is None else bool(round(opened[0]))
+
+    def either(self, a, b):
+        """Whether one of two bits is set. Rounds: 1."""
+        return a + b - self.gates((a, b))[0]
+
+
+class SecretNumbers(SharedNumbers):
+    """Numbers on shares; see `ClearNumbers` of ``dipy_ppir.align.quasinewton``.
+
+    Parameters
+    ----------
+    session : Session
+    **options
+        see `SharedNumbers`.
+    """
 
     def own(self, x, shape, digits=None, bound=OWN_MAGNITUDE, owner=MOVING):
         """Numbers that an owner knows."""
@@ -220,10 +267,6 @@ class SecretNumbers:
             )
             for part, (_, x) in zip(parts, pairs, strict=True)
         ]
-
-    def complement(self, x):
-        """1 - x."""
-        return self.raised(-x)
 
     def raised(self, x):
         """1 + x."""
@@ -306,30 +349,12 @@ class SecretNumbers:
         part = self.public(parts[:1])
         return vector, tilt, part, back, motion.reshape(directions.shape[1:])
 
-    def moved(self, matrix, motion):
-        """A matrix and a small motion before it; see `ClearNumbers.moved`."""
-        dim = matrix.shape[0]
-        first = self._product(matrix[:, :dim], motion, 0)
-        total = matrix + first + self._product(first[:, :dim], motion, 1)
-        return total._with(total.share, bound=OWN_MAGNITUDE << self.digits)
-
     def _product(self, a, b, halved):
         """Matrix product, divided by ``2**halved``."""
         shape = a.shape[0], b.shape[1]
         product = _promised((a @ b).reshape(-1), OWN_MAGNITUDE)
         product.frac_bits += halved
         return self._truncated([product], ())[0].reshape(shape)
-
-    def mean(self, arrays):
-        """Of a power of two of them."""
-        total = arrays[0]
-        for array in arrays[1:]:
-            total = total + array
-        flat = total.reshape(-1)
-        flat.frac_bits += len(arrays).bit_length() - 1
-        (mean,) = self._truncated([flat], ())
-        mean.bound = OWN_MAGNITUDE << self.digits
-        return mean.reshape(total.shape)
 
     def product(self, matrix, right):
         """A matrix and another one before it, exact; to be shown.
@@ -348,20 +373,6 @@ class SecretNumbers:
         return _promised(product, OWN_MAGNITUDE)
 
     # -- what is opened ----------------------------------------------------
-
-    def show_better(self, bit):
-        """Show the moving owner a bit."""
-        return self.show_bit(bit, "better", (MOVING,))
-
-    def show_bit(self, bit, label, receivers):
-        """Show a bit; None where it is not shown. Rounds: 1."""
-        bit = bit._with(bit.share, choices=2)
-        opened = self.session.open(bit, label, receivers)
-        return None if opened is None else bool(round(opened[0]))
-
-    def either(self, a, b):
-        """Whether one of two bits is set. Rounds: 1."""
-        return a + b - self.gates((a, b))[0]
 
     def show_step(self, u):
         """Show the moving owner a step's exponent and its rounded components.
