@@ -45,9 +45,10 @@ one bit is sent, of an exponent 4, of a component 5, of a value 14, whatever is 
 them.
 
 Magnitudes are promised, not checked, as in `numbers`. Digits of a number x are dropped
-wrongly with probability ``|x| / 2**128``, x counted in units of its last place: `odds`
-adds up what that comes to if every number is as large as promised. 44 evaluations of an
-affine registration stay below 2**-42, as many hidden steps below 2**-41.
+wrongly with probability ``|x| / 2**128``, x counted in units of its last place.
+`PairNumbers.failures` adds up what that comes to if every number is as large as
+promised: 44 evaluations of an affine registration stay below 2**-42, as many hidden
+steps below 2**-41.
 
 **Reciprocals.** With k the place of v's highest bit, :math:`x = v 2^{-k-1}` lies
 between 1/2 and 1. With :math:`e_0 = 1 - x y_0`, which a line :math:`y_0` makes less
@@ -115,14 +116,14 @@ class PairNumbers(SharedNumbers):
 
     Attributes
     ----------
-    odds : float
-        bound on the probability that digits were dropped wrongly so far, if all
-        numbers were as large as promised.
+    failures : float
+        bound on the expected number of roundings that went wrong so far, if all numbers
+        were as large as promised.
     """
 
     def __init__(self, session, **options):
         super().__init__(session, **options)
-        self.odds = 0.0
+        self.failures = 0.0
 
     def own(self, x, shape, digits=None, bound=OWN_MAGNITUDE, owner=MOVING):
         """Numbers that an owner knows: its part is they, the other's is zero."""
@@ -252,7 +253,7 @@ class PairNumbers(SharedNumbers):
                 f"wrongly more often than once in 2^{SECURITY}; use fewer fraction "
                 "bits"
             )
-        self.odds += math.prod(x.shape) * x.bound / R128.modulus
+        self.failures += math.prod(x.shape) * x.bound / R128.modulus
 
     # -- what is not linear ------------------------------------------------
 
