@@ -22,9 +22,9 @@ verb         rounds  bytes                        products  transfers
 `moved`      2       128 n k                      4 n k     0
 `mean`       0       0                            0         0
 `less`       8       499 m + 16 n                 0         1496 m + n
-`inverses`   20      1420 m + 2366 n              18 n      2824 m + 111 n
-`limited`    24      1985 + 528 m + 709 n         3 n       2859 + 1080 m + 38 n
-`show_step`  26      1904 + 226 m + 121 n         3 n       2853 + 504 m + 5 n
+`inverses`   20      1410 m + 2366 n              18 n      2824 m + 111 n
+`limited`    24      1975 + 474 m + 709 n         3 n       2859 + 1080 m + 38 n
+`show_step`  26      1894 + 224 m + 121 n         3 n       2853 + 504 m + 5 n
 ===========  ======  ===========================  ========  ==========================
 
 k are the terms of a sum. Of a step, n are its components, and what is opened is
