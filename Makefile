@@ -85,7 +85,7 @@ constraints: $(VENV)/test.stamp $(VENV)/fast.stamp
 # every kernel.
 KERNEL_TESTS = tests/test_carry_kernels.py tests/test_field_kernels.py \
 	tests/test_ring_kernels.py tests/test_ring128_kernels.py tests/test_windows.py \
-	tests/test_parzenhist.py tests/test_ssdmetric.py
+	tests/test_parzenhist.py tests/test_ssdmetric.py tests/test_lattice.py
 
 build/checked/stamp: HOW = DIPY_PPIR_BOUNDSCHECK=1
 checked: build/checked/stamp
