@@ -1608,7 +1608,7 @@ def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pi
     children = {}
 
     def kill():
-        children.update(local._shared._children)
+        children.update(local._kept[3]._children)
         children[pid].kill()
 
     # Its time to answer is 300 s; it is missed at once.
@@ -1640,7 +1640,7 @@ def test_a_party_killed_within_an_evaluation(images, monkeypatch, pid, moment, r
     clear, metric = metric_pair(transform, images(3), sampling=None, reveal=reveal)
     theta = near_identity(transform)
     assert_same(clear, metric, theta, reveal)
-    children = dict(local._shared._children)
+    children = dict(local._kept[3]._children)
     where = {
         "values": (metric, "sample"),
         "gradient": (metric.histogram, "_update_gradient"),
@@ -1669,7 +1669,7 @@ def test_a_party_killed_within_an_evaluation(images, monkeypatch, pid, moment, r
 @pytest.mark.parametrize("pid", [pytest.param(STATIC, marks=HEAVY), HELPER])
 def test_a_party_that_dies_between_calls_is_replaced(images, pid):
     assert run_with(images, None)[1].shape == (4, 4)
-    child = local._shared._children[pid]
+    child = local._kept[3]._children[pid]
     child.kill()
     child.wait()
     assert run_with(images, None)[1].shape == (4, 4)
@@ -1680,7 +1680,7 @@ def test_a_party_that_dies_between_evaluations(images):
     clear, secure = metric_pair(transform, images(3), sampling=None, reveal="histogram")
     theta = near_identity(transform)
     assert_same(clear, secure, theta, "histogram")
-    child = local._shared._children[HELPER]
+    child = local._kept[3]._children[HELPER]
     child.kill()
     child.wait()
     assert_same(clear, secure, theta, "histogram")
@@ -1702,7 +1702,7 @@ def bounded(function, seconds=200):
     thread.join(seconds)
     waits = thread.is_alive()
     if waits:
-        for child in local._shared._children.values():
+        for child in local._kept[3]._children.values():
             child.kill()
         thread.join()
     assert not waits, "the caller would wait for ever"
@@ -1737,7 +1737,7 @@ def test_a_party_that_stands_still_is_named(images, monkeypatch, pid):
     monkeypatch.setattr(local, "REPLY_PATIENCE", 0.1)
     monkeypatch.setattr(network, "LAST_WORD", 0.1)
     run_with(images, None)
-    parties = local._shared
+    parties = local._kept[3]
     child = parties._children[pid]
 
     def wait(timeout=None):
@@ -1837,7 +1837,7 @@ from dipy_ppir.mpc import local
 image = gaussian_filter(np.random.default_rng(0).random((20, 20, 20)), 1)
 image[4:16, 5:15, 6:14] += 1
 def callback(progress):
-    print(*(c.pid for c in local._shared._children.values()), flush=True)
+    print(*(c.pid for c in local._kept[3]._children.values()), flush=True)
     if {idle}:
         return
 affine_registration(
@@ -1922,7 +1922,7 @@ def test_a_forked_child_does_not_use_its_parents_parties(images):
     if pid == 0:
         ok = b"0"
         try:
-            ok = b"1" if not local._shared.usable else b"0"
+            ok = b"1" if not local._kept[3].usable else b"0"
         finally:
             os.write(write, ok)
             os._exit(0)

@@ -642,7 +642,7 @@ def test_a_party_that_dies_ends_the_run(victim):
 
     def kill(registration, stage):
         if stage == RegistrationStages.ITER_END and registration.niter == 1:
-            child = local._shared._children[victim]
+            child = local._kept[3]._children[victim]
             os.kill(child.pid, signal.SIGKILL)
 
     with pytest.raises(PeerLostError) as caught:

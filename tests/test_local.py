@@ -5,6 +5,7 @@ import pytest
 from dipy_ppir.mpc import local
 from dipy_ppir.mpc.errors import PeerLostError, PeerTimeoutError
 from dipy_ppir.mpc.ledger import HELPER, STATIC
+from dipy_ppir.mpc.pair import PairSession
 
 TASK = "test_local:silence"
 
@@ -19,9 +20,9 @@ def wait(session):
     return session.hear()
 
 
-def ask():
+def ask(parties=None):
     none = dict.fromkeys(("moving", "static", "helper"), {})
-    return local.run_locally(silence, TASK, **none)
+    return local.run_locally(silence, TASK, parties=parties, **none)
 
 
 @pytest.fixture
@@ -41,6 +42,30 @@ def test_a_user_may_take_any_time_between_two_calls():
     assert seconds[STATIC] * 1000 < 2**31
 
 
+def test_two_owners_need_one_process_more():
+    assert set(ask(2)) == {0, 1}
+    pair = local._kept[2]
+    assert set(pair._children) == {STATIC}
+    assert isinstance(pair.session, PairSession)
+    assert set(ask()) == {0, 1, 2}
+    # Neither call ends what the other one keeps.
+    assert set(ask(2)) == {0, 1}
+    assert local._kept[2] is pair and pair.usable
+
+
+def test_a_failure_of_two_owners_is_told(monkeypatch):
+    ask(2)
+    pair = local._kept[2]
+    pair._children[STATIC].kill()
+    pair._children[STATIC].wait()
+    assert set(ask(2)) == {0, 1}
+    assert local._kept[2] is not pair
+    with pytest.raises(ModuleNotFoundError, match="no_such"):
+        local.run_locally(
+            silence, "no_such:task", parties=2, moving={}, static={}, helper={}
+        )
+
+
 def test_a_call_ends_what_another_one_left(conversation):
     assert conversation.active
     assert set(ask()) == {0, 1, 2}
@@ -56,7 +81,7 @@ def test_failures_of_a_conversation_are_its_own(conversation, monkeypatch):
 
     monkeypatch.setattr(before, "finish", fail)
     assert set(ask()) == {0, 1, 2}
-    assert local._shared is not before
+    assert local._kept[3] is not before
     assert not before.usable
 
 
@@ -65,13 +90,13 @@ def test_parties_that_died_meanwhile_are_replaced(conversation):
     for child in before._children.values():
         child.kill()
     assert set(ask()) == {0, 1, 2}
-    assert local._shared is not before
+    assert local._kept[3] is not before
 
 
 def test_a_party_that_died_unnoticed():
     """An error of its own; a broken pipe would be taken for the caller's."""
     ask()
-    parties = local._shared
+    parties = local._kept[3]
     for child in parties._children.values():
         child.kill()
         child.wait()
@@ -81,7 +106,7 @@ def test_a_party_that_died_unnoticed():
 
 def test_parties_that_die_as_a_conversation_begins(monkeypatch):
     ask()
-    parties = local._shared
+    parties = local._kept[3]
     for child in parties._children.values():
         child.kill()
         child.wait()

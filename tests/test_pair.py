@@ -5,11 +5,12 @@ import pytest
 
 from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError, UndeclaredOpeningError
-from dipy_ppir.mpc.fields import P61, R64
+from dipy_ppir.mpc.fields import P61, P127, R64
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.pair import check_pair
+from dipy_ppir.mpc.protocols import share
 
-declare("test_pair_all", (MOVING, STATIC, HELPER), "any", "a test", 64)
+declare("test_pair_all", (MOVING, STATIC, HELPER), "any", "a test", 128)
 declare("test_pair_moving", (MOVING,), "any", "a test", 64)
 
 
@@ -52,6 +53,24 @@ def test_numbers_of_an_owner_are_told(two):
 
     for opened in two(run):
         assert (opened == np.arange(3)).all()
+
+
+@pytest.mark.parametrize("field", [P61, P127], ids=repr)
+@pytest.mark.parametrize("owner", [MOVING, STATIC])
+def test_numbers_of_an_owner_are_shared_without_a_message(two, field, owner):
+    """As three parties share them, in a ring as large."""
+    numbers = np.array([-1.5, 0.25, 900.0])
+
+    def run(session):
+        own = numbers if session.pid == owner else None
+        shared = share(session, owner, own, (3,), frac_bits=8, bound=1000, field=field)
+        sent = sum(session.ledger.sent.values())
+        assert shared.field.bits >= field.bits and shared.degree == 2
+        return sent, session.open(shared, "test_pair_all", (MOVING, STATIC))
+
+    for sent, opened in two(run):
+        assert sent == 0
+        assert (opened == numbers).all()
 
 
 def test_nothing_undeclared_is_opened(two):

@@ -1214,7 +1214,7 @@ def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
     def killing(*args, **options):
         calls.append(0)
         if len(calls) == 3:
-            children.update(local._shared._children)
+            children.update(local._kept[3]._children)
             children[pid].kill()
         return inner(*args, **options)
 

@@ -526,7 +526,7 @@ def test_a_party_killed_on_the_way(command, pair, monkeypatch, pid):
 
     def killing(metric, *args, **options):
         if metric.evaluations == 2 and not children:
-            children.update(local._shared._children)
+            children.update(local._kept[3]._children)
             children[pid].kill()
         return inner(metric, *args, **options)
 

@@ -9,6 +9,7 @@ from dipy.testing.decorators import warning_for_keywords
 import numpy as np
 
 from dipy_ppir.align import plausibility
+from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.arguments import check_run, mask_array, matrix_array, read_image
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.frames import Blur
@@ -167,6 +168,7 @@ def affine_registration(
     static_mask=None,
     optimizer_options=None,
     session=None,
+    parties=None,
     callback=None,
     result_to=AFFINE.result_to,
     ret_receipt=False,
@@ -207,7 +209,10 @@ def affine_registration(
         see ``scipy.optimize.minimize``; used at the moving owner.
     session : Session, optional
         this party's session. With both images here and no session, the other
-        two parties are started as processes on this machine.
+        parties are started as processes on this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     callback : callable, optional
         see `SecureAffineRegistration`.
     result_to : {"both", "moving"}, optional
@@ -273,8 +278,13 @@ def affine_registration(
         **metric_kwargs,
     )
     steps, ret_metric = list(parameters.pipeline), parameters.ret_metric
+    check_parties(parties, session, "affine", parameters)
     registration = registration_of(
-        parameters, options=options, callback=callback, checkpoint=checkpoint
+        parameters,
+        options=options,
+        callback=callback,
+        checkpoint=checkpoint,
+        parties=parties,
     )
     if session is not None:
         registration.keep_to_file(session, steps, starting_affine, ret_metric)
@@ -365,6 +375,7 @@ def affine_registration(
         results = local.run_locally(
             run_here,
             "dipy_ppir.align._public:_pipeline_party",
+            parties=parties,
             moving={},
             static={**common, **there},
             helper={**common, **helper},
@@ -517,6 +528,7 @@ def syn_registration(
     inv_iter=SYN.inv_iter,
     inv_tol=SYN.inv_tol,
     session=None,
+    parties=None,
     callback=None,
     result_to=SYN.result_to,
     ret_receipt=False,
@@ -551,7 +563,10 @@ def syn_registration(
         `affine_registration`), at the moving owner.
     session : Session, optional
         this party's session. With both images here and no session, the other
-        two parties are started as processes on this machine.
+        parties are started as processes on this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     ss_sigma_factor, opt_tol, inv_iter, inv_tol, callback, result_to, strict : optional
         see `SecureSymmetricDiffeomorphicRegistration`.
     ret_receipt : bool, optional
@@ -597,7 +612,11 @@ def syn_registration(
         **metric_kwargs,
     )
     registration = syn_registration_from(
-        parameters.plain(), callback=callback, checkpoint=checkpoint, strict=strict
+        parameters.plain(),
+        parties=parties,
+        callback=callback,
+        checkpoint=checkpoint,
+        strict=strict,
     )
     images = static, static_affine, moving, moving_affine
     out = _deformed(registration, images, session, prealign)
@@ -635,6 +654,7 @@ def freeform_registration(
     dim=FREEFORM.dim,
     prealign=None,
     session=None,
+    parties=None,
     callback=None,
     ret_receipt=False,
     checkpoint=None,
@@ -664,7 +684,10 @@ def freeform_registration(
         `affine_registration`), at the moving owner.
     session : Session, optional
         this party's session. With both images here and no session, the other
-        two parties are started as processes on this machine.
+        parties are started as processes on this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     callback, strict : optional
         see `SecureFreeFormRegistration`.
     ret_receipt : bool, optional
@@ -700,7 +723,12 @@ def freeform_registration(
     check_run(session, checkpoint, callback)
     prealign = matrix_array(prealign, "prealign")
     registration = SecureFreeFormRegistration(
-        dim, callback=callback, checkpoint=checkpoint, strict=strict, **parameters
+        dim,
+        parties=parties,
+        callback=callback,
+        checkpoint=checkpoint,
+        strict=strict,
+        **parameters,
     )
     images = static, static_affine, moving, moving_affine
     out = _deformed(registration, images, session, prealign)

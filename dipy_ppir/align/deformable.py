@@ -9,6 +9,7 @@ import numpy as np
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.arguments import image_array, matrix_array
 from dipy_ppir.align.checkpoint import digest
 from dipy_ppir.align.memory import check_session
@@ -36,8 +37,8 @@ _NAMES = ("static", "moving")
 class DeformableRegistration:
     """A registration of two parties' images that ends with a map.
 
-    A subclass has ``session``, ``checkpoint``, ``strict``, ``parameters``, ``receipt``
-    and ``dim``.
+    A subclass has ``session``, ``parties``, ``checkpoint``, ``strict``, ``parameters``,
+    ``receipt`` and ``dim``.
 
     Attributes
     ----------
@@ -73,6 +74,8 @@ class DeformableRegistration:
 
     def join(self, session):
         """Make the registration part of `session`, or of none with None."""
+        if session is not None:
+            check_parties(self.parties, session, self.operation, self.parameters)
         keep_to(session, self.operation, self.flat_config())
         self.session = session
 
@@ -112,6 +115,7 @@ class DeformableRegistration:
         ImplausibleError
             with `strict`, if the result is not plausible.
         """
+        check_parties(self.parties, self.session, self.operation, self.parameters)
         static, moving = image_array(static, "static"), image_array(moving, "moving")
         static_grid2world = matrix_array(static_grid2world, "static_grid2world")
         moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
@@ -157,6 +161,7 @@ class DeformableRegistration:
         results = local.run_locally(
             run_here,
             self.party,
+            parties=self.parties,
             moving={},
             static={**common, **there},
             helper={**common, **helper},

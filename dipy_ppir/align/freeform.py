@@ -354,6 +354,9 @@ class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
     session : Session, optional
         this party's session. By default the other parties are started as processes on
         this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     result_to : {"both", "moving", "static"}, optional
         which image owners get the resulting map. The moving owner could have it anyway.
     checkpoint : Checkpoint, optional
@@ -386,14 +389,15 @@ class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
         *,
         callback=None,
         session=None,
+        parties=None,
         checkpoint=None,
         strict=False,
         **parameters,
     ):
         check_run(session, checkpoint, callback)
         super().__init__(FreeFormParameters(dim=dim, **parameters), callback)
-        self.session, self.checkpoint = session, checkpoint
-        self.strict = bool(strict)
+        self.session, self.parties = session, parties
+        self.checkpoint, self.strict = checkpoint, bool(strict)
         self.receipt = self.value = None
 
     def config(self):

@@ -32,6 +32,7 @@ import numpy as np
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.arguments import (
     check_instance,
     check_run,
@@ -171,6 +172,9 @@ SecureCrossCorrelationMetric, optional
     session : Session, optional
         this party's session. By default the other parties are started as
         processes on this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     callback : callable, optional
         called with every evaluation with a dict of ``step``, ``level``,
         ``iteration``, ``bytes_sent`` and, at the moving owner, ``value``.
@@ -207,6 +211,7 @@ SecureCrossCorrelationMetric, optional
         options=None,
         verbosity=0,
         session=None,
+        parties=None,
         callback=None,
         result_to=AFFINE.result_to,
         checkpoint=None,
@@ -250,7 +255,7 @@ SecureCrossCorrelationMetric, optional
             verbosity=verbosity,
         )
         self.scale = self.parameters.evaluations
-        self.session = session
+        self.session, self.parties = session, parties
         self.callback = callback
         self.result_to = self.parameters.result_to
         self.strict = bool(strict)
@@ -313,6 +318,7 @@ SecureCrossCorrelationMetric, optional
         ImplausibleError
             with `strict`, if the result is not plausible.
         """
+        check_parties(self.parties, self.session, "affine", self.parameters)
         static, moving = image_array(static, "static"), image_array(moving, "moving")
         static_grid2world = matrix_array(static_grid2world, "static_grid2world")
         moving_grid2world = matrix_array(moving_grid2world, "moving_grid2world")
@@ -403,6 +409,7 @@ SecureCrossCorrelationMetric, optional
                 session, transform, params0, starting_affine, ret_metric, here
             ),
             "dipy_ppir.align.imaffine:_optimize_party",
+            parties=self.parties,
             moving={},
             static={**common, **there},
             helper={**common, **helper},

@@ -132,6 +132,9 @@ class SecureSymmetricDiffeomorphicRegistration(
     session : Session, optional
         this party's session. By default the other parties are started as processes on
         this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     result_to : {"both", "moving", "static"}, optional
         which image owners get the resulting map.
     checkpoint : Checkpoint, optional
@@ -170,6 +173,7 @@ class SecureSymmetricDiffeomorphicRegistration(
         inv_tol=SYN.inv_tol,
         callback=None,
         session=None,
+        parties=None,
         result_to=SYN.result_to,
         checkpoint=None,
         strict=False,
@@ -204,7 +208,7 @@ class SecureSymmetricDiffeomorphicRegistration(
             callback=callback,
         )
         self.verbosity = VerbosityLevels.NONE
-        self.session = session
+        self.session, self.parties = session, parties
         self.result_to = self.parameters.result_to
         self.checkpoint = checkpoint
         self.strict = bool(strict)

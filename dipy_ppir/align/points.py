@@ -15,6 +15,7 @@ import numpy as np
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.align.agreed import keep_to
+from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.arguments import check_numbers, check_run
 from dipy_ppir.align.decomposition import decompose
 from dipy_ppir.align.facts import own_arrays
@@ -307,6 +308,7 @@ def point_registration(
     scaling=POINTS.scaling,
     precision=POINTS.precision,
     session=None,
+    parties=None,
     reveal=POINTS.reveal,
     result_to=POINTS.result_to,
     ret_receipt=False,
@@ -332,8 +334,11 @@ def point_registration(
         rotation moves it by up to 6e-6 times its distance from the centroid besides,
         that of a scale by up to 3e-6.
     session : Session, optional
-        this party's session. With both sets here and no session, the other two parties
-        are started as processes on this machine.
+        this party's session. With both sets here and no session, the other parties are
+        started as processes on this machine.
+    parties : {3, 2}, optional
+        how many there are then: two owners and a helper, by default, or two owners
+        alone.
     reveal : {"transform"}, optional
         what the owners learn, of which there is no choice.
     result_to : {"both", "moving", "static"}, optional
@@ -369,6 +374,7 @@ def point_registration(
     parameters = PointParameters(
         scaling=scaling, precision=precision, reveal=reveal, result_to=result_to
     )
+    check_parties(parties, session, "points", parameters)
     pair = {"moving": moving, "static": static}
     own = {}
     for name, points in pair.items():
@@ -379,7 +385,7 @@ def point_registration(
         keep_to(session, "points", parameters.plain())
         results = _run(session, parameters, pair, own)
     else:
-        results = _run_locally(parameters, pair, own)
+        results = _run_locally(parameters, pair, own, parties)
     matrix, warnings, undetermined, receipt = results
     if undetermined is not None:
         raise UndeterminedError(undetermined, receipt)
@@ -391,7 +397,7 @@ def point_registration(
     return out + (receipt,) if ret_receipt else out
 
 
-def _run_locally(parameters, pair, own):
+def _run_locally(parameters, pair, own, parties):
     """All parties on this machine."""
     if len(own) < 2:
         raise ValueError(
@@ -409,6 +415,7 @@ def _run_locally(parameters, pair, own):
     return local.run_locally(
         run_here,
         "dipy_ppir.align.points:_point_party",
+        parties=parties,
         moving={},
         static={**common, "points": pair["static"]},
         helper=common,

@@ -1,9 +1,10 @@
-"""The other two parties as processes on this machine.
+"""The other parties as processes on this machine.
 
 When a caller holds both images, a secure class starts the static owner and the
 helper as processes of their own, joined by TCP on the loopback interface, and
-plays the moving owner itself. The protocol is the deployed one. The processes
-are kept for the next call and end with the caller, however it ends.
+plays the moving owner itself; of two owners alone, only the static one. The
+protocol is the deployed one. The processes are kept for the next call and end
+with the caller, however it ends.
 """
 
 import atexit
@@ -29,7 +30,7 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
 from dipy_ppir.mpc.party import meet
 from dipy_ppir.mpc.pipes import read_message, write_message
 from dipy_ppir.mpc.receipt import make_receipt, run_facts
-from dipy_ppir.mpc.session import THRESHOLD
+from dipy_ppir.mpc.session import PARTIES, THRESHOLD
 
 START_TIMEOUT = 60.0
 #: Seconds to wait for a party's own account of a failure; one that has ended has none.
@@ -40,10 +41,12 @@ UNLIMITED = 1e6
 
 
 class LocalParties:
-    """Two child processes and this process's own session with them.
+    """Child processes and this process's own session with them.
 
     Parameters
     ----------
+    parties : int, optional
+        3, or 2 for two owners alone.
     timeout : float, optional
         longest silence of a party during a run, in seconds.
 
@@ -53,8 +56,8 @@ class LocalParties:
         this process's end: the moving owner.
     """
 
-    def __init__(self, timeout=300.0):
-        self._children = {}
+    def __init__(self, parties=PARTIES, timeout=300.0):
+        self._children, self._count = {}, parties
         self._ended = False
         self._owner = os.getpid()
         fill_standard_descriptors()
@@ -62,7 +65,7 @@ class LocalParties:
         listeners = {p: _listener() for p in (MOVING, STATIC)}
         addresses = {p: list(s.getsockname()[:2]) for p, s in listeners.items()}
         try:
-            for pid in (STATIC, HELPER):
+            for pid in (STATIC, HELPER)[: parties - 1]:
                 listener = listeners[pid] if pid == STATIC else None
                 self._start(pid, token, addresses, listener)
             listeners[STATIC].close()
@@ -73,6 +76,7 @@ class LocalParties:
                 listeners[MOVING],
                 START_TIMEOUT,
                 check=self._check_alive,
+                parties=parties,
             )
             for pid in self._children:
                 self._reply(pid)
@@ -106,6 +110,7 @@ class LocalParties:
         self._children[pid] = child
         setup = {
             "pid": pid,
+            "parties": self._count,
             "token": token.hex(),
             "addresses": addresses,
             "listen_fd": fds[0] if fds else None,
@@ -154,9 +159,10 @@ class LocalParties:
         function : callable
             ``function(session, **moving)`` runs here, as the moving owner.
         call : str
-            ``package.module:function`` that the other two parties run.
+            ``package.module:function`` that the other parties run.
         moving, static, helper : dict
-            keyword arguments of the task, by party.
+            keyword arguments of the task, by party; the helper's are left where there
+            is none.
         account : Account, optional
             counts this task's openings and traffic with those of others.
 
@@ -172,7 +178,8 @@ class LocalParties:
             and the next call starts new ones.
         """
         try:
-            self.start(call, {STATIC: static, HELPER: helper})
+            tasks = {STATIC: static, HELPER: helper}
+            self.start(call, {pid: tasks[pid] for pid in self._children})
             self.session.new_run()
             if account is not None:
                 self.session.ledger = account.ledger
@@ -188,7 +195,7 @@ class LocalParties:
             raise better from exc
 
     def start(self, call, tasks):
-        """Send a task to the other two parties; `finish` waits for its end.
+        """Send a task to the other parties; `finish` waits for its end.
 
         Parameters
         ----------
@@ -214,7 +221,7 @@ class LocalParties:
             maps party numbers to ``{"result": ..., "sent": bytes by phase}``.
         """
         replies = {}
-        for pid in (STATIC, HELPER):
+        for pid in self._children:
             reply = self._reply(pid)
             if reply is None or not reply["ok"]:
                 raise self._error(pid, reply)
@@ -228,7 +235,7 @@ class LocalParties:
         self.session.fail(exc)
         if isinstance(exc, PeerError):
             silent = exc.culprit if isinstance(exc, PeerTimeoutError) else None
-            for pid in (STATIC, HELPER):
+            for pid in self._children:
                 # One that stands still would never answer.
                 patience = 0 if pid == silent else REPLY_PATIENCE
                 reply = self._reply(pid, patience)
@@ -288,32 +295,38 @@ def _listener():
     return sock
 
 
-_shared = None
+#: Parties kept between calls, by how many they are.
+_kept = {}
 _current = None
 _lock = threading.RLock()
 
 
-def _parties():
-    """The parties kept between calls, started if need be, and idle."""
-    global _shared
+def _parties(count=PARTIES):
+    """So many parties kept between calls, started if need be, and idle."""
     if _current is not None:
         # Its parties may have failed since; whoever comes next has no part in that.
         with contextlib.suppress(MPCError, OSError):
             _current.end()
-    if _shared is None or not _shared.usable:
-        if _shared is not None:
-            _shared.close()
-        _shared = LocalParties()
-    return _shared
+    kept = _kept.get(count)
+    if kept is None or not kept.usable:
+        if kept is not None:
+            kept.close()
+        _kept[count] = LocalParties(count)
+    return _kept[count]
 
 
-def run_locally(function, call, **arguments):
+def run_locally(function, call, *, parties=None, **arguments):
     """`LocalParties.run` with parties that are kept between calls.
 
     One task runs at a time; calls from several threads take turns.
+
+    Parameters
+    ----------
+    parties : int, optional
+        3 by default, or 2 for two owners alone.
     """
     with _lock:
-        return _parties().run(function, call, **arguments)
+        return _parties(parties or PARTIES).run(function, call, **arguments)
 
 
 class Account:
@@ -341,7 +354,7 @@ class Account:
         by_party = {ROLES[MOVING]: self.ledger.sent_by_phase()}
         for pid, sent in self.sent.items():
             by_party[ROLES[pid]] = dict(sent)
-        facts = {**run_facts(THRESHOLD), "role": ROLES[MOVING], **facts}
+        facts = {**run_facts(THRESHOLD, PARTIES), "role": ROLES[MOVING], **facts}
         return make_receipt(self.ledger, by_party, **facts)
 
 
@@ -412,11 +425,10 @@ class Conversation(Account):
 @atexit.register
 def close_local_parties():
     """End the parties kept by `run_locally`; done at exit by itself."""
-    global _shared, _current
+    global _current
     if _current is not None:
         with contextlib.suppress(Exception):
             _current.end()
     _current = None
-    if _shared is not None:
-        _shared.close()
-        _shared = None
+    while _kept:
+        _kept.popitem()[1].close()

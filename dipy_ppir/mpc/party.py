@@ -16,7 +16,7 @@ import traceback
 from dipy_ppir.mpc.descriptors import fill_standard_descriptors
 
 
-def meet(pid, token, addresses, listener, timeout, check=None):
+def meet(pid, token, addresses, listener, timeout, check=None, parties=3):
     """Connect this party to the others over loopback TCP and authenticate.
 
     Lower numbers listen, higher numbers dial.
@@ -33,10 +33,13 @@ def meet(pid, token, addresses, listener, timeout, check=None):
     timeout : float
     check : callable, optional
         called while waiting; may raise to give up early.
+    parties : int, optional
+        3, or 2 for two owners alone.
 
     Returns
     -------
     session : Session
+        of two owners alone a `PairSession`.
 
     Raises
     ------
@@ -52,11 +55,13 @@ def meet(pid, token, addresses, listener, timeout, check=None):
     from dipy_ppir.mpc.errors import PeerError, PeerLostError, PeerTimeoutError
     from dipy_ppir.mpc.ledger import ROLES
     from dipy_ppir.mpc.link import Link
+    from dipy_ppir.mpc.pair import PairSession
     from dipy_ppir.mpc.session import Session
 
+    kind = PairSession if parties == 2 else Session
     links, seeds = {}, {}
     try:
-        for peer in sorted(p for p in ROLES if p < pid):
+        for peer in sorted(p for p in kind.roles if p < pid):
             try:
                 sock = socket.create_connection(addresses[peer], timeout)
             except ConnectionError as exc:
@@ -68,7 +73,7 @@ def meet(pid, token, addresses, listener, timeout, check=None):
             sock.sendall(bytes([pid]))
             links[peer] = Link(sock, peer)
             seeds[peer] = authenticate(links[peer], pid, token, timeout=timeout)
-        waiting = {p for p in ROLES if p > pid}
+        waiting = {p for p in kind.roles if p > pid}
         deadline = time.monotonic() + timeout
         while waiting:
             listener.settimeout(0.2)
@@ -103,7 +108,7 @@ def meet(pid, token, addresses, listener, timeout, check=None):
             link.sock.close()
         if not isinstance(exc, TimeoutError):
             raise
-        missing = sorted(set(ROLES) - {pid} - set(seeds))
+        missing = sorted(set(kind.roles) - {pid} - set(seeds))
         names = ", ".join(f"party {p} ({ROLES[p]})" for p in missing)
         raise PeerTimeoutError(
             f"{names} did not connect within {timeout:g} s", missing[0]
@@ -111,7 +116,7 @@ def meet(pid, token, addresses, listener, timeout, check=None):
     finally:
         if listener is not None:
             listener.close()
-    return Session(pid, links, seeds, timeout=timeout)
+    return kind(pid, links, seeds, timeout=timeout)
 
 
 def resolve(path):
@@ -145,6 +150,7 @@ def serve(commands, replies):
             addresses,
             listener,
             setup["timeout"],
+            parties=setup["parties"],
         )
     except PeerError:
         return  # the parent waits for the same parties, and says who is missing

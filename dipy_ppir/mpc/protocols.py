@@ -31,7 +31,7 @@ import numpy as np
 
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
-from dipy_ppir.mpc.fields import P61, R32, R64, R128
+from dipy_ppir.mpc.fields import P61, P127, R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
 
@@ -39,6 +39,8 @@ from dipy_ppir.mpc.prg import Stream
 # from the seed it shares with the owner; the other party is sent its point.
 SEED_PARTY = {0: 1, 1: 0, 2: 0}
 SENT_PARTY = {0: 2, 1: 2, 2: 1}
+#: Rings in which two owners alone hold what three parties hold in a field.
+RINGS = {P61: R64, P127: R128}
 
 
 def _point(field, owner, party, x, r):
@@ -85,7 +87,8 @@ def share_elements(session, owner, x, shape, field, name):
 def share(session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="share"):
     """Share real numbers known to one party as fixed-point numbers.
 
-    Rounds: 1. Elements: 1 per value, to one party.
+    Rounds: 1. Elements: 1 per value, to one party. Of two owners alone the one that
+    knows the numbers holds them and the other zeros, in a ring: nothing is sent.
 
     Parameters
     ----------
@@ -110,13 +113,17 @@ def share(session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="
     -------
     array : SharedArray
     """
-    elements = None
+    elements, alone = None, HELPER not in session.roles
+    field = RINGS.get(field, field) if alone else field
     if session.pid == owner:
         x = np.asarray(x, dtype=np.float64)
         if x.shape != tuple(shape):
             raise ValueError(f"expected an array of shape {shape}, got {x.shape}")
         elements = field.encode(x, frac_bits, bound)
     integer_bound = int(np.ceil(bound * 2.0**frac_bits))
+    if alone:
+        part = field.zeros(shape) if elements is None else elements
+        return SharedArray(field, part, 2, frac_bits, integer_bound)
     part = share_elements(session, owner, elements, shape, field, name)
     return SharedArray(field, part, 1, frac_bits, integer_bound)
 

@@ -9,7 +9,7 @@ import platform
 from typing import Any
 
 from dipy_ppir.mpc.fields import P127, R64, R128
-from dipy_ppir.mpc.ledger import BLURRED, CHOSEN, MAPS, REBUILDS, ROLES, Ledger
+from dipy_ppir.mpc.ledger import BLURRED, CHOSEN, MAPS, REBUILDS, Ledger
 from dipy_ppir.mpc.record import source_digest
 
 #: Packages whose versions are on the receipt, where they are installed.
@@ -35,10 +35,10 @@ def _versions():
     return {**versions, "python": platform.python_version()}
 
 
-def run_facts(threshold):
+def run_facts(threshold, parties):
     """Facts about the run and its software that every receipt states."""
     return {
-        "m": len(ROLES),
+        "m": parties,
         "t": threshold,
         "insecure": threshold == 0,
         "fields": f"{R64!r}, {R128!r}, {P127!r}",

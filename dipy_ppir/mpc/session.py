@@ -570,7 +570,8 @@ class Session:
         receipt : dict
         """
         plan = self.plan
-        facts = {**run_facts(self.threshold), "role": self.role, **facts}
+        own = run_facts(self.threshold, len(self.roles))
+        facts = {**own, "role": self.role, **facts}
         if plan is not None:
             facts |= {
                 "title": plan.title,
