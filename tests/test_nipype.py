@@ -130,7 +130,7 @@ def test_inputs_refuse_what_the_command_refuses(command):
     names = set(spec.copyable_trait_names()) - OWN
     settled = set(getattr(flow_of(command), "settled", ()))
     if command == "dipy_ppir_align_points":
-        settled = {"scaling", "precision"}
+        settled = {"scaling", "precision", "parties"}
     expected = {name: set() for name in names}
     pairs = [("session", name) for name in settled]
     pairs += [pair for pair in APART if set(pair) <= names]

@@ -13,7 +13,6 @@ NUMBERS = (PARTIES, 2)
 #: Operations to rows of parameters: one row that is met is enough.
 ALONE = {
     "affine": (
-        {"pipeline": ("center_of_mass",)},
         {"metric": "MI", "reveal": "transform", "hide_steps": False},
         {"metric": "SSD"},
     ),
@@ -34,6 +33,8 @@ def check_alone(operation, parameters):
         as session files have it.
     parameters : Parameters
     """
+    if set(getattr(parameters, "pipeline", ())) == {"center_of_mass"}:
+        return  # whatever the metric, which is not asked
     rows = ALONE.get(operation, ())
     backend = getattr(parameters, "backend", _BACKEND)
     if backend == _BACKEND and any(_fits(row, parameters) for row in rows):

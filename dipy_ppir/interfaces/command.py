@@ -101,6 +101,14 @@ class SessionInputSpec(CommandInputSpec):
         "checkpoint is in out_dir, which must not be the node's own folder, because "
         "nipype empties that",
     )
+    parties = traits.Enum(
+        3,
+        2,
+        argstr="--parties %d",
+        xor=["session"],
+        desc="without a session, 3 for two owners and a helper, or 2 for two owners "
+        "alone",
+    )
     strict = traits.Bool(
         False,
         argstr="--strict",

@@ -9,6 +9,7 @@ from dipy_ppir.align import affine_registration
 from dipy_ppir.align._public import registration_of
 from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.validation import check_slices
+from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import LIMIT
@@ -81,6 +82,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         "hide_steps",
         "far_apart",
         "out_quality",
+        "parties",
     )
     spelling = {
         "pipeline": "transform",
@@ -124,6 +126,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
         report="report.html",
         far_apart=False,
         no_pictures=False,
+        parties=PARTIES,
         session="",
         identity="",
         listen="",
@@ -134,7 +137,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
     ):
         """Register two images that neither owner shows to the other.
 
-        With two images, three processes on this machine play the image owners and
+        With two images, processes on this machine play the image owners and
         a helper, and run the protocol that separate sites run. With --session and
         the word remote in place of the image that another site has, this is one
         party of a session between sites. Flags and output
@@ -238,6 +241,9 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             Write neither the report nor the overlay pictures checkerboard.png and
             contours.png (made if matplotlib is installed); nor, at a site of a
             session, warped_grid.png.
+        parties : int, optional
+            With both images here, how many parties there are: 3, for two owners
+            and a helper, or 2, for two owners alone, who compute on encrypted numbers.
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the image that this site does not have.
@@ -345,7 +351,7 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             )
         return images
 
-    def compute(self, images, parameters, progress, wanted, strict):
+    def compute(self, images, parameters, progress, wanted, **options):
         """See `RegistrationFlow`."""
         masks = {name: images[name] for name in self.also_read if name in images}
         return affine_registration(
@@ -354,9 +360,9 @@ class SecureImageRegistrationFlow(RegistrationFlow):
             moving_affine=images["moving_grid2world"],
             static_affine=images["static_grid2world"],
             ret_receipt=True,
-            strict=strict,
             callback=progress,
             **parameters.plain(),
+            **options,
             **masks,
         )
 

@@ -3,6 +3,7 @@
 from dipy_ppir.align import freeform_registration
 from dipy_ppir.align.freeform import SecureFreeFormRegistration
 from dipy_ppir.align.parameters import FREEFORM, FreeFormParameters
+from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.progress import deformation_callback
 from dipy_ppir.workflows.registration import load_images
@@ -31,6 +32,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         "intensities",
         "inv_iter",
         "inv_tol",
+        "parties",
     )
     spelling = {"sampling_proportion": "sampling_prop"}
 
@@ -64,6 +66,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         receipt="receipt.json",
         report="report.html",
         no_pictures=False,
+        parties=PARTIES,
         session="",
         identity="",
         listen="",
@@ -74,7 +77,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         """Register two images by a cubic B-spline, without showing either.
 
         The sum of squared differences decides: for images of the same contrast. With
-        two images, three processes on this machine play the image owners and
+        two images, processes on this machine play the image owners and
         a helper, and run the protocol that separate sites run. With --session and
         the word remote in place of the image that another site has, this is one
         party of a session between sites. Output files are those of
@@ -163,6 +166,9 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
             Write neither the report nor the pictures checkerboard.png, contours.png,
             warped_grid.png and jacobian.png (made if matplotlib is installed; at a
             site of a session the latter two, on its own image).
+        parties : int, optional
+            With both images here, how many parties there are: 3, for two owners
+            and a helper, or 2, for two owners alone, who compute on encrypted numbers.
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the image that this site does not have.
@@ -201,7 +207,7 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
         inputs.explain(check, images, prealign)
         return {**images, "prealign": prealign}
 
-    def compute(self, images, parameters, progress, wanted, strict):
+    def compute(self, images, parameters, progress, wanted, **options):
         """See `RegistrationFlow`."""
         return freeform_registration(
             images["moving"],
@@ -211,6 +217,6 @@ class SecureFreeFormRegistrationFlow(SecureSynRegistrationFlow):
             prealign=images["prealign"],
             callback=deformation_callback(progress),
             ret_receipt=True,
-            strict=strict,
             **parameters.plain(),
+            **options,
         )

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 
 from dipy_ppir.align import plausibility, point_registration
+from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.estimate import estimate
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.itkfiles import check_ending
@@ -23,6 +24,7 @@ from dipy_ppir.align.points import (
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.mpc.identity import home
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
+from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import OutputFilesFlow, check_name, short_name
 from dipy_ppir.workflows.inputs import InputError
@@ -50,7 +52,7 @@ logger = logging.getLogger("dipy_ppir")
 #: Flags that name outputs.
 OUTPUTS = ("out_moved", "out_matrix", "out_affine", "out_itk", "receipt")
 #: Flags that a session file settles.
-SETTLED = ("scaling", "precision")
+SETTLED = ("scaling", "precision", "parties")
 _HEADER = "takes moving points to static ones, mm: matrix @ (x, y, (z,) 1)"
 
 
@@ -77,6 +79,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         receipt="receipt.json",
         report="report.html",
         no_pictures=False,
+        parties=PARTIES,
         session="",
         identity="",
         listen="",
@@ -88,7 +91,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
         """Register two sets of corresponding points that neither owner shows.
 
         The first point of the one file belongs to the first of the other, and so on.
-        With two files, three processes on this machine play the owners and a helper,
+        With two files, processes on this machine play the owners and a helper,
         and run the protocol that separate sites run. With --session and the word
         remote in place of the points that another site has, this is one party of a
         session between sites.
@@ -124,6 +127,9 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             made if jinja2 and matplotlib are installed.
         no_pictures : boolean, optional
             Do not write the report.
+        parties : int, optional
+            With both sets here, how many parties there are: 3, for two owners
+            and a helper, or 2, for two owners alone, who compute on encrypted numbers.
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the points that this site does not have.
@@ -172,6 +178,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
             _check_no_session(resume, limit_bits)
             try:
                 parameters = PointParameters(scaling=scaling, precision=precision)
+                check_parties(parties, None, "points", parameters)
             except ParameterError as exc:
                 raise InputError(exc.spelled("--{}".format)) from None
             mine = files
@@ -208,7 +215,7 @@ class SecurePointRegistrationFlow(OutputFilesFlow):
                 write_receipt(out, names["receipt"], receipt)
 
             try:
-                found = _register(site, points, parameters, write, count)
+                found = _register(site, points, parameters, write, count, parties)
             except UndeterminedError as exc:
                 # What was learned stays on record.
                 if count is not None:
@@ -274,7 +281,7 @@ class _Count:
         self.count.end(self.planned, receipt, self.role)
 
 
-def _register(site, points, parameters, write, count):
+def _register(site, points, parameters, write, count, parties):
     """Register here, or as one site; returns the receipt."""
     if site is not None:
         pair = {"static": WORD, "moving": WORD, **points}
@@ -282,9 +289,10 @@ def _register(site, points, parameters, write, count):
         count.end(receipt)
         return receipt
     shapes = points["static"].shape, points["moving"].shape
-    logger.info("%s", estimate_text(estimate(parameters, *shapes)))
+    if parties == PARTIES:
+        logger.info("%s", estimate_text(estimate(parameters, *shapes)))
     *result, receipt = point_registration(
-        **points, ret_receipt=True, **parameters.plain()
+        **points, parties=parties, ret_receipt=True, **parameters.plain()
     )
     write(*result, receipt=receipt)
     return receipt

@@ -1,5 +1,6 @@
 """What the commands that register do alike, here or as one site of a session."""
 
+from contextlib import contextmanager
 from functools import cache, partial
 import inspect
 import logging
@@ -9,10 +10,12 @@ from dipy.align.imaffine import AffineMap
 from dipy.io.image import save_nifti
 
 from dipy_ppir.align import plausibility
+from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.estimate import estimate
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.itkfiles import check_ending
 from dipy_ppir.align.parameters import ParameterError
+from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.workflows import figures, inputs, report
 from dipy_ppir.workflows.course import Course
 from dipy_ppir.workflows.flow import (
@@ -122,7 +125,7 @@ class RegistrationFlow(OutputFilesFlow):
         """
         raise NotImplementedError
 
-    def compute(self, images, parameters, progress, wanted, strict):
+    def compute(self, images, parameters, progress, wanted, **options):
         """Register a pair that was loaded.
 
         Parameters
@@ -134,8 +137,9 @@ class RegistrationFlow(OutputFilesFlow):
             display for the callback.
         wanted : set of str
             of `optional`.
-        strict : bool
-            whether a result that is not plausible is an error.
+        **options
+            of the function: ``strict``, whether a result that is not plausible is an
+            error, and ``parties``, how many there are.
 
         Returns
         -------
@@ -153,13 +157,19 @@ class RegistrationFlow(OutputFilesFlow):
 
     def checked(self, schema, **given):
         """Parameters, of which a mistake is told by the name of the flag."""
-        try:
+        with self._spelled():
             parameters = schema(**given)
+        inputs.explain(check_plan, parameters)
+        return parameters
+
+    @contextmanager
+    def _spelled(self):
+        """Tell of mistakes in parameters by the names of their flags."""
+        try:
+            yield
         except ParameterError as exc:
             text = exc.spelled(lambda name: f"--{self.spelling.get(name, name)}")
             raise InputError(text) from None
-        inputs.explain(check_plan, parameters)
-        return parameters
 
     # -- one site of a session --------------------------------------------
 
@@ -202,6 +212,9 @@ class RegistrationFlow(OutputFilesFlow):
 
     def _register_here(self, files, flags):
         parameters = self.parameters(flags)
+        options = {"strict": bool(flags["strict"]), "parties": flags["parties"]}
+        with self._spelled():
+            check_parties(options["parties"], None, self.operation, parameters)
         self._check_names(flags)
         for path in files.values():
             if not str(path).strip():
@@ -226,7 +239,7 @@ class RegistrationFlow(OutputFilesFlow):
                     own = self._own_files(paths, flags)
                     images = self.load(paths, flags, parameters)
                     self._register_pair(
-                        paths, own, images, parameters, to, out, bool(flags["strict"])
+                        paths, own, images, parameters, to, out, options
                     )
 
     def _jobs(self, files, flags, extras):
@@ -255,7 +268,7 @@ class RegistrationFlow(OutputFilesFlow):
             files[flag.removesuffix("_file").replace("_", " ")] = flags[flag]
         return OwnFiles(files)
 
-    def _register_pair(self, paths, own, images, parameters, files, out, strict):
+    def _register_pair(self, paths, own, images, parameters, files, out, options):
         """Register one pair and write its files."""
         steps = self.steps(parameters)
         logger.info(
@@ -265,21 +278,24 @@ class RegistrationFlow(OutputFilesFlow):
             ", ".join(step.replace("_", " ") for step in steps),
         )
         concerns = [c for n in IMAGES for c in inputs.of_header(paths[n], n)]
-        plausibility.tell(concerns, strict=strict)
+        plausibility.tell(concerns, strict=options["strict"])
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
-        ahead = estimate(
-            parameters,
-            images["static"].shape,
-            images["moving"].shape,
-            static_grid2world=images["static_grid2world"],
-        )
-        logger.info("%s", estimate_text(ahead))
+        ahead = None
+        if options["parties"] == PARTIES:
+            ahead = estimate(
+                parameters,
+                images["static"].shape,
+                images["moving"].shape,
+                static_grid2world=images["static_grid2world"],
+            )
+            logger.info("%s", estimate_text(ahead))
         with display(shown, len(parameters.level_iters)) as progress:
-            progress.expect(ahead)
+            if ahead is not None:
+                progress.expect(ahead)
             course = Course(progress)
             moved, transform, *more, receipt = self.compute(
-                images, parameters, course, wanted, strict
+                images, parameters, course, wanted, **options
             )
         receipt["warnings"] = [*concerns, *receipt["warnings"]]
         own.enter(receipt)

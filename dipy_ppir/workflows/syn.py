@@ -7,6 +7,7 @@ import numpy as np
 from dipy_ppir.align import syn_registration
 from dipy_ppir.align.imwarp import registration_from
 from dipy_ppir.align.parameters import SYN, SynParameters
+from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.workflows import figures, inputs
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.progress import deformation_callback
@@ -53,6 +54,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         "map_precision",
         "update_spacing",
         "stride",
+        "parties",
     )
     spelling = {
         "sigma_diff": "mopt_sigma_diff",
@@ -94,6 +96,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         receipt="receipt.json",
         report="report.html",
         no_pictures=False,
+        parties=PARTIES,
         session="",
         identity="",
         listen="",
@@ -103,7 +106,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
     ):
         """Register two images by a smooth deformation, without showing either.
 
-        With two images, three processes on this machine play the image owners and
+        With two images, processes on this machine play the image owners and
         a helper, and run the protocol that separate sites run. With --session and
         the word remote in place of the image that another site has, this is one
         party of a session between sites. Flags and output
@@ -212,6 +215,9 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             Write neither the report nor the pictures checkerboard.png, contours.png,
             warped_grid.png and jacobian.png (made if matplotlib is installed; at a
             site of a session the latter two, on its own image).
+        parties : int, optional
+            With both images here, how many parties there are: 3, for two owners
+            and a helper, or 2, for two owners alone, who compute on encrypted numbers.
         session : string or Path, optional
             Session file (TOML) of a registration between sites; write "remote" in
             place of the image that this site does not have.
@@ -262,7 +268,7 @@ class SecureSynRegistrationFlow(RegistrationFlow):
         inputs.explain(check, images, prealign)
         return {**images, "prealign": prealign}
 
-    def compute(self, images, parameters, progress, wanted, strict):
+    def compute(self, images, parameters, progress, wanted, **options):
         """See `RegistrationFlow`."""
         result = syn_registration(
             images["moving"],
@@ -272,8 +278,8 @@ class SecureSynRegistrationFlow(RegistrationFlow):
             prealign=images["prealign"],
             callback=deformation_callback(progress),
             ret_receipt=True,
-            strict=strict,
             **parameters.plain(),
+            **options,
         )
         if result[0].min() == result[0].max():
             raise InputError(
