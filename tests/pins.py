@@ -23,8 +23,10 @@ def identity(pid):
 
 def contents(listeners=(HELPER,), *, connect=300.0, silence=300.0, **entries):
     """Contents of a session file in which `listeners` have an address."""
-    tables = {}
+    tables, alone = {}, entries.get("helper") == "none"
     for name, pid in TABLES.items():
+        if alone and pid == HELPER:
+            continue
         tables[name] = {"name": NAMES[pid], "fingerprint": identity(pid).fingerprint}
         if pid in listeners:
             tables[name]["address"] = f"127.0.0.1:{free_port()}"

@@ -1,4 +1,4 @@
-"""Three sites with keys, a session file and images, as their users set them up.
+"""Sites with keys, a session file and images, as their users set them up.
 
 Run as a program, this file is what a `Launcher` starts.
 """
@@ -55,7 +55,7 @@ def _environment():
 
 
 class Sites:
-    """Keys, session file and images of three sites in one folder.
+    """Keys, session file and images of three sites, or of two, in one folder.
 
     Parameters
     ----------
@@ -78,6 +78,8 @@ class Sites:
         `Launcher` runs.
     pictures : bool, optional
         whether owners make pictures and reports, which takes seconds.
+    alone : bool, optional
+        whether two owners are alone; the static one has an address then.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class Sites:
         before="",
         fresh=False,
         pictures=False,
+        alone=False,
     ):
         self.pictures = pictures
+        self.alone, self.names = alone, [n for n in ROLES if not alone or n != "helper"]
         self.folder, self.operation = Path(folder), operation
         self._hosts, self._before, self._fresh = hosts, before, fresh
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,9 +115,9 @@ class Sites:
         if addresses is None:
             from ports import free_port
 
-            addresses = {n: f"127.0.0.1:{free_port()}" for n in ("static", "helper")}
+            addresses = {n: f"127.0.0.1:{free_port()}" for n in self.names[1:]}
         self.addresses = addresses
-        self.identities = {n: create_identity(f"Site {n}") for n in ROLES}
+        self.identities = {n: create_identity(f"Site {n}") for n in self.names}
         for name, identity in self.identities.items():
             identity.save(self.folder / "keys" / name)
         self.parameters, self.timeouts = parameters or {}, timeouts or {}
@@ -127,6 +131,7 @@ class Sites:
             "title": "a test",
             "operation": self.operation,
             "reveal": self.reveal,
+            **({"helper": "none"} if self.alone else {}),
             **changed,
         }
         lines = [f"{k} = {_toml(v)}" for k, v in entries.items()]
@@ -163,13 +168,13 @@ class Sites:
             *("--out_dir", str(self.folder / f"out_{site}"), *extra),
         ]
 
-    def start(self, *extra, sites=tuple(ROLES), before=None):
-        """Start the commands of all sites; returns the processes by site.
+    def start(self, *extra, sites=None, before=None):
+        """Start the commands of all sites, or some; returns the processes by site.
 
         `before` maps sites to code that their programs run first.
         """
         processes = {}
-        for site in sites:
+        for site in sites or self.names:
             argv = self.argv(site, *extra, before=(before or {}).get(site, ""))
             log = self.folder / f"{site}.log"
             if Launcher.running and not self._fresh:

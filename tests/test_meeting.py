@@ -36,6 +36,8 @@ from dipy_ppir.mpc.frame import DATA, operation_code
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 from dipy_ppir.mpc.meeting import Meeting
+from dipy_ppir.mpc.pair import PairSession
+from dipy_ppir.mpc.record import common_digest
 from dipy_ppir.mpc.session import Session
 from dipy_ppir.mpc.sessionfile import SessionFile
 
@@ -329,6 +331,44 @@ def test_any_order(tmp_path, keys, way, order):
 
     results = together(*(lambda p=p: party(p) for p in ALL))
     assert results == [{p: p for p in ALL}] * 3
+
+
+@pytest.mark.parametrize("order", [(MOVING, STATIC), (STATIC, MOVING)])
+@pytest.mark.parametrize("listeners", [(STATIC,), (MOVING,), (MOVING, STATIC)])
+def test_two_owners_meet_alone(tmp_path, keys, listeners, order):
+    path = tmp_path / "session.toml"
+    path.write_text(toml(pins.contents(listeners, helper="none")))
+    first = threading.Event()
+
+    def party(pid):
+        if pid == order[1]:
+            assert first.wait(LONG)
+        session = Session.load(path, identity=keys[pid], on_wait=lambda *_: first.set())
+        with session:
+            assert type(session) is PairSession and session.pid == pid
+            assert session.peers == [session.other] == [MOVING + STATIC - pid]
+            common = session.stream(session.other, b"test").words(9)
+            return session.exchange("hello", pid), common, session.receipt()
+
+    (seen, mine, receipt), (_, theirs, other) = together(
+        *(lambda p=p: party(p) for p in (MOVING, STATIC))
+    )
+    assert seen == {MOVING: MOVING, STATIC: STATIC}
+    np.testing.assert_array_equal(mine, theirs)
+    assert receipt["m"] == 2 and not receipt["warnings"]
+    assert set(receipt["signatures"]) == {"moving owner", "static owner"}
+    assert common_digest(receipt) == common_digest(other)
+
+
+def test_two_and_three_do_not_meet():
+    """An owner whose file has a helper waits for it, and the other owner for that."""
+    alone = pins.plan((STATIC,), helper="none", connect=1.0)
+    tables = {**alone.contents["parties"]}
+    tables["helper"] = pins.contents()["parties"]["helper"]
+    plan = SessionFile.parse({**alone.contents, "parties": tables, "helper": "online"})
+    errors = together(lambda: hold(plan, MOVING), lambda: hold(alone, STATIC))
+    assert all(isinstance(error, PeerTimeoutError) for error in errors), errors
+    assert "the helper (East University)" in str(errors[0])
 
 
 def test_session_files_that_differ(tmp_path, keys):

@@ -116,6 +116,73 @@ def test_who_dials_whom(listeners, moving, static, relayed):
     assert plan.relayed is relayed
 
 
+@pytest.mark.parametrize(
+    ("listeners", "moving", "static"),
+    [
+        ((STATIC,), [STATIC], []),
+        ((MOVING,), [], [MOVING]),
+        ((MOVING, STATIC), [STATIC], []),
+    ],
+)
+def test_two_owners_alone(listeners, moving, static):
+    plan = pins.plan(listeners, helper="none")
+    assert plan.alone and not plan.relayed
+    assert set(plan.parties) == {MOVING, STATIC}
+    assert plan.dials(MOVING) == moving
+    assert plan.dials(STATIC) == static
+    assert set(plan.contents["parties"]) == {"moving", "static"}
+    assert plan.agreement()["helper"] == "none"
+
+
+def test_a_helper_that_is_named_is_as_one_that_is_not():
+    plan = pins.plan(helper="online")
+    assert not plan.alone and set(plan.parties) == {MOVING, STATIC, HELPER}
+    assert not pins.plan().alone
+
+
+OF_TWO = {
+    "no address": ((), lambda c: None, "neither owner has an address.*ssh -R"),
+    "a helper": (
+        (STATIC,),
+        lambda c: put(c["parties"]["moving"], "parties", "helper")(c),
+        r'\[parties.helper\] is there, and helper = "none"',
+    ),
+    "one owner": ((STATIC,), lambda c: put(None, "parties", "moving")(c), "is missing"),
+    "same key": (
+        (STATIC,),
+        lambda c: put(
+            c["parties"]["moving"]["fingerprint"], "parties", "static", "fingerprint"
+        )(c),
+        "two separate owners are needed",
+    ),
+    "a number": ((STATIC,), lambda c: put(0, "helper")(c), "must be a short text"),
+    "unknown": (
+        (STATIC,),
+        lambda c: put("nobody", "helper")(c),
+        "helper = 'nobody' is not known; choose one of 'online', 'none'",
+    ),
+    "parties a number": (
+        (STATIC,),
+        lambda c: put(2, "parties")(c),
+        r'\[parties\] must be a table; of two .* helper = "none"',
+    ),
+    "another helper": (
+        (STATIC,),
+        lambda c: put(None, "helper")(c),
+        r'\[parties.helper\] is missing.*write helper = "none"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_bad_files_of_two(name):
+    listeners, change, words = OF_TWO[name]
+    contents = pins.contents(listeners, helper="none")
+    change(contents)
+    with pytest.raises(SessionFileError, match=words):
+        SessionFile.parse(contents)
+
+
 def test_comments_and_layout_do_not_count(tmp_path):
     plan = SessionFile.read(write(tmp_path, text()))
     other = SessionFile.read(

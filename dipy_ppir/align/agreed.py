@@ -4,6 +4,7 @@ A party may call the registration from Python with any arguments. What it asks f
 compared with the session file before anything is sent: the file is what people read.
 """
 
+from dipy_ppir.align.alone import check_alone
 from dipy_ppir.align.parameters import (
     AffineParameters,
     FreeFormParameters,
@@ -71,7 +72,10 @@ def parameters_of(plan):
             "owner knows: it passes it in its call from Python; leave it out here"
         )
     try:
-        return SCHEMAS[plan.operation](**plan.arguments)
+        parameters = SCHEMAS[plan.operation](**plan.arguments)
+        if plan.alone:
+            check_alone(plan.operation, parameters)
+        return parameters
     except ParameterError as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None
 

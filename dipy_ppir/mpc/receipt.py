@@ -105,6 +105,17 @@ def make_receipt(
     }
 
 
+#: What it rests on that two owners alone see no more than is opened to them.
+ALONE = (
+    "Two owners alone: no third party takes part, and none has to be trusted.",
+    "What an owner is sent is encrypted with the other's key, or masked with random "
+    "numbers of the other's. That hides it as long as ring learning with errors is "
+    "hard, with parameters of 128 bits by the homomorphic encryption standard, and AES "
+    "works as a hash; by chance something shows less than once in 2^40 registrations.",
+    "Both owners follow the program (semi-honest): one that does not can spoil the "
+    "result, and may read the other's numbers by what only looks like an encryption, "
+    "which with a helper it cannot. The code is not audited.",
+)
 INSECURE = "INSECURE RUN: the threshold was 0, nothing was kept secret."
 #: Above so many numbers per sample opened as histograms, the receipt says that the
 #: samples may be worked out; see doc/security.md for the measured attack.
@@ -403,6 +414,8 @@ def trust_lines(receipt):
             "the template, or choose it, and so how images lie in the next sum. The "
             "code is not audited.",
         ]
+    if receipt["m"] == 2:
+        return [*ALONE]
     return [
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
         "parties that pool what they hold can rebuild both "

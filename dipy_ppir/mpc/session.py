@@ -184,8 +184,9 @@ class Session:
         Returns
         -------
         session : Session
-            every connection is TLS 1.3 between the pinned certificates; the secrets
-            shared with the other parties are derived inside TLS and never sent.
+            of two owners alone a `PairSession`; every connection is TLS 1.3 between
+            the pinned certificates; the secrets shared with the other parties are
+            derived inside TLS and never sent.
 
         Raises
         ------
@@ -219,7 +220,7 @@ class Session:
     def of_meeting(cls, meeting: Meeting) -> Self:
         """The session of parties that have met."""
         plan = meeting.plan
-        session = cls(
+        session = cls._kind(plan)(
             meeting.party.pid,
             meeting.links,
             meeting.seeds,
@@ -238,6 +239,15 @@ class Session:
             session.fail(exc)
             raise
         return session
+
+    @classmethod
+    def _kind(cls, plan):
+        """The class of sessions by such a plan."""
+        if isinstance(plan, SessionFile) and plan.alone:
+            from dipy_ppir.mpc.pair import PairSession  # which is made of this class
+
+            return PairSession
+        return cls
 
     @classmethod
     def _of_plan(cls, plan):

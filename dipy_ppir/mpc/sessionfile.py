@@ -1,8 +1,9 @@
-"""The session file: what the three parties agreed on before they connect.
+"""The session file: what the parties agreed on before they connect.
 
 A TOML file that all parties hold alike. It names the parties and pins their
 certificates, and says what is computed, what may be revealed and who gets the result.
-Which party this process is follows from its own certificate.
+Which party this process is follows from its own certificate. There are three of them,
+or two owners alone.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 #: Names of the parties' tables in the file.
 TABLES = {"moving": MOVING, "static": STATIC, "helper": HELPER}
 RESULT_TO = ("both", "moving", "static")
+#: How the helper takes part: as a program of its own, or not at all.
+HELPERS = ("online", "none")
 #: Seconds: to wait for the others, longest silence, between checkpoints.
 TIMEOUTS = {"connect": 900.0, "silence": 300.0, "checkpoint": 30.0}
 #: Most that a party may be asked for: GB of memory, and voxels of the largest image.
@@ -38,7 +41,7 @@ _MOST = {"memory": 100_000, "voxels": 1 << 40}
 #: Last place in a row of sessions.
 MOST_PLACES = 999_999
 
-_TOP = {"title", "operation", "reveal", "result_to", "place"}
+_TOP = {"title", "operation", "reveal", "result_to", "place", "helper"}
 _TABLES = {"parties", "parameters", "timeouts", "limits"}
 
 
@@ -61,6 +64,8 @@ class SessionFile(AgreedFile):
         in this order, at the same addresses, by parties of which each takes part in
         some. Who dials a party that is at another of them is told, and waits or gives
         this one up.
+    helper : {"online", "none"}
+        how the helper takes part; with "none" two owners are alone, see `PairSession`.
     """
 
     kind, command = "session file", "dipy_ppir_session"
@@ -70,6 +75,7 @@ class SessionFile(AgreedFile):
     result_to: str
     limits: dict[str, float]
     place: int | None = None
+    helper: str = HELPERS[0]
 
     @classmethod
     def parse(cls, contents: Mapping[str, Any]) -> Self:
@@ -77,27 +83,26 @@ class SessionFile(AgreedFile):
         check_keys(contents, _TOP | _TABLES, "the file")
         for name in _TABLES & set(contents):
             if not isinstance(contents[name], dict):
-                raise SessionFileError(f"[{name}] must be a table")
-        parties = _parties(contents.get("parties", {}))
+                hint = '; of two owners alone the file says helper = "none"'
+                raise SessionFileError(
+                    f"[{name}] must be a table{hint if name == 'parties' else ''}"
+                )
+        helper = _one_of(HELPERS, contents, "helper")
+        parties = _parties(contents.get("parties", {}), alone=helper == "none")
         parameters = parameters_of_table(contents.get("parameters", {}))
         reveal = text_of(contents, "reveal") if "reveal" in contents else None
-        result_to = text_of(contents, "result_to", "both")
-        if result_to not in RESULT_TO:
-            raise SessionFileError(
-                f"result_to = {result_to!r} is not known; choose one of "
-                f"{', '.join(map(repr, RESULT_TO))}"
-            )
         return cls(
             title=text_of(contents, "title", "untitled session"),
             operation=text_of(contents, "operation"),
             reveal=reveal,
-            result_to=result_to,
+            result_to=_one_of(RESULT_TO, contents, "result_to"),
             parties=parties,
             parameters=parameters,
             timeouts=timeouts_of(contents.get("timeouts", {}), TIMEOUTS),
             limits=_limits(contents.get("limits", {})),
             contents=_canonical(contents, parties),
             place=_place(contents.get("place")),
+            helper=helper,
         )
 
     @property
@@ -111,43 +116,89 @@ class SessionFile(AgreedFile):
     def dials(self, pid: int) -> list[int]:
         """Who dials whom: the parties that party `pid` connects to by itself.
 
-        Owners dial the helper. Of the owners, the one without an address dials the
-        other; with two addresses the moving owner dials. Without any, the owners meet
-        at the helper's relay: see `relayed`.
+        Owners dial the helper, if there is one. Of the owners, the one without an
+        address dials the other; with two addresses the moving owner dials. Without any,
+        the owners meet at the helper's relay: see `relayed`.
         """
         if pid == HELPER:
             return []
         other = STATIC if pid == MOVING else MOVING
         mine, theirs = self.parties[pid].address, self.parties[other].address
+        dialled = [] if self.alone else [HELPER]
         if theirs and (pid == MOVING or not mine):
-            return [HELPER, other]
-        return [HELPER]
+            dialled.append(other)
+        return dialled
 
     @property
     def relayed(self) -> bool:
         """Whether the owners' traffic goes through the helper."""
-        return not (self.parties[MOVING].address or self.parties[STATIC].address)
+        addresses = [self.parties[p].address for p in (MOVING, STATIC)]
+        return not self.alone and not any(addresses)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the two owners are alone, without a helper."""
+        return self.helper == "none"
 
 
-def _parties(tables):
+def _one_of(known, contents, key):
+    """One of some texts; the first is the default."""
+    value = text_of(contents, key, known[0])
+    if value not in known:
+        raise SessionFileError(
+            f"{key} = {value!r} is not known; choose one of "
+            f"{', '.join(map(repr, known))}"
+        )
+    return value
+
+
+def _parties(tables, *, alone):
     check_keys(tables, set(TABLES), "[parties]")
+    if alone and "helper" in tables:
+        raise SessionFileError(
+            '[parties.helper] is there, and helper = "none" says that the two owners '
+            "are alone; take out the one or the other"
+        )
     parties = {}
     for name, pid in TABLES.items():
         where = f"[parties.{name}]"
         table = tables.get(name)
+        if alone and pid == HELPER:
+            continue
         if not isinstance(table, dict):
-            raise SessionFileError(f"{where} is missing; every party needs a table")
+            without = ""
+            if pid == HELPER:
+                without = ', or write helper = "none" above all tables for two owners '
+                without += "alone"
+            raise SessionFileError(
+                f"{where} is missing; every party needs a table{without}"
+            )
         parties[pid] = party_of_table(table, pid, where)
-    if parties[HELPER].address is None:
+    _check_addresses(parties)
+    check_distinct(
+        parties.values(),
+        "but two separate owners are needed: whoever is both has both images"
+        if alone
+        else "but three separate parties are needed: whoever is two of them can "
+        "rebuild both images",
+    )
+    return parties
+
+
+def _check_addresses(parties):
+    """Refuse parties of which one cannot be reached."""
+    if HELPER not in parties:
+        if not any(party.address for party in parties.values()):
+            raise SessionFileError(
+                "neither owner has an address, and without a helper nobody passes on "
+                "what they send: give one of them an address that the other can dial; "
+                "a port that is forwarded to it will do, as by ssh -R on a machine "
+                "that both reach, which cannot read what passes"
+            )
+    elif parties[HELPER].address is None:
         raise SessionFileError(
             "[parties.helper] needs an address: the owners dial the helper"
         )
-    check_distinct(
-        parties.values(),
-        "but three separate parties are needed: whoever is two of them can rebuild "
-        "both images",
-    )
-    return parties
 
 
 def _canonical(contents, parties):
@@ -155,6 +206,7 @@ def _canonical(contents, parties):
     tables = {
         name: {**contents["parties"][name], "fingerprint": parties[pid].fingerprint}
         for name, pid in TABLES.items()
+        if pid in parties
     }
     return json.loads(json.dumps({**contents, "parties": tables}))
 

@@ -25,6 +25,8 @@ from dipy_ppir.mpc.ledger import (
     ROLES,
     STATIC,
 )
+from dipy_ppir.mpc.receipt import ALONE
+from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.workflows.openings import LIMIT
 from dipy_ppir.workflows.progress import estimate_text
@@ -401,9 +403,9 @@ def explain_work(plan, pairs=None, line=USUAL):
         )
     lines += ["", "Who will learn what", "-" * 19]
     labels = operation.opened(parameters)
-    learned = {pid: [] for pid in ROLES}
+    learned = {pid: [] for pid in plan.parties}
     for label in labels:
-        for receiver in DECLARATIONS[label].receivers:
+        for receiver in learned.keys() & set(DECLARATIONS[label].receivers):
             learned[receiver].append(DECLARATIONS[label])
     gets = {"both": (MOVING, STATIC), "moving": (MOVING,), "static": (STATIC,)}
     of_images = plan.operation != "points"
@@ -462,9 +464,7 @@ def explain_work(plan, pairs=None, line=USUAL):
         "",
         "What this rests on",
         "-" * 18,
-        "Two of the three parties that pool what they hold can rebuild both "
-        + ("images." if of_images else "sets of points."),
-        "Every party follows the program (semi-honest). The code is not audited.",
+        *_trust(plan, "images" if of_images else "sets of points"),
     ]
     if set(labels) & MAPS or plan.reveal == "map":
         lines.append(
@@ -497,9 +497,14 @@ def explain_work(plan, pairs=None, line=USUAL):
             "hundreds of times, and can read single voxels of the static image by it; "
             'reveal = "transform" shows it the steps only.'
         )
-    if pairs is None:
-        pairs = usual_pairs(parameters)
-    lines += ["", "What it takes", "-" * 13, *takes(parameters, pairs, line)]
+    lines += ["", "What it takes", "-" * 13]
+    if plan.alone:
+        lines.append(
+            "Time and traffic of two owners alone are not estimated; "
+            "doc/measurements.md has some that were measured."
+        )
+    else:
+        lines += takes(parameters, pairs or usual_pairs(parameters), line)
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
     if of_images:
         needed = max(peaks(parameters, size, size).values()) / 1e9
@@ -522,6 +527,16 @@ def explain_work(plan, pairs=None, line=USUAL):
     return lines
 
 
+def _trust(plan, data):
+    """What it rests on that nobody learns more."""
+    if plan.alone:
+        return ALONE
+    return (
+        f"Two of the three parties that pool what they hold can rebuild both {data}.",
+        "Every party follows the program (semi-honest). The code is not audited.",
+    )
+
+
 def title_of(receipt):
     """What a receipt is of, for people; "a registration" if it does not say."""
     if not receipt["operation"]:
@@ -535,7 +550,7 @@ def title_of(receipt):
 
 
 TEMPLATE = """\
-# Session file of dipy_ppir: the same at all three parties.
+# Session file of dipy_ppir: the same at {everybody}.
 title = "{title}"
 operation = "{operation}"          # affine, syn, freeform or points
 # What the owners learn beside the result: for affine "transform" (the steps that lead
@@ -545,9 +560,9 @@ operation = "{operation}"          # affine, syn, freeform or points
 # dipy_ppir_session check FILE
 reveal = "{reveal}"
 result_to = "both"            # both, moving, or but for affine static: who gets it
-
+{helper}
 # One table for each party. The fingerprint comes from dipy_ppir_keygen at that site;
-# compare it by telephone. An owner that can only dial out has no address.
+# compare it by telephone. {addresses}
 [parties.moving]              # has what is moved
 name = "Hospital A"
 fingerprint = "..."
@@ -555,13 +570,8 @@ fingerprint = "..."
 [parties.static]              # has what it is moved to
 name = "Hospital B"
 fingerprint = "..."
-# address = "registration.hospital-b.example:7433"
-
-[parties.helper]              # has neither; independent of both
-name = "University C"
-fingerprint = "..."
-address = "helper.university-c.example:7433"
-
+{address} = "registration.hospital-b.example:7433"
+{table}
 [parameters]
 {parameters}
 
@@ -598,9 +608,39 @@ spacing = 5                   # voxels from one control point to the next""",
 }
 
 
-def template(operation):
-    """A session file to start from."""
+#: What is in a session file with a helper, and in one of two owners alone.
+_WITH_HELPER = {
+    "everybody": "all three parties",
+    "helper": "",
+    "addresses": "An owner that can only dial out has no address.",
+    "address": "# address",
+    "table": """
+[parties.helper]              # has neither; independent of both
+name = "University C"
+fingerprint = "..."
+address = "helper.university-c.example:7433"
+""",
+}
+_ALONE = {
+    "everybody": "both owners",
+    "helper": 'helper = "none"               # two owners alone, who encrypt\n',
+    "addresses": "At least one owner has an address.",
+    "address": "address",
+    "table": "",
+}
+
+
+def template(operation, parties=PARTIES):
+    """A session file to start from.
+
+    Parameters
+    ----------
+    operation : str
+    parties : int, optional
+        3, or 2 for two owners alone.
+    """
     return TEMPLATE.format(
+        **(_ALONE if parties == 2 else _WITH_HELPER),
         title="Registration of points, study 1"
         if operation == "points"
         else "Registration of T1 images, study 1",

@@ -10,6 +10,7 @@ import math
 
 from dipy_ppir.mpc.frame import parse_metadata
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOST_PARTIES, ROLES
+from dipy_ppir.mpc.pair import OWNERS
 from dipy_ppir.mpc.planfile import LEAST_SITES
 from dipy_ppir.mpc.record import COMMON, is_hex, parse_date
 from dipy_ppir.workflows.inputs import InputError
@@ -117,11 +118,12 @@ def without_own(found):
 def roles_of(found):
     """Names of the roles of all parties of a run, in their order.
 
-    Of a template they are the sites' that its receipt says were there.
+    Of a template they are the sites' that its receipt says were there; two owners may
+    have been alone.
     """
     parties = found.get("parties")
     if found.get("operation") != TEMPLATE:
-        return [*ROLES.values()]
+        return [*(OWNERS if found.get("m") == len(OWNERS) else ROLES).values()]
     return [*parties] if isinstance(parties, dict) else []
 
 

@@ -379,8 +379,9 @@ def _verdict(receipts, problems, remarks):
     if missing:
         names = " and ".join(f"the {role}'s" for role in sorted(missing))
         return f"Consistent, {how}; {names} receipt was not given."
-    return f"Consistent: all {count} receipts are of one run and state the same, {how}."
+    count = "both" if len(roles) == 2 else f"all {count}"
+    return f"Consistent: {count} receipts are of one run and state the same, {how}."
 
 
 def _number(count):
-    return "three" if count == len(ROLES) else str(count)
+    return {2: "two", 3: "three"}.get(count, str(count))

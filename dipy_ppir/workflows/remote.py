@@ -218,6 +218,8 @@ class Site:
 
     def _ahead(self, static_shape, moving_shape, static_grid2world, progress=None):
         """Say what it will take, now that both shapes are known."""
+        if self.plan.alone:
+            return  # of which there is no estimate
         ahead = estimate(
             self.parameters,
             static_shape,

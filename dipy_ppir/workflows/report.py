@@ -20,7 +20,6 @@ import math
 
 import numpy as np
 
-from dipy_ppir.mpc.ledger import ROLES
 from dipy_ppir.mpc.receipt import (
     INSECURE,
     level_lines,
@@ -275,7 +274,8 @@ def page(receipt, *, names=None, pictures=None):
 def _facts(receipt, names):
     """What the template says of a receipt."""
     parties = receipt["parties"] or {}
-    who = {role: parties[role]["name"] if parties else "" for role in ROLES.values()}
+    roles = receipt["learned"]
+    who = {role: parties[role]["name"] if parties else "" for role in roles}
     levels = level_lines(receipt)
     remarks = [line for line in remark_lines(receipt) if line not in levels]
     cautions = [line for line in remarks if line.startswith(_CAUTION)]

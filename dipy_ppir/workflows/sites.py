@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 import sys
 
+from dipy_ppir.align.alone import NUMBERS
 from dipy_ppir.align.estimate import USUAL, Line
 from dipy_ppir.align.parameters import PointParameters
 from dipy_ppir.align.remote import WORD
@@ -84,6 +85,13 @@ def session(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     new = commands.add_parser("new", help="print a session file to fill in")
     new.add_argument("operation", choices=sorted(OPERATIONS), nargs="?")
+    new.add_argument(
+        "--parties",
+        type=int,
+        choices=NUMBERS,
+        default=NUMBERS[0],
+        help="3 for two owners and a helper (by default), or 2 for two owners alone",
+    )
     check = commands.add_parser(
         "check", help="say in plain words who takes part and who will learn what"
     )
@@ -120,7 +128,7 @@ def session(arguments=None):
     check.add_argument("--quiet", action="store_true", help=QUIET)
     given = parser.parse_args(arguments)
     if given.command == "new":
-        print(template(given.operation or "affine"), end="")
+        print(template(given.operation or "affine", given.parties), end="")
         return
     be_quiet(given.quiet)
     plan, _, parameters = read(given.file)
@@ -223,6 +231,11 @@ def helper(arguments=None):
     be_quiet(given.quiet)
     log_to_stderr(given.log_level)
     site = Site(given.file, given.identity, given.listen)
+    if site.plan.alone:
+        raise InputError(
+            "the session file is for two owners alone, who need no helper; run "
+            f"{site.operation.command} at each of them"
+        )
     if site.party.pid != HELPER:
         raise InputError(
             f"this party's certificate is the {ROLES[site.party.pid]}'s, not the "

@@ -1,0 +1,195 @@
+"""Registrations between two owners alone: two programs, real sockets, real TLS."""
+
+import json
+import signal
+
+import nibabel as nib
+import numpy as np
+from ports import free_port
+import pytest
+from sites import Launcher, Sites
+
+from dipy_ppir.align import affine_registration
+from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.workflows.inputs import InputError
+from dipy_ppir.workflows.receipts import receipt as check_receipts
+from dipy_ppir.workflows.sites import session as session_command
+
+OWNERS = {"moving": MOVING, "static": STATIC}
+#: Nothing but the session is in it: no protocol for two but that of opening.
+CENTERS = {"pipeline": ["center_of_mass"]}
+#: Ends a program when it has written down the shift of the centres.
+DIES = """
+import os, signal
+from dipy_ppir.align.checkpoint import Checkpoint
+append = Checkpoint.append
+def append_and_die(self, record):
+    append(self, record)
+    if "center" in record:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.append = append_and_die
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launcher():
+    with Launcher():
+        yield
+
+
+@pytest.fixture
+def owners(tmp_path, bodies):
+    def make(**options):
+        options = {
+            "parameters": CENTERS,
+            "reveal": "transform",
+            "timeouts": {"checkpoint": 0},
+            **options,
+        }
+        return Sites(tmp_path / "sites", "affine", bodies(3), alone=True, **options)
+
+    return make
+
+
+def matrix_of(sites, site):
+    return np.loadtxt(sites.folder / f"out_{site}" / "affine.txt")
+
+
+def receipt_of(sites, site):
+    return json.loads((sites.folder / f"out_{site}" / "receipt.json").read_text())
+
+
+@pytest.mark.parametrize("listeners", [["static"], ["moving"], ["moving", "static"]])
+def test_two_owners_register_alone(owners, bodies, listeners):
+    """The first as their users start them; the result is that of one machine."""
+    addresses = {site: f"127.0.0.1:{free_port()}" for site in listeners}
+    sites = owners(addresses=addresses, fresh=listeners == ["static"])
+    sites.run()
+    assert sites.outputs("moving") == ["affine.txt", "moved.nii.gz", "receipt.json"]
+    assert sites.outputs("static") == ["affine.txt", "receipt.json"]
+    images = [nib.load(sites.folder / f"{name}.nii.gz") for name in OWNERS]
+    _, matrix = affine_registration(*images, **CENTERS, parties=2)
+    np.testing.assert_array_equal(matrix_of(sites, "moving"), matrix)
+    np.testing.assert_allclose(matrix_of(sites, "static"), matrix, atol=1e-12)
+
+
+def test_both_sign_receipts_that_say_the_same(owners, capsys):
+    sites = owners(pictures=True)
+    sites.run()
+    files = [sites.folder / f"out_{site}" / "receipt.json" for site in OWNERS]
+    receipts = [json.loads(file.read_text()) for file in files]
+    for receipt in receipts:
+        assert (receipt["m"], receipt["t"]) == (2, 1)
+        roles = {"moving owner", "static owner"}
+        for entry in "parties", "learned", "bits", "bytes_sent", "common", "signatures":
+            assert set(receipt[entry]) == roles, entry
+        assert receipt["warnings"] == []
+        assert receipt["learned"] == receipts[0]["learned"]
+    capsys.readouterr()
+    assert check_receipts([*map(str, files)]) == 0
+    text = capsys.readouterr().out
+    assert "Consistent: both receipts are of one run and state the same" in text
+    assert "signed with the two keys" in text and "helper" not in text
+    assert check_receipts([str(files[0])]) == 0
+    text = capsys.readouterr().out
+    assert "the static owner's receipt was not given" in text
+    for site in OWNERS:
+        page = (sites.folder / f"out_{site}" / "report.html").read_text()
+        assert "no third party takes part" in page
+        assert "compares the receipts of both" in page
+        assert "helper, no image" not in page
+    log = sites.log("static")
+    assert "Two owners alone" in log and "ring learning with errors" in log
+
+
+def test_a_receipt_of_two_that_was_changed_is_noticed(owners, capsys):
+    sites = owners()
+    sites.run()
+    file = sites.folder / "out_static" / "receipt.json"
+    receipt = json.loads(file.read_text())
+    receipt["m"] = 3
+    file.write_text(json.dumps(receipt))
+    with pytest.raises(InputError, match="not what a receipt has there"):
+        check_receipts([str(file)])
+    receipt["m"] = 2
+    receipt["bits"]["static owner"] -= 100
+    file.write_text(json.dumps(receipt))
+    assert check_receipts([str(file)]) == 1
+
+
+@pytest.mark.parametrize("victim", OWNERS)
+def test_a_run_goes_on_after_an_owner_was_killed(owners, victim):
+    sites = owners()
+    sites.run()
+    wanted = matrix_of(sites, "moving")
+    statuses = sites.wait(sites.start("--force", before={victim: DIES}))
+    (other,) = set(OWNERS) - {victim}
+    assert statuses == {victim: -signal.SIGKILL, other: 1}
+    assert f"(Site {victim})" in sites.last_line(other)
+    sites.run("--force", "--resume")
+    np.testing.assert_array_equal(matrix_of(sites, "moving"), wanted)
+    for site in OWNERS:
+        receipt = receipt_of(sites, site)
+        assert receipt["resumed"] == 1
+        # What was opened before the interruption is counted.
+        labels = [e["label"] for e in receipt["learned"]["moving owner"]]
+        assert labels == ["center_of_mass"]
+        assert not any("checkpoint" in name for name in sites.outputs(site))
+
+
+def test_session_files_that_differ(owners):
+    sites = owners()
+    processes = sites.start(sites=["moving"])
+    sites.file = sites.write("other.toml", result_to="moving")
+    processes |= sites.start(sites=["static"])
+    assert set(sites.wait(processes).values()) == {1}
+    for site in OWNERS:
+        assert "do not agree on 'result_to'" in sites.last_line(site)
+        assert sites.outputs(site) == []
+
+
+def test_what_needs_a_helper_ends_before_anybody_is_met(owners):
+    sites = owners(parameters={**CENTERS, "pipeline": ["rigid"], "hide_steps": True})
+    statuses = sites.wait(sites.start())
+    assert set(statuses.values()) == {1}
+    for site in OWNERS:
+        assert "needs a helper" in sites.last_line(site)
+        assert "Waiting" not in sites.log(site)
+    with pytest.raises(ValueError, match="needs a helper; two owners alone can"):
+        session_command(["check", str(sites.file)])
+
+
+def test_there_is_no_helper_to_start(owners):
+    sites = owners()
+    for key in "static", "moving":
+        argv = sites.argv("helper")
+        argv[argv.index("--identity") + 1] = str(sites.folder / "keys" / key)
+        log = sites.folder / "helper.log"
+        process = Launcher.running.popen(argv, log)
+        assert process.wait() == 1
+        assert "two owners alone, who need no helper" in sites.last_line("helper")
+
+
+def test_number_of_parties_is_settled_by_the_session_file(owners):
+    sites = owners()
+    sites.alone = False  # what follows does not look at the file
+    statuses = sites.wait(sites.start("--parties", "2", sites=["static"]))
+    assert statuses == {"static": 1}
+    assert "--parties is settled by the session file" in sites.last_line("static")
+
+
+@pytest.mark.parametrize("operation", ["affine", "syn", "freeform", "points"])
+def test_a_session_file_to_start_from(tmp_path, capsys, operation):
+    session_command(["new", operation, "--parties", "2"])
+    text = capsys.readouterr().out
+    for digit in "ab":
+        text = text.replace('"..."', f'"{digit * 64}"', 1)
+    assert '"..."' not in text and "parties.helper" not in text
+    file = tmp_path / "session.toml"
+    file.write_text(text)
+    session_command(["check", str(file)])
+    said = capsys.readouterr().out
+    assert "Two owners alone: no third party takes part" in said
+    assert "128 bits" in said and "semi-honest" in said
+    assert "Hospital A dials Hospital B" in said
+    assert "helper" not in said.replace("which with a helper it cannot", "")
