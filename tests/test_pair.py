@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dipy_ppir.align.checkpoint import Checkpoint, journal_ahead
 from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError, UndeclaredOpeningError
 from dipy_ppir.mpc.fields import P61, P127, R64
@@ -71,6 +72,18 @@ def test_numbers_of_an_owner_are_shared_without_a_message(two, field, owner):
     for sent, opened in two(run):
         assert sent == 0
         assert (opened == numbers).all()
+
+
+def test_what_is_about_to_be_opened_is_counted_for_those_who_are_there(duo, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c")
+    checkpoint.begin({})
+    ahead = {"test_pair_all": ((MOVING, STATIC, HELPER), 3, 2.0)}
+    journal_ahead(duo[0], checkpoint, ahead)
+    (record,) = checkpoint.records()
+    opened = record["ledger"]["opened"]
+    assert opened == [[p, "test_pair_all", 1, 3, 6.0] for p in (MOVING, STATIC)]
+    duo[0].ledger.add(record["ledger"])
+    assert set(duo[0].ledger.learned()) == {"moving owner", "static owner"}
 
 
 def test_nothing_undeclared_is_opened(two):

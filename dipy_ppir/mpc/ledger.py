@@ -112,7 +112,11 @@ class Ledger:
     def record_opening(
         self, label: str, receivers: Iterable[int], values: int, bits: float
     ) -> None:
-        """Enter an opening of `values` numbers of `bits` bits each, or refuse it."""
+        """Enter an opening of `values` numbers of `bits` bits each, or refuse it.
+
+        Who does not take part, as the helper of two owners alone, receives nothing.
+        """
+        receivers = [receiver for receiver in receivers if receiver in self.roles]
         if label not in DECLARATIONS:
             raise UndeclaredOpeningError(
                 f"{label!r} was never declared, so it is not opened; "

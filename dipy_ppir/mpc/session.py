@@ -671,7 +671,7 @@ def _remedy(key):
             "install dipy_ppir from the same files everywhere: the versions are the "
             "same, but the program was changed at a party, or built from other files"
         )
-    if key.endswith(" version"):
+    if key.endswith((" version", " of encryption")):
         return "install the same versions everywhere"
     if key == "resume":
         return "say --resume at all parties, or at none"
