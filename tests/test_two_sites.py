@@ -10,7 +10,10 @@ import pytest
 from sites import Launcher, Sites
 
 from dipy_ppir.align import affine_registration
+from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.mpc.errors import ParameterMismatchError
 from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.session import Session
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.receipts import receipt as check_receipts
 from dipy_ppir.workflows.sites import session as session_command
@@ -70,6 +73,29 @@ def test_two_owners_register_alone(owners, bodies, listeners):
     images = [nib.load(sites.folder / f"{name}.nii.gz") for name in OWNERS]
     _, matrix = affine_registration(*images, **CENTERS, parties=2)
     np.testing.assert_array_equal(matrix_of(sites, "moving"), matrix)
+    np.testing.assert_allclose(matrix_of(sites, "static"), matrix, atol=1e-12)
+
+
+def test_one_owner_calls_from_python(owners):
+    sites = owners()
+    (process,) = sites.start(sites=["static"]).values()
+    image = nib.load(sites.folder / "moving.nii.gz")
+    with Session.load(sites.file, identity=sites.folder / "keys" / "moving") as session:
+        with pytest.raises(ValueError, match="parties is 3, but the session has 2"):
+            affine_registration(
+                image, "remote", session=session, parties=3, **session.parameters
+            )
+        with pytest.raises(ParameterMismatchError, match="by the session file"):
+            affine_registration(image, "remote", session=session)
+        # The static owner's command keeps a checkpoint.
+        _, matrix = affine_registration(
+            image,
+            "remote",
+            session=session,
+            checkpoint=Checkpoint(sites.folder / "checkpoint"),
+            **session.parameters,
+        )
+    assert process.wait() == 0, sites.log("static")
     np.testing.assert_allclose(matrix_of(sites, "static"), matrix, atol=1e-12)
 
 
