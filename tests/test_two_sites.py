@@ -1,7 +1,10 @@
 """Registrations between two owners alone: two programs, real sockets, real TLS."""
 
+from contextlib import contextmanager, suppress
 import json
 import signal
+import socket
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -76,6 +79,56 @@ def test_two_owners_register_alone(owners, bodies, listeners):
     np.testing.assert_allclose(matrix_of(sites, "static"), matrix, atol=1e-12)
 
 
+@contextmanager
+def forwarder(to):
+    """A port of somebody else's machine, of which every byte is passed on."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ends, seen = [listener], []
+
+    def pump(source, sink):
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                seen.append(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                outer, _ = listener.accept()
+                try:
+                    inner = socket.create_connection(("127.0.0.1", to))
+                except ConnectionError:  # nobody listens yet
+                    outer.close()
+                    continue
+                ends.extend((outer, inner))
+                for pair in (outer, inner), (inner, outer):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], seen
+    finally:
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def test_a_forwarded_port_takes_the_place_of_a_relay(owners):
+    """Of the owners nobody can be dialled but through it, and it reads nothing."""
+    inner = free_port()
+    with forwarder(inner) as (outer, seen):
+        sites = owners(addresses={"static": f"127.0.0.1:{outer}"})
+        listen = ["--listen", f"127.0.0.1:{inner}"]
+        processes = sites.start(sites=["moving"])
+        processes |= sites.start(*listen, sites=["static"])
+        assert set(sites.wait(processes).values()) == {0}, sites.log("moving")
+        passed = b"".join(seen)
+    sent = receipt_of(sites, "moving")["bytes_total"]
+    assert len(passed) > sent and b"nonce" not in passed and b"shape" not in passed
+
+
 def test_one_owner_calls_from_python(owners):
     sites = owners()
     (process,) = sites.start(sites=["static"]).values()
@@ -116,6 +169,7 @@ def test_both_sign_receipts_that_say_the_same(owners, capsys):
     text = capsys.readouterr().out
     assert "Consistent: both receipts are of one run and state the same" in text
     assert "signed with the two keys" in text and "helper" not in text
+    assert "Everything made from an image was encrypted, or masked" in text
     assert check_receipts([str(files[0])]) == 0
     text = capsys.readouterr().out
     assert "the static owner's receipt was not given" in text

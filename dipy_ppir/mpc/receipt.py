@@ -396,9 +396,10 @@ def traffic_lines(receipt):
         shown, public = "a sum", "parameters"
     if _of_points(receipt):
         made, public = "points", "parameters and the number of points"
+    hidden = "encrypted, or masked" if receipt["m"] == 2 else "masked"
     lines.append(
         f"In all {_size(receipt['bytes_total'])}. Everything made from {made} was "
-        f"masked with random numbers; {public} were not, nor "
+        f"{hidden} with random numbers; {public} were not, nor "
         f"what is listed above as {shown}."
     )
     return lines
