@@ -37,6 +37,17 @@ Checkpoint.append = append_and_die
 """
 
 
+#: Takes the keys of the encryption, as protocols do that multiply.
+ENCRYPTS = """
+from dipy_ppir.mpc import bfv, pair
+inner = pair.PairSession.receipt
+def encrypting(self, **facts):
+    self.encryption
+    return inner(self, **facts)
+pair.PairSession.receipt = encrypting
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def launcher():
     with Launcher():
@@ -226,6 +237,28 @@ def test_session_files_that_differ(owners):
     for site in OWNERS:
         assert "do not agree on 'result_to'" in sites.last_line(site)
         assert sites.outputs(site) == []
+
+
+def test_what_numbers_are_encrypted_by_is_on_the_receipts(owners, capsys):
+    sites = owners(before=ENCRYPTS)
+    sites.run()
+    for site in OWNERS:
+        fields = receipt_of(sites, site)["fields"]
+        assert fields.endswith("bfv 1 of degree 8192 and 200 bits"), fields
+    files = [str(sites.folder / f"out_{site}" / "receipt.json") for site in OWNERS]
+    assert check_receipts(files) == 0
+
+
+def test_encryptions_that_differ_are_named_before_anything_is_encrypted(owners):
+    sites = owners(before=ENCRYPTS)
+    other = "\nbfv.VERSION = 'bfv 0'\n"
+    statuses = sites.wait(sites.start(before={"static": other}))
+    assert set(statuses.values()) == {1}
+    for site in OWNERS:
+        line = sites.last_line(site)
+        assert "do not agree on 'scheme of encryption' of the encryption" in line
+        assert "'bfv 0'" in line and "install the same versions everywhere" in line
+        assert sites.outputs(site) == [f"session.{OWNERS[site]}.checkpoint"]
 
 
 def test_what_needs_a_helper_ends_before_anybody_is_met(owners):

@@ -12,12 +12,14 @@ it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError
+from dipy_ppir.mpc.fields import R32, R64, R128
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
@@ -154,3 +156,15 @@ class PairSession(Session):
             return theirs
         value = array.field.add(share, theirs)
         return value if raw else array.field.decode(value, array.frac_bits)
+
+    # -- life cycle ------------------------------------------------------
+
+    def receipt(self, **facts: Any) -> dict[str, Any]:
+        """See `Session.receipt`."""
+        fields = f"{R32!r}, {R64!r}, {R128!r}"
+        if self._encryption is not None:
+            from dipy_ppir.mpc import bfv
+
+            size = math.prod(bfv.PRIMES).bit_length()
+            fields += f", {bfv.VERSION} of degree {bfv.DEGREE} and {size} bits"
+        return super().receipt(**{"fields": fields, **facts})
