@@ -56,8 +56,6 @@ def test_the_rows_are_of_parameters_that_there_are(operation, row):
         ("affine", {"reveal": "histogram"}),
         ("affine", {"hide_steps": True}),
         ("affine", {"backend": "mpyc"}),
-        ("syn", {"metric": "SSD"}),
-        ("syn", {"metric": "MIND"}),
         ("syn", {"reveal": "update"}),
         ("syn", {"reveal": "force", "backend": "mpyc"}),
     ],
@@ -92,7 +90,7 @@ def test_nothing_is_begun(nobody, images):
     pair = {"static_affine": static_affine, "moving_affine": moving_affine}
     for function, given in (
         (affine_registration, {"metric": "CC"}),
-        (syn_registration, {"metric": "MIND", "dim": 2}),
+        (syn_registration, {"reveal": "update", "dim": 2}),
         (freeform_registration, {"dim": 2, "parties": 7}),
     ):
         with pytest.raises(ValueError, match="alone"):

@@ -16,7 +16,7 @@ ALONE = {
         {"metric": "MI", "reveal": "transform", "hide_steps": False},
         {"metric": "SSD"},
     ),
-    "syn": ({"metric": "CC", "reveal": "map"},),
+    "syn": ({"reveal": "map"},),
     "freeform": ({},),
     "points": ({},),
 }
