@@ -177,8 +177,15 @@ class Product:
     """Elementwise product of two masked arrays: the plainest form.
 
     A form is a bilinear map of some masked arrays on its left and some on its right.
-    Whatever defines these three methods is one.
+    Whatever defines these five methods is one.
+
+    Attributes
+    ----------
+    symmetric : bool
+        whether left and right may change places.
     """
+
+    symmetric = True
 
     def result(self, left, right):
         """Unit and shape of what comes of masked numbers."""
@@ -193,6 +200,33 @@ class Product:
         """Add that of packed arrays, times an integer, to `out`."""
         x, y = (np.broadcast_to(k, out.shape) for k in (*left, *right))
         R128.addmul(out, *map(np.ascontiguousarray, (x, y)), factor)
+
+    def factors(self, side, arrays, shape):
+        """What is multiplied number by number, of one side: linear in its arrays.
+
+        Two owners compute a form of what only one knows of the left and only the other
+        of the right by its elementary products. `ring` is what `collect` makes of the
+        products of both sides' factors.
+
+        Parameters
+        ----------
+        side : {0, 1}
+            left or right.
+        arrays : list of array
+            packed, of that side.
+        shape : tuple of int
+            of the result.
+
+        Yields
+        ------
+        factor : array
+            packed; as many, of the same shapes, on either side.
+        """
+        yield np.broadcast_to(arrays[0], (*shape, 2))
+
+    def collect(self, k, products, out, factor):
+        """Add what comes of the k-th factors' products, times an integer, to `out`."""
+        add_into(out, R128.scale(products, factor))
 
 
 PRODUCT = Product()
@@ -212,6 +246,20 @@ class Total(Product):
     def ring(self, left, right, out, factor):
         """Add that of packed arrays, times an integer, to `out`."""
         add_into(out, R128.scale(R128.dot(*left, *right), factor))
+
+    def factors(self, side, arrays, shape):
+        """See `Product`."""
+        yield arrays[0]
+
+    def collect(self, k, products, out, factor):
+        """See `Product`."""
+        add_into(out, R128.scale(summed(products), factor))
+
+
+def summed(x):
+    """Sum of packed elements: one element."""
+    x = R128.flat(x)
+    return R128.dot(x, R128.encode_int(np.ones(len(x))))
 
 
 @dataclass
@@ -610,10 +658,14 @@ class Shares:
             if the ring has no room for the numbers promised.
         """
         x = expression(x)
-        s = self.session
         part = self._part(x)
         if x.products:
             part = self._corrected(part, x.shape)
+        return self._rounded(x, part, digits, plus)
+
+    def _rounded(self, x, part, digits, plus=()):
+        """See `secret`; of this party's part of the expression."""
+        s = self.session
         bits, unit = dropped(x, digits, plus)
         bound = int(digits.bound / unit * 2.0**bits) + 1
         if 2 * bound >= R128.modulus:
@@ -763,14 +815,7 @@ class Shares:
         """
         openings = []
         for w in wanted:
-            x = [expression(x) for x in w.numbers]
-            if any(k.products or not math.isclose(k.unit, x[0].unit) for k in x):
-                raise ValueError("only numbers of one unit are shown, no products")
-            # In units of which the precision is a power of two, so large that the ring
-            # has no room for more than what is promised: the rest cannot be shown.
-            bits = w.noise_bits
-            factor = max(round(x[0].unit / w.precision * 2.0**bits), 1)
-            part = np.stack([R128.scale(self._part(k), factor) for k in x])
+            part, bits = self._scaled(w)
             array = SharedArray(R128, part, 2, bits, (1 << 127) - 1)
             array = protocols.blur(self.session, array, bits, HELPER)
             openings.append((array, w.label, tuple(w.receivers)))
@@ -782,6 +827,19 @@ class Shares:
             None if x is None else x * w.precision
             for x, w in zip(opened, wanted, strict=True)
         ]
+
+    def _scaled(self, opening):
+        """This party's parts of numbers to be shown, and the precision's place.
+
+        In units of which the precision is a power of two, so large that the ring has no
+        room for more than what is promised: the rest cannot be shown.
+        """
+        x = [expression(x) for x in opening.numbers]
+        if any(k.products or not math.isclose(k.unit, x[0].unit) for k in x):
+            raise ValueError("only numbers of one unit are shown, no products")
+        bits = opening.noise_bits
+        factor = max(round(x[0].unit / opening.precision * 2.0**bits), 1)
+        return np.stack([R128.scale(self._part(k), factor) for k in x]), bits
 
     def any_negative(self, sums, digits, label, receivers):
         """Whether any of some sums is below zero: one bit, opened.

@@ -452,6 +452,8 @@ class Window:
         by how much the radius is larger than theirs.
     """
 
+    symmetric = True
+
     def __init__(self, operators, wider=0):
         self.o, radius = operators, operators.radius + wider
         self.box = Box(operators.shape, radius, operators.points)
@@ -476,9 +478,21 @@ class Window:
         sums = R128.scale(box(products), self.size * factor)
         add_into(out, sums)
 
+    def factors(self, side, arrays, shape):
+        """See `algebra.Product`: the array, and its sums over the windows."""
+        yield arrays[0]
+        yield self.box.ring(arrays[0])
+
+    def collect(self, k, products, out, factor):
+        """See `algebra.Product`."""
+        sums = products if k else self.box.ring(products)
+        add_into(out, R128.scale(sums, -factor if k else self.size * factor))
+
 
 class Spread:
     """A coarse field, interpolated linearly, times an array at every voxel."""
+
+    symmetric = False
 
     def __init__(self, operators):
         self.o = operators
@@ -496,12 +510,22 @@ class Spread:
         field, y, out = solid(left[0]), solid(right[0]), solid(out)
         kernels.spread(field, self.o.straight_bands, y, factor, out, threads())
 
+    def factors(self, side, arrays, shape):
+        """See `algebra.Product`."""
+        yield arrays[0] if side else self.o.straight.ring(arrays[0])
+
+    def collect(self, k, products, out, factor):
+        """See `algebra.Product`."""
+        add_into(out, R128.scale(products, factor))
+
 
 class Smooth:
     """An array times the gradient of an image along an axis, smoothed.
 
     Of arrays of several channels the sum over them.
     """
+
+    symmetric = False
 
     def __init__(self, operators, axis):
         self.o, self.axis = operators, axis
@@ -539,6 +563,25 @@ class Smooth:
         if axes[0] is not None:
             thin = axes[0].ring(thin, 0)
         add_into(out, R128.scale(thin.reshape(out.shape), factor))
+
+    def factors(self, side, arrays, shape):
+        """See `algebra.Product`: the array, and differences of neighbours."""
+        x = arrays[0].reshape(-1, *self.o.shape, 2)
+        if not side:
+            yield x
+            return
+        rows = np.moveaxis(x, self.axis + 1, 0)
+        slope = np.zeros_like(rows)
+        later, earlier = (np.ascontiguousarray(k) for k in (rows[2:], rows[:-2]))
+        slope[1:-1] = R128.sub(later, earlier)
+        yield np.moveaxis(slope, 0, self.axis + 1)
+
+    def collect(self, k, products, out, factor):
+        """See `algebra.Product`."""
+        whole = R128.zeros(self.o.shape)
+        for channel in products:
+            add_into(whole, channel)
+        add_into(out, R128.scale(self.map.ring(whole), factor))
 
 
 # -- the protocol ------------------------------------------------------------------

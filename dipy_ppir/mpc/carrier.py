@@ -27,10 +27,13 @@ t = 1 to 0, is the velocity at which the identity becomes id + U: in small steps
 an image can be carried by a displacement of many voxels (`Carrier.advancing`).
 """
 
+import math
+
 import numpy as np
 
 from dipy_ppir._kernels import carry as kernels
-from dipy_ppir.mpc.algebra import Digits, expression, product
+from dipy_ppir.mpc.algebra import Digits, add_into, expression, product
+from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.threads import threads
 
 #: Taps of the first and second derivative of five points, times 12; and of the first
@@ -80,6 +83,8 @@ class Carry:
         stay together better.
     """
 
+    symmetric = False
+
     def __init__(self, operators, wide=False):
         self.o, self.wide = operators, wide
         self.derivatives = operators.derivatives(wide)
@@ -117,6 +122,26 @@ class Carry:
                 y,
                 threads(),
             )
+
+    def factors(self, side, arrays, shape):
+        """See `algebra.Product`: moves at all voxels, and derivatives, by key."""
+        o, kept = (
+            self.o,
+            (math.prod(shape) // math.prod(self.o.shape), *self.o.shape, 2),
+        )
+        for k, key in enumerate(o.keys):
+            if side:
+                images = arrays[0].reshape(kept)
+                yield np.stack([self.derivatives[key].ring(x) for x in images])
+            else:
+                spread = o.cubic if len(key) == 1 else o.straight
+                yield np.broadcast_to(spread.ring(arrays[k]), kept)
+
+    def collect(self, k, products, out, factor):
+        """See `algebra.Product`."""
+        unit = self.derivatives[self.o.keys[k]].unit
+        whole = R128.scale(products, round(unit / self.unit) * factor)
+        add_into(out, whole.reshape(out.shape))
 
 
 class Carrier:

@@ -43,7 +43,7 @@ import math
 
 import numpy as np
 
-from dipy_ppir.mpc.algebra import Digits, Total, add_into, product
+from dipy_ppir.mpc.algebra import Digits, Total, add_into, product, summed
 from dipy_ppir.mpc.carried import SPEED, Carried
 from dipy_ppir.mpc.fields import R128
 
@@ -62,6 +62,8 @@ class Variance:
     ----------
     operators : Operators
     """
+
+    symmetric = True
 
     def __init__(self, operators):
         self.voxels = math.prod(operators.shape)
@@ -84,6 +86,18 @@ class Variance:
         for a, b in zip(x, y, strict=True):
             sums = R128.mul(R128.dot(a, ones), R128.dot(b, ones))
             add_into(out, R128.scale(sums, -factor))
+
+    def factors(self, side, arrays, shape):
+        """See `algebra.Product`: each channel, and the sum of each."""
+        x = arrays[0].reshape(-1, self.voxels, 2)
+        yield x
+        yield np.concatenate([summed(channel) for channel in x])
+
+    def collect(self, k, products, out, factor):
+        """See `algebra.Product`."""
+        add_into(
+            out, R128.scale(summed(products), -factor if k else self.voxels * factor)
+        )
 
 
 class CarriedDifferences(Carried):
