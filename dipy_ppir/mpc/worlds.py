@@ -1,8 +1,18 @@
 """Which protocols a session computes with: with a helper, or two owners alone."""
 
+from dipy_ppir.mpc.algebra import Shares
+from dipy_ppir.mpc.arrays import SharedArray
+from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.numbers import SecretNumbers
 from dipy_ppir.mpc.pair import PairSession
+from dipy_ppir.mpc.pairalgebra import PairShares
 from dipy_ppir.mpc.pairnumbers import PairNumbers
+from dipy_ppir.mpc.protocols import share
+
+
+def alone(session):
+    """Whether the session is one of two owners, without a helper."""
+    return isinstance(session, PairSession)
 
 
 def numbers(session, **options):
@@ -18,5 +28,51 @@ def numbers(session, **options):
     -------
     numbers : SecretNumbers or PairNumbers
     """
-    kind = PairNumbers if isinstance(session, PairSession) else SecretNumbers
-    return kind(session, **options)
+    return (PairNumbers if alone(session) else SecretNumbers)(session, **options)
+
+
+def shares(session):
+    """The language of protocols on the shares of a session's parties.
+
+    Parameters
+    ----------
+    session : Session
+
+    Returns
+    -------
+    world : Shares or PairShares
+    """
+    return PairShares(session) if alone(session) else Shares(session)
+
+
+def owned(session, owner, x, shape, *, bound, name):
+    """Whole numbers of an owner, about to be opened, or sums of them.
+
+    Rounds: 1 with a helper, else 0.
+
+    Parameters
+    ----------
+    session : Session
+    owner : int
+    x : array of float or None
+        at the owner.
+    shape : tuple of int
+    bound : float
+        below 2**60.
+    name : str
+        the protocol step.
+
+    Returns
+    -------
+    array : SharedArray
+
+    Raises
+    ------
+    FixedPointOverflowError
+        for numbers beyond the bound.
+    """
+    if not alone(session):
+        return share(session, owner, x, shape, bound=bound, name=name)
+    mine = session.pid == owner
+    words = R64.encode(x, 0, bound) if mine else R64.zeros(shape)
+    return SharedArray(R64, words, 2, 0, int(bound))
