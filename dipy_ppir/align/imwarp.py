@@ -61,11 +61,12 @@ from dipy_ppir.align.remote import (
 from dipy_ppir.align.validation import (
     check_single_precision,
 )
-from dipy_ppir.mpc.algebra import Secret, Shares
+from dipy_ppir.mpc.algebra import Secret
 from dipy_ppir.mpc.arrays import OwnedArray
 from dipy_ppir.mpc.crosscorr import LEAST_DEVIATION, check_grid
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
+from dipy_ppir.mpc.worlds import shares
 
 __all__ = [
     "DiffeomorphicMap",
@@ -470,7 +471,7 @@ class SecureSymmetricDiffeomorphicRegistration(
         self.full_energy_profile = []  # no energy is opened
         images = {"static": self._static, "moving": self._moving}
         here = [OWNERS[name] for name, image in images.items() if not is_remote(image)]
-        world = Shares(session)
+        world = shares(session)
         levels = CarriedLevels(self, world, here)
         receivers = RESULT_TO[self.result_to]
         self._tell(RegistrationStages.OPT_START)
@@ -522,7 +523,7 @@ class SecureSymmetricDiffeomorphicRegistration(
         journal(self.session, self.checkpoint)
         if self.checkpoint is None:
             return
-        world, arrays = Shares(self.session), {}
+        world, arrays = shares(self.session), {}
         facts = {"current_level": level, "units": {}, "mismatched": self._mismatched}
         for owner, fields in displacements.items():
             for axis, field in enumerate(fields):

@@ -23,10 +23,9 @@ from dipy_ppir.align.memory import COORDINATE
 from dipy_ppir.align.parameters import POINTS, PointParameters
 from dipy_ppir.align.remote import OWNERS, WORD, is_word
 from dipy_ppir.mpc import local, rotation
-from dipy_ppir.mpc.algebra import Shares
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC, declare
-from dipy_ppir.mpc.protocols import share
+from dipy_ppir.mpc.worlds import owned, shares
 
 #: Coordinates of a centroid are below this, in units to which they are rounded.
 MOST_SHIFT = 1 << 40
@@ -541,7 +540,7 @@ def _run(session, parameters, pair, own):
     if not parameters.scaling:
         sizes = tuple(own[k].size if k in own else None for k in ("moving", "static"))
     with session.phase("rotation"):
-        found = rotation.find(Shares(session), correlation, sizes, receivers)
+        found = rotation.find(shares(session), correlation, sizes, receivers)
     undetermined = None
     if not found.grade or not found.steady:
         undetermined = UNSTEADY if found.grade else NO_MATCH
@@ -580,7 +579,7 @@ def _opened(session, mine, dim, parameters, receivers):
     for receiver in receivers:
         owner = others[receiver]
         own = mine.centroid if session.pid == owner else None
-        shared[owner] = share(
+        shared[owner] = owned(
             session, owner, own, (dim,), bound=float(MOST_SHIFT), name="centroid"
         )
         openings.append((shared[owner], "centroid", (receiver,)))
@@ -591,7 +590,7 @@ def _opened(session, mine, dim, parameters, receivers):
             if session.pid == owner:
                 code = np.rint([math.log2(mine.size) * SIZE_PLACES])
             most = math.log2(rotation.SIZES[1]) * SIZE_PLACES
-            codes[owner] = share(session, owner, code, (1,), bound=most, name="size")
+            codes[owner] = owned(session, owner, code, (1,), bound=most, name="size")
         ratio = codes[STATIC] - codes[MOVING]
         ratio.bound = _SIZE_RANGE
         openings.append((ratio, "size_ratio", receivers))
