@@ -34,8 +34,7 @@ verb             rounds                                  bytes, on both links
 `rates`          2 and those of `bits_of` and `highest`  see `circuits`
 `stepped`        2 and those of `negative`               see `circuits`
 `reached`        the same, and 1 to open                 16 per group and receiver
-`any_negative`   those of `negative` and of a product    8 per receiver
-                 of bits for each further number, and 1
+`any_negative`   2, those of `negative` and `any_set`    8 per receiver
 `check`          2 and those of `negative`, and 1        32 to open
 ===============  ======================================  =============================
 
@@ -364,7 +363,8 @@ class PairShares(Shares):
     def any_negative(self, sums, digits, label, receivers):
         """Whether any of some sums is below zero: one bit, opened.
 
-        Rounds: those of `circuits.negative`, 1 for each sum after the first, 1 to open.
+        Rounds: 1 where sums are products, those of `circuits.negative` and
+        `circuits.any_set`, and 1 to open.
 
         Parameters
         ----------
@@ -384,14 +384,10 @@ class PairShares(Shares):
         secrets = self._secrets([(x, digits) for x in sums])
         bits = int(digits.bound / secrets[0].unit).bit_length() + 2
         words = np.concatenate([x.part for x in secrets])
-        below = np.unpackbits(
-            circuits.negative(s, words, R128, bits), count=n, bitorder="little"
-        )
-        none = circuits.complement(s, below[:1])
-        for one in below[1:]:
-            none = circuits.and_(s, none, circuits.complement(s, one[None]))
+        below = circuits.negative(s, words, R128, bits)
+        each = np.unpackbits(below, count=n, bitorder="little")
+        some = circuits.any_set(s, each[:, None]) & np.uint8(1)
         # The highest bit of a word is a sum modulo 2.
-        some = circuits.complement(s, none) & np.uint8(1)
         word = some.astype(np.uint64) << np.uint64(63)
         bit = SharedArray(R64, word, 2, 63, (1 << 63) - 1, choices=2)
         opened = s.open(bit, label, receivers)
