@@ -6,6 +6,8 @@ from oblivious import use_known_products
 import pytest
 from shares import decoded
 from test_map_only import metric, register
+import test_ssd_mind
+from test_ssd_mind import other_modality
 
 from dipy_ppir.align import carried
 from dipy_ppir.align.carried import (
@@ -24,16 +26,24 @@ def products(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "dim, options",
+    "kind, dim, options, of_metric",
     [
-        (2, {"level_iters": [4, 3]}),
-        (3, {"level_iters": [3, 2]}),
-        (2, {"level_iters": [4, 3], "opens": "end"}),
+        ("CC", 2, {"level_iters": [4, 3]}, {}),
+        ("CC", 3, {"level_iters": [3, 2]}, {}),
+        ("CC", 2, {"level_iters": [4, 3]}, {"opens": "end"}),
+        ("SSD", 2, {"level_iters": [4, 3]}, {"map_spacing": 2}),
+        ("SSD", 3, {"level_iters": [3, 2]}, {}),
+        ("MIND", 2, {"level_iters": [4, 3]}, {}),
+        ("MIND", 3, {"level_iters": [3, 2]}, {}),
     ],
 )
-def test_of_two_owners_it_is_what_it_is_in_the_clear(two, monkeypatch, dim, options):
+def test_of_two_owners_it_is_what_it_is_in_the_clear(
+    two, monkeypatch, kind, dim, options, of_metric
+):
     monkeypatch.setattr(carried, "LEVEL_PRECISION", 2.0**-8)
     pair, kept = deformed(dim), {}
+    if kind == "MIND":
+        pair = pair[0], other_modality(pair[1])
     show = CarriedLevels.show_map
 
     def keep(levels, displacements, receivers):
@@ -42,12 +52,15 @@ def test_of_two_owners_it_is_what_it_is_in_the_clear(two, monkeypatch, dim, opti
         return show(levels, displacements, receivers)
 
     monkeypatch.setattr(CarriedLevels, "show_map", keep)
-    of_metric = {k: v for k, v in options.items() if k not in ("level_iters",)}
-    clear = ClearSymmetricDiffeomorphicRegistration(
-        metric(dim, **of_metric), level_iters=options["level_iters"]
-    )
-    clear.optimize(*pair)
-    two(lambda s: register(s, pair, dim, **options))
+    if kind == "CC":
+        clear = ClearSymmetricDiffeomorphicRegistration(
+            metric(dim, **of_metric), **options
+        )
+        clear.optimize(*pair)
+        two(lambda s: register(s, pair, dim, **options, **of_metric))
+    else:
+        clear, _ = test_ssd_mind.twin(pair, kind, of_metric, **options)
+        two(lambda s: test_ssd_mind.register(s, pair, kind, of_metric, **options))
     errors, sizes = [], []
     for owner in (STATIC, MOVING):
         for axis in range(dim):
@@ -57,7 +70,8 @@ def test_of_two_owners_it_is_what_it_is_in_the_clear(two, monkeypatch, dim, opti
             errors.append((found - expected).ravel())
             sizes.append(np.abs(expected).max())
     errors = np.abs(np.concatenate(errors))
-    assert max(sizes) > 0.3
+    assert max(sizes) > 0.2
+    # Where a norm lies on a limit of `rates`, chance decides how long a step is.
     assert np.sqrt((errors**2).mean()) < 0.02
     assert np.quantile(errors, 0.999) < 0.08
 

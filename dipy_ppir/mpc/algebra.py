@@ -219,14 +219,17 @@ class Product:
 
         Yields
         ------
+        kind : int
+            products of one kind, which are of one shape, may be added up before they
+            are collected.
         factor : array
-            packed; as many, of the same shapes, on either side.
+            packed; as many, of the same kinds and shapes, on either side.
         """
-        yield np.broadcast_to(arrays[0], (*shape, 2))
+        yield 0, np.broadcast_to(arrays[0], (*shape, 2))
 
-    def collect(self, k, products, out, factor):
-        """Add what comes of the k-th factors' products, times an integer, to `out`."""
-        add_into(out, R128.scale(products, factor))
+    def collect(self, kind, products, out):
+        """Add what comes of products of a kind to `out`."""
+        add_into(out, products)
 
 
 PRODUCT = Product()
@@ -249,11 +252,11 @@ class Total(Product):
 
     def factors(self, side, arrays, shape):
         """See `Product`."""
-        yield arrays[0]
+        yield 0, arrays[0]
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `Product`."""
-        add_into(out, R128.scale(summed(products), factor))
+        add_into(out, summed(products))
 
 
 def summed(x):

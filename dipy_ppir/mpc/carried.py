@@ -480,13 +480,13 @@ class Window:
 
     def factors(self, side, arrays, shape):
         """See `algebra.Product`: the array, and its sums over the windows."""
-        yield arrays[0]
-        yield self.box.ring(arrays[0])
+        yield 0, arrays[0]
+        yield 1, self.box.ring(arrays[0])
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
-        sums = products if k else self.box.ring(products)
-        add_into(out, R128.scale(sums, -factor if k else self.size * factor))
+        sums = products if kind else self.box.ring(products)
+        add_into(out, R128.scale(sums, -1 if kind else self.size))
 
 
 class Spread:
@@ -512,11 +512,11 @@ class Spread:
 
     def factors(self, side, arrays, shape):
         """See `algebra.Product`."""
-        yield arrays[0] if side else self.o.straight.ring(arrays[0])
+        yield 0, arrays[0] if side else self.o.straight.ring(arrays[0])
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
-        add_into(out, R128.scale(products, factor))
+        add_into(out, products)
 
 
 class Smooth:
@@ -568,20 +568,20 @@ class Smooth:
         """See `algebra.Product`: the array, and differences of neighbours."""
         x = arrays[0].reshape(-1, *self.o.shape, 2)
         if not side:
-            yield x
+            yield 0, x
             return
         rows = np.moveaxis(x, self.axis + 1, 0)
         slope = np.zeros_like(rows)
         later, earlier = (np.ascontiguousarray(k) for k in (rows[2:], rows[:-2]))
         slope[1:-1] = R128.sub(later, earlier)
-        yield np.moveaxis(slope, 0, self.axis + 1)
+        yield 0, np.moveaxis(slope, 0, self.axis + 1)
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
         whole = R128.zeros(self.o.shape)
         for channel in products:
             add_into(whole, channel)
-        add_into(out, R128.scale(self.map.ring(whole), factor))
+        add_into(out, self.map.ring(whole))
 
 
 # -- the protocol ------------------------------------------------------------------

@@ -132,16 +132,16 @@ class Carry:
         for k, key in enumerate(o.keys):
             if side:
                 images = arrays[0].reshape(kept)
-                yield np.stack([self.derivatives[key].ring(x) for x in images])
-            else:
-                spread = o.cubic if len(key) == 1 else o.straight
-                yield np.broadcast_to(spread.ring(arrays[k]), kept)
+                yield 0, np.stack([self.derivatives[key].ring(x) for x in images])
+                continue
+            spread = o.cubic if len(key) == 1 else o.straight
+            unit = round(self.derivatives[key].unit / self.unit)
+            wide = R128.scale(spread.ring(arrays[k]), unit)
+            yield 0, np.broadcast_to(wide, kept)
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
-        unit = self.derivatives[self.o.keys[k]].unit
-        whole = R128.scale(products, round(unit / self.unit) * factor)
-        add_into(out, whole.reshape(out.shape))
+        add_into(out, products.reshape(out.shape))
 
 
 class Carrier:

@@ -90,14 +90,12 @@ class Variance:
     def factors(self, side, arrays, shape):
         """See `algebra.Product`: each channel, and the sum of each."""
         x = arrays[0].reshape(-1, self.voxels, 2)
-        yield x
-        yield np.concatenate([summed(channel) for channel in x])
+        yield 0, x
+        yield 1, np.concatenate([summed(channel) for channel in x])
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
-        add_into(
-            out, R128.scale(summed(products), -factor if k else self.voxels * factor)
-        )
+        add_into(out, R128.scale(summed(products), -1 if kind else self.voxels))
 
 
 class CarriedDifferences(Carried):

@@ -134,13 +134,33 @@ def _crossed(x):
                 yield form, sides, left, 2 * factor
 
 
-def _collector(form, k, shape, out, factor):
-    """Adds what comes of the k-th factors' products, of this shape, to `out`."""
+class _Sum:
+    """Elementary products of a kind that are added up number by number.
 
-    def collect(products):
-        form.collect(k, products.reshape(shape), out, factor)
+    Parameters
+    ----------
+    form, kind
+        see `Product.collect`.
+    shape : tuple of int
+        of each factor, packed.
+    out : array
+        an expression's part, to which they are added.
 
-    return collect
+    Attributes
+    ----------
+    factors : list of array, shape (n, 2)
+        this owner's.
+    parts : array, shape (n, 2)
+        of the sums of products.
+    """
+
+    def __init__(self, form, kind, shape, out):
+        self.form, self.kind, self.shape, self.out = form, kind, shape, out
+        self.factors, self.parts = [], None
+
+    def collect(self):
+        """Add what comes of this owner's parts of the sums to its part of the form."""
+        self.form.collect(self.kind, self.parts.reshape(self.shape), self.out)
 
 
 def _clear(part, bits):
@@ -250,52 +270,67 @@ class PairShares(Shares):
         ----------
         terms : sequence of (expression, part, form, sides, left, factor)
         """
-        group, size = [], 0
+        sums, size, last = {}, 0, None
         for x, part, form, sides, left, factor in terms:
+            if size > PIECE and part is not last:
+                self._add_up(sums.values())
+                sums, size = {}, 0
+            last = part
             # Of the left side the parts of one owner, of the right the other's.
             side = 0 if left == self.session.pid else 1
             arrays = [m.part for m in sides[side]]
-            for k, mine in enumerate(form.factors(side, arrays, x.shape)):
-                count = mine.size // 2
-                if group and size + count > PIECE:
-                    self._multiply_group(group)
-                    group, size = [], 0
-                collect = _collector(form, k, mine.shape, part, factor)
-                group.append((_flat(mine), collect))
-                size += count
-        if group:
-            self._multiply_group(group)
+            for kind, mine in form.factors(side, arrays, x.shape):
+                key = id(part), id(form), kind, mine.shape
+                into = sums.setdefault(key, _Sum(form, kind, mine.shape, part))
+                rows = _flat(mine)
+                if self.session.pid == MOVING and factor != 1:
+                    rows = R128.scale(rows, factor)
+                into.factors.append(rows)
+                size += len(rows)
+        if sums:
+            self._add_up(sums.values())
 
-    def _multiply_group(self, group):
-        mine = [array for array, _ in group]
-        mine = np.concatenate(mine) if len(mine) > 1 else mine[0]
-        pieces = [
-            self._products(mine[start : start + PIECE])
-            for start in range(0, len(mine), PIECE)
-        ]
-        whole = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-        start = 0
-        for array, collect in group:
-            collect(whole[start : start + len(array)])
-            start += len(array)
+    def _add_up(self, sums):
+        """Compute the products of some `_Sum`, and collect this owner's parts."""
+        begun, size = [], 0
+        for each in sums:
+            n, terms = len(each.factors[0]), len(each.factors)
+            each.parts = R128.zeros((n,))
+            step = max(PIECE // terms, 1)
+            for start in range(0, n, step):
+                if size and size + terms * min(step, n - start) > PIECE:
+                    self._exchange(begun)
+                    begun, size = [], 0
+                place = slice(start, start + step)
+                out = each.parts[place]
+                begun.append(([x[place] for x in each.factors], out))
+                size += terms * len(out)
+        self._exchange(begun)
+        for each in sums:
+            each.collect()
 
-    def _products(self, mine):
-        """This owner's parts of the products of its numbers and the other's.
+    def _exchange(self, sums):
+        """This owner's parts of sums of products of its numbers and the other's.
 
         Rounds: 1. Bytes: 32 per product.
 
         Parameters
         ----------
-        mine : array of uint64, shape (n, 2)
+        sums : sequence of (factors, out)
+            arrays of shape (n, 2), and zeros to which to add what comes of them.
         """
-        s = self.session
+        s, mine = self.session, np.concatenate([x for xs, _ in sums for x in xs])
         factor, part = s.multiplications.take(len(mine))
         s.network.send(s.other, "factors", R128.sub(mine, factor))
         theirs = np.empty_like(mine)
         s.network.receive(s.other, "factors", theirs)
-        out = part.copy()
-        R128.addmul(out, theirs, mine if s.pid == MOVING else factor)
-        return out
+        whole = part.copy()
+        R128.addmul(whole, theirs, mine if s.pid == MOVING else factor)
+        start = 0
+        for factors, out in sums:
+            for _ in factors:
+                add_into(out, whole[start : start + len(out)])
+                start += len(out)
 
     def rates(self, norms, longest, power, digits):
         """See `Shares.rates`: by the highest bits of the numbers.

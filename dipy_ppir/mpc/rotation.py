@@ -164,12 +164,12 @@ class Sums:
 
     def factors(self, side, arrays, shape):
         """See `algebra.Product`."""
-        yield arrays[0].reshape(-1, 2)[self.right if side else self.left]
+        yield 0, arrays[0].reshape(-1, 2)[self.right if side else self.left]
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
         for term in np.moveaxis(products, -2, 0):
-            add_into(out, R128.scale(np.ascontiguousarray(term), factor))
+            add_into(out, np.ascontiguousarray(term))
 
 
 _I, _J = np.indices((3, 3))
@@ -256,9 +256,9 @@ class _Correlation:
     def ring(self, left, right, out, factor):
         """Add that of packed arrays, times an integer, to `out`."""
         sides = (self.factors(k, side, ()) for k, side in enumerate((left, right)))
-        for x, y in zip(*sides, strict=True):
+        for (kind, x), (_, y) in zip(*sides, strict=True):
             products = R128.mul(*map(np.ascontiguousarray, (x, y)))
-            self.collect(0, products, out, factor)
+            self.collect(kind, R128.scale(products, factor), out)
 
     def factors(self, side, arrays, shape):
         """See `algebra.Product`: a row for each sum, or product of the plane."""
@@ -266,12 +266,12 @@ class _Correlation:
         n, dim = columns.shape[1], len(columns)
         if dim == 2:
             third = (R128.add if side else R128.sub)(*columns)
-            yield np.stack([*columns, third])
+            yield 0, np.stack([*columns, third])
         else:
             rows = columns[:, None] if side else columns[None]
-            yield np.broadcast_to(rows, (dim, dim, n, 2))
+            yield 0, np.broadcast_to(rows, (dim, dim, n, 2))
 
-    def collect(self, k, products, out, factor):
+    def collect(self, kind, products, out):
         """See `algebra.Product`."""
         rows = products.reshape(-1, *products.shape[-2:])
         sums = np.concatenate([summed(row) for row in rows])
@@ -280,7 +280,7 @@ class _Correlation:
             same = R128.add(first, second)
             turned = R128.sub(R128.add(third, second), first)
             sums = np.concatenate([same, turned])
-        add_into(out, R128.scale(sums.reshape(out.shape), factor))
+        add_into(out, sums.reshape(out.shape))
 
 
 def _shape(dim):
