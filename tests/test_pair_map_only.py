@@ -1,10 +1,14 @@
 """SyN of two owners alone that opens the map only: against its clear twin."""
 
+import math
+
 from deformed import deformed
 import numpy as np
-from oblivious import use_known_products
+from oblivious import KnownProducts, use_known_products
+from parties import run_trio
 import pytest
 from shares import decoded
+from test_carried import GRIDS, grid, starts
 from test_map_only import metric, register
 import test_ssd_mind
 from test_ssd_mind import other_modality
@@ -14,6 +18,9 @@ from dipy_ppir.align.carried import (
     CarriedLevels,
     ClearSymmetricDiffeomorphicRegistration,
 )
+from dipy_ppir.mpc.algebra import Digits
+from dipy_ppir.mpc.carried import CarriedCorrelation
+from dipy_ppir.mpc.differences import CarriedDifferences
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.pairalgebra import PairShares
@@ -105,3 +112,55 @@ def test_what_each_owner_learns(two, result_to):
     if result_to == "both":
         first, second = (np.asarray(m.get_forward_field()) for _, m in out)
         assert np.array_equal(first, second)
+
+
+def correlation_products(o, refine, last):
+    """Elementary products of an iteration; see `dipy_ppir.mpc.carried`."""
+    fine, coarse = math.prod(o.shape), math.prod(o.coarse)
+    of_voxels, of_points = {2: (38, 78), 3: (58, 162)}[o.dim]
+    total = of_voxels * fine + of_points * coarse
+    if refine:
+        total += 4 * fine + 58 * coarse
+    return total - last * 4 * len(o.keys) * fine
+
+
+def difference_products(o, refine, last):
+    """The same; see `dipy_ppir.mpc.differences`."""
+    fine, coarse = math.prod(o.shape), math.prod(o.coarse)
+    of_voxels, of_points = {2: (29, 64), 3: (49, 148)}[o.dim]
+    total = of_voxels * fine + of_points * coarse
+    return total - last * 4 * len(o.keys) * fine
+
+
+@pytest.mark.parametrize("refine, last", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("kind", ["CC", "SSD"])
+def test_products_of_an_iteration_are_as_stated(
+    duo, monkeypatch, kind, name, refine, last
+):
+    o, taken, made = grid(name), [], {}
+    stated = correlation_products if kind == "CC" else difference_products
+    take = KnownProducts.take
+
+    def counted(products, n):
+        if products._session.pid == MOVING:
+            taken.append(n)
+        return take(products, n)
+
+    def begin(session):
+        world = PairShares(session)
+        of = CarriedCorrelation if kind == "CC" else CarriedDifferences
+        iterations = of(world, o, 0.25)
+        made[session.pid] = iterations, iterations.begin(starts(o, session.pid))
+        # What transfers and rates need besides.
+        norms = [world.own(np.ones(1), MOVING, (1,), Digits(2.0**-30, 2.0))] * 2
+        world.rates(norms, 0.25, 8, Digits(2.0**-20, 64.0))
+
+    def run(session):
+        iterations, halves = made[session.pid]
+        iterations.iterate(halves[STATIC], halves[MOVING], refine=refine, last=last)
+
+    run_trio(duo, begin)
+    monkeypatch.setattr(KnownProducts, "take", counted)
+    run_trio(duo, run)
+    assert sum(taken) == stated(o, refine, last)

@@ -66,6 +66,12 @@ images nor computes e: five iterations take 248 and 426 each. The norms take 4 x
 3.4 kB an iteration besides, from the helper (`steps`). 13 rounds, two of them for the
 norm.
 
+Two owners alone (`pairalgebra`) take elementary products instead, and no elements: in
+3D 58 a voxel (2 for D, 8 for tau, 12 for v, 36 for s and m) and 162 a point of C, in
+the plane 38 and 78, and where e and f are computed anew 4 and 58 more. That is 64 a
+voxel and iteration with h = 3, 78 with h = 2. 11 rounds, and those of the norms'
+circuits.
+
 What each party sees is what it sees in `algebra`: uniform numbers. A rounding that goes
 wrong stays wrong until the end of a level. `Shares.failures` counts the odds, below
 2**-25 for a registration of [10, 10, 5] iterations of 192 x 160 x 192 voxels, 2**-21
