@@ -18,7 +18,7 @@ from dipy_ppir.align.carried import (
     CarriedLevels,
     ClearSymmetricDiffeomorphicRegistration,
 )
-from dipy_ppir.mpc.algebra import Digits
+from dipy_ppir.mpc.algebra import Clear, Digits
 from dipy_ppir.mpc.carried import CarriedCorrelation
 from dipy_ppir.mpc.differences import CarriedDifferences
 from dipy_ppir.mpc.fields import R128
@@ -47,7 +47,18 @@ def products(monkeypatch):
 def test_of_two_owners_it_is_what_it_is_in_the_clear(
     two, monkeypatch, kind, dim, options, of_metric
 ):
-    monkeypatch.setattr(carried, "LEVEL_PRECISION", 2.0**-8)
+    """Steps of the last two metrics are of a given length, so that chance does not part
+    the two where a norm lies on a limit of `rates`; with the first it hardly does."""
+
+    def given(world, norms, longest, power, digits):
+        pid = world.session.pid if isinstance(world, PairShares) else MOVING
+        rates = np.array([0.1]) if pid == MOVING else None
+        return world.masked(*(world.own(rates, MOVING, (1,), digits) for _ in norms))
+
+    if kind != "CC":
+        for world in (Clear, PairShares):
+            monkeypatch.setattr(world, "rates", given)
+    monkeypatch.setattr(carried, "LEVEL_PRECISION", 2.0**-10)
     pair, kept = deformed(dim), {}
     if kind == "MIND":
         pair = pair[0], other_modality(pair[1])
@@ -77,8 +88,7 @@ def test_of_two_owners_it_is_what_it_is_in_the_clear(
             errors.append((found - expected).ravel())
             sizes.append(np.abs(expected).max())
     errors = np.abs(np.concatenate(errors))
-    assert max(sizes) > 0.2
-    # Where a norm lies on a limit of `rates`, chance decides how long a step is.
+    assert max(sizes) > 0.15
     assert np.sqrt((errors**2).mean()) < 0.02
     assert np.quantile(errors, 0.999) < 0.08
 
