@@ -24,6 +24,7 @@ from dipy_ppir.align.parameters import (
     AffineParameters,
     FreeFormParameters,
     ParameterError,
+    PointParameters,
     SynParameters,
     UnknownParameterError,
 )
@@ -398,6 +399,23 @@ def test_memory_is_estimated_from_above(parameters, shape, measured):
     for pid, mebibytes in zip(ROLES, measured, strict=True):
         if mebibytes is not None:
             assert 0.97 < found[pid] / (mebibytes * 2**20) < 1.45
+
+
+@pytest.mark.parametrize(
+    "parameters, shape, measured",
+    [
+        (SynParameters(), (64,) * 3, 633 * 64**3),
+        (SynParameters(dim=2), (512,) * 2, 822 * 512**2),
+        (PointParameters(), (300_000, 3), 207 * 900_000),
+        (PointParameters(), (1_000_000, 2), 193 * 2_000_000),
+    ],
+)
+def test_memory_of_two_owners_is_estimated_from_above(parameters, shape, measured):
+    """Of what was measured of an owner besides the program."""
+    found, plain = (peaks(parameters, shape, shape, alone) for alone in (True, False))
+    for pid in (MOVING, STATIC):
+        assert plain[pid] < found[pid]
+        assert 1.0 < (found[pid] - 200e6) / measured < 1.45
 
 
 def test_images_beyond_the_limits(trio, outcomes, images):

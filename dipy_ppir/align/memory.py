@@ -14,6 +14,7 @@ from dipy_ppir.align.parameters import (
     PointParameters,
     SynParameters,
 )
+from dipy_ppir.mpc import worlds
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 
 #: Of the program itself, bytes.
@@ -51,11 +52,19 @@ _CARRIED = {
 #: The same of a free-form registration for each dimension, at the moving owner, the
 #: static one and the helper: along each there are a gradient and a displacement.
 _SPLINE = (75, 20, 30)
-#: For each coordinate of points at an owner, the largest peak that was measured.
-COORDINATE = 64
+#: For each coordinate of points at an owner, the largest peak that was measured; and
+#: where two owners are alone.
+_COORDINATE, _COORDINATE_ALONE = 64, 210
+#: How many times as much SyN takes at an owner where two are alone.
+_SYN_ALONE = 1.25
 
 
-def peaks(parameters, static_shape, moving_shape):
+def coordinate(alone):
+    """Bytes for each coordinate of points, at an owner."""
+    return _COORDINATE_ALONE if alone else _COORDINATE
+
+
+def peaks(parameters, static_shape, moving_shape, alone=False):
     """Bytes of memory that each party needs at most, about.
 
     Parameters
@@ -63,6 +72,8 @@ def peaks(parameters, static_shape, moving_shape):
     parameters : AffineParameters, SynParameters, FreeFormParameters or PointParameters
     static_shape, moving_shape : sequence of int
         of images, or of arrays of points; None where it is not known yet.
+    alone : bool, optional
+        whether two owners are alone, without a helper.
 
     Returns
     -------
@@ -75,7 +86,7 @@ def peaks(parameters, static_shape, moving_shape):
     )
     if isinstance(parameters, PointParameters):
         points = {MOVING: moving, STATIC: static, HELPER: 0.0}
-        return {pid: _PROGRAM + COORDINATE * n for pid, n in points.items()}
+        return {pid: _PROGRAM + coordinate(alone) * n for pid, n in points.items()}
     common, samples, other = _PROGRAM, static, None
     if isinstance(parameters, AffineParameters):
         samples *= parameters.sampling_proportion or 1
@@ -84,6 +95,7 @@ def peaks(parameters, static_shape, moving_shape):
         if parameters.reveal == "map":
             each = _CARRIED[parameters.metric, parameters.dim]
             part = 0.75 if parameters.dim == 3 and parameters.map_spacing > 2 else 1.0
+            part *= _SYN_ALONE if alone else 1.0
         owner, helper = (part * n * static for n in each)
     elif isinstance(parameters, FreeFormParameters):
         owner, other, helper = (parameters.dim * n * static for n in _SPLINE)
@@ -103,17 +115,17 @@ def peaks(parameters, static_shape, moving_shape):
     }
 
 
-def check_memory(limits, parameters, static_shape, moving_shape):
+def check_memory(limits, parameters, static_shape, moving_shape, alone=False):
     """Raise ValueError if a party would need more memory than was agreed.
 
     Parameters
     ----------
     limits : dict
         of the session file: "memory", GB.
-    parameters, static_shape, moving_shape
+    parameters, static_shape, moving_shape, alone
         see `peaks`.
     """
-    found = peaks(parameters, static_shape, moving_shape)
+    found = peaks(parameters, static_shape, moving_shape, alone)
     pid = max(found, key=found.get)
     gigabytes = found[pid] / 1e9
     if gigabytes > limits["memory"]:
@@ -140,7 +152,8 @@ def check_session(session, parameters, static, moving):
     static, moving : array or RemoteImage
     """
     if session.plan is not None:
-        check_memory(session.plan.limits, parameters, static.shape, moving.shape)
+        shapes = static.shape, moving.shape
+        check_memory(session.plan.limits, parameters, *shapes, worlds.alone(session))
 
 
 def check_voxels(limits, shape, name):

@@ -19,13 +19,13 @@ from dipy_ppir.align.alone import check_parties
 from dipy_ppir.align.arguments import check_numbers, check_run
 from dipy_ppir.align.decomposition import decompose
 from dipy_ppir.align.facts import own_arrays
-from dipy_ppir.align.memory import COORDINATE
+from dipy_ppir.align.memory import coordinate
 from dipy_ppir.align.parameters import POINTS, PointParameters
 from dipy_ppir.align.remote import OWNERS, WORD, is_word
 from dipy_ppir.mpc import local, rotation
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC, declare
-from dipy_ppir.mpc.worlds import owned, shares
+from dipy_ppir.mpc.worlds import alone, owned, shares
 
 #: Coordinates of a centroid are below this, in units to which they are rounded.
 MOST_SHIFT = 1 << 40
@@ -518,7 +518,7 @@ def _run(session, parameters, pair, own):
     shapes = _exchanged(session, pair)
     check_shapes(shapes)
     n, dim = shapes["moving"]
-    needed = COORDINATE * n * dim / 1e9
+    needed = coordinate(alone(session)) * n * dim / 1e9
     if needed > session.limits["memory"]:
         raise ValueError(
             f"registering {n:,} points needs about {needed:.1f} GB of memory at each "

@@ -57,7 +57,6 @@ import numpy as np
 
 from dipy_ppir.mpc import circuits
 from dipy_ppir.mpc.algebra import (
-    PIECE,
     RATE_STEPS,
     Difference,
     Mapped,
@@ -74,6 +73,8 @@ from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.protocols import constant
 
+#: Products whose factors go in one message, of 4 MB.
+PIECE = 1 << 18
 #: Numbers of which `rates` tells the size are below this power of two.
 RATE_BITS = RATE_STEPS[-1] + 1
 
