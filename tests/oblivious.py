@@ -21,10 +21,19 @@ class KnownProducts:
 
     def take(self, n):
         """A random factor of this owner, and its part of the products."""
-        a, b, part = (self._stream.words((n, 2)) for _ in range(3))
+        factors, part = self.sums(n, 1)
+        return factors[0], part
+
+    def sums(self, n, terms):
+        """Random factors of this owner, and its part of sums of products."""
+        a, b = (self._stream.words((terms, n, 2)) for _ in range(2))
+        part = self._stream.words((n, 2))
         if self._session.pid == MOVING:
             return a, part
-        return b, R128.sub(R128.mul(a, b), part)
+        total = R128.zeros((n,))
+        for x, y in zip(a, b, strict=True):
+            R128.addmul(total, x, y)
+        return b, R128.sub(total, part)
 
 
 def use_known_products(monkeypatch):

@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import pytest
 
 from dipy_ppir.mpc import bfv, multiplications
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.lattice import SMALL_PRIMES
 from dipy_ppir.mpc.ledger import MOVING
-from dipy_ppir.mpc.multiplications import BATCH
+from dipy_ppir.mpc.multiplications import BATCH, MOST_TERMS
 
 
 def test_parts_add_up_to_the_products(two):
@@ -21,6 +22,34 @@ def test_parts_add_up_to_the_products(two):
     assert (R128.add(p, q) == R128.mul(a, b)).all()
     for column in (a, b, p, q):
         assert len(np.unique(column[:, 1])) == len(column)
+
+
+@pytest.mark.parametrize("terms", [2, MOST_TERMS])
+def test_parts_add_up_to_sums_of_products(two, terms):
+    def run(session):
+        first = session.multiplications.sums(3, terms)
+        second = session.multiplications.sums(2 * BATCH, terms)
+        return np.concatenate([first[0], second[0]], 1), np.concatenate(
+            [first[1], second[1]]
+        )
+
+    (a, p), (b, q) = two(run)
+    total = R128.zeros((len(p),))
+    for x, y in zip(a, b, strict=True):
+        R128.addmul(total, x, y)
+    assert (R128.add(p, q) == total).all()
+    for column in (*a, *b, p, q):
+        assert len(np.unique(column[:, 1])) == len(column)
+
+
+def test_sums_of_none_or_of_too_many(two):
+    def run(session):
+        for terms in (0, MOST_TERMS + 1):
+            with pytest.raises(ValueError, match="1 to 8 products"):
+                session.multiplications.sums(3, terms)
+        return True
+
+    assert all(two(run))
 
 
 def test_extreme_factors(two, monkeypatch):
@@ -52,11 +81,12 @@ def test_extreme_factors(two, monkeypatch):
 def test_what_hides_a_product_is_wide_enough():
     whole = math.prod(SMALL_PRIMES)
     # From M / 4 on, over at most M / 4, and a product of 254 bits either way.
-    most = whole // 4 + (1 << multiplications._MASK_BITS) + (1 << 254)
+    largest = MOST_TERMS << 254
+    most = whole // 4 + (1 << multiplications._MASK_BITS) + largest
     assert most < whole * 3 // 4
-    assert 2.0**254 / 2.0**multiplications._MASK_BITS <= 2.0**-multiplications.HIDDEN
-    # Of 2**60 products.
-    assert multiplications.HIDDEN >= 100
+    assert largest / 2.0**multiplications._MASK_BITS <= 2.0**-multiplications.HIDDEN
+    # Of 2**58 sums.
+    assert multiplications.HIDDEN >= 98
 
 
 def test_bytes_are_those_that_are_said(duo, tap, payload_bytes, outcomes):
@@ -69,6 +99,12 @@ def test_bytes_are_those_that_are_said(duo, tap, payload_bytes, outcomes):
     frames.clear()
     outcomes(duo, lambda session: session.multiplications.reserve(BATCH))
     assert not frames
+    for terms, stated in ((2, 315), (8, 268)):
+        outcomes(
+            duo, lambda session, k=terms: session.multiplications.reserve(BATCH, k)
+        )
+        assert round(payload_bytes(frames) / BATCH / terms) == stated
+        frames.clear()
 
 
 def test_numbers_of_several_words_are_added():

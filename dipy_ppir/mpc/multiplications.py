@@ -6,11 +6,15 @@ The moving owner draws words a of 128 bits, the static owner b, and they get par
 :math:`M = \prod t_k`, nine primes of 40 bits, in the slots of as many polynomials
 modulo t_k: the moving owner sends a encrypted, the static owner multiplies by b, adds a
 number r and sends it back (see `bfv`). With r uniform over M / 4 numbers from M / 4 on
-nothing wraps around modulo M, and the sum tells of a product no more than one part in
+nothing wraps around modulo M, and the sum tells of products no more than one part in
 2**`HIDDEN`.
 
-Rounds of a batch: 2. Bytes of a batch of `BATCH` products: ``9 *
-(bfv.CIPHERTEXT + bfv.response_bytes(1))`` and seeds: 378 a product.
+Where what is wanted is a sum of several products, number by number, they are added up
+under encryption, and one sum comes back.
+
+Rounds of a batch: 2. Bytes of a batch of `BATCH` sums of k products: ``9 * (k *
+bfv.CIPHERTEXT + bfv.response_bytes(1))`` and seeds: 378 a product where k is 1, 315
+where it is 2, 268 where it is 8.
 
 What each party sees: the static owner ciphertexts; the moving owner sums as above,
 which a simulator draws at random, and encryptions of its own making.
@@ -27,46 +31,46 @@ from dipy_ppir.mpc.lattice import DEGREE, SMALL_PRIMES, moduli
 from dipy_ppir.mpc.ledger import MOVING
 from dipy_ppir.mpc.prg import Stream
 
+#: Most products in a sum.
+MOST_TERMS = 8
 #: Products that are made together.
 BATCH = DEGREE
 _ALL = math.prod(SMALL_PRIMES)
-#: Bits of what hides a product less those of a product.
-HIDDEN = _ALL.bit_length() - 3 - 254
+#: Bits of what hides a sum of products less those of a sum.
+HIDDEN = _ALL.bit_length() - 3 - 254 - (MOST_TERMS - 1).bit_length()
 #: Of what hides a product: random bits.
 _MASK_BITS = _ALL.bit_length() - 3
 
 
 class Multiplications:
-    """Products that are made ahead; see the module.
+    """Products that are made ahead, and sums of several; see the module.
 
     Parameters
     ----------
     session : PairSession
-
-    Attributes
-    ----------
-    made : int
-        how many so far.
     """
 
     def __init__(self, session):
-        self.session, self.made = session, 0
+        self.session = session
         self._stream = Stream(secrets.token_bytes(32))
-        self._factors = self._parts = np.empty((0, 2), np.uint64)
+        #: Factors and parts that are left, by the number of terms of a sum.
+        self._pools = {}
 
-    def reserve(self, count):
+    def reserve(self, count, terms=1):
         """Make as many as are missing, so that `count` can be taken at once.
 
         Rounds: 2 if any are missing. Bytes: see the module.
         """
-        batches = -(-(count - len(self._factors)) // BATCH)
+        factors, parts = self._pool(terms)
+        batches = -(-(count - len(parts)) // BATCH)
         if batches <= 0:
             return
-        made = [self._batch() for _ in range(batches)]
-        factors, parts = zip(*made, strict=True)
-        self._factors = np.concatenate([self._factors, *factors])
-        self._parts = np.concatenate([self._parts, *parts])
-        self.made += batches * BATCH
+        made = self._batches(batches, terms)
+        more, parts_of_more = zip(*made, strict=True)
+        self._pools[terms] = (
+            np.concatenate([factors, *more], axis=1),
+            np.concatenate([parts, *parts_of_more]),
+        )
 
     def take(self, count):
         """Products of random numbers; none is given twice.
@@ -82,37 +86,85 @@ class Multiplications:
         parts : array of uint64, shape (count, 2)
             this owner's parts of the products.
         """
-        self.reserve(count)
-        taken = self._factors[:count].copy(), self._parts[:count].copy()
-        self._factors, self._parts = self._factors[count:], self._parts[count:]
-        return taken
+        factors, parts = self.sums(count, 1)
+        return factors[0], parts
 
-    def _batch(self):
+    def sums(self, count, terms):
+        """Sums of products of random numbers; none is given twice.
+
+        Parameters
+        ----------
+        count : int
+        terms : int
+            products in a sum, at most `MOST_TERMS`.
+
+        Returns
+        -------
+        factors : array of uint64, shape (terms, count, 2)
+            this owner's.
+        parts : array of uint64, shape (count, 2)
+            this owner's parts of the sums.
+        """
+        self.reserve(count, terms)
+        factors, parts = self._pool(terms)
+        self._pools[terms] = factors[:, count:], parts[count:]
+        return factors[:, :count].copy(), parts[:count].copy()
+
+    def _pool(self, terms):
+        if not 0 < terms <= MOST_TERMS:
+            raise ValueError(f"1 to {MOST_TERMS} products are added up, not {terms}")
+        empty = np.empty((terms, 0, 2), np.uint64), np.empty((0, 2), np.uint64)
+        return self._pools.get(terms, empty)
+
+    def _batches(self, count, terms):
+        """Batches, one after the other: while one comes back the next one is sent."""
+        if self.session.pid != MOVING:
+            return [self._answered(terms) for _ in range(count)]
+        out, sent = [], self._sent(terms)
+        for k in range(count):
+            ahead = self._sent(terms) if k + 1 < count else None
+            out.append((sent, self._read()))
+            sent = ahead
+        return out
+
+    def _drawn(self, terms):
+        """This owner's factors of a batch."""
+        return np.stack([self._stream.words((BATCH, 2)) for _ in range(terms)])
+
+    def _sent(self, terms):
+        """The moving owner's factors of a batch, once they are sent encrypted."""
+        factors = self._drawn(terms)
+        for modulus in moduli(SMALL_PRIMES):
+            messages = (
+                _to_slots(modulus, _signed_residues(modulus, x)) for x in factors
+            )
+            self.session.encryption.send("factors", messages, modulus.prime)
+        return factors
+
+    def _read(self):
+        """The moving owner's parts of a batch."""
+        read = [
+            _of_slots(m, self.session.encryption.read("products", 1, m.prime)[0])
+            for m in moduli(SMALL_PRIMES)
+        ]
+        return _joined(read)
+
+    def _answered(self, terms):
+        """The static owner's factors and parts of a batch."""
         encryption = self.session.encryption
-        factors = self._stream.words((BATCH, 2))
-        # Their magnitude as signed numbers: the product then has 254 bits.
-        moduli_of_all = moduli(SMALL_PRIMES)
-        if self.session.pid == MOVING:
-            for modulus in moduli_of_all:
-                message = _to_slots(modulus, _signed_residues(modulus, factors))
-                encryption.send("factors", [message], modulus.prime)
-            read = [
-                _of_slots(m, encryption.read("products", 1, m.prime)[0])
-                for m in moduli_of_all
-            ]
-            return factors, _joined(read)
-        mask = self._mask()
-        for modulus in moduli_of_all:
-            (pair,) = encryption.receive("factors", 1)
-            plain = _to_slots(modulus, _signed_residues(modulus, factors))
-            plain = bfv.plain(_centered(plain, modulus.prime))
-            total = np.zeros_like(pair)
-            for half in range(2):
-                lattice.multiplied(pair[half], plain, out=total[half])
+        factors, mask = self._drawn(terms), self._mask()
+        for modulus in moduli(SMALL_PRIMES):
+            pairs = encryption.receive("factors", terms)
+            total = np.zeros_like(pairs[0])
+            for pair, x in zip(pairs, factors, strict=True):
+                plain = _to_slots(modulus, _signed_residues(modulus, x))
+                plain = bfv.plain(_centered(plain, modulus.prime))
+                for half in range(2):
+                    lattice.multiplied(pair[half], plain, out=total[half])
             hidden = np.empty(DEGREE)
             modulus.reduced(mask, hidden)
             hidden = _to_slots(modulus, hidden)
-            weights = bfv.Weights(modulus.prime / 2, DEGREE)
+            weights = bfv.Weights(modulus.prime / 2, terms * DEGREE)
             encryption.answer("products", total, hidden, modulus.prime, weights)
         return factors, R128.neg(np.ascontiguousarray(mask[:, :2]))
 
