@@ -150,12 +150,12 @@ def test_products_of_an_iteration_are_as_stated(
 ):
     o, taken, made = grid(name), [], {}
     stated = correlation_products if kind == "CC" else difference_products
-    take = KnownProducts.take
+    sums = KnownProducts.sums
 
-    def counted(products, n):
+    def counted(products, n, terms):
         if products._session.pid == MOVING:
-            taken.append(n)
-        return take(products, n)
+            taken.append(n * terms)
+        return sums(products, n, terms)
 
     def begin(session):
         world = PairShares(session)
@@ -171,6 +171,6 @@ def test_products_of_an_iteration_are_as_stated(
         iterations.iterate(halves[STATIC], halves[MOVING], refine=refine, last=last)
 
     run_trio(duo, begin)
-    monkeypatch.setattr(KnownProducts, "take", counted)
+    monkeypatch.setattr(KnownProducts, "sums", counted)
     run_trio(duo, run)
     assert sum(taken) == stated(o, refine, last)

@@ -22,7 +22,7 @@ from dipy_ppir.mpc.algebra import (
     expression,
 )
 from dipy_ppir.mpc.carried import Operators, Smooth, Spread, Window
-from dipy_ppir.mpc.carrier import Carry
+from dipy_ppir.mpc.carrier import Carry, sum_of
 from dipy_ppir.mpc.differences import Variance
 from dipy_ppir.mpc.errors import (
     FixedPointOverflowError,
@@ -44,10 +44,13 @@ def products(monkeypatch):
     use_known_products(monkeypatch)
 
 
-@pytest.mark.parametrize("piece", [algebra.PIECE, 7])
-def test_parts_are_what_they_are_in_the_clear(duo, monkeypatch, piece):
-    """Also where the products of a round go in several messages."""
+@pytest.mark.parametrize(
+    "piece, many", [(pairalgebra.PIECE, pairalgebra.MANY), (7, 100), (64, 1)]
+)
+def test_parts_are_what_they_are_in_the_clear(duo, monkeypatch, piece, many):
+    """Also where the products of a round go in several messages, or as sums."""
     monkeypatch.setattr(pairalgebra, "PIECE", piece)
+    monkeypatch.setattr(pairalgebra, "MANY", many)
     clear = everything(Clear())
     found = run_trio(duo, lambda s: everything(PairShares(s)))
     # The one product of products that were rounded themselves.
@@ -59,6 +62,33 @@ def test_parts_are_what_they_are_in_the_clear(duo, monkeypatch, piece):
         error = np.abs(value(both) - expected.factor)
         most = 1.51 * max(expected.unit, UNIT) * (factors if k == 11 else 1)
         assert (error <= most).all(), k
+
+
+def test_sums_of_many_products(duo, monkeypatch):
+    """Made ahead by eights, by twos and one by one."""
+    monkeypatch.setattr(pairalgebra, "MANY", 1)
+    taken = []
+    numbers = [owned(k, (30,), 0.5) for k in range(6)]
+
+    def total(world):
+        x = [y for k in numbers for y in shared(world, k)]
+        products = [a * b for a, b in zip(x[::2], x[1::2], strict=True)]
+        return world.fresh((sum_of([*products, x[0] * x[0]]), KEPT))
+
+    def run(session):
+        sums = session.multiplications.sums
+
+        def counted(n, terms):
+            if session.pid == MOVING:
+                taken.append((n, terms))
+            return sums(n, terms)
+
+        session.multiplications.sums = counted
+        return total(PairShares(session))
+
+    found = value([x for (x,) in run_trio(duo, run)])
+    assert np.abs(found - total(Clear())[0].factor).max() <= 1.51 * UNIT
+    assert sorted(taken) == [(30, 1), (30, 8), (60, 2)]
 
 
 def random_parts(rng, *shape):

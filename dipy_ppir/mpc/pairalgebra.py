@@ -75,6 +75,8 @@ from dipy_ppir.mpc.protocols import constant
 
 #: Products whose factors go in one message, of 4 MB.
 PIECE = 1 << 18
+#: How many products are added up ahead, of at least how many sums.
+SUMMED, MANY = (8, 2, 1), 4096
 #: Numbers of which `rates` tells the size are below this power of two.
 RATE_BITS = RATE_STEPS[-1] + 1
 
@@ -162,6 +164,19 @@ class _Sum:
     def collect(self):
         """Add what comes of this owner's parts of the sums to its part of the form."""
         self.form.collect(self.kind, self.parts.reshape(self.shape), self.out)
+
+
+def _grouped(factors):
+    """Factors of a sum in groups, the products of each of which are made together.
+
+    What is added up ahead is cheaper, but made in batches, too many for few numbers.
+    """
+    sizes = SUMMED if len(factors[0]) >= MANY else (1,)
+    start = 0
+    for size in sizes:
+        while len(factors) - start >= size:
+            yield factors[start : start + size]
+            start += size
 
 
 def _clear(part, bits):
@@ -320,18 +335,27 @@ class PairShares(Shares):
         sums : sequence of (factors, out)
             arrays of shape (n, 2), and zeros to which to add what comes of them.
         """
-        s, mine = self.session, np.concatenate([x for xs, _ in sums for x in xs])
-        factor, part = s.multiplications.take(len(mine))
-        s.network.send(s.other, "factors", R128.sub(mine, factor))
-        theirs = np.empty_like(mine)
+        s, batches = self.session, []
+        jobs = [(some, out) for factors, out in sums for some in _grouped(factors)]
+        for terms in sorted({len(some) for some, _ in jobs}):
+            same = [job for job in jobs if len(job[0]) == terms]
+            # Factor by factor, of all sums of so many.
+            rows = (np.concatenate(x) for x in zip(*(f for f, _ in same), strict=True))
+            mine = np.stack(list(rows))
+            batches.append((same, mine, *s.multiplications.sums(mine.shape[1], terms)))
+        hidden = [R128.flat(R128.sub(mine, drawn)) for _, mine, drawn, _ in batches]
+        hidden = np.concatenate(hidden) if len(hidden) > 1 else hidden[0]
+        s.network.send(s.other, "factors", hidden)
+        theirs, start = np.empty_like(hidden), 0
         s.network.receive(s.other, "factors", theirs)
-        whole = part.copy()
-        R128.addmul(whole, theirs, mine if s.pid == MOVING else factor)
-        start = 0
-        for factors, out in sums:
-            for _ in factors:
-                add_into(out, whole[start : start + len(out)])
-                start += len(out)
+        for same, mine, drawn, parts in batches:
+            for row in mine if s.pid == MOVING else drawn:
+                R128.addmul(parts, theirs[start : start + len(row)], row)
+                start += len(row)
+            at = 0
+            for _, out in same:
+                add_into(out, parts[at : at + len(out)])
+                at += len(out)
 
     def rates(self, norms, longest, power, digits):
         """See `Shares.rates`: by the highest bits of the numbers.
