@@ -40,10 +40,11 @@ def affine_rows(image):
 def test_products(ckks, version):
     """R is right to what TenSEAL's scale is, 2**24 in place of a prime near it."""
     rng = np.random.default_rng(1)
-    static, matrix = rng.random(100), rng.uniform(-1, 1, (6, 100))
+    static = rng.random(100)
     protocol = getattr(ckks, version)(length=16)
     protocol.share_static(static, 6)
     for matrix in rng.uniform(-1, 1, (2, 6, 100)):
+        matrix[:, 16:50] = 0
         exact = matrix @ static
         apart = np.abs(protocol.product(matrix) - exact).max()
         assert apart < 0.003 * np.abs(exact).max()
@@ -52,6 +53,21 @@ def test_products(ckks, version):
     counts = [2, 7] if version == "DotProducts" else [2 * (4 + 1), 4 + 2]
     for sent, count in zip(protocol.cost.sent, counts, strict=True):
         assert 60_000 * count < sent < 100_000 * count
+
+
+def test_many_parameters(ckks):
+    """More than fit in a ciphertext: version 2 takes several, version 1 refuses."""
+    rng = np.random.default_rng(5)
+    static, matrix = rng.random(64), rng.uniform(-1, 1, (2049, 64))
+    protocol = ckks.LeakingProducts(length=32)
+    protocol.share_static(static, len(matrix))
+    exact = matrix @ static
+    apart = np.abs(protocol.product(matrix) - exact).max()
+    assert apart < 0.003 * np.abs(exact).max()
+    protocol = ckks.DotProducts(length=32)
+    protocol.share_static(static, len(matrix))
+    with pytest.raises(ValueError, match="2048 parameters at most, got 2049"):
+        protocol.product(matrix)
 
 
 def test_the_partial_sums_are_read(ckks):

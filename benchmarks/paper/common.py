@@ -63,10 +63,26 @@ def row(name, repetitions):
     ----------
     name : str
     repetitions : list of dict
-        out of `COLUMNS`.
+        out of `COLUMNS`; where owners need different times ``seconds`` is the moving
+        owner's, and ``seconds_static`` is given too.
     """
-    cells = [text([r.get(key) for r in repetitions], form) for key, form in COLUMNS]
-    return [name, *cells]
+    cells = {
+        key: text([r.get(key) for r in repetitions], form) for key, form in COLUMNS
+    }
+    static = [r["seconds_static"] for r in repetitions if "seconds_static" in r]
+    if static:
+        cells["seconds"] += " / " + text(static, dict(COLUMNS)["seconds"])
+    return [name, *cells.values()]
+
+
+def add_rows_argument(parser):
+    """Let the user choose between our rows and those of the paper's PPIR(FHE)."""
+    parser.add_argument(
+        "--rows",
+        choices=("all", "ours", "fhe"),
+        default="all",
+        help="ours, or PPIR(FHE) as the paper has it (needs TenSEAL), or both",
+    )
 
 
 def show(title, headings, rows, notes=()):

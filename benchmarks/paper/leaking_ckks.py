@@ -57,6 +57,11 @@ except ImportError:
 
 #: The paper's parameters.
 DEGREE, MODULI, SCALE = 4096, [30, 24, 24, 30], 2.0**24
+#: Numbers in a ciphertext.
+SLOTS = DEGREE // 2
+#: Version 1 takes this for numbers of S that are smaller: TenSEAL refuses to multiply
+#: by zeros alone. It is less than the error of R.
+LEAST = 2.0**-18
 MISSING = (
     "PPIR(FHE) is left out: TenSEAL is not installed; pip install 'dipy-ppir[fhe]'"
 )
@@ -184,9 +189,23 @@ class DotProducts:
         self._parts = list(cost.received(MOVING, self._public, messages))
 
     def product(self, matrix):
-        """R of S transposed, shape (p, n), as the moving owner gets it."""
+        """R of S transposed, shape (p, n), as the moving owner gets it.
+
+        Raises
+        ------
+        ValueError
+            if there are more parameters than a ciphertext holds numbers: TenSEAL's
+            product is wrong then, without a word.
+        """
+        if len(matrix) > SLOTS:
+            raise ValueError(
+                f"version 1 takes {SLOTS} parameters at most, got {len(matrix)}; "
+                "measure a coarser resolution"
+            )
         cost = self.cost
-        blocks = padded(matrix, self.length).T.reshape(-1, self.length, len(matrix))
+        matrix = padded(matrix, self.length)
+        matrix = np.where(np.abs(matrix) < LEAST, LEAST, matrix)
+        blocks = matrix.T.reshape(-1, self.length, len(matrix))
         sums = cost.added_up(MOVING, operator.matmul, self._parts, blocks)
         (row,) = cost.received(STATIC, self._key, [sums])
         with cost.at(STATIC):
@@ -219,32 +238,43 @@ class LeakingProducts:
 
     def share_static(self, static, parameters):
         """Encrypt and send half of J, shape (n,)."""
-        cost = self.cost
-        with cost.at(STATIC):
-            parts = padded(static, 2 * self.length).reshape(2, -1, self.length)
-            first, self._own = np.tile(parts, parameters)
-        messages = cost.encrypted(STATIC, self._keys[STATIC], first)
-        self._parts = list(cost.received(MOVING, self._public[STATIC], messages))
+        cost, most = self.cost, SLOTS // self.length
+        # Of a row of S, flattened, what a ciphertext holds is some parameters' numbers.
+        self._groups = np.split(np.arange(parameters), range(most, parameters, most))
+        self._parts, self._own = [], []
+        for group in self._groups:
+            with cost.at(STATIC):
+                parts = padded(static, 2 * self.length).reshape(2, -1, self.length)
+                first, second = np.tile(parts, len(group))
+            messages = cost.encrypted(STATIC, self._keys[STATIC], first)
+            got = cost.received(MOVING, self._public[STATIC], messages)
+            self._parts.append(list(got))
+            self._own.append(second)
 
     def product(self, matrix):
         """R of S transposed, shape (p, n), as the moving owner gets it."""
+        sums = [
+            self._sums(matrix[group], *own)
+            for group, *own in zip(self._groups, self._parts, self._own, strict=True)
+        ]
+        self.read = [np.concatenate(x) for x in zip(*sums, strict=True)]
+        with self.cost.at(STATIC):
+            half = self.read[STATIC].sum(axis=1)
+        self.cost.sent[STATIC] += half.nbytes
+        with self.cost.at(MOVING):
+            return self.read[MOVING].sum(axis=1) + half
+
+    def _sums(self, matrix, parts, own):
+        """Partial sums of some parameters, as the moving and the static owner read."""
         cost, p, length = self.cost, len(matrix), self.length
         with cost.at(MOVING):
             rows = padded(matrix, 2 * length).reshape(p, -1, length)
             first, second = rows.swapaxes(0, 1).reshape(2, -1, p * length)
         factors = cost.encrypted(MOVING, self._keys[MOVING], second)
-        sums = cost.added_up(MOVING, operator.mul, self._parts, first)
+        sums = cost.added_up(MOVING, operator.mul, parts, first)
         rows = cost.received(STATIC, self._public[MOVING], factors)
-        others = cost.added_up(STATIC, operator.mul, rows, self._own)
-        self.read = [
-            self._decrypted(MOVING, others, p),
-            self._decrypted(STATIC, sums, p),
-        ]
-        with cost.at(STATIC):
-            half = self.read[STATIC].sum(axis=1)
-        cost.sent[STATIC] += half.nbytes
-        with cost.at(MOVING):
-            return self.read[MOVING].sum(axis=1) + half
+        others = cost.added_up(STATIC, operator.mul, rows, own)
+        return self._decrypted(MOVING, others, p), self._decrypted(STATIC, sums, p)
 
     def _decrypted(self, owner, message, p):
         (row,) = self.cost.received(owner, self._keys[owner], [message])
@@ -325,7 +355,9 @@ class EncryptedProducts:
     def __init__(self, version, length=128):
         self._version, self._protocol = version, version(length)
         self.cost = self._protocol.cost
-        self._static, self._parameters, self.count = None, None, 0
+        self._static = self._parameters = None
+        #: What each iteration took for J and for R, see `Cost.table`.
+        self.taken = []
 
     def share_static(self, static):
         """Take J, shape (n,)."""
@@ -333,16 +365,26 @@ class EncryptedProducts:
 
     def __call__(self, matrix):
         """R of S transposed, shape (p, n)."""
+        tables = [self.cost.table()]
         if self._parameters != len(matrix):
             self._parameters = len(matrix)
             self._protocol.share_static(self._static, self._parameters)
-        self.count += 1
+        tables.append(self.cost.table())
         most = np.abs(matrix).max() or 1.0
-        return most * self._protocol.product(matrix / most)
+        result = most * self._protocol.product(matrix / most)
+        self.taken.append(np.diff([*tables, self.cost.table()], axis=0))
+        return result
 
-    def costs(self):
-        """Seconds and megabytes of an iteration, as `common.row` takes them."""
-        (moving, static), _, sent = self.cost.table() / self.count
+    def costs(self, iterations=1):
+        """Seconds and megabytes of an iteration, as `common.row` takes them.
+
+        Parameters
+        ----------
+        iterations : int, optional
+            that each one that was made stands for, with the same J.
+        """
+        image, result = np.mean(self.taken, axis=0)
+        (moving, static), _, sent = image / iterations + result
         sent = dict(zip(("mb_moving", "mb_static"), sent / 1e6, strict=True))
         return {"seconds": moving, "seconds_static": static, **sent}
 

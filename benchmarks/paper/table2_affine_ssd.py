@@ -11,9 +11,19 @@ turned and scaled. Images are brought to 1260 x 1090 pixels by linear interpolat
 import argparse
 import logging
 
-from common import Iterations, gray, megabytes, picture, row, show
+from common import (
+    Iterations,
+    add_rows_argument,
+    gray,
+    megabytes,
+    picture,
+    row,
+    show,
+)
 from dipy.align.imaffine import AffineMap, AffineRegistration
 from dipy.align.transforms import AffineTransform2D
+import leaking_ckks
+from leaking_ckks import DotProducts, EncryptedProducts, LeakingProducts
 import numpy as np
 from scipy import ndimage
 
@@ -22,6 +32,7 @@ from dipy_ppir.align.imaffine import (
     SecureSquaredDifferencesMetric,
 )
 from dipy_ppir.align.ssdmetric import GaussNewton, SquaredDifferencesMetric
+from dipy_ppir.mpc.leastsquares import VALUE_BITS
 
 SHAPE = 1260, 1090
 GRID = np.eye(3)
@@ -49,9 +60,17 @@ PAPER = [
     ["paper: Clear + URS", "4.38 ± 0.0", "61 ± 0.0", "-", "0.0", "-", "-"],
     ["paper: PPIR(MPC) + URS", "4.34 ± 0.0", "60.4 ± 6.85", "1.75 ± 0.19"]
     + ["0.02", "0.20", "0.20"],
+    ["paper: PPIR(FHE)-v1 (D = 128) + URS", "4.34 ± 0.10", "61.80 ± 4.82"]
+    + ["13.47 ± 2.87", "2.55 / 0.02", "0.06", "0.01"],
+    ["paper: PPIR(FHE)-v2 (D = 128) + URS", "4.34 ± 0.10", "61.60 ± 7.21"]
+    + ["13.93 ± 4.28", "0.01 / 0.02", "0.72", "0.88"],
     ["paper: Clear + GMS", "4.34 ± 0.0", "63 ± 0.0", "-", "0.0", "-", "-"],
     ["paper: PPIR(MPC) + GMS", "4.34 ± 0.0", "59.80 ± 6.20", "0.93 ± 0.42"]
     + ["0.02", "0.20", "0.20"],
+    ["paper: PPIR(FHE)-v1 (D = 128) + GMS", "4.34 ± 0.05", "60.40 ± 5.12"]
+    + ["0.59 ± 0.35", "2.51 / 0.02", "0.06", "0.01"],
+    ["paper: PPIR(FHE)-v2 (D = 128) + GMS", "4.34 ± 0.05", "57.03 ± 4.07"]
+    + ["0.50 ± 0.36", "0.02 / 0.02", "0.73", "0.93"],
 ]
 
 
@@ -76,6 +95,41 @@ class Clear(SquaredDifferencesMetric):
     _draws = Reproducible._draws
 
 
+class EncryptedSteps:
+    """Steps in the clear, but for R, which is a product of encrypted numbers."""
+
+    def __init__(self, products):
+        self._products = products
+
+    def share_static(self, shape, values):
+        """Take the static image and the positions of its pixels."""
+        static, self._positions = values
+        self._products.share_static(static)
+
+    def step(self, count, parameters, own):
+        """The next step, in units of its precision."""
+        rows = own.gradient[:, None] * self._positions[None]
+        sums = self._products(rows.reshape(-1, count)) * 2.0**VALUE_BITS
+        return np.rint(own.matrix @ sums + own.constant)
+
+
+class Encrypted(Clear):
+    """The same with an `EncryptedProducts`."""
+
+    def __init__(self, *, products, **options):
+        super().__init__(**options)
+        self.products = products
+
+    def _static_values(self, index=None):
+        values = self.static.reshape(-1)
+        return values if index is None else values[index], self.positions(index)
+
+    def _share_static(self):
+        self.steps = EncryptedSteps(self.products)
+        if not self._resampled:
+            self.steps.share_static(None, self._static_values())
+
+
 def optimized(registration, static, moving):
     """The transform that a registration finds."""
     return registration.optimize(
@@ -88,13 +142,30 @@ def optimized(registration, static, moving):
     ).affine
 
 
-def clear(static, moving, options):
+def clear(static, moving, options, metric=Clear):
     """By Gauss-Newton steps in the clear, unrounded but for a thousandth."""
-    metric = Clear(**{**options, "precision": 2.0**-10})
+    metric = metric(**{**options, "precision": 2.0**-10})
     registration = AffineRegistration(
         metric=metric, method=GaussNewton(metric), verbosity=0, **LEVELS
     )
     return optimized(registration, static, moving)
+
+
+def encrypted(static, moving, options, version):
+    """The same by the paper's PPIR(FHE); transform, costs of an iteration."""
+    products = EncryptedProducts(version)
+    affine = clear(static, moving, {**options, "products": products}, Encrypted)
+    return affine, products.costs()
+
+
+def drawn(sampling, seed):
+    """Options of a repetition."""
+    options = dict(SAMPLINGS[sampling])
+    if sampling:
+        options["sampling_proportion"] = FRACTION
+        # Those of edges are the moving owner's, and are no parameter.
+        options["seed" if "URS" in sampling else "draws"] = seed
+    return options
 
 
 def secure(static, moving, options):
@@ -133,6 +204,13 @@ def main():
     parser.add_argument("static")
     parser.add_argument("moving")
     parser.add_argument("--repetitions", type=int, default=10)
+    parser.add_argument(
+        "--dot_products",
+        type=int,
+        default=1,
+        help="repetitions of PPIR(FHE)-v1, ten minutes each",
+    )
+    add_rows_argument(parser)
     parser.add_argument("--out", default="paper_tables")
     given = parser.parse_args()
     logging.getLogger("dipy").setLevel(logging.WARNING)
@@ -145,14 +223,10 @@ def main():
         return float(np.mean((moved(affine, moving) - static) ** 2)) * 1e3
 
     rows, panels, frames = [], {"moving": moving, "static": static}, {}
-    for sampling, options in SAMPLINGS.items():
+    for sampling in SAMPLINGS if given.rows != "fhe" else ():
         found = {"Clear": [], "PPIR": [], "PPIR, 2^-10 pixel": []}
         for seed in range(given.repetitions):
-            options = dict(options)
-            if sampling:
-                options["sampling_proportion"] = FRACTION
-                # Those of edges are the moving owner's, and are no parameter.
-                options["seed" if "URS" in sampling else "draws"] = seed
+            options = drawn(sampling, seed)
             exact = clear(static, moving, options)
             n = sum(LEVELS["level_iters"])
             found["Clear"].append({"error": error(exact), "iterations": n})
@@ -178,6 +252,8 @@ def main():
                 panels[f"Clear{sampling}"] = moved(exact, moving)
                 frames[f"Clear{sampling}"] = "red"
         rows += [row(f"ours: {name}{sampling}", r) for name, r in found.items()]
+    if given.rows != "ours":
+        rows += encrypted_rows(static, moving, error, given)
     notes = [
         f"Images: {given.static}, {given.moving}, at {SHAPE[0]} x {SHAPE[1]} pixels by "
         "interpolation; not PET, which is not public. Start: SSD "
@@ -191,9 +267,38 @@ def main():
         "machine. The number of iterations is fixed.",
         "PPIR opens steps to a 16th of a pixel of the level; the same to 2^-10 shows "
         "what else there is between clear and secure.",
+        "Of PPIR(FHE) times are the moving and the static owner's process time, "
+        "without serialization; the samples of J are encrypted and sent anew in every "
+        f"iteration, because they are others. v1: {given.dot_products} repetitions.",
     ]
     show("Table 2: affine SSD", HEADINGS, [*PAPER, *rows], notes)
-    picture(f"{given.out}/affine_ssd.png", panels, frames)
+    if given.rows != "fhe":
+        picture(f"{given.out}/affine_ssd.png", panels, frames)
+
+
+def encrypted_rows(static, moving, error, given):
+    """Rows of the paper's PPIR(FHE), which it has of samples only."""
+    if leaking_ckks.tenseal is None:
+        print(leaking_ckks.MISSING)
+        return []
+    rows = []
+    repeats = {DotProducts: given.dot_products, LeakingProducts: given.repetitions}
+    for sampling in (" + URS", " + GMS"):
+        for version, repetitions in repeats.items():
+            found = []
+            for seed in range(repetitions):
+                options = drawn(sampling, seed)
+                exact = clear(static, moving, options)
+                affine, costs = encrypted(static, moving, options, version)
+                costs |= {
+                    "error": error(affine),
+                    "iterations": sum(LEVELS["level_iters"]),
+                    "rmse": displacement(affine, exact),
+                }
+                found.append(costs)
+            if found:
+                rows.append(row(f"reproduced: {version.name}{sampling}", found))
+    return rows
 
 
 if __name__ == "__main__":

@@ -13,17 +13,27 @@ aligned images for the second, brought to these sizes by linear interpolation.
 
 import argparse
 import time
+from unittest import mock
 
-from common import gray, picture, row, show
+from common import add_rows_argument, gray, picture, row, show
 from dipy.align.imwarp import RegistrationStages
+import leaking_ckks
+from leaking_ckks import DotProducts, EncryptedProducts, LeakingProducts
 import numpy as np
 from scipy import ndimage
 
+from dipy_ppir.align import freeform
 from dipy_ppir.align.freeform import (
     ClearFreeFormRegistration,
     SecureFreeFormRegistration,
 )
-from dipy_ppir.mpc.freeform import ClearSteps, SharedSteps
+from dipy_ppir.mpc.freeform import (
+    IMAGE_BITS,
+    ClearSteps,
+    SharedSteps,
+    places,
+    scattered,
+)
 
 CASES = {
     "": (
@@ -41,6 +51,17 @@ CASES = {
     ),
 }
 CASES[" + GMS"] = (CASES[" + URS"][0], {**CASES[" + URS"][1], "sampling": "GMS"})
+#: D of PPIR(FHE), iterations at each level, and for how many each one that is made
+#: stands, where that is measured and nothing registered. The steps of finer levels have
+#: too many control points: at resolution 5 the moving owner would send 1 GB each.
+ENCRYPTED = {
+    ("", DotProducts): (121, [1, 1], 30),
+    ("", LeakingProducts): (256, [30, 30], None),
+    (" + URS", DotProducts): (128, [1, 1, 0, 0, 0, 0], 1),
+    (" + URS", LeakingProducts): (128, [20, 20, 20, 0, 0, 0], None),
+    (" + GMS", DotProducts): (128, [1, 1, 0, 0, 0, 0], 1),
+    (" + GMS", LeakingProducts): (128, [20, 20, 20, 0, 0, 0], None),
+}
 HEADINGS = (
     "solution",
     "intensity error (SSD)",
@@ -54,15 +75,57 @@ PAPER = [
     ["paper: Clear", "0.65 ± 0.0", "413 ± 0.0", "-", "0.0", "-", "-"],
     ["paper: PPIR(MPC)", "0.65 ± 0.0", "345.70 ± 91.22", "7.31 ± 1.86"]
     + ["0.63", "21.47", "28.98"],
+    ["paper: PPIR(FHE)-v1 (D = 121)", "0.64 ± 0.0", "224.7 ± 79.15", "9.50 ± 4.34"]
+    + ["3.41 / 0.00", "0.06", "0.01"],
+    ["paper: PPIR(FHE)-v2 (D = 256)", "0.64 ± 0.0", "379.2 ± 75.82", "11.02 ± 4.93"]
+    + ["0.98 / 0.43", "40.45", "3.56"],
     ["paper: Clear + URS", "0.02 ± 0.0", "101 ± 0.0", "-", "0.0", "-", "-"],
     ["paper: PPIR(MPC) + URS", "0.02 ± 0.00", "79.3 ± 1.88", "5.59 ± 0.39"]
     + ["0.41", "8.00", "8.00"],
+    ["paper: PPIR(FHE)-v1 (D = 128) + URS", "0.02 ± 0.00", "105.40 ± 1.71"]
+    + ["7.63 ± 0.01", "12.23 / 0.0", "0.06", "0.01"],
+    ["paper: PPIR(FHE)-v2 (D = 128) + URS", "0.02 ± 0.00", "105.20 ± 2.54"]
+    + ["8.74 ± 1.90", "0.62 / 0.26", "24.74", "3.37"],
     ["paper: Clear + GMS", "0.02 ± 0.0", "103.00 ± 0.0", "-", "0.0", "-", "-"],
     ["paper: PPIR(MPC) + GMS", "0.02 ± 0.04", "80.20 ± 1.62", "6.17 ± 0.37"]
     + ["0.41", "8.00", "8.00"],
+    ["paper: PPIR(FHE)-v1 (D = 128) + GMS", "0.02 ± 0.00", "105.70 ± 2.40"]
+    + ["5.60 ± 2.22", "11.95 / 0.0", "0.06", "0.01"],
+    ["paper: PPIR(FHE)-v2 (D = 128) + GMS", "0.02 ± 0.00", "106.32 ± 1.30"]
+    + ["9.11 ± 2.34", "0.62 / 0.26", "24.91", "3.35"],
 ]
 #: To how much of a voxel steps are shown, by row; the default, and next to nothing.
 PRECISIONS = {"PPIR": None, "PPIR, 2^-20 pixel": 2.0**-20}
+
+
+class EncryptedSteps(ClearSteps):
+    """Steps in the clear, but for R, which is a product of encrypted numbers."""
+
+    def __init__(self, products):
+        self._products = products
+
+    def begin(self, lattice, static):
+        """Take the static image for a level."""
+        super().begin(lattice, static)
+        self._products.share_static(self._static_values())
+
+    def _static_values(self, samples=None):
+        values = self.static.reshape(-1) / 2.0**IMAGE_BITS
+        return values if samples is None else values[samples.at]
+
+    def steps(self, bits, own, samples=None):
+        """See `ClearSteps.steps`."""
+        lattice, dim = self.lattice, len(own.x)
+        splines = np.eye(lattice.size).reshape(-1, *lattice.control_shape)
+        splines = lattice.values(splines).reshape(lattice.size, -1)
+        if samples is not None:
+            splines = splines[:, samples.at]
+            self._products.share_static(self._static_values(samples))
+        rows = splines * own.x.reshape(dim, 1, -1)
+        sums = self._products(rows.reshape(dim * lattice.size, -1))
+        sums = sums.reshape(own.weights.shape) * (2.0**IMAGE_BITS / lattice.unit)
+        mine = lattice.integer_sums(scattered(own.x * own.image, samples, lattice))
+        return np.rint(own.weights * (mine - sums) * 2.0 ** -places(bits))
 
 
 class Watch:
@@ -95,14 +158,19 @@ def main():
     for name in ("gm_static", "gm_moving", "pet_static", "pet_moving"):
         parser.add_argument(name)
     parser.add_argument("--repetitions", type=int, default=10)
+    parser.add_argument(
+        "--encrypted", type=int, default=1, help="repetitions of PPIR(FHE)"
+    )
+    add_rows_argument(parser)
     parser.add_argument("--out", default="paper_tables")
     given = parser.parse_args()
     rows = []
-    for sampling, (shape, options) in CASES.items():
-        pair = (given.pet_static, given.pet_moving)
-        if not sampling:
-            pair = (given.gm_static, given.gm_moving)
-        static, moving = (resized(path, shape) for path in pair)
+    for sampling, (_, options) in CASES.items():
+        static, moving = images_of(given, sampling)
+        if given.rows != "ours":
+            rows += encrypted_rows(sampling, static, moving, given)
+        if given.rows == "fhe":
+            continue
         found = {name: [] for name in ("Clear", *PRECISIONS)}
         for seed in range(given.repetitions):
             drawn = {"seed": seed} if "URS" in sampling else {}
@@ -125,14 +193,11 @@ def main():
                 )
                 mapping = registration.optimize(static, moving)
                 sent = registration.receipt["bytes_sent"]
-                apart = mapping.get_forward_field() - exact.get_forward_field()
-                inside = static > 0.05
-                rmse = np.sqrt((apart**2).sum(axis=-1)[inside].mean())
                 found[name].append(
                     {
                         "error": error(mapping, static, moving),
                         "iterations": watch.count,
-                        "rmse": rmse,
+                        "rmse": apart(mapping, exact, static),
                         "seconds": np.mean(watch.seconds),
                         "mb_moving": per(sent, "moving owner", watch.count),
                         "mb_static": per(sent, "static owner", watch.count),
@@ -158,8 +223,59 @@ def main():
         "2^-20 shows what else there is between clear and secure.",
         "Communication is all that a party sends in the whole registration, over its "
         "iterations.",
+        "Of PPIR(FHE) times are the moving and the static owner's process time, "
+        "without serialization. v1 is one iteration at each of two resolutions (2 and "
+        "1; of samples 30 and 20), J encrypted once in 30 of them, or in each that has "
+        "other samples; at finer ones it cannot be had, for the control points' "
+        "coordinates are more than a ciphertext's numbers. v2 of samples ends at "
+        "resolution 10, and so does the clear registration it is compared with.",
     ]
     show("Table 3: cubic B-splines", HEADINGS, [*PAPER, *rows], notes)
+
+
+def images_of(given, sampling):
+    """The static and the moving image of some rows."""
+    pair = (given.pet_static, given.pet_moving)
+    if not sampling:
+        pair = (given.gm_static, given.gm_moving)
+    return [resized(path, CASES[sampling][0]) for path in pair]
+
+
+def encrypted_rows(sampling, static, moving, given):
+    """Rows of the paper's PPIR(FHE)."""
+    if leaking_ckks.tenseal is None:
+        print(leaking_ckks.MISSING)
+        return []
+    rows = []
+    for version in (DotProducts, LeakingProducts):
+        length, level_iters, stands_for = ENCRYPTED[sampling, version]
+        found = []
+        for seed in range(given.encrypted):
+            drawn = {"seed": seed} if "URS" in sampling else {}
+            options = {**CASES[sampling][1], **drawn, "level_iters": level_iters}
+            products = EncryptedProducts(version, length)
+            clear = ClearFreeFormRegistration(dim=2, **options, precision=2.0**-20)
+            with mock.patch.object(
+                freeform, "ClearSteps", lambda p=products: EncryptedSteps(p)
+            ):
+                mapping = clear.optimize(static, moving)
+            found.append(products.costs(stands_for or 1))
+            if stands_for is None:
+                exact = ClearFreeFormRegistration(dim=2, **options, precision=2.0**-20)
+                exact = exact.optimize(static, moving)
+                found[-1] |= {
+                    "error": error(mapping, static, moving),
+                    "iterations": sum(clear.iterations),
+                    "rmse": apart(mapping, exact, static),
+                }
+        rows.append(row(f"reproduced: {version.name} (D = {length}){sampling}", found))
+    return rows
+
+
+def apart(mapping, exact, static):
+    """Root mean square difference of two maps in the object, pixels."""
+    fields = mapping.get_forward_field() - exact.get_forward_field()
+    return np.sqrt((fields**2).sum(axis=-1)[static > 0.05].mean())
 
 
 def error(mapping, static, moving):
