@@ -59,8 +59,8 @@ except ImportError:
 DEGREE, MODULI, SCALE = 4096, [30, 24, 24, 30], 2.0**24
 #: Numbers in a ciphertext.
 SLOTS = DEGREE // 2
-#: Version 1 takes this for numbers of S that are smaller: TenSEAL refuses to multiply
-#: by zeros alone. It is less than the error of R.
+#: Of what multiplies ciphertexts no number is smaller: TenSEAL refuses to multiply by
+#: zeros alone. It is less than the error of R.
 LEAST = 2.0**-18
 MISSING = (
     "PPIR(FHE) is left out: TenSEAL is not installed; pip install 'dipy-ppir[fhe]'"
@@ -78,11 +78,19 @@ HEADINGS = (
 def new_key(*, rotations=False):
     """A context with a secret key, of the paper's parameters.
 
-    The other owner encrypts with the public key: TenSEAL does so where it multiplies by
-    zeros or a matrix. The paper's program has both owners in one process, with all
-    keys, and encrypts symmetrically.
+    As in the paper's program encryption is symmetric, except with rotations: TenSEAL's
+    product with a matrix encrypts zeros, for which the other owner needs a public key.
+    The paper's owners are in one process, with all keys.
     """
-    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, DEGREE, -1, MODULI, n_threads=1)
+    kinds = tenseal.ENCRYPTION_TYPE
+    context = tenseal.context(
+        tenseal.SCHEME_TYPE.CKKS,
+        DEGREE,
+        -1,
+        MODULI,
+        encryption_type=kinds.ASYMMETRIC if rotations else kinds.SYMMETRIC,
+        n_threads=1,
+    )
     context.global_scale = SCALE
     if rotations:
         context.generate_galois_keys()
@@ -161,6 +169,11 @@ def padded(x, multiple):
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
 
 
+def not_zero(x):
+    """Numbers, none of which is smaller than `LEAST`."""
+    return np.where(np.abs(x) < LEAST, LEAST, x)
+
+
 class DotProducts:
     """Version 1; see the module.
 
@@ -203,8 +216,7 @@ class DotProducts:
                 "measure a coarser resolution"
             )
         cost = self.cost
-        matrix = padded(matrix, self.length)
-        matrix = np.where(np.abs(matrix) < LEAST, LEAST, matrix)
+        matrix = not_zero(padded(matrix, self.length))
         blocks = matrix.T.reshape(-1, self.length, len(matrix))
         sums = cost.added_up(MOVING, operator.matmul, self._parts, blocks)
         (row,) = cost.received(STATIC, self._key, [sums])
@@ -249,7 +261,7 @@ class LeakingProducts:
             messages = cost.encrypted(STATIC, self._keys[STATIC], first)
             got = cost.received(MOVING, self._public[STATIC], messages)
             self._parts.append(list(got))
-            self._own.append(second)
+            self._own.append(not_zero(second))
 
     def product(self, matrix):
         """R of S transposed, shape (p, n), as the moving owner gets it."""
@@ -271,7 +283,7 @@ class LeakingProducts:
             rows = padded(matrix, 2 * length).reshape(p, -1, length)
             first, second = rows.swapaxes(0, 1).reshape(2, -1, p * length)
         factors = cost.encrypted(MOVING, self._keys[MOVING], second)
-        sums = cost.added_up(MOVING, operator.mul, parts, first)
+        sums = cost.added_up(MOVING, operator.mul, parts, not_zero(first))
         rows = cost.received(STATIC, self._public[MOVING], factors)
         others = cost.added_up(STATIC, operator.mul, rows, own)
         return self._decrypted(MOVING, others, p), self._decrypted(STATIC, sums, p)
