@@ -17,8 +17,7 @@ ALWAYS double near_zero(double x, double q, double inverse) {
     return __builtin_fma(-__builtin_rint(x * inverse), q, x);
 }
 
-/* a b modulo q, of magnitude at most a little above q / 2, if that of a b is below
-   2 q^2. */
+/* a b modulo q, of magnitude at most 3 q / 4, if that of a b is below 2 q^2. */
 ALWAYS double product(double a, double b, double q, double inverse) {
     double high = a * b;
     double low = __builtin_fma(a, b, -high);

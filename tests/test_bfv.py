@@ -60,7 +60,7 @@ def test_a_product_comes_back_masked(rng, t):
     mask = lattice.below(stream, (DEGREE,), t)
     weighted = Weights(t / 2, 3)
     bfv.check_budget(t, weighted)
-    response = public.response(total, mask, t, weighted, stream)
+    response = public.response(total, mask, t, stream)
     assert response.nbytes == bfv.response_bytes(bfv.kept_primes(t))
     product = read(key, response, t).astype(object) - mask.astype(object)
     assert (product % t == shifted(message, weights, t)).all()
@@ -77,7 +77,7 @@ def test_parameters_are_secure_by_the_standard():
 
 def test_noise_is_flooded_by_forty_bits_over_a_registration():
     for weights in (Weights(1.0, 1), Weights(2.0**30, 10**6), Weights(2.0**48, 10**7)):
-        wide = 2.0 ** (bfv.flood_bits(weights) + 1)
+        wide = 2.0 ** (bfv.least_flood_bits(weights) + 1)
         coefficients = DEGREE * bfv.MOST_RESPONSES
         assert coefficients * weights.noise / wide <= 2.0**-40
 
@@ -98,7 +98,7 @@ def test_noise_stays_below_its_bound(rng):
         assert np.abs(noise).max() <= Weights(2.0**20, DEGREE).noise
 
 
-def no_flood(stream, weights):
+def no_flood(stream, t):
     return np.zeros((len(PRIMES), DEGREE))
 
 
@@ -133,8 +133,7 @@ def leaks(total, key, pair, public, weights, monkeypatch, *, flooded, zero):
     monkeypatch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
     stream = Stream(bytes(range(32)))
     mask = lattice.below(stream, (DEGREE,), T)
-    known = Weights(1000.0, DEGREE)
-    response = public.response(total, mask, T, known, stream)
+    response = public.response(total, mask, T, stream)
     halves = bfv.unpacked(response, "the other", 1)
     result = read(key, response)
     halves = bfv._transformed(halves)
@@ -207,8 +206,7 @@ def test_noise_of_an_encryption_of_zero_alone_tells_of_the_weights(rng, monkeypa
                 patch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
                 stream = Stream(bytes(32))
                 mask = np.zeros(DEGREE, np.uint64)
-                known = Weights(2.0**30, DEGREE)
-                response = public.response(total, mask, T, known, stream)
+                response = public.response(total, mask, T, stream)
             halves = bfv._transformed(bfv.unpacked(response, "the other", 1))
             phase = lattice.multiplied(halves[1], key._secret, out=halves[0].copy())
             # Modulo the primes together the noise is a small number.
@@ -252,10 +250,8 @@ def test_exhausted_noise_is_an_error_and_no_number(rng, monkeypatch, bits):
     weights = np.zeros(DEGREE, np.int64)
     weights[0] = 1
     key, _, public, total = exchange(weights, message)
-    monkeypatch.setattr(bfv, "flood_bits", lambda weights: bits)
-    response = public.response(
-        total, np.zeros(DEGREE, np.uint64), T, Weights(1.0, 1), Stream(bytes(32))
-    )
+    monkeypatch.setattr(bfv, "flood_bits", lambda t: bits)
+    response = public.response(total, np.zeros(DEGREE, np.uint64), T, Stream(bytes(32)))
     if bits < 159:
         assert (read(key, response) == message).all()
         return
@@ -275,9 +271,7 @@ def test_what_is_no_ciphertext_is_refused(rng):
         np.ones(DEGREE, np.int64), np.zeros(DEGREE, np.uint64)
     )
     stream = Stream(bytes(32))
-    response = public.response(
-        total, lattice.below(stream, (DEGREE,), T), T, Weights(1.0, 1), stream
-    )
+    response = public.response(total, lattice.below(stream, (DEGREE,), T), T, stream)
     with pytest.raises(NoiseBudgetError):
         read(key, response)
 

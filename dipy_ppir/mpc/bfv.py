@@ -23,15 +23,16 @@ an encryption of zero under the key's public part :math:`(b, a') = (-a' s + e', 
     c_0 = \sum c_0 w + b u + f + \tfrac q t r, \qquad c_1 = \sum c_1 w + a' u + e'',
 
 with new digits u, an error e'', a mask r that is uniform modulo t, and f uniform and so
-wide that the rest of the noise drowns in it (*flooding*): 40 bits over a registration,
-see `flood_bits`. To the key's owner :math:`c_1` is an instance of ring learning with
+wide that the rest of the noise drowns in it (*flooding*): by 40 bits at least, over a
+registration, see `least_flood_bits`. To the key's owner :math:`c_1` is an instance of ring learning with
 errors, and :math:`c_0` follows from it, from the masked result and from f. Then q is
 divided by most of its primes, which anybody could do.
 
 **Security.** 128 bits for n = 8192 and q of 200 bits, by the homomorphic encryption
-standard (Albrecht et al. 2018), where q may have 218. It holds as long as both keep to
-the protocol: a key's owner that sends what is no ciphertext can learn of the other's
-numbers.
+standard (Albrecht et al. 2018), where q may have 218; errors are differences of coins,
+not Gaussian, and a is drawn by AES under a key that both know, which is taken for an
+ideal cipher. It holds as long as both keep to the protocol: a key's owner that sends
+what is no ciphertext can read digits of the other's numbers.
 
 Bytes: `CIPHERTEXT` from the key's owner, `response_bytes` back.
 """
@@ -98,6 +99,8 @@ class Weights(NamedTuple):
     def noise(self):
         """Largest noise of the sum, but for a probability of 2**-71.
 
+        What it is larger by then counts for less than that probability: the distance is
+        the noise's mean.
         Errors add up like independent numbers. What rounding q m / t leaves is the same
         for the same m, and may add up as it is. Besides there is an encryption of zero.
         """
@@ -106,8 +109,8 @@ class Weights(NamedTuple):
         return DEVIATIONS * errors + self.largest * self.count / 2
 
 
-def flood_bits(weights):
-    r"""Bits of the numbers that noise is flooded by.
+def least_flood_bits(weights):
+    r"""Bits of the numbers that noise must be flooded by.
 
     Uniform on :math:`[-2^k, 2^k)` hides a number of magnitude B but for a statistical
     distance of :math:`B / 2^{k+1}`; the bits k are such that over all coefficients of
@@ -117,9 +120,14 @@ def flood_bits(weights):
     return math.ceil(math.log2(weights.noise) + FLOODED + coefficients) - 1
 
 
-def _flood(stream, weights):
+def flood_bits(t):
+    """Bits of the numbers that noise is flooded by: all that there is room for."""
+    return math.floor(math.log2(math.prod(PRIMES)) - math.log2(t)) - 6
+
+
+def _flood(stream, t):
     """Residues of what noise is flooded by, shape (primes, n)."""
-    bits = flood_bits(weights)
+    bits = flood_bits(t)
     words = stream.words((DEGREE, bits // 64 + 1))
     words[:, -1] &= np.uint64((2 << bits % 64) - 1)
     out = np.empty((len(PRIMES), DEGREE))
@@ -140,8 +148,7 @@ def kept_primes(t):
 
 def check_budget(t, weights):
     """Raise NoiseBudgetError if noise could leave no room for numbers modulo t."""
-    left = math.log2(math.prod(PRIMES)) - math.log2(t) - flood_bits(weights)
-    if left < 6:
+    if least_flood_bits(weights) > flood_bits(t):
         raise NoiseBudgetError(
             f"sums of {weights.count:,} products of {t.bit_length() - 1} bits leave no "
             "room for the noise that must hide what was multiplied by; use fewer "
@@ -225,7 +232,7 @@ class PublicKey:
         self.b = b
         self.a = lattice.uniform(Stream(seed), (DEGREE,))
 
-    def response(self, total, mask, t, weights, stream):
+    def response(self, total, mask, t, stream):
         """Mask, flood and shorten a sum of products.
 
         Parameters
@@ -235,7 +242,6 @@ class PublicKey:
         mask : array of uint64, shape (n,)
             uniform modulo t.
         t : int
-        weights : Weights
         stream : Stream
             of this owner's own random numbers.
 
@@ -246,7 +252,7 @@ class PublicKey:
         u = plain(lattice.ternary(stream, DEGREE))
         lattice.multiplied(self.b, u, out=total[0])
         lattice.multiplied(self.a, u, out=total[1])
-        flood, error = _flood(stream, weights), lattice.errors(stream, (DEGREE,))
+        flood, error = _flood(stream, t), lattice.errors(stream, (DEGREE,))
         for k, modulus in enumerate(moduli()):
             for part in total[:, k]:
                 modulus.untransform(part)
@@ -442,6 +448,7 @@ class Encryption:
             below t; taken one after the other.
         t : int
         """
+        self.session.check_process()
         seed = secrets.token_bytes(SEED_BYTES)
         self._send_seed(name, seed)
         stream = Stream(seed)
@@ -477,6 +484,7 @@ class Encryption:
         t : int
         weights : Weights
         """
+        self.session.check_process()
         check_budget(t, weights)
         self.responses += 1
         if self.responses > MOST_RESPONSES:
@@ -484,7 +492,7 @@ class Encryption:
                 f"more than {MOST_RESPONSES:,} encrypted numbers went back in one "
                 "session: begin a new one"
             )
-        response = self._public.response(total, mask, t, weights, self.stream)
+        response = self._public.response(total, mask, t, self.stream)
         self.session.network.send(self.session.other, name, response)
 
     def read(self, name, count, t):
@@ -504,4 +512,5 @@ class Encryption:
 
     def mask(self, t):
         """A mask, uniform modulo t, shape (n,)."""
+        self.session.check_process()
         return lattice.below(self.stream, (DEGREE,), t)

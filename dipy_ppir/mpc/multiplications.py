@@ -5,7 +5,7 @@ The moving owner draws words a of 128 bits, the static owner b, and they get par
 1991). A product has up to 254 bits as an integer, so it is computed modulo
 :math:`M = \prod t_k`, nine primes of 40 bits, in the slots of as many polynomials
 modulo t_k: the moving owner sends a encrypted, the static owner multiplies by b, adds a
-number r and sends it back (see `bfv`). With r uniform over M / 4 numbers from M / 4 on
+number r and sends it back (see `bfv`). With r uniform over some M / 8 numbers from M / 4 on
 nothing wraps around modulo M, and the sum tells of products no more than one part in
 2**`HIDDEN`.
 
@@ -61,6 +61,7 @@ class Multiplications:
 
         Rounds: 2 if any are missing. Bytes: see the module.
         """
+        self.session.check_process()
         factors, parts = self._pool(terms)
         batches = -(-(count - len(parts)) // BATCH)
         if batches <= 0:
@@ -105,6 +106,7 @@ class Multiplications:
         parts : array of uint64, shape (count, 2)
             this owner's parts of the sums.
         """
+        # No copy of the process takes the same ones: `reserve` checks that.
         self.reserve(count, terms)
         factors, parts = self._pool(terms)
         self._pools[terms] = factors[:, count:], parts[count:]
@@ -169,7 +171,7 @@ class Multiplications:
         return factors, R128.neg(np.ascontiguousarray(mask[:, :2]))
 
     def _mask(self):
-        """Uniform numbers over a fourth of M, from a fourth of M on."""
+        """Uniform numbers over some eighth of M, from a fourth of M on."""
         words = -(-_ALL.bit_length() // 64)
         mask = self._stream.words((BATCH, words))
         top = _MASK_BITS - 64 * (words - 1)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError
 from dipy_ppir.mpc.fields import R32, R64, R128
+from dipy_ppir.mpc.fields import Ring
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
@@ -138,9 +139,9 @@ class PairSession(Session):
         return super().open_all(openings, raw=raw)
 
     def _send_opening(self, array, label, receivers):
-        if array.degree == 1:
-            raise ValueError("two owners have sums of words, no points of lines")
         owned = isinstance(array, OwnedArray)
+        if not owned and (array.degree != 2 or not isinstance(array.field, Ring)):
+            raise ValueError("two owners open sums of words, no points of lines")
         if self.other in receivers and (not owned or array.owner == self.pid):
             self.network.send(self.other, "open-" + label, array.share)
         return array.share
