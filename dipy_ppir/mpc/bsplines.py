@@ -121,6 +121,18 @@ class Lattice:
             x = _gather(x, weights, axis - len(self.shape))
         return x
 
+    def cell_weights(self):
+        """Integer weights of the voxels of a cell for the control points around it.
+
+        Returns
+        -------
+        weights : array of int64, shape (voxels, 4**dim)
+        """
+        whole = np.ones((1, 1), dtype=np.int64)
+        for w in self._integers:
+            whole = np.kron(whole, w)
+        return whole
+
     def matrix(self, axis, order=0):
         """The map of one axis, or its derivative per voxel, as a matrix."""
         k, n = self.spacing[axis], self.shape[axis]
