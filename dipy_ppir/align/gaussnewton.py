@@ -130,7 +130,7 @@ def linearized(values, gradient, y, steps, precision):
     trace = np.trace(hessian)
     if not trace > 0:
         # Nothing depends on the transform: no step.
-        return Own(integers, np.zeros_like(c), np.zeros(p))
+        return Own(integers, np.zeros_like(c), np.zeros(p), y)
     inverse = np.linalg.inv(hessian + RIDGE * trace / p * np.eye(p))
     # As integers are, C is in their units: the step is the same. By the inequality of
     # Cauchy and Schwarz no step is larger than this, as no difference is than 1.
@@ -138,7 +138,7 @@ def linearized(values, gradient, y, steps, precision):
     most = np.sqrt(used * np.diag(inverse).max() * factor)
     part = min(1.0, REACH / most) / precision
     matrix = part * inverse @ c
-    return Own(integers, matrix / 2.0**VALUE_BITS, -(matrix @ sums))
+    return Own(integers, matrix / 2.0**VALUE_BITS, -(matrix @ sums), y)
 
 
 def minimise(steps, metric, params, iterations, precision, on_step=None):

@@ -30,13 +30,9 @@ from dipy_ppir.align.quasinewton import object_moments, orthonormal_steps
 from dipy_ppir.align.remote import is_remote
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc.edgesamples import secret_draws, show_samples
-from dipy_ppir.mpc.leastsquares import (
-    VALUE_BITS,
-    ClearSteps,
-    SecretProducts,
-    SecretSteps,
-)
+from dipy_ppir.mpc.leastsquares import VALUE_BITS, ClearSteps
 from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.worlds import least_squares, mean_products
 
 #: Of images that match, the mean squared difference is no larger part of the variance
 #: of the static image, and has not grown by the second part.
@@ -303,7 +299,8 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
     """Mean of squared differences of two parties' images.
 
     For a `SecureAffineRegistration`, which takes Gauss-Newton steps: see
-    ``dipy_ppir.mpc.leastsquares``.
+    ``dipy_ppir.mpc.leastsquares``, and ``dipy_ppir.mpc.pairsquares`` for two owners
+    alone.
 
     Parameters
     ----------
@@ -322,10 +319,11 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
     Notes
     -----
     What the moving owner learns is each step, rounded. Images are scaled to [0, 1]
-    each by itself, as DIPY does; they should have the same contrast. Bytes over all
-    links: ``4 dim`` a sample and iteration, and ``4 (dim + 1)`` for each voxel and
-    level, or for each sample and iteration; 4 more with "GMS". Rounds of an iteration:
-    4, one more where it has samples of its own, and two with "GMS".
+    each by itself, as DIPY does; they should have the same contrast. With a helper,
+    bytes over all links: ``4 dim`` a sample and iteration, and ``4 (dim + 1)`` for each
+    voxel and level, or for each sample and iteration; 4 more with "GMS". Rounds of an
+    iteration: 4, one more where it has samples of its own, and two with "GMS". Of two
+    owners alone see ``dipy_ppir.mpc.pairsquares``.
     """
 
     name, title = "SSD", "mean squared difference"
@@ -424,7 +422,7 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
 
     def _shared_products(self):
         """The static image's numbers on shares, for values."""
-        products = SecretProducts(self.session, secret_numbers(self.session).digits)
+        products = mean_products(self.session, secret_numbers(self.session).digits)
         numbers = None
         if self.session.pid == STATIC:
             numbers = _integers(self.static)
@@ -449,7 +447,9 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         return secret_draws(n)
 
     def _share_static(self):
-        self.steps = SecretSteps(self.session, self.dim, step_bits(self.precision))
+        self.steps = least_squares(
+            self.session, self.dim, step_bits(self.precision), self.parameters
+        )
         self.session.ledger.about(self.positions.count)
         if not self._resampled:
             with self.session.phase("static image"):

@@ -70,11 +70,14 @@ class Own(NamedTuple):
         of the sums of the integers, in units of the precision.
     constant : array, shape (p,)
         what is added.
+    positions : array, shape (dim + 1, n), optional
+        y; two owners alone need it.
     """
 
     gradient: np.ndarray
     matrix: np.ndarray
     constant: np.ndarray
+    positions: np.ndarray | None = None
 
 
 def blocks(n):
@@ -185,7 +188,7 @@ class SecretSteps:
         """
         s, dim = self.session, self.dim
         shape = len(blocks(count)), dim, dim + 1
-        gradient, matrix, constant = own or (None,) * 3
+        gradient, matrix, constant, _ = own or (None,) * 4
         sums = self._products.sums(
             sums_of_blocks,
             (dim, count),

@@ -1,5 +1,6 @@
 """Which protocols a session computes with: with a helper, or two owners alone."""
 
+from dipy_ppir.mpc import leastsquares, pairsquares
 from dipy_ppir.mpc.algebra import Shares
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import R64
@@ -76,3 +77,25 @@ def owned(session, owner, x, shape, *, bound, name):
     mine = session.pid == owner
     words = R64.encode(x, 0, bound) if mine else R64.zeros(shape)
     return SharedArray(R64, words, 2, 0, int(bound))
+
+
+def least_squares(session, dim, bits, parameters):
+    """Gauss-Newton steps: see `leastsquares.SecretSteps`, `pairsquares.PairSteps`.
+
+    Parameters
+    ----------
+    session : Session
+    dim, bits : int
+    parameters : int
+        how many numbers a step has.
+    """
+    if alone(session):
+        return pairsquares.PairSteps(session, dim, bits, parameters)
+    return leastsquares.SecretSteps(session, dim, bits)
+
+
+def mean_products(session, digits):
+    """See `leastsquares.SecretProducts` and `pairsquares.PairProducts`."""
+    if alone(session):
+        return pairsquares.PairProducts(session, digits)
+    return leastsquares.SecretProducts(session, digits)
