@@ -32,7 +32,7 @@ def numbers(n, dim, p, seed=0):
 
 
 def taken(session, static, own):
-    steps = PairSteps(session, len(own.gradient), BITS, len(own.constant))
+    steps = PairSteps(session, len(own.gradient), BITS, len(own.constant), 1)
     steps.share_static(static.shape, static if session.pid == STATIC else None)
     mine = own if session.pid == MOVING else None
     return steps.step(static.shape[1], len(own.constant), mine)
@@ -58,7 +58,7 @@ def test_what_is_opened_is_rounded_evenly(two):
     own = own._replace(matrix=np.zeros_like(own.matrix), constant=np.full(6, 7.25))
 
     def many(session):
-        steps = PairSteps(session, 2, BITS, 6)
+        steps = PairSteps(session, 2, BITS, 6, 20)
         steps.share_static(static.shape, static if session.pid == STATIC else None)
         mine = own if session.pid == MOVING else None
         return np.array([steps.step(100, 6, mine) for _ in range(100)])
@@ -95,7 +95,7 @@ def test_mean_products(two):
 def test_rounds_bytes_and_bits_are_as_stated(duo, depth):
     n, dim, p = 20_000, 3, 12
     static, own = numbers(n, dim, p)
-    steps = [PairSteps(session, dim, BITS, p) for session in duo]
+    steps = [PairSteps(session, dim, BITS, p, 5) for session in duo]
 
     def keys(session):
         assert session.encryption.responses == 0
@@ -137,7 +137,7 @@ def test_what_the_static_owner_sends_in_a_step_is_uniform(duo, tap):
     own = Own(zeros[:2], np.zeros((6, 6)), np.zeros(6), np.ones((3, 100)))
 
     def party(session):
-        steps = PairSteps(session, 2, BITS, 6)
+        steps = PairSteps(session, 2, BITS, 6, 20)
         steps.share_static(zeros.shape, zeros if session.pid == STATIC else None)
         for _ in range(60):
             steps.step(100, 6, own if session.pid == MOVING else None)

@@ -39,6 +39,8 @@ from dipy_ppir.mpc.worlds import least_squares, mean_products
 MOST_DIFFERENCE, MOST_GROWTH = 0.8, 0.05
 #: The final value is shown times this: to a part in 8000.
 SHOWN = 8
+#: About how many steps there are at a level.
+TYPICAL_STEPS = 10
 
 
 class SquaredDifferencesMetric(PlacedImages):
@@ -448,7 +450,11 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
 
     def _share_static(self):
         self.steps = least_squares(
-            self.session, self.dim, step_bits(self.precision), self.parameters
+            self.session,
+            self.dim,
+            step_bits(self.precision),
+            self.parameters,
+            uses=1 if self._resampled else TYPICAL_STEPS,
         )
         self.session.ledger.about(self.positions.count)
         if not self._resampled:

@@ -40,7 +40,7 @@ from dipy_ppir.mpc.lattice import DEGREE, PRIMES
 MOST_BITS = 48
 #: What is traded when rows are packed: milliseconds to prepare a polynomial, to
 #: multiply one, to send one back, and to encrypt and send one; and how often what is
-#: encrypted is used.
+#: encrypted is used, by default.
 COSTS, USES = (0.3, 0.1, 4.0, 4.0), 20
 
 
@@ -69,7 +69,7 @@ class Packing(NamedTuple):
         ]
 
 
-def choose_packing(rows, length, others):
+def choose_packing(rows, length, others, uses=USES):
     """The packing that costs least, as far as is known beforehand.
 
     Parameters
@@ -78,6 +78,8 @@ def choose_packing(rows, length, others):
         of the holder's numbers.
     others : int
         rows that the other owner usually brings.
+    uses : int, optional
+        how often.
     """
     best = None
     for together in range(1, min(rows, DEGREE // 2) + 1):
@@ -90,7 +92,7 @@ def choose_packing(rows, length, others):
             each = (
                 blocks * theirs * (prepare + multiply * mine) + answer * theirs * mine
             )
-            cost = USES * each + blocks * mine * encrypt
+            cost = uses * each + blocks * mine * encrypt
             if best is None or cost < best[0]:
                 best = cost, packing
     return best[1]
@@ -112,6 +114,8 @@ class EncryptedRows:
         numbers are integers modulo ``2**bits``.
     others : int, optional
         rows that the other owner usually brings: what is sent is packed for so many.
+    uses : int, optional
+        how often what is encrypted is used, about.
     weight_bits : int, optional
         promised: numbers of the other owner are below ``2**(weight_bits - 1)`` in
         magnitude; any are by default.
@@ -123,14 +127,24 @@ class EncryptedRows:
     """
 
     def __init__(
-        self, session, name, holder, *, rows, length, bits, others=1, weight_bits=None
+        self,
+        session,
+        name,
+        holder,
+        *,
+        rows,
+        length,
+        bits,
+        others=1,
+        uses=USES,
+        weight_bits=None,
     ):
         if not 0 < bits <= MOST_BITS:
             raise ValueError(f"bits must be from 1 to {MOST_BITS}, got {bits}")
         self.session, self.name, self.holder = session, name, holder
         self.rows, self.length, self.bits = rows, length, bits
         self.weight_bits = bits if weight_bits is None else weight_bits
-        self.packing = choose_packing(rows, length, others)
+        self.packing = choose_packing(rows, length, others, uses)
         self._pairs = None
         bfv.check_budget(self.modulus, self._weights(contracted=True))
 

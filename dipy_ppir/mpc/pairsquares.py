@@ -89,11 +89,13 @@ class PairSteps:
         its precision.
     parameters : int
         how many numbers a step has.
+    uses : int
+        for about how many steps the same samples serve.
     """
 
-    def __init__(self, session, dim, bits, parameters):
+    def __init__(self, session, dim, bits, parameters, uses):
         self.session, self.dim, self.bits = session, dim, bits
-        self.parameters = parameters
+        self.parameters, self.uses = parameters, uses
         self._rows = None
 
     def share_static(self, shape, values=None):
@@ -115,6 +117,7 @@ class PairSteps:
             length=shape[1],
             bits=WORD_BITS,
             others=self.parameters,
+            uses=self.uses,
         )
         self._rows.encrypt(None if values is None else values[-1:])
 
@@ -165,6 +168,7 @@ class PairProducts:
             length=count,
             bits=SUM_BITS,
             others=1,
+            uses=2,
         )
         self._rows.encrypt(None if values is None else values[None])
 

@@ -79,7 +79,7 @@ def owned(session, owner, x, shape, *, bound, name):
     return SharedArray(R64, words, 2, 0, int(bound))
 
 
-def least_squares(session, dim, bits, parameters):
+def least_squares(session, dim, bits, parameters, *, uses):
     """Gauss-Newton steps: see `leastsquares.SecretSteps`, `pairsquares.PairSteps`.
 
     Parameters
@@ -88,9 +88,11 @@ def least_squares(session, dim, bits, parameters):
     dim, bits : int
     parameters : int
         how many numbers a step has.
+    uses : int
+        for about how many steps the same samples serve.
     """
     if alone(session):
-        return pairsquares.PairSteps(session, dim, bits, parameters)
+        return pairsquares.PairSteps(session, dim, bits, parameters, uses)
     return leastsquares.SecretSteps(session, dim, bits)
 
 
