@@ -326,6 +326,7 @@ def test_a_step_does_not_fold():
 # -- two parties ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parties", ["three", "two"])
 @pytest.mark.parametrize(
     ("dim", "options"),
     [
@@ -335,27 +336,28 @@ def test_a_step_does_not_fold():
         (2, {"sampling_proportion": 0.4, "sampling": "GMS"}),
     ],
 )
-def test_shares_agree_with_the_clear(three, monkeypatch, dim, options):
+def test_shares_agree_with_the_clear(request, monkeypatch, dim, options, parties):
     monkeypatch.setattr(SharedSteps, "draws", ClearSteps.draws)
     static, moving = bumps(dim)
     options = {**SHORT, "spacing": 4, "precision": FINE, "ret_metric": True, **options}
     clear = ClearFreeFormRegistration(dim=dim, **options)
     wanted = clear.optimize(static, moving, **grids(dim))
-    counts = [[] for _ in range(3)]
+    counts = {}
 
     def party(session):
+        stages = counts[session.pid] = []
         return registered(
             session,
             static,
             moving,
             grids(dim),
-            callback=lambda r, stage: counts[session.pid].append(stage),
+            callback=lambda r, stage: stages.append(stage),
             **options,
         )
 
-    results = three(party)
+    results = request.getfixturevalue(parties)(party)
     moving_side, static_side = results[MOVING][1], results[STATIC][1]
-    assert results[HELPER][1] is None
+    assert all(mapping is None for _, mapping in results[HELPER:])
     spacing = np.diagonal(grids(dim)["static_grid2world"])[:dim]
     apart = moving_side.get_forward_field() - wanted.get_forward_field()
     assert np.sqrt(((apart / spacing) ** 2).sum(axis=-1).mean()) < 0.01 + RESULT_UNIT
@@ -364,7 +366,8 @@ def test_shares_agree_with_the_clear(three, monkeypatch, dim, options):
         moving_side.get_backward_field(), static_side.get_backward_field()
     )
     assert_allclose(moving_side.transform(moving), static_side.transform(moving))
-    assert counts[0] == counts[1] == counts[2]
+    assert len(counts) == len(results)
+    assert all(stages == counts[MOVING] for stages in counts.values())
     registration = results[MOVING][0]
     assert registration.value == pytest.approx(clear.value, abs=2.0**-15)
     assert results[STATIC][0].value is None
@@ -425,17 +428,18 @@ def test_only_who_gets_the_result_has_it(three, to):
     assert ("control_points" in labels) == (to == "static")
 
 
-def test_images_that_do_not_match_are_told(three):
-    static, _ = bumps(2)
+@pytest.mark.parametrize("parties", ["three", "two"])
+def test_images_that_do_not_match_are_told(request, parties):
+    run, (static, _) = request.getfixturevalue(parties), bumps(2)
     other = np.random.default_rng(1).random(static.shape)
     matrices = {**grids(2), "moving_grid2world": grids(2)["static_grid2world"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = three(lambda s: registered(s, static, other, matrices, **SHORT))
+        results = run(lambda s: registered(s, static, other, matrices, **SHORT))
     assert MISMATCH in results[MOVING][0].receipt["warnings"]
     assert MISMATCH in results[STATIC][0].receipt["warnings"]
     with pytest.raises(ImplausibleError, match="hardly match"):
-        three(lambda s: registered(s, static, other, matrices, strict=True, **SHORT))
+        run(lambda s: registered(s, static, other, matrices, strict=True, **SHORT))
 
 
 def test_a_moving_owner_that_asks_for_more_iterations_is_refused(ended, monkeypatch):

@@ -55,8 +55,9 @@ from dipy_ppir.align.validation import (
     check_slices,
 )
 from dipy_ppir.mpc.arrays import OwnedArray
-from dipy_ppir.mpc.freeform import IMAGE_BITS, MEAN_BITS, ClearSteps, SharedSteps
+from dipy_ppir.mpc.freeform import IMAGE_BITS, MEAN_BITS, ClearSteps
 from dipy_ppir.mpc.ledger import MOVING, STATIC, declare
+from dipy_ppir.mpc.worlds import splines
 
 #: The resulting control points are multiples of this part of a voxel.
 RESULT_UNIT = 2.0**-6
@@ -436,7 +437,7 @@ class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
         self._done = Counter(r["level"] for r in records if "iteration" in r)
         self._ends = sum("ends" in r for r in records)
         self._set_up(images, prealign)
-        world = SharedSteps(session)
+        world = splines(session)
         levels = SplineLevels(self, world)
         self._tell(RegistrationStages.OPT_START)
         with session.phase("spline steps"):

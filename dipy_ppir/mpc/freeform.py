@@ -377,19 +377,15 @@ class SharedSteps:
             None at the helper.
         value : float or None
         """
-        s, world, shape = self.session, Shares(self.session), self.lattice.shape
+        s, world, shape = self.session, self._world(), self.lattice.shape
         size = float(np.prod(shape))
         whole = Digits(1.0, size * 2.0 ** (2 * IMAGE_BITS) + 1)
-        x = squares = known = None
+        squares = known = None
         if s.pid == MOVING:
-            x = R64.encode_int(images)
             squares = (images**2).reshape(2, -1).sum(axis=1).astype(np.float64)
         elif s.pid == STATIC:
             known = np.array(spread(self._static.view(np.int64)))
-        sums = self._images.sums(
-            cross_sums, (2, *shape), (2,), x, bound=int(whole.bound)
-        )
-        cross = lift(s, sums).share
+        cross = self._cross_sums(images, int(whole.bound))
         own = world.own(squares, MOVING, (2,), whole).part
         static = world.own(known, STATIC, (2,), whole).part
 
@@ -416,6 +412,26 @@ class SharedSteps:
             Opening([after], unit, whole.bound, "mean_square", (MOVING,))
         )
         return bit, None if mean is None else float(mean[0, 0]) / (whole.bound - 1)
+
+    def _world(self):
+        return Shares(self.session)
+
+    def _cross_sums(self, images, bound):
+        """Parts, in the ring of 128 bits, of the sums of the images times the other.
+
+        Rounds: 2.
+
+        Parameters
+        ----------
+        images : array of int64, shape (2, *shape), at the moving owner only
+        bound : int
+            promised to be no smaller than the sums.
+        """
+        x = None if images is None else R64.encode_int(images)
+        sums = self._images.sums(
+            cross_sums, (2, *self.lattice.shape), (2,), x, bound=bound
+        )
+        return lift(self.session, sums).share
 
     def goes_on(self, choice, refuse):
         """Whether there is another iteration: the moving owner says so.

@@ -1,6 +1,6 @@
 """Which protocols a session computes with: with a helper, or two owners alone."""
 
-from dipy_ppir.mpc import leastsquares, pairsquares
+from dipy_ppir.mpc import freeform, leastsquares, pairsplines, pairsquares
 from dipy_ppir.mpc.algebra import Shares
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import R64
@@ -101,3 +101,10 @@ def mean_products(session, digits):
     if alone(session):
         return pairsquares.PairProducts(session, digits)
     return leastsquares.SecretProducts(session, digits)
+
+
+def splines(session):
+    """See `freeform.SharedSteps` and `pairsplines.PairSteps`."""
+    if alone(session):
+        return pairsplines.PairSteps(session)
+    return freeform.SharedSteps(session)

@@ -1,0 +1,103 @@
+r"""Elementwise products of numbers of one owner with the other's, under encryption.
+
+Polynomials modulo a prime t of which roots of -1 exist are as good as their values at
+these roots, *slots*, and products of polynomials are elementwise products of slots. One
+owner, the *holder*, encrypts its numbers in slots once; the other multiplies several
+ciphertexts, each by numbers of its own, and they get parts modulo t of the sums over
+the ciphertexts, slot by slot.
+
+=========  ======  ================================================================
+verb       rounds  bytes
+=========  ======  ================================================================
+`encrypt`  1       `bfv.CIPHERTEXT` for each ciphertext, and a seed, from the holder
+`sums`     1       `bfv.response_bytes` of one prime, from the other owner
+=========  ======  ================================================================
+
+What each party sees: the other owner ciphertexts, the holder numbers plus a mask that
+is uniform modulo t, and an encryption of its own making; see `bfv`.
+"""
+
+import numpy as np
+
+from dipy_ppir.mpc import bfv, lattice
+from dipy_ppir.mpc.lattice import DEGREE, SMALL_PRIMES
+
+#: Numbers are modulo this, and a ciphertext has so many.
+PRIME, SLOTS = SMALL_PRIMES[0], DEGREE
+_MODULUS = lattice.moduli(SMALL_PRIMES)[0]
+
+
+class EncryptedSlots:
+    """Numbers of one owner, encrypted, and their products; see the module.
+
+    Parameters
+    ----------
+    session : PairSession
+    name : str
+        the protocol step.
+    holder : int
+        the owner that has the numbers.
+    """
+
+    def __init__(self, session, name, holder):
+        self.session, self.name, self.holder = session, name, holder
+        self._pairs = None
+
+    def encrypt(self, count, rows=None):
+        """Encrypt the holder's numbers; those before are forgotten. Rounds: 1.
+
+        Parameters
+        ----------
+        count : int
+            of ciphertexts.
+        rows : iterable of array of int, shape (`SLOTS`,), at the holder only
+            of magnitude below t / 2.
+        """
+        encryption = self.session.encryption
+        if self.session.pid == self.holder:
+            messages = (_MODULUS.integers(_polynomial(row)) for row in rows)
+            encryption.send(self.name, messages, PRIME)
+        else:
+            self._pairs = encryption.receive(self.name, count)
+
+    def sums(self, rows, factors=None):
+        """This owner's part of a sum of products, slot by slot. Rounds: 1.
+
+        Parameters
+        ----------
+        rows : range
+            of the ciphertexts.
+        factors : iterable of array of int, shape (`SLOTS`,), at the other owner only
+            for each ciphertext what it is multiplied by, of magnitude below t / 2.
+
+        Returns
+        -------
+        part : array of uint64, shape (`SLOTS`,)
+            modulo t.
+        """
+        encryption, name = self.session.encryption, self.name + "-back"
+        if self.session.pid == self.holder:
+            return _values(encryption.read(name, 1, PRIME)[0])
+        total = np.zeros(self._pairs.shape[1:])
+        for row, factor in zip(rows, factors, strict=True):
+            polynomial = bfv.plain(_polynomial(factor))
+            for half, ciphertext in zip(total, self._pairs[row], strict=True):
+                lattice.multiplied(ciphertext, polynomial, out=half)
+        mask = encryption.mask(PRIME)
+        weights = bfv.Weights(PRIME / 2, SLOTS * len(rows))
+        encryption.answer(name, total, mask, PRIME, weights)
+        return (np.uint64(PRIME) - _values(mask)) % np.uint64(PRIME)
+
+
+def _polynomial(slots):
+    """The polynomial with these values, its coefficients near zero."""
+    values = np.array(slots, dtype=float)
+    _MODULUS.untransform(values)
+    return values
+
+
+def _values(coefficients):
+    """The values of a polynomial, integers in [0, t)."""
+    values = _MODULUS.residues(coefficients)
+    _MODULUS.transform(values)
+    return _MODULUS.integers(values)
