@@ -10,7 +10,9 @@ from dipy_ppir.align.quasinewton import minimise
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc import local, mpyc_bridge
 from dipy_ppir.mpc.fields import P127
+from dipy_ppir.mpc.leastsquares import VALUE_BITS, Own
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
+from dipy_ppir.mpc.pairsquares import PairSteps
 from dipy_ppir.mpc.protocols import share
 
 
@@ -140,6 +142,37 @@ def register_given(session, shape, repeats, points=None, scaling=False):
         "bytes": sum(ledger.sent.values()),
         "matrix": found[1],
     }
+
+
+def pair_steps(session, n, dim, repeats):
+    """Gauss-Newton steps of two owners alone, of made-up samples.
+
+    Returns
+    -------
+    found : dict
+        ``seconds`` and ``cpu`` of each step, of this party; ``bytes`` that it sent for
+        a step, and ``before``, for the samples.
+    """
+    rng, p = np.random.default_rng(n), dim * (dim + 1)
+    y = np.vstack([rng.uniform(-1, 1, (dim, n)), np.ones(n)])
+    values, own = None, None
+    if session.pid == STATIC:
+        values = np.rint(y * rng.random(n) * 2.0**VALUE_BITS).astype(np.int64)
+    else:
+        gradient = np.rint(rng.standard_normal((dim, n)) * 1000).astype(np.int64)
+        matrix = rng.standard_normal((p, p)) / n
+        own = Own(gradient, matrix, np.zeros(p), y)
+    steps, seconds, cpu, sent = PairSteps(session, dim, 12, p, 20), [], [], []
+    session.new_run()
+    steps.share_static((dim + 1, n), values)
+    for _ in range(repeats + 1):
+        sent.append(sum(session.ledger.sent.values()))
+        start = time.perf_counter(), time.process_time()
+        steps.step(n, p, own)
+        seconds.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
+    each = sent[1] - sent[0]
+    return {"seconds": seconds[1:], "cpu": cpu[1:], "bytes": each, "before": sent[0]}
 
 
 def peak_memory():

@@ -86,9 +86,9 @@ def clear(static, moving, **options):
     return registered(registration, static, moving)
 
 
-def secure(static, moving, **options):
+def secure(static, moving, parties=3, **options):
     metric = SecureSquaredDifferencesMetric(**options)
-    registration = SecureAffineRegistration(metric=metric, **LEVELS)
+    registration = SecureAffineRegistration(metric=metric, parties=parties, **LEVELS)
     return registered(registration, static, moving), registration.receipt
 
 
@@ -97,20 +97,22 @@ def learned(receipt, role, label):
     return entry
 
 
+@pytest.mark.parametrize("parties", [3, 2])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dim", [2, 3])
-def test_secure_is_the_clear_twin(dim, sampling, monkeypatch):
+def test_secure_is_the_clear_twin(dim, sampling, parties, monkeypatch):
     """The same samples and iterations, and the same transform but for rounding.
 
     To 2**-10 voxel a step is off by half as much in each coordinate, and what is left
-    in the end is the rounding of the last one.
+    in the end is the rounding of the last one. Two owners alone round the static image
+    once, where the others round it times each position.
     """
     secret = SecureSquaredDifferencesMetric
     monkeypatch.setattr(secret, "_draws", SquaredDifferencesMetric._draws)
     static, moving, matrix = pair(dim)
     options = {**SAMPLINGS[sampling], "precision": 2.0**-10}
     expected = clear(static, moving, **options)
-    found, receipt = secure(static, moving, **options)
+    found, receipt = secure(static, moving, parties, **options)
     assert displacement(expected, found, static) < 0.01
     assert displacement(found, matrix, static) < 0.15
     update = learned(receipt, "moving owner", "update")
@@ -119,7 +121,8 @@ def test_secure_is_the_clear_twin(dim, sampling, monkeypatch):
     assert update["bits"] == update["openings"] * p * step_bits(2.0**-10)
     labels = [e["label"] for e in receipt["learned"]["static owner"]]
     assert ("edge_samples" in labels) == (sampling == "GMS")
-    assert receipt["learned"]["helper"] == []
+    assert receipt["learned"].get("helper", []) == []
+    assert len(receipt["learned"]) == parties
     assert receipt["warnings"] == []
 
 
@@ -167,7 +170,8 @@ def test_a_step_is_the_least_squares_solution(dim):
     assert np.abs(found - wanted).max() < 2.0**-11 + 0.002
 
 
-def test_all_steps_of_a_pipeline_and_the_final_value():
+@pytest.mark.parametrize("parties", [3, 2])
+def test_all_steps_of_a_pipeline_and_the_final_value(parties):
     static, moving, matrix = pair(3)
     grid = np.eye(4)
     moved, found, xopt, fopt, receipt = affine_registration(
@@ -176,6 +180,7 @@ def test_all_steps_of_a_pipeline_and_the_final_value():
         moving_affine=grid,
         static_affine=grid,
         metric="ssd",
+        parties=parties,
         ret_metric=True,
         ret_receipt=True,
     )
@@ -188,11 +193,12 @@ def test_all_steps_of_a_pipeline_and_the_final_value():
     assert receipt["parameters"]["metric"] == "SSD"
 
 
-def test_images_that_do_not_match_are_told():
+@pytest.mark.parametrize("parties", [3, 2])
+def test_images_that_do_not_match_are_told(parties):
     static, moving, _ = pair(2)
     noise = np.random.default_rng(3).random(static.shape)
     with pytest.warns(UserWarning, match="hardly match"):
-        _, receipt = secure(static, noise)
+        _, receipt = secure(static, noise, parties)
     assert MISMATCH in receipt["warnings"]
 
 
