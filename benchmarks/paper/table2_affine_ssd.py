@@ -74,6 +74,15 @@ PAPER = [
 ]
 
 
+#: Rows of ours: to how much of a pixel steps are rounded, and how many parties take
+#: part.
+OURS = {
+    "PPIR": (None, 3),
+    "PPIR, 2^-10 pixel": (2.0**-10, 3),
+    "PPIR, two owners alone": (None, 2),
+}
+
+
 class Reproducible(SecureSquaredDifferencesMetric):
     """Edges drawn as in the clear: to compare, and for nothing else."""
 
@@ -168,11 +177,12 @@ def drawn(sampling, seed):
     return options
 
 
-def secure(static, moving, options):
-    """By three parties on this machine; transform, seconds, receipt."""
+def secure(static, moving, options, parties):
+    """By so many parties on this machine; transform, seconds, receipt."""
     clock = Iterations()
     registration = SecureAffineRegistration(
         metric=Reproducible(**options),
+        parties=parties,
         options={"evaluations": 10},  # as many as level_iters allow
         callback=clock,
         **LEVELS,
@@ -224,15 +234,15 @@ def main():
 
     rows, panels, frames = [], {"moving": moving, "static": static}, {}
     for sampling in SAMPLINGS if given.rows != "fhe" else ():
-        found = {"Clear": [], "PPIR": [], "PPIR, 2^-10 pixel": []}
+        found = {name: [] for name in ("Clear", *OURS)}
         for seed in range(given.repetitions):
             options = drawn(sampling, seed)
             exact = clear(static, moving, options)
             n = sum(LEVELS["level_iters"])
             found["Clear"].append({"error": error(exact), "iterations": n})
-            for name, precision in (("PPIR", None), ("PPIR, 2^-10 pixel", 2.0**-10)):
+            for name, (precision, parties) in OURS.items():
                 affine, clock, receipt = secure(
-                    static, moving, {**options, "precision": precision}
+                    static, moving, {**options, "precision": precision}, parties
                 )
                 mb = megabytes(receipt, clock.count)
                 found[name].append(
@@ -263,10 +273,11 @@ def main():
         f"Samples: {FRACTION:.0%} of the pixels of each resolution, at least 1000, "
         "with the same seeds in clear and secure.",
         "Communication is all that a party sends in the whole registration, over its "
-        "iterations; times are those between iterations, at all three parties of one "
+        "iterations; times are those between iterations, at all parties of one "
         "machine. The number of iterations is fixed.",
         "PPIR opens steps to a 16th of a pixel of the level; the same to 2^-10 shows "
-        "what else there is between clear and secure.",
+        "what else there is between clear and secure. Two owners alone use no helper, "
+        "but encryption, and open the same.",
         "Of PPIR(FHE) times are the moving and the static owner's process time, "
         "without serialization; the samples of J are encrypted and sent anew in every "
         f"iteration, because they are others. v1: {given.dot_products} repetitions.",

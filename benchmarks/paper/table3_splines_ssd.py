@@ -94,8 +94,13 @@ PAPER = [
     ["paper: PPIR(FHE)-v2 (D = 128) + GMS", "0.02 ± 0.00", "106.32 ± 1.30"]
     + ["9.11 ± 2.34", "0.62 / 0.26", "24.91", "3.35"],
 ]
-#: To how much of a voxel steps are shown, by row; the default, and next to nothing.
-PRECISIONS = {"PPIR": None, "PPIR, 2^-20 pixel": 2.0**-20}
+#: To how much of a voxel steps are shown, by row, the default and next to nothing; and
+#: how many parties there are.
+OURS = {
+    "PPIR": (None, 3),
+    "PPIR, 2^-20 pixel": (2.0**-20, 3),
+    "PPIR, two owners alone": (None, 2),
+}
 
 
 class EncryptedSteps(ClearSteps):
@@ -171,7 +176,7 @@ def main():
             rows += encrypted_rows(sampling, static, moving, given)
         if given.rows == "fhe":
             continue
-        found = {name: [] for name in ("Clear", *PRECISIONS)}
+        found = {name: [] for name in ("Clear", *OURS)}
         for seed in range(given.repetitions):
             drawn = {"seed": seed} if "URS" in sampling else {}
             clear = ClearFreeFormRegistration(
@@ -186,10 +191,15 @@ def main():
             )
             panels = {"moving": moving, "static": static}
             panels[f"Clear{sampling}"] = exact.transform(moving)
-            for name, precision in PRECISIONS.items():
+            for name, (precision, parties) in OURS.items():
                 watch = Watch()
                 registration = SecureFreeFormRegistration(
-                    2, **options, **drawn, precision=precision, callback=watch
+                    2,
+                    **options,
+                    **drawn,
+                    precision=precision,
+                    parties=parties,
+                    callback=watch,
                 )
                 mapping = registration.optimize(static, moving)
                 sent = registration.receipt["bytes_sent"]
@@ -220,7 +230,8 @@ def main():
         "clear and secure: those of GMS, which the moving owner draws alone, by a "
         "change of the program for this table.",
         "PPIR shows the steps of control points to the default precision; the same to "
-        "2^-20 shows what else there is between clear and secure.",
+        "2^-20 shows what else there is between clear and secure. Two owners alone use "
+        "no helper, but encryption, and open the same.",
         "Communication is all that a party sends in the whole registration, over its "
         "iterations.",
         "Of PPIR(FHE) times are the moving and the static owner's process time, "
