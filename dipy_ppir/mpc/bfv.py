@@ -24,9 +24,9 @@ an encryption of zero under the key's public part :math:`(b, a') = (-a' s + e', 
 
 with new digits u, an error e'', a mask r that is uniform modulo t, and f uniform and so
 wide that the rest of the noise drowns in it (*flooding*): by 40 bits at least, over a
-registration, see `least_flood_bits`. To the key's owner :math:`c_1` is an instance of ring learning with
-errors, and :math:`c_0` follows from it, from the masked result and from f. Then q is
-divided by most of its primes, which anybody could do.
+registration, see `least_flood_bits`. To the key's owner :math:`c_1` is an instance of
+ring learning with errors, and :math:`c_0` follows from it, from the masked result and
+from f. Then q is divided by most of its primes, which anybody could do.
 
 **Security.** 128 bits for n = 8192 and q of 200 bits, by the homomorphic encryption
 standard (Albrecht et al. 2018), where q may have 218; errors are differences of coins,

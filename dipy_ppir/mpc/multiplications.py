@@ -5,9 +5,9 @@ The moving owner draws words a of 128 bits, the static owner b, and they get par
 1991). A product has up to 254 bits as an integer, so it is computed modulo
 :math:`M = \prod t_k`, nine primes of 40 bits, in the slots of as many polynomials
 modulo t_k: the moving owner sends a encrypted, the static owner multiplies by b, adds a
-number r and sends it back (see `bfv`). With r uniform over some M / 8 numbers from M / 4 on
-nothing wraps around modulo M, and the sum tells of products no more than one part in
-2**`HIDDEN`.
+number r and sends it back (see `bfv`). With r uniform over some M / 8 numbers from
+M / 4 on nothing wraps around modulo M, and the sum tells of products no more than one
+part in 2**`HIDDEN`.
 
 Where what is wanted is a sum of several products, number by number, they are added up
 under encryption, and one sum comes back.

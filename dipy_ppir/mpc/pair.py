@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from dipy_ppir.mpc.arrays import OwnedArray, SharedArray
 from dipy_ppir.mpc.errors import InsecureSetupError
-from dipy_ppir.mpc.fields import R32, R64, R128
-from dipy_ppir.mpc.fields import Ring
+from dipy_ppir.mpc.fields import R32, R64, R128, Ring
 from dipy_ppir.mpc.ledger import MOVING, ROLES, STATIC
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
