@@ -174,3 +174,21 @@ def test_products_of_an_iteration_are_as_stated(
     monkeypatch.setattr(KnownProducts, "sums", counted)
     run_trio(duo, run)
     assert sum(taken) == stated(o, refine, last)
+
+
+def test_with_encrypted_products(two, monkeypatch):
+    """As with those of other tests; a level is enough."""
+    monkeypatch.undo()
+    pair = deformed(2, (30, 28))
+    options = {"level_iters": [2], "map_precision": 1 / 64}
+    clear = ClearSymmetricDiffeomorphicRegistration(
+        metric(2, map_precision=1 / 64), level_iters=[2]
+    )
+    expected = clear.optimize(*pair).get_forward_field()
+    fields = [
+        np.asarray(mapping.get_forward_field())
+        for _, mapping in two(lambda s: register(s, pair, 2, **options))
+    ]
+    assert np.array_equal(*fields)
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(fields[0] - expected).max() < 0.06
