@@ -11,7 +11,7 @@ from scipy import stats
 from shares import value
 from test_algebra import KEPT, UNIT, everything, given, owned, shared
 
-from dipy_ppir.mpc import algebra, pairalgebra
+from dipy_ppir.mpc import pairalgebra
 from dipy_ppir.mpc.algebra import (
     PRODUCT,
     RATE_STEPS,
@@ -31,11 +31,13 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.frame import operation_code
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, declare
 from dipy_ppir.mpc.pairalgebra import PairShares
 from dipy_ppir.mpc.rotation import _BY_ROWS, _COLUMNS, _Correlation
 
 ALL = (MOVING, STATIC, HELPER)
+
+declare("test-bits", ALL, "any", "a count that a test opens", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -410,9 +412,72 @@ def test_step_functions_and_counts(two):
         ]
         return np.concatenate(out), world.reached(groups, KEPT)
 
-    algebra.declare("test-bits", ALL, "any", "a count that a test opens", 2)
     (first, opened), (second, other) = two(run)
     found = R128.decode(R128.add(first, second), 0) * UNIT
     expected = np.array(values)[np.searchsorted(thresholds, numbers, "right")]
     assert np.array_equal(found, expected)
     assert opened == [2, 0] and other == [2, None]
+
+
+def rounds_of(bits):
+    """Rounds of `circuits.negative` and of `circuits.bits_of`."""
+    return 1 + math.ceil(math.log2(bits - 1))
+
+
+def compared(digits, unit):
+    return (2 * int(digits.bound / unit)).bit_length() + 2
+
+
+#: What a verb is asked for, and its rounds; those of transfers ahead do not count.
+VERBS = {
+    "rates": (
+        lambda w, x, y: w.rates([w.secret(x, KEPT)] * 2, 0.25, 8, KEPT),
+        1 + rounds_of(pairalgebra.RATE_BITS) + 7,
+    ),
+    "stepped": (
+        lambda w, x, y: w.stepped(expression(x), [0.0], [1.0, 2.0], KEPT, UNIT),
+        1 + rounds_of(compared(KEPT, UNIT)),
+    ),
+    "reached": (
+        lambda w, x, y: w.reached([([(expression(x), 1.0)], "test-bits", ALL)], KEPT),
+        2 + rounds_of(compared(KEPT, UNIT)),
+    ),
+    "reached by a product": (
+        lambda w, x, y: w.reached([([(x * y, 1.0)], "test-bits", ALL)], KEPT),
+        3 + rounds_of(compared(KEPT, UNIT)),
+    ),
+    "any_negative": (
+        lambda w, x, y: w.any_negative([x, y, x], KEPT, "test-bit", ALL),
+        1 + rounds_of(25) + 2,
+    ),
+    "any_negative of products": (
+        lambda w, x, y: w.any_negative([x * y], KEPT, "test-bit", ALL),
+        2 + rounds_of(25),
+    ),
+    "check": (lambda w, x, y: w.check((x, KEPT)), 2 + rounds_of(128)),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_rounds_of_comparisons_are_as_stated(duo, depth, verb):
+    ask, stated = VERBS[verb]
+    state = {}
+
+    def begin(session):
+        for owner in (MOVING, STATIC):
+            session.transfers.reserve(20_000, owner)
+        world = PairShares(session)
+        state[session.pid] = world, *shared(world, owned(1, (1,)))
+
+    run_trio(duo, begin)
+    assert cost(duo, depth, lambda s: ask(*state[s.pid]))[0] == stated
+
+
+def test_bytes_of_what_is_shown_are_as_stated(duo, depth):
+    def show(session):
+        world = PairShares(session)
+        x, _ = shared(world, owned(1, (3,)))
+        of = [((MOVING, STATIC), 1 / 8), ((STATIC,), 1 / 4)]
+        world.shown(*(Opening([x], p, 4.0, "test-number", r) for r, p in of))
+
+    assert cost(duo, depth, show) == (1, 3 * 3 * 16)

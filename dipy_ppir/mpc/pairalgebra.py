@@ -31,11 +31,13 @@ verb             rounds                                  bytes, on both links
 `fresh`          1, or none without products             32 per elementary product
 `secret`         1, or none without a product            32 per elementary product
 `shown`          1                                       16 per number and receiver
-`rates`          2 and those of `bits_of` and `highest`  see `circuits`
-`stepped`        2 and those of `negative`               see `circuits`
-`reached`        the same, and 1 to open                 16 per group and receiver
-`any_negative`   2, those of `negative` and `any_set`    8 per receiver
-`check`          2 and those of `negative`, and 1        32 to open
+`rates`          1 and those of `bits_of` and `highest`  of these, see `circuits`
+`stepped`        1 and those of `negative`               of that
+`reached`        2 and those of `negative`; 1 more       of that, 16 per group and
+                 where a number is a product             receiver, 32 per product
+`any_negative`   1 and those of `negative` and           of these, 8 per receiver,
+                 `any_set`; 1 more for products          32 per product
+`check`          2 and those of `negative`               of that, and 32
 ===============  ======================================  =============================
 
 More than `PIECE` elementary products take a round for each so many. What is made ahead
@@ -360,7 +362,7 @@ class PairShares(Shares):
     def rates(self, norms, longest, power, digits):
         """See `Shares.rates`: by the highest bits of the numbers.
 
-        Rounds: 2, and those of `circuits.bits_of` and `circuits.highest`.
+        Rounds: 1, and those of `circuits.bits_of` and `circuits.highest`.
         """
         s, n = self.session, len(norms)
         heights = step_heights(norms[0].unit, longest, power, digits.unit)
