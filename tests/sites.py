@@ -227,6 +227,20 @@ class Sites:
         return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
 
 
+class PointSites(Sites):
+    """Sites that have points: arrays of shape (n, dim)."""
+
+    def __init__(self, folder, moving, static, **options):
+        one = np.zeros((1, 1, 1)), np.zeros((1, 1, 1)), np.eye(4), np.eye(4)
+        super().__init__(folder, "points", one, reveal="transform", **options)
+        np.savetxt(self.folder / "moving.txt", moving)
+        np.savetxt(self.folder / "static.txt", static)
+
+    def argv(self, site, *extra, before=""):
+        words = super().argv(site, *extra, before=before)
+        return [w.replace(".nii.gz", ".txt") for w in words]
+
+
 def _toml(value):
     if isinstance(value, str):
         return f'"{value}"'

@@ -6,7 +6,7 @@ from commands import script
 import numpy as np
 from parties import run_trio
 import pytest
-from sites import Launcher, Sites
+from sites import Launcher, PointSites
 
 from dipy_ppir.align import RemotePoints, point_registration
 from dipy_ppir.align.parameters import PointParameters
@@ -500,20 +500,6 @@ def test_what_the_command_refuses(monkeypatch, files, capsys):
 
 
 # -- between sites -------------------------------------------------------------------
-
-
-class PointSites(Sites):
-    """Sites that have points."""
-
-    def __init__(self, folder, moving, static, **options):
-        one = np.zeros((1, 1, 1)), np.zeros((1, 1, 1)), np.eye(4), np.eye(4)
-        super().__init__(folder, "points", one, reveal="transform", **options)
-        np.savetxt(self.folder / "moving.txt", moving)
-        np.savetxt(self.folder / "static.txt", static)
-
-    def argv(self, site, *extra, before=""):
-        words = super().argv(site, *extra, before=before)
-        return [w.replace(".nii.gz", ".txt") for w in words]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,9 @@ import nibabel as nib
 import numpy as np
 from ports import free_port
 import pytest
-from sites import Launcher, Sites
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from sites import Launcher, PointSites, Sites
 
 from dipy_ppir.align import affine_registration
 from dipy_ppir.align.checkpoint import Checkpoint
@@ -262,7 +264,7 @@ def test_encryptions_that_differ_are_named_before_anything_is_encrypted(owners):
 
 
 def test_what_needs_a_helper_ends_before_anybody_is_met(owners):
-    sites = owners(parameters={**CENTERS, "pipeline": ["rigid"], "hide_steps": True})
+    sites = owners(parameters={"pipeline": ["rigid"], "metric": "CC"})
     statuses = sites.wait(sites.start())
     assert set(statuses.values()) == {1}
     for site in OWNERS:
@@ -306,3 +308,67 @@ def test_a_session_file_to_start_from(tmp_path, capsys, operation):
     assert "128 bits" in said and "semi-honest" in said
     assert "Hospital A dials Hospital B" in said
     assert "helper" not in said.replace("which with a helper it cannot", "")
+
+
+# -- with the protocols for two ----------------------------------------------
+
+
+def test_points_of_two_owners(tmp_path):
+    moving = np.random.default_rng(5).normal(size=(12, 3)) * 30
+    turn = Rotation.from_rotvec([0.1, -0.3, 0.2]).as_matrix()
+    static = moving @ turn.T + [4.0, -7.0, 2.0]
+    sites = PointSites(tmp_path, moving, static, alone=True)
+    sites.run()
+    matrix, other = (
+        np.loadtxt(tmp_path / f"out_{site}" / "moving_to_static.txt") for site in OWNERS
+    )
+    np.testing.assert_array_equal(matrix, other)
+    moved = moving @ matrix[:3, :3].T + matrix[:3, 3]
+    assert np.abs(moved - static).max() < 0.01
+    receipts = [str(tmp_path / f"out_{site}" / "receipt.json") for site in OWNERS]
+    assert check_receipts(receipts) == 0
+
+
+SYN = {"level_iters": [1, 1], "radius": 1, "opt_tol": -1e9, "map_spacing": 4}
+#: Ends a program when a level of SyN is over, and its state is kept.
+DIES_AFTER_LEVEL = """
+import os, signal
+from dipy_ppir.align.checkpoint import Checkpoint
+save = Checkpoint.save
+def save_and_die(self, *arguments):
+    save(self, *arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.save = save_and_die
+"""
+
+
+@pytest.mark.parametrize(
+    "opens", ["levels", pytest.param("end", marks=pytest.mark.heavy)]
+)
+def test_syn_of_two_owners_goes_on_after_an_interruption(tmp_path, opens):
+    """From the ends of levels, of which each owner keeps a part that says nothing."""
+    static = ndimage.gaussian_filter(np.random.default_rng(1).random((13, 12, 14)), 2)
+    moving, matrix = np.roll(static, 1, axis=1), np.eye(4)
+    sites = Sites(
+        tmp_path / "sites",
+        "syn",
+        (static, moving, matrix, matrix),
+        parameters={**SYN, "opens": opens},
+        timeouts={"checkpoint": 0},
+        alone=True,
+    )
+    statuses = sites.wait(sites.start(before={"static": DIES_AFTER_LEVEL}))
+    assert statuses == {"static": -signal.SIGKILL, "moving": 1}, sites.log("static")
+    sites.run("--resume")
+    maps = [
+        np.asarray(
+            nib.load(sites.folder / f"out_{site}" / "displacement_field.nii.gz").dataobj
+        )
+        for site in OWNERS
+    ]
+    # Each owner is shown one of its own, blurred by a quarter of a voxel.
+    assert np.abs(maps[0] - maps[1]).max() < 1
+    receipts = [str(sites.folder / f"out_{site}" / "receipt.json") for site in OWNERS]
+    assert check_receipts(receipts) == 0
+    for site in OWNERS:
+        assert receipt_of(sites, site)["resumed"] == 1
