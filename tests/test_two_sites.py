@@ -366,8 +366,8 @@ def test_syn_of_two_owners_goes_on_after_an_interruption(tmp_path, opens):
         )
         for site in OWNERS
     ]
-    # Each owner is shown one of its own, blurred by a quarter of a voxel.
-    assert np.abs(maps[0] - maps[1]).max() < 1
+    np.testing.assert_allclose(*maps, atol=1e-9)
+    assert np.abs(maps[0]).max() > 0.1
     receipts = [str(sites.folder / f"out_{site}" / "receipt.json") for site in OWNERS]
     assert check_receipts(receipts) == 0
     for site in OWNERS:

@@ -81,7 +81,7 @@ def check_setup(parties, threshold, insecure=False):
         )
         raise InsecureSetupError(
             f"{parties} parties are not supported{detail}: use two image owners and "
-            "one helper"
+            "one helper, or two owners alone, who encrypt (PairSession)"
         )
     if threshold == 0 and not insecure:
         raise InsecureSetupError(

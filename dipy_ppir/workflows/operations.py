@@ -507,7 +507,7 @@ def explain_work(plan, pairs=None, line=USUAL):
         lines += takes(parameters, pairs or usual_pairs(parameters), line)
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
     if of_images:
-        needed = max(peaks(parameters, size, size).values()) / 1e9
+        needed = max(peaks(parameters, size, size, plan.alone).values()) / 1e9
         lines += [
             "",
             f"Each party may be asked for {most['memory']:g} GB of memory, and images "

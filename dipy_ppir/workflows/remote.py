@@ -464,7 +464,8 @@ def _check_image(site, image):
     inputs.explain(check_voxels, site.plan.limits, image.shape, name)
     # Of the other image nothing is known yet.
     shapes = {"static": None, "moving": None, name: image.shape}
-    inputs.explain(check_memory, site.plan.limits, parameters, *shapes.values())
+    given = site.plan.limits, parameters, *shapes.values(), site.plan.alone
+    inputs.explain(check_memory, *given)
     if _starts_at_mass(site):
         inputs.check_center(image, name)
     if site.plan.operation == "affine":
