@@ -25,7 +25,7 @@ from dipy_ppir.align.quasinewton import (
     regular_inverse,
 )
 from dipy_ppir.mpc import worlds
-from dipy_ppir.mpc.information import SUM_BITS, Information, Moving
+from dipy_ppir.mpc.information import SUM_BITS, Moving
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 #: Levels of no more voxels are sampled at every one.
@@ -122,7 +122,7 @@ class SecretMutualInformation:
         )
         self.basis = self._slopes = self._mine = None
         self._first = True
-        self._information = Information(
+        self._information = worlds.information(
             self.session,
             self.positions.count,
             histogram.categories,

@@ -4,9 +4,11 @@ from dipy_ppir.mpc import freeform, leastsquares, pairsplines, pairsquares
 from dipy_ppir.mpc.algebra import Shares
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import R64
+from dipy_ppir.mpc.information import Information
 from dipy_ppir.mpc.numbers import SecretNumbers
 from dipy_ppir.mpc.pair import PairSession
 from dipy_ppir.mpc.pairalgebra import PairShares
+from dipy_ppir.mpc.pairinformation import PairInformation
 from dipy_ppir.mpc.pairnumbers import PairNumbers
 from dipy_ppir.mpc.protocols import share
 
@@ -108,3 +110,30 @@ def splines(session):
     if alone(session):
         return pairsplines.PairSteps(session)
     return freeform.SharedSteps(session)
+
+
+def information(session, *args, backend="packed", **options):
+    """Evaluations of the mutual information at a session's parties.
+
+    Parameters
+    ----------
+    session : Session
+    *args, backend, **options
+        see `information.Information`.
+
+    Returns
+    -------
+    information : Information or PairInformation
+
+    Raises
+    ------
+    ValueError
+        for a backend that needs a helper, of two owners alone.
+    """
+    if not alone(session):
+        return Information(session, *args, backend=backend, **options)
+    if backend != "packed":
+        raise ValueError(
+            f'backend={backend!r} needs a helper; two owners alone have "packed"'
+        )
+    return PairInformation(session, *args, **options)
