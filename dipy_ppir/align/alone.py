@@ -13,7 +13,7 @@ NUMBERS = (PARTIES, 2)
 #: Operations to rows of parameters: one row that is met is enough.
 ALONE = {
     "affine": (
-        {"metric": "MI", "reveal": "transform", "hide_steps": False},
+        {"metric": "MI", "reveal": "transform"},
         {"metric": "SSD"},
     ),
     "syn": ({"reveal": "map"},),
