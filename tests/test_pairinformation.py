@@ -4,13 +4,19 @@ import noise
 import numpy as np
 from numpy.testing import assert_array_equal
 from oblivious import use_known_products
+from parties import run_trio
 import pytest
 from samples import DIGITS, Samples
 
-from dipy_ppir.mpc import worlds
+from dipy_ppir.mpc import bfv, worlds
+from dipy_ppir.mpc import pairinformation as module
+from dipy_ppir.mpc.fields import R128
+from dipy_ppir.mpc.frame import operation_code
 from dipy_ppir.mpc.information import DIFFERENCE_BITS, Information
-from dipy_ppir.mpc.ledger import MOVING
-from dipy_ppir.mpc.pairinformation import PairInformation
+from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.pair import OWNERS
+from dipy_ppir.mpc.pairinformation import ROUNDED_BITS, PairInformation
+from dipy_ppir.mpc.transfers import COLUMNS
 
 UNIT = 2.0**-DIGITS
 
@@ -121,6 +127,36 @@ def test_the_largest_gradient(two):
     assert np.abs(slope).max() > 1
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_moments_are_exact(two, masked):
+    """Integers, to the last bit, of tables that wrap around in every way."""
+    samples = Samples(3000, masked=masked, seed=6)
+    rng = np.random.default_rng(8)
+    shape = samples.bins, samples.categories
+    table = rng.integers(-(1 << 15), 1 << 15, shape)
+    mask = rng.integers(0, 1 << 64, shape, np.uint64)
+    words = {MOVING: table.view(np.uint64) - mask, STATIC: mask}
+
+    def party(session):
+        information, moving = samples.begin(session)
+        band, gradient, _ = moving or (None,) * 3
+        sums = information._moments(words[session.pid], band, gradient)
+        return session.open(sums, "test-any", (MOVING,), raw=True)
+
+    moving, unit = samples.moving(), 1 << ROUNDED_BITS
+    values = samples.integers(2.0**samples.frac_bits)
+    at = samples.first[:, None] + np.arange(values.shape[1])
+    chosen = table[at, samples.index[:, None]] * samples.keep_static[:, None]
+    expected = [
+        int(((values * (g * y)[:, None] + unit // 2) // unit * chosen).sum())
+        for g in moving.gradient(0, samples.n).T
+        for y in samples.y.T
+    ]
+    opened = R128.to_ints(two(party)[MOVING])
+    assert [int(v) - (int(v) >> 127 << 128) for v in opened] == expected
+    assert max(map(abs, expected)) > 1 << 30
+
+
 def test_which_protocol_a_session_has(duo, trio):
     arguments = 10, 8, 12, None, 3
     options = {"masked": False, "digits": DIGITS}
@@ -130,3 +166,79 @@ def test_which_protocol_a_session_has(duo, trio):
         assert isinstance(made, PairInformation)
         with pytest.raises(ValueError, match="needs a helper"):
             worlds.information(session, *arguments, **options, backend="mpyc")
+
+
+# -- cost ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_rounds_and_bytes_are_as_stated(duo, tap, depth, payload_bytes, dim, masked):
+    """What is encrypted to the byte, the rest for each number; with and without slopes.
+
+    What is made ahead is there.
+    """
+    samples = Samples(400, dim, masked=masked)
+    numbers = samples.bins * samples.categories + samples.bins + samples.categories
+    numbers += 2 * masked
+    begun = {}
+
+    def begin(session):
+        begun[session.pid] = samples.begin(session)
+        for owner in OWNERS:
+            session.transfers.reserve(1 << 15, owner)
+
+    frames, count = tap(duo), depth(duo)
+    run_trio(duo, begin)
+    rows = begun[MOVING][0]._categories
+    sent = [f[4] for f in frames if f[3] == operation_code("categories")]
+    assert sum(map(len, sent)) == rows.ciphertexts * bfv.CIPHERTEXT
+    spent = []
+    for slopes in (False, True):
+        frames.clear()
+        before = count()
+        run_trio(
+            duo,
+            lambda s, slopes=slopes: begun[s.pid][0].evaluate(
+                1.0, samples.p, begun[s.pid][1], slopes=slopes
+            ),
+        )
+        spent.append((count() - before, payload_bytes(frames)))
+    columns, sums = begun[MOVING][0]._columns, dim * (dim + 1)
+    back = rows.responses(samples.bins + masked)
+    back += sum(r.responses(sums, contracted=True) for r in (rows, columns))
+    encrypted = columns.ciphertexts * bfv.CIPHERTEXT + bfv.SEED_BYTES
+    encrypted += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
+    for (rounds, size), most in zip(spent, (21, 27), strict=True):
+        # One may be under way when the other owner begins.
+        assert rounds - most - 3 * masked in (-1, 0)
+        assert 800 * numbers < size - encrypted < 1100 * numbers
+    stated = " ".join(module.__doc__.split())
+    for words in (
+        "Rounds of an evaluation: 21 with counts of 18 to 32 bits, 3 more where",
+        "and 6 for the slopes",
+        "at most 1.1 kB for each number",
+    ):
+        assert words in stated
+
+
+def test_what_is_made_ahead_is_as_stated(duo):
+    samples, taken = Samples(100), []
+    transfers = {owner: [] for owner in OWNERS}
+
+    def run(session):
+        information, moving = samples.begin(session)
+        if session.pid == MOVING:
+            take, products = session.multiplications.take, session.multiplications
+            products.take = lambda n: taken.append(n) or take(n)
+            pads, made = session.transfers.pads, session.transfers
+            made.pads = lambda n, owner: transfers[owner].append(n) or pads(n, owner)
+        information.evaluate(1.0, samples.p, moving)
+
+    run_trio(duo, run)
+    cells = samples.bins * samples.categories
+    numbers = cells + samples.bins + samples.categories
+    few = samples.p * samples.dim * (samples.dim + 1) + samples.dim * (samples.dim + 1)
+    base = 2 * COLUMNS
+    assert sum(taken) == base + 16 * cells + 13 * (numbers - cells) + few
+    assert sum(map(sum, transfers.values())) < 200 * numbers
