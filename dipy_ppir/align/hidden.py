@@ -236,7 +236,7 @@ class FramedMutualInformation(SecretMutualInformation):
     """
 
     def __init__(self, metric, numbers, hidden, kind, longest):
-        super().__init__(metric, masked=True)
+        super().__init__(metric, masked=True, anew=True)
         self.numbers, self.frame, self.blur = numbers, hidden.frame, hidden.blur
         self.kind, self.longest, self.start = kind, longest, hidden.start
         #: What the components of a step do, in normal coordinates.

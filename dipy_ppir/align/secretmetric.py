@@ -104,6 +104,8 @@ class SecretMutualInformation:
         set up with the images of the level that are here.
     masked : bool, optional
         whether samples may be left out, if not as the metric says.
+    anew : bool, optional
+        whether the static image is shared for every evaluation.
 
     Attributes
     ----------
@@ -111,7 +113,7 @@ class SecretMutualInformation:
         the steps, see `orthonormal_steps`; at the moving owner.
     """
 
-    def __init__(self, metric, masked=None):
+    def __init__(self, metric, masked=None, *, anew=False):
         self.metric, self.session = metric, metric.session
         self.transform, histogram = metric.transform, metric.histogram
         self.parameters = self.transform.get_number_of_parameters()
@@ -132,6 +134,7 @@ class SecretMutualInformation:
             masked=metric.masked if masked is None else masked,
             digits=quasinewton.DIGITS,
             backend=metric.backend,
+            anew=anew,
         )
         self.session.ledger.about(self.positions.count)
         if self.session.pid == MOVING:

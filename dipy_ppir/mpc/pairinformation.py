@@ -96,18 +96,32 @@ class PairInformation:
     session : PairSession
     samples, categories, bins, positions, dim, masked, digits
         see `information.Information`.
+    anew : bool, optional
+        whether categories are shared for every evaluation: then they are packed such
+        that they cost less to encrypt, and more to multiply.
     """
 
     def __init__(
-        self, session, samples, categories, bins, positions, dim, *, masked, digits
+        self,
+        session,
+        samples,
+        categories,
+        bins,
+        positions,
+        dim,
+        *,
+        masked,
+        digits,
+        anew=False,
     ):
         self.session, self.dim, self.digits = session, dim, digits
         self.samples, self.categories, self.bins = samples, categories, bins
         self.positions, self.masked = positions, masked
         self.frac_bits = table_frac_bits(samples, R32)
         options = {"length": samples, "bits": WORD_BITS}
+        others = 1 if anew else bins
         self._categories = EncryptedRows(
-            session, "categories", STATIC, rows=categories, others=bins, **options
+            session, "categories", STATIC, rows=categories, others=others, **options
         )
         self._columns = EncryptedRows(session, "columns", STATIC, rows=bins, **options)
         self._index = self._keep = None

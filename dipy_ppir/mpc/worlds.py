@@ -112,7 +112,7 @@ def splines(session):
     return freeform.SharedSteps(session)
 
 
-def information(session, *args, backend="packed", **options):
+def information(session, *args, backend="packed", anew=False, **options):
     """Evaluations of the mutual information at a session's parties.
 
     Parameters
@@ -120,6 +120,8 @@ def information(session, *args, backend="packed", **options):
     session : Session
     *args, backend, **options
         see `information.Information`.
+    anew : bool, optional
+        whether categories are shared for every evaluation.
 
     Returns
     -------
@@ -136,4 +138,4 @@ def information(session, *args, backend="packed", **options):
         raise ValueError(
             f'backend={backend!r} needs a helper; two owners alone have "packed"'
         )
-    return PairInformation(session, *args, **options)
+    return PairInformation(session, *args, anew=anew, **options)
