@@ -119,11 +119,18 @@ class PairInformation:
         self.positions, self.masked = positions, masked
         self.frac_bits = table_frac_bits(samples, R32)
         options = {"length": samples, "bits": WORD_BITS}
-        others = 1 if anew else bins
         self._categories = EncryptedRows(
-            session, "categories", STATIC, rows=categories, others=others, **options
+            session,
+            "categories",
+            STATIC,
+            rows=categories,
+            others=bins + masked,
+            **options,
+            **({"uses": 1} if anew else {}),
         )
-        self._columns = EncryptedRows(session, "columns", STATIC, rows=bins, **options)
+        self._columns = EncryptedRows(
+            session, "columns", STATIC, rows=bins, uses=1, **options
+        )
         self._index = self._keep = None
 
     @property
