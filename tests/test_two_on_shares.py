@@ -1,0 +1,104 @@
+"""Affine registration by mutual information of two owners alone, beside three parties'.
+
+What is opened is the same, and what is found as good.
+"""
+
+from dipy.align.imaffine import AffineMap
+import noise
+import numpy as np
+import pytest
+
+from dipy_ppir.align import RemoteImage, affine_registration
+from dipy_ppir.mpc.ledger import MOVING, STATIC
+
+#: One level and few bins, so that a registration takes seconds.
+FEW = {"sigmas": [0.0], "factors": [1], "nbins": 12}
+
+
+@pytest.fixture(autouse=True)
+def same_randomness(monkeypatch):
+    """Rounding is by chance in part, and what is found with it."""
+    noise.fix_randomness(monkeypatch)
+
+
+def register(run, pair, *, masks=None, ret_metric=False, **options):
+    """What each owner gets, with its receipt, by the fixture `two` or `three`."""
+    static, moving, static_grid2world, moving_grid2world = pair
+
+    def party(session):
+        here = session.pid
+        return affine_registration(
+            moving if here == MOVING else RemoteImage(moving.shape, moving_grid2world),
+            static if here == STATIC else RemoteImage(static.shape, static_grid2world),
+            moving_affine=moving_grid2world,
+            static_affine=static_grid2world,
+            static_mask=masks[0] if masks and here == STATIC else None,
+            moving_mask=masks[1] if masks and here == MOVING else None,
+            session=session,
+            ret_metric=ret_metric,
+            ret_receipt=True,
+            **options,
+        )[1:]
+
+    return run(party)
+
+
+def apart(first, second, image, grid2world):
+    """Root mean square distance, mm, of where two matrices move an object."""
+    points = np.argwhere(image > image.max() / 10)
+    points = grid2world @ np.vstack([points.T, np.ones(len(points))])
+    return np.sqrt((((first - second) @ points)[:-1] ** 2).sum(axis=0).mean())
+
+
+def correlation(pair, matrix):
+    """Of what is aligned; of the square of one, which has the other's contrast."""
+    static, moving, static_grid2world, moving_grid2world = pair
+    moved = AffineMap(
+        matrix, static.shape, static_grid2world, moving.shape, moving_grid2world
+    ).transform(moving)
+    return np.corrcoef(static.ravel(), moved.ravel() ** 2)[0, 1]
+
+
+def check_alike(pair, found, expected, *, within):
+    """Two owners found what three parties did, and were shown as much."""
+    (matrix, *_, receipt), (other, *_) = found
+    np.testing.assert_array_equal(matrix, other)
+    assert apart(matrix, expected[MOVING][0], pair[0], pair[2]) < within
+    three = expected[MOVING][-1]
+    assert set(receipt["bits"]) == {"moving owner", "static owner"}
+    for role, bits in receipt["bits"].items():
+        assert bits == three["bits"][role]
+
+
+def test_two_owners_find_what_three_parties_do(two, three, bodies):
+    pair = bodies(2)
+    options = {"pipeline": ["translation"], "level_iters": [5], **FEW}
+    found = register(two, pair, ret_metric=True, **options)
+    expected = register(three, pair, ret_metric=True, **options)
+    check_alike(pair, found, expected, within=0.2)
+    # The value that is shown.
+    assert abs(found[MOVING][2] - expected[MOVING][2]) < 0.01
+
+
+def test_masks_and_hidden_steps(two, three, bodies):
+    """Samples may be left out, and the image is encrypted for every evaluation."""
+    pair = bodies(2)
+    masks = [image > 0.05 * image.max() for image in pair[:2]]
+    options = {"pipeline": ["center_of_mass", "translation"], "level_iters": [4], **FEW}
+    options |= {"hide_steps": True, "masks": masks}
+    found = register(two, pair, **options)
+    expected = register(three, pair, **options)
+    check_alike(pair, found, expected, within=1.5)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("hide_steps", [False, True], ids=["shown", "hidden"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_whole_registrations(two, three, bodies, dim, hide_steps):
+    pair = bodies(dim)
+    found = register(two, pair, hide_steps=hide_steps)
+    expected = register(three, pair, hide_steps=hide_steps)
+    check_alike(pair, found, expected, within=1.0 if hide_steps else 0.5)
+    reached = correlation(pair, found[MOVING][0])
+    assert reached > correlation(pair, expected[MOVING][0]) - 0.02
+    assert reached > correlation(pair, np.eye(dim + 1)) + 0.05
