@@ -221,6 +221,7 @@ class PairInformation:
             first = self._categories.contractions(count)
             second = self._columns.contractions(count)
         else:
+            self._columns.encrypt()
 
             def weights(start, stop):
                 return self._products(band, gradient, start, stop)
@@ -241,9 +242,7 @@ class PairInformation:
                     ]
                 )
 
-            # While the static owner encrypts.
             first = self._categories.contractions(count, selected)
-            self._columns.encrypt()
             second = self._columns.contractions(count, columns)
         part = lifted(s, first + second, WORD_BITS)
         return SharedArray(R128, part, 2, WORD_BITS - 2, 1 << WORD_BITS - 2)
