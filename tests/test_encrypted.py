@@ -160,3 +160,22 @@ def test_what_is_no_ciphertext_is_refused(two, outcomes, duo):
     assert isinstance(moving, ProtocolError)
     assert "static owner" in str(moving)
     assert moving.culprit == STATIC
+
+
+@pytest.mark.parametrize("wrong", [(3, 7), (1, 8), (3, 8, 1), float])
+def test_what_are_no_rows_is_refused_before_anything_is_sent(two, wrong):
+    rows = np.ones((3, 8)) if wrong is float else np.ones(wrong, int)
+
+    def run(session):
+        encrypted = EncryptedRows(session, "t", STATIC, rows=3, length=8, bits=40)
+        if session.pid == STATIC:
+            with pytest.raises(ValueError, match=r"integers of shape \(3, 8\)"):
+                encrypted.encrypt(rows)
+            return dict(session.ledger.sent)
+        with pytest.raises(ValueError, match=r"integers of shape \(3, 8\)"):
+            encrypted.products(3, rows)
+        with pytest.raises(ValueError, match=r"integers of shape \(1, 3, 8\)"):
+            encrypted.contractions(1, rows)
+        return dict(session.ledger.sent)
+
+    assert two(run) == [{}, {}]

@@ -116,9 +116,6 @@ class EncryptedRows:
         rows that the other owner usually brings: what is sent is packed for so many.
     uses : int, optional
         how often what is encrypted is used, about.
-    weight_bits : int, optional
-        promised: numbers of the other owner are below ``2**(weight_bits - 1)`` in
-        magnitude; any are by default.
 
     Raises
     ------
@@ -137,13 +134,11 @@ class EncryptedRows:
         bits,
         others=1,
         uses=USES,
-        weight_bits=None,
     ):
         if not 0 < bits <= MOST_BITS:
             raise ValueError(f"bits must be from 1 to {MOST_BITS}, got {bits}")
         self.session, self.name, self.holder = session, name, holder
         self.rows, self.length, self.bits = rows, length, bits
-        self.weight_bits = bits if weight_bits is None else weight_bits
         self.packing = choose_packing(rows, length, others, uses)
         self._pairs = None
         bfv.check_budget(self.modulus, self._weights(contracted=True))
@@ -167,7 +162,7 @@ class EncryptedRows:
     def _weights(self, *, contracted):
         """What is known of what a sum is multiplied by."""
         count = self.length * self.packing.others * (self.rows if contracted else 1)
-        return bfv.Weights(2.0 ** (self.weight_bits - 1), count)
+        return bfv.Weights(2.0 ** (self.bits - 1), count)
 
     def _groups(self):
         return [
@@ -182,7 +177,14 @@ class EncryptedRows:
         ----------
         y : array of int or callable, at the holder only
             shape (rows, length), or ``y(start, stop)`` of shape (rows, stop - start).
+
+        Raises
+        ------
+        ValueError
+            before anything is sent, if the numbers are no integers or of another shape.
         """
+        if self.session.pid == self.holder:
+            _check(y, (self.rows, self.length), "rows to be encrypted")
         encryption = self.session.encryption
         if self.session.pid == self.holder:
             encryption.send(self.name, self._messages(y), self.modulus)
@@ -213,6 +215,7 @@ class EncryptedRows:
         part : array of uint64, shape (count, rows)
             modulo ``2**bits``.
         """
+        self._check_others(x, (count, self.length))
         p, groups = self.packing, self._groups()
 
         def polynomials(part, low, high):
@@ -250,6 +253,7 @@ class EncryptedRows:
         part : array of uint64, shape (count,)
             modulo ``2**bits``.
         """
+        self._check_others(x, (count, self.rows, self.length))
         p = self.packing
         size = p.together * p.block
 
@@ -266,6 +270,10 @@ class EncryptedRows:
             k = np.arange(min(p.others, count - first))
             out[first + k] = message[(k + 1) * size - 1]
         return out
+
+    def _check_others(self, x, shape):
+        if self.session.pid != self.holder:
+            _check(x, shape, "rows to be multiplied by")
 
     def _answers(self, count, x, polynomials, answers, *, contracted):
         """What goes back: first row of the other owner's, group, and this part of it.
@@ -313,6 +321,18 @@ class EncryptedRows:
         return (x + half & np.int64(self.modulus - 1)) - half
 
 
+def _check(numbers, shape, what):
+    """Raise ValueError for what are no integers of a shape."""
+    if callable(numbers):
+        return
+    numbers = np.asarray(numbers)
+    if numbers.shape != shape or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"{what} must be integers of shape {shape}, got {numbers.dtype} of shape "
+            f"{numbers.shape}"
+        )
+
+
 def _add_product(total, pair, integers):
     weights = bfv.plain(_filled(integers.reshape(-1)))
     for half in range(2):
@@ -321,9 +341,11 @@ def _add_product(total, pair, integers):
 
 def _part(numbers, start, stop):
     """Numbers of a block."""
-    if callable(numbers):
-        return np.asarray(numbers(start, stop))
-    return np.asarray(numbers)[..., start:stop]
+    if not callable(numbers):
+        return np.asarray(numbers)[..., start:stop]
+    part = np.asarray(numbers(start, stop))
+    _check(part, (*part.shape[:-1], stop - start), "rows of a block")
+    return part
 
 
 def _filled(coefficients):

@@ -140,7 +140,7 @@ class PairSession(Session):
     def _send_opening(self, array, label, receivers):
         owned = isinstance(array, OwnedArray)
         if not owned and (array.degree != 2 or not isinstance(array.field, Ring)):
-            raise ValueError("two owners open sums of words, no points of lines")
+            raise ValueError("two owners have sums of words, no points of lines")
         if self.other in receivers and (not owned or array.owner == self.pid):
             self.network.send(self.other, "open-" + label, array.share)
         return array.share

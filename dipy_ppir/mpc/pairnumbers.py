@@ -33,16 +33,19 @@ number.
 
 What each owner sees before an opening is uniform, see `pairproducts` and `circuits`. An
 opening of a number sends the receiver the other owner's part of it, which is the number
-less the part that the receiver has: a simulator computes it from the number. A step's
+less the part that the receiver has: a simulator computes it from the number. Where
+digits were dropped the number was rounded up or down by what the receiver's part was,
+which it knows: as good as a dither that is known, and no more bits than are counted. A step's
 components and exponent are rounded by circuits that have no other results than those
 which are counted, whatever goes in. Of a matrix and of a value what is below the last
 digit is noise of the static owner's, or was dropped.
 
-The owners keep to the protocol. One that does not can change a number before it is
-opened, by a multiple of what the other has, and so choose what the bits are about. But
-numbers are opened so far up in their ring that there is no room above them: of a bit
-one bit is sent, of an exponent 4, of a component 5, of a value 14, whatever is done to
-them.
+The owners keep to the protocol. One that changes what it sends here can change a number
+before it is opened, by a multiple of what the other has, and so choose what the bits
+are about; but numbers are opened so far up in their ring that there is no room above
+them: of a bit one bit is sent, of an exponent 4, of a component 5, of a value 14. One
+that deviates where products and transfers are made can learn more, see `bfv` and
+`transfers`.
 
 Magnitudes are promised, not checked, as in `numbers`. Digits of a number x are dropped
 wrongly with probability ``|x| / 2**128``, x counted in units of its last place.

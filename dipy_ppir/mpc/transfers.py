@@ -121,7 +121,8 @@ class _Direction:
 
     def take(self, n):
         """The next n transfers: `Sent` or `Chosen`."""
-        self.reserve(n)
+        # Of none at all there is a batch as well, which says what their arrays are like.
+        self.reserve(max(n, 1))
         taken = [part[:n] for part in self._pool]
         self._pool = [part[n:] for part in self._pool]
         return (Sent if self._sends else Chosen)(*taken)
