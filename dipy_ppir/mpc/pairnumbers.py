@@ -35,10 +35,10 @@ What each owner sees before an opening is uniform, see `pairproducts` and `circu
 opening of a number sends the receiver the other owner's part of it, which is the number
 less the part that the receiver has: a simulator computes it from the number. Where
 digits were dropped the number was rounded up or down by what the receiver's part was,
-which it knows: as good as a dither that is known, and no more bits than are counted. A step's
-components and exponent are rounded by circuits that have no other results than those
-which are counted, whatever goes in. Of a matrix and of a value what is below the last
-digit is noise of the static owner's, or was dropped.
+which it knows: as good as a dither that is known, and no more bits than are counted. A
+step's components and exponent are rounded by circuits that have no other results than
+those which are counted, whatever goes in. Of a matrix and of a value what is below the
+last digit is noise of the static owner's, or was dropped.
 
 The owners keep to the protocol. One that changes what it sends here can change a number
 before it is opened, by a multiple of what the other has, and so choose what the bits

@@ -121,7 +121,7 @@ class _Direction:
 
     def take(self, n):
         """The next n transfers: `Sent` or `Chosen`."""
-        # Of none at all there is a batch as well, which says what their arrays are like.
+        # Of none too there is a batch, which says what their arrays are like.
         self.reserve(max(n, 1))
         taken = [part[:n] for part in self._pool]
         self._pool = [part[n:] for part in self._pool]
