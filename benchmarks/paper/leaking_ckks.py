@@ -26,9 +26,9 @@ of the second half of the image, the static owner those of the first half.
 What the moving owner does with them: it knows S. For each i it gets p equations about
 the n / 2D pixels j D + i of J in every iteration, and S changes from iteration to
 iteration while J does not. From n / 2Dp iterations on half of J is the solution of
-linear equations (`solved`): of 64 x 64 pixels and 6 parameters, where 3 iterations make
-as many equations as there are pixels, 6 give it with a correlation of 0.997
-(`tests/test_leaking_ckks.py`). Samples that are drawn anew change nothing but which
+linear equations (`solved`): with 6 parameters and 63 x 54 pixels, the paper's coarsest
+resolution, 3 iterations are enough (``table2_affine_ssd.py`` does it for its images).
+Samples that are drawn anew change nothing but which
 pixels the equations are about, and reach both halves. What the static owner does: the
 same with the unknown S, of which it gets D equations for each row in place of one.
 
@@ -316,7 +316,7 @@ def solved(matrices, sums, length):
     matrices = matrices.reshape(len(matrices), 2, -1, length)[:, 1]
     sums = np.concatenate(sums)
     half = [
-        np.linalg.lstsq(matrices[:, :, i], sums[:, i], rcond=1e-6)[0]
+        np.linalg.lstsq(matrices[:, :, i], sums[:, i], rcond=1e-3)[0]
         for i in range(length)
     ]
     return np.stack(half, axis=1).reshape(-1)
@@ -365,8 +365,8 @@ class EncryptedProducts:
     """
 
     def __init__(self, version, length=128):
-        self._version, self._protocol = version, version(length)
-        self.cost = self._protocol.cost
+        self.protocol = version(length)
+        self.cost = self.protocol.cost
         self._static = self._parameters = None
         #: What each iteration took for J and for R, see `Cost.table`.
         self.taken = []
@@ -380,10 +380,10 @@ class EncryptedProducts:
         tables = [self.cost.table()]
         if self._parameters != len(matrix):
             self._parameters = len(matrix)
-            self._protocol.share_static(self._static, self._parameters)
+            self.protocol.share_static(self._static, self._parameters)
         tables.append(self.cost.table())
         most = np.abs(matrix).max() or 1.0
-        result = most * self._protocol.product(matrix / most)
+        result = most * self.protocol.product(matrix / most)
         self.taken.append(np.diff([*tables, self.cost.table()], axis=0))
         return result
 
