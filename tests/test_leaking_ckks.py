@@ -105,3 +105,18 @@ def test_points(ckks):
     products, cost = ckks.encrypted_points(static, moving)
     np.testing.assert_allclose(products, static @ moving.T, rtol=3e-3, atol=3e-3)
     assert cost.sent[STATIC] > 18 * 90_000
+
+
+def test_costs_of_iterations_that_were_not_made(ckks):
+    """Some at each resolution stand for more; J counts once, or in each."""
+    products = ckks.EncryptedProducts(ckks.LeakingProducts, 16)
+    image, result = np.zeros((2, 3, 2))
+    image[2, STATIC], result[2, MOVING] = 8e6, 2e6
+    nothing = np.zeros((3, 2))
+    products.taken = [np.array([image, result]), np.array([nothing, result])]
+    products.taken.append(np.array([image, 3 * result]))
+    once = products.costs([2, 1, 0], [2, 4, 0], resent=False)
+    assert once["mb_moving"] == pytest.approx((2 * 2 + 4 * 6) / 6)
+    assert once["mb_static"] == pytest.approx(2 * 8 / 6)
+    each = products.costs([2, 1, 0], [2, 4, 0])
+    assert each["mb_static"] == pytest.approx((8 + 4 * 8) / 6)

@@ -387,16 +387,25 @@ class EncryptedProducts:
         self.taken.append(np.diff([*tables, self.cost.table()], axis=0))
         return result
 
-    def costs(self, iterations=1):
+    def costs(self, made=None, meant=None, resent=True):
         """Seconds and megabytes of an iteration, as `common.row` takes them.
 
         Parameters
         ----------
-        iterations : int, optional
-            that each one that was made stands for, with the same J.
+        made, meant : list of int, optional
+            iterations at each resolution that were made, and for how many they stand,
+            where some were made.
+        resent : bool, optional
+            whether each iteration has another J.
         """
-        image, result = np.mean(self.taken, axis=0)
-        (moving, static), _, sent = image / iterations + result
+        made = made or [len(self.taken)]
+        total, count, start = 0.0, 0, 0
+        for n, whole in zip(made, meant or made, strict=True):
+            if n:
+                image, result = np.mean(self.taken[start : start + n], axis=0)
+                total = total + image * (whole if resent else n) + result * whole
+                count, start = count + whole, start + n
+        (moving, static), _, sent = total / count
         sent = dict(zip(("mb_moving", "mb_static"), sent / 1e6, strict=True))
         return {"seconds": moving, "seconds_static": static, **sent}
 

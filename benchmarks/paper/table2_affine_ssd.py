@@ -355,7 +355,9 @@ def encrypted_rows(static, moving, error, given):
                 }
                 found.append(costs)
             if found:
-                rows.append(row(f"reproduced: {version.name}{sampling}", found))
+                rows.append(
+                    row(f"reproduced: {version.name} (D = 128){sampling}", found)
+                )
     return rows
 
 
