@@ -3,6 +3,7 @@
 from dipy.align.transforms import AffineTransform2D
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dipy_ppir.align import (
     affine_registration,
@@ -54,7 +55,6 @@ def test_the_rows_are_of_parameters_that_there_are(operation, row):
         ("affine", {"metric": "CC"}),
         ("affine", {"reveal": "gradient"}),
         ("affine", {"reveal": "histogram"}),
-        ("affine", {"hide_steps": True}),
         ("affine", {"backend": "mpyc"}),
         ("syn", {"reveal": "update"}),
         ("syn", {"reveal": "force", "backend": "mpyc"}),
@@ -131,3 +131,64 @@ def test_two_owners_find_centres_of_mass_as_three_parties_do(images):
     assert set(receipt["learned"]) == {"moving owner", "static owner"}
     for role, learned in receipt["learned"].items():
         assert learned == other["learned"][role]
+
+
+TWO_LEVELS = {"level_iters": [6, 4], "factors": [2, 1], "sigmas": [1.0, 0.0]}
+RUNS = {
+    "points": (point_registration, {}),
+    "SSD": (
+        affine_registration,
+        {**TWO_LEVELS, "metric": "SSD", "pipeline": ["center_of_mass", "affine"]},
+    ),
+    "SSD at edges": (
+        affine_registration,
+        {
+            **TWO_LEVELS,
+            "metric": "SSD",
+            "pipeline": ["translation"],
+            "sampling": "GMS",
+            "sampling_proportion": 0.5,
+            "result_to": "moving",
+        },
+    ),
+    "MI": (
+        affine_registration,
+        {**TWO_LEVELS, "pipeline": ["translation"], "nbins": 8},
+    ),
+    "MI, hidden": (
+        affine_registration,
+        {**TWO_LEVELS, "pipeline": ["rigid"], "nbins": 8, "hide_steps": True},
+    ),
+    "splines": (
+        freeform_registration,
+        {"dim": 2, "level_iters": [2, 2], "opt_tol": 0.0, "ret_metric": True},
+    ),
+    "SyN": (
+        syn_registration,
+        {"dim": 2, "level_iters": [1, 1], "radius": 1, "opt_tol": -1e9},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("run", RUNS)
+def test_the_same_is_opened_as_with_a_helper(run):
+    """As many numbers of as many bits, to the same owners; nothing to anybody else."""
+    function, given = RUNS[run]
+    rng = np.random.default_rng(4)
+    if function is point_registration:
+        static = rng.normal(size=(9, 2)) * 30
+        pair, moving = {}, static + [3.0, -2.0]
+    else:
+        static = ndimage.gaussian_filter(rng.random((24, 22)), 3)
+        moving = np.roll(static, 1, axis=0)
+        pair = dict.fromkeys(("static_affine", "moving_affine"), np.eye(3))
+    two, three = (
+        function(moving, static, ret_receipt=True, parties=n, **pair, **given)[-1]
+        for n in (2, 3)
+    )
+    for role, learned in two["learned"].items():
+        assert learned == three["learned"][role]
+        assert two["bits"][role] == three["bits"][role]
+    assert set(two["bytes_sent"]) == {"moving owner", "static owner"}
+    assert "bfv" in two["fields"] and "bfv" not in three["fields"]
