@@ -171,7 +171,10 @@ RUNS = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(r, marks=[pytest.mark.heavy] * ("hidden" in r)) for r in RUNS],
+)
 def test_the_same_is_opened_as_with_a_helper(run):
     """As many numbers of as many bits, to the same owners; nothing to anybody else."""
     function, given = RUNS[run]

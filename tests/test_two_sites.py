@@ -329,6 +329,70 @@ def test_points_of_two_owners(tmp_path):
     assert check_receipts(receipts) == 0
 
 
+#: Ends a program when it has written down so many steps.
+DIES_AT_STEP = """
+import os, signal
+from dipy_ppir.align.checkpoint import Checkpoint
+append, steps = Checkpoint.append, 0
+def count_and_append(self, record):
+    global steps
+    append(self, record)
+    steps += "step" in record or "iteration" in record
+    if steps == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.append = count_and_append
+"""
+LEVELS = {"level_iters": [4, 3], "factors": [2, 1], "sigmas": [1.0, 0.0]}
+RUNS = {
+    "SSD": (
+        "affine",
+        "transform",
+        {**LEVELS, "metric": "SSD", "pipeline": ["translation"]},
+        "affine.txt",
+    ),
+    "MI": (
+        "affine",
+        "transform",
+        {**LEVELS, "pipeline": ["translation"], "nbins": 8},
+        "affine.txt",
+    ),
+    "splines": (
+        "freeform",
+        "steps",
+        {**LEVELS, "opt_tol": 0.0},
+        "displacement_field.nii.gz",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "run", ["SSD", "splines", pytest.param("MI", marks=pytest.mark.heavy)]
+)
+def test_owners_go_on_where_they_were_interrupted(tmp_path, run):
+    operation, reveal, parameters, result = RUNS[run]
+    static = ndimage.gaussian_filter(np.random.default_rng(1).random((13, 12, 14)), 2)
+    moving, matrix = np.roll(static, 1, axis=1), np.eye(4)
+    sites = Sites(
+        tmp_path / "sites",
+        operation,
+        (static, moving, matrix, matrix),
+        parameters=parameters,
+        reveal=reveal,
+        timeouts={"checkpoint": 0},
+        alone=True,
+    )
+    code = DIES_AT_STEP.format(at=5)
+    statuses = sites.wait(sites.start(before={"moving": code}))
+    assert statuses == {"moving": -signal.SIGKILL, "static": 1}, sites.log("static")
+    sites.run("--resume")
+    receipts = []
+    for site in OWNERS:
+        assert result in sites.outputs(site)
+        assert receipt_of(sites, site)["resumed"] == 1
+        receipts.append(str(sites.folder / f"out_{site}" / "receipt.json"))
+    assert check_receipts(receipts) == 0
+
+
 SYN = {"level_iters": [1, 1], "radius": 1, "opt_tol": -1e9, "map_spacing": 4}
 #: Ends a program when a level of SyN is over, and its state is kept.
 DIES_AFTER_LEVEL = """
