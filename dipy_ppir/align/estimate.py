@@ -24,7 +24,7 @@ from dipy.align.scalespace import IsotropicScaleSpace
 from dipy.align.transforms import regtransforms
 import numpy as np
 
-from dipy_ppir.align import plan
+from dipy_ppir.align import pairestimate, plan
 from dipy_ppir.align.carried import (
     COMPOSED_STEP,
     REFINED_AFTER,
@@ -163,7 +163,9 @@ class Estimate(NamedTuple):
         return seconds
 
 
-def estimate(parameters, static_shape, moving_shape, *, static_grid2world=None):
+def estimate(
+    parameters, static_shape, moving_shape, *, static_grid2world=None, alone=False
+):
     """What a registration takes.
 
     Parameters
@@ -173,13 +175,18 @@ def estimate(parameters, static_shape, moving_shape, *, static_grid2world=None):
         of images, or of arrays of points.
     static_grid2world : array, shape (dim + 1, dim + 1), optional
         mm; voxels are cubes by default.
+    alone : bool, optional
+        whether two owners are alone, without a helper.
 
     Returns
     -------
-    estimate : Estimate
+    estimate : Estimate or None
+        None where there is none: of two owners alone there is of points and SyN.
     """
     if isinstance(parameters, PointParameters):
-        return _points(parameters, *static_shape)
+        return _points(parameters, *static_shape, alone)
+    if alone and not isinstance(parameters, SynParameters):
+        return None
     shape = tuple(int(n) for n in static_shape)
     spacing = np.ones(len(shape))
     if static_grid2world is not None:
@@ -189,12 +196,13 @@ def estimate(parameters, static_shape, moving_shape, *, static_grid2world=None):
     elif isinstance(parameters, FreeFormParameters):
         stages, at_most = _freeform(parameters, shape, spacing), True
     else:
-        stages = _syn(parameters, shape, spacing)
+        stages = _syn(parameters, shape, spacing, alone)
         # The first iteration after which a level may end, see `CarriedLevels.stops`.
         at_most = max(parameters.level_iters) > 12
     stages = tuple(stages)
     voxels = math.prod(shape) + math.prod(int(n) for n in moving_shape)
-    memory = peaks(parameters, shape, moving_shape)
+    memory = peaks(parameters, shape, moving_shape, alone)
+    busiest = 1.0 if alone else _BUSIEST.get(type(parameters), 1.0)
     return Estimate(
         stages,
         sum(s.sent for s in stages) + _ENDS,
@@ -202,7 +210,7 @@ def estimate(parameters, static_shape, moving_shape, *, static_grid2world=None):
         sum(s.work for s in stages) + _PREPARED * voxels,
         max(memory.values()),
         at_most,
-        _BUSIEST.get(type(parameters), 1.0),
+        busiest,
     )
 
 
@@ -344,9 +352,12 @@ def _squares(p, level, shape, parameters):
 # -- deformations ----------------------------------------------------------------
 
 
-def _syn(p, shape, spacing):
+def _syn(p, shape, spacing, alone):
     """Stages of SyN."""
     shapes = _shapes(shape, spacing, len(p.level_iters))
+    if alone:
+        yield from _syn_alone(p, shapes)
+        return
     iters, carries = p.level_iters[::-1], p.reveal == "map"
     for level in range(len(iters) - 1, -1, -1):
         if iters[level] and carries:
@@ -361,12 +372,53 @@ def _syn(p, shape, spacing):
         return
     # The halves are composed.
     o = _operators(p, shapes[0])
-    times = power_of_two(_longest(p, 0, 0) / COMPOSED_STEP)
-    coarse = math.prod(o.coarse)
+    times, coarse = _composition(p), math.prod(o.coarse)
     sent = _ELEMENT * times * coarse * (3 * len(o.keys) + 6 * p.dim)
     sent += 2 * _comparison(BITS) + 32 * p.dim * coarse
     work += _work("syn", 0, sent, 0)
     yield Stage("result", 0, 0, sent, 2 * times + 10, work)
+
+
+def _syn_alone(p, shapes):
+    """Stages of SyN of two owners alone; see `pairestimate`."""
+    iters, first = p.level_iters[::-1], True
+    for level in range(len(iters) - 1, -1, -1):
+        count, of = iters[level], _level_alone(p, shapes[level])
+        if not count:
+            continue
+        times, parts = None, 0
+        if p.opens == "end" and not first:
+            times, parts = _transport(p, level)
+        cost = of.cost(count, (count - 1) // _refinement(p), times, parts, first)
+        yield Stage("deformation", level, count, *cost)
+        first = False
+    cost = _level_alone(p, shapes[0]).composing(_composition(p))
+    work = cost.work + _MAP_WORK * math.prod(shapes[0])
+    yield Stage("result", 0, 0, *cost._replace(work=work))
+
+
+def _level_alone(p, shape):
+    o = _operators(p, shape)
+    channels = len(pairs(p.dim)) if p.metric == "MIND" else 1
+    sizes = math.prod(o.shape), math.prod(o.coarse)
+    return pairestimate.Level(*sizes, p.dim, channels, p.metric == "CC")
+
+
+def _refinement(p):
+    """At every how many iterations inverse norms are computed anew."""
+    return max(math.floor(REFINED_AFTER / p.step_length + 0.1), 1)
+
+
+def _transport(p, level):
+    """In how many steps images are carried by whole halves; see `CarriedLevels`."""
+    times = power_of_two(_longest(p, level, level + 1) / COMPOSED_STEP)
+    parts = _longest(p, level, level + 1) / TRANSPORTED_STEP / times
+    return times, power_of_two(parts)
+
+
+def _composition(p):
+    """In how many steps halves are put together."""
+    return power_of_two(_longest(p, 0, 0) / COMPOSED_STEP)
 
 
 def _carried_level(p, level, shapes, iters):
@@ -382,8 +434,7 @@ def _carried_level(p, level, shapes, iters):
         each += coarse * 24 + 6 * fine
     elements = count * each + (count - 1) * carried
     normalizing = 100 * coarse * correlates
-    every = max(math.floor(REFINED_AFTER / p.step_length + 0.1), 1)
-    elements += normalizing * (1 + (count - 1) // every)
+    elements += normalizing * (1 + (count - 1) // _refinement(p))
     waits = count * (14 if correlates else 9) + 12
     # The images, and halves that are nothing yet.
     elements += 4 * fine * channels
@@ -393,9 +444,7 @@ def _carried_level(p, level, shapes, iters):
         elements += 12 * dim * coarse + products + carried
         waits += 5
     else:
-        times = power_of_two(_longest(p, level, level + 1) / COMPOSED_STEP)
-        parts = _longest(p, level, level + 1) / TRANSPORTED_STEP / times
-        parts = power_of_two(parts)
+        times, parts = _transport(p, level)
         elements += times * (coarse * (6 * dim + 12 * keys) + parts * carried)
         elements += 6 * dim * coarse
         waits += times * (4 + parts)
@@ -466,9 +515,12 @@ def _freeform(p, shape, spacing):
 # -- points ----------------------------------------------------------------------
 
 
-def _points(p, n, dim):
+def _points(p, n, dim, alone):
     """Of a registration of points; see `rotation` and `points`."""
     flat = dim == 2
+    memory = max(peaks(p, (n, dim), (n, dim), alone).values())
+    if alone:
+        return Estimate((), *pairestimate.points(n, dim), memory, False)
     if flat:
         sent, waits = 2 * 72 + 656 + 2 * (64 + _comparison(58)), 29
     else:
@@ -477,8 +529,7 @@ def _points(p, n, dim):
     sent += 16 * dim * n + _POINTS_END
     waits += p.scaling
     work = _POINTS_WORK[flat] + _POINT_WORK * n * dim
-    memory = peaks(p, (n, dim), (n, dim))
-    return Estimate((), sent, waits, work, max(memory.values()), False)
+    return Estimate((), sent, waits, work, memory, False)
 
 
 # -- small things ---------------------------------------------------------------

@@ -312,7 +312,7 @@ def sizes_text(parameters, static, moving):
     return " and ".join(" x ".join(map(str, size)) for size in sizes) + " voxels"
 
 
-def takes(parameters, pairs, line):
+def takes(parameters, pairs, line, alone=False):
     """What registrations take, in words.
 
     Parameters
@@ -321,6 +321,8 @@ def takes(parameters, pairs, line):
     pairs : sequence of (static_shape, moving_shape, static_grid2world)
         None for the matrix of cubic voxels.
     line : Line
+    alone : bool, optional
+        whether two owners are alone, without a helper.
 
     Returns
     -------
@@ -328,7 +330,14 @@ def takes(parameters, pairs, line):
     """
     lines = []
     for static, moving, grid2world in pairs:
-        ahead = estimate(parameters, static, moving, static_grid2world=grid2world)
+        ahead = estimate(
+            parameters, static, moving, static_grid2world=grid2world, alone=alone
+        )
+        if ahead is None:
+            return [
+                "Time and traffic of two owners alone are estimated of points and SyN "
+                "only; doc/measurements.md has some that were measured."
+            ]
         named = sizes_text(parameters, static, moving)
         lines += [f"{named}:", f"    {estimate_text(ahead, line)}."]
     return [*lines, "Time is within a factor of two, if lines are as stated."]
@@ -498,13 +507,7 @@ def explain_work(plan, pairs=None, line=USUAL):
             'reveal = "transform" shows it the steps only.'
         )
     lines += ["", "What it takes", "-" * 13]
-    if plan.alone:
-        lines.append(
-            "Time and traffic of two owners alone are not estimated; "
-            "doc/measurements.md has some that were measured."
-        )
-    else:
-        lines += takes(parameters, pairs or usual_pairs(parameters), line)
+    lines += takes(parameters, pairs or usual_pairs(parameters), line, plan.alone)
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
     if of_images:
         needed = max(peaks(parameters, size, size, plan.alone).values()) / 1e9

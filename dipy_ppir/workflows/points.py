@@ -289,8 +289,8 @@ def _register(site, points, parameters, write, count, parties):
         count.end(receipt)
         return receipt
     shapes = points["static"].shape, points["moving"].shape
-    if parties == PARTIES:
-        logger.info("%s", estimate_text(estimate(parameters, *shapes)))
+    ahead = estimate(parameters, *shapes, alone=parties != PARTIES)
+    logger.info("%s", estimate_text(ahead))
     *result, receipt = point_registration(
         **points, parties=parties, ret_receipt=True, **parameters.plain()
     )

@@ -281,14 +281,14 @@ class RegistrationFlow(OutputFilesFlow):
         plausibility.tell(concerns, strict=options["strict"])
         shown = [step for step in steps if step != "center_of_mass"]
         wanted = set(self.optional) & set(files)
-        ahead = None
-        if options["parties"] == PARTIES:
-            ahead = estimate(
-                parameters,
-                images["static"].shape,
-                images["moving"].shape,
-                static_grid2world=images["static_grid2world"],
-            )
+        ahead = estimate(
+            parameters,
+            images["static"].shape,
+            images["moving"].shape,
+            static_grid2world=images["static_grid2world"],
+            alone=options["parties"] != PARTIES,
+        )
+        if ahead is not None:
             logger.info("%s", estimate_text(ahead))
         with display(shown, len(parameters.level_iters)) as progress:
             if ahead is not None:

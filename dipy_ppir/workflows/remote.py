@@ -218,14 +218,15 @@ class Site:
 
     def _ahead(self, static_shape, moving_shape, static_grid2world, progress=None):
         """Say what it will take, now that both shapes are known."""
-        if self.plan.alone:
-            return  # of which there is no estimate
         ahead = estimate(
             self.parameters,
             static_shape,
             moving_shape,
             static_grid2world=static_grid2world,
+            alone=self.plan.alone,
         )
+        if ahead is None:
+            return
         logger.info("%s", estimate_text(ahead, USUAL))
         if progress is not None:
             progress.expect(ahead, line=True)
