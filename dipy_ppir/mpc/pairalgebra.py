@@ -78,7 +78,7 @@ from dipy_ppir.mpc.protocols import constant
 #: Products whose factors go in one message, of 4 MB.
 PIECE = 1 << 18
 #: How many products are added up ahead, of at least how many sums.
-SUMMED, MANY = (8, 2, 1), 1024
+SUMMED, MANY = (8, 4, 2, 1), 1024
 #: Numbers of which `rates` tells the size are below this power of two.
 RATE_BITS = RATE_STEPS[-1] + 1
 
