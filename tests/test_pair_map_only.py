@@ -18,7 +18,8 @@ from dipy_ppir.align.carried import (
     CarriedLevels,
     ClearSymmetricDiffeomorphicRegistration,
 )
-from dipy_ppir.mpc.algebra import Clear, Digits
+from dipy_ppir.mpc import pairalgebra
+from dipy_ppir.mpc.algebra import Clear
 from dipy_ppir.mpc.carried import CarriedCorrelation
 from dipy_ppir.mpc.differences import CarriedDifferences
 from dipy_ppir.mpc.fields import R128
@@ -145,9 +146,10 @@ def difference_products(o, refine, last):
 @pytest.mark.parametrize("refine, last", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("kind", ["CC", "SSD"])
-def test_products_of_an_iteration_are_as_stated(
-    duo, monkeypatch, kind, name, refine, last
+def test_products_and_rounds_of_an_iteration_are_as_stated(
+    duo, monkeypatch, depth, kind, name, refine, last
 ):
+    monkeypatch.setattr(pairalgebra, "PIECE", 1 << 30)
     o, taken, made = grid(name), [], {}
     stated = correlation_products if kind == "CC" else difference_products
     sums = KnownProducts.sums
@@ -158,13 +160,11 @@ def test_products_of_an_iteration_are_as_stated(
         return sums(products, n, terms)
 
     def begin(session):
-        world = PairShares(session)
+        for owner in (MOVING, STATIC):
+            session.transfers.reserve(20_000, owner)
         of = CarriedCorrelation if kind == "CC" else CarriedDifferences
-        iterations = of(world, o, 0.25)
+        iterations = of(PairShares(session), o, 0.25)
         made[session.pid] = iterations, iterations.begin(starts(o, session.pid))
-        # What transfers and rates need besides.
-        norms = [world.own(np.ones(1), MOVING, (1,), Digits(2.0**-30, 2.0))] * 2
-        world.rates(norms, 0.25, 8, Digits(2.0**-20, 64.0))
 
     def run(session):
         iterations, halves = made[session.pid]
@@ -172,8 +172,11 @@ def test_products_of_an_iteration_are_as_stated(
 
     run_trio(duo, begin)
     monkeypatch.setattr(KnownProducts, "sums", counted)
+    rounds = depth(duo)
     run_trio(duo, run)
     assert sum(taken) == stated(o, refine, last)
+    # And 16 of the norms' highest bits.
+    assert rounds() == 16 + (13 if kind == "CC" else 9)
 
 
 def test_with_encrypted_products(two, monkeypatch):

@@ -118,7 +118,7 @@ class Level(NamedTuple):
         """
         products = count * self.iteration + (count - 1) * self.image
         products += (1 + refined) * self.normalizing
-        rounds = count * (12 if self.correlates else 7) + 11 * self.correlates
+        rounds = count * (13 if self.correlates else 9) + 11 * self.correlates
         if not first and times is None:
             products += self.moves + self.image
             rounds += 3

@@ -69,7 +69,7 @@ norm.
 Two owners alone (`pairalgebra`) take elementary products instead, and no elements: in
 3D 58 a voxel (2 for D, 8 for tau, 12 for v, 36 for s and m) and 162 a point of C, in
 the plane 38 and 78, and where e and f are computed anew 4 and 58 more. That is 64 a
-voxel and iteration with h = 3, 78 with h = 2. 11 rounds, and those of the norms'
+voxel and iteration with h = 3, 78 with h = 2. 13 rounds, and those of the norms'
 circuits.
 
 What each party sees is what it sees in `algebra`: uniform numbers. A rounding that goes

@@ -36,7 +36,7 @@ norms take as much as in `carried`. 8 rounds, two of them for the norm.
 
 Two owners alone (`pairalgebra`) take elementary products instead: in 3D 49 a voxel and
 channel (12 for v, 36 for s and m, 1 for E) and 148 a point of C, in the plane 29 and
-64. 6 rounds, and those of the norms' circuits.
+64. 9 rounds, and those of the norms' circuits.
 
 What each party sees is what it sees in `algebra`: uniform numbers. `Shares.failures` is
 below 2**-26 for a registration of [10, 10, 5] iterations of 192 x 160 x 192 voxels,
