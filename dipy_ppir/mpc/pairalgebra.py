@@ -48,11 +48,12 @@ and that serves once: uniform, a simulator draws it. Of circuits see there. What
 opened is told by the other owner's part, which is the number less one's own.
 
 **Rounded openings.** Where a helper would add noise, the other owner's own digits are
-the noise: it sends its part with the digits below the precision cleared. From that the
-receiver computes the number less what was cleared, to which it finds half a unit too
-much or too little at random, and nothing that is finer than the precision. Where both
-receive, each also clears its own, so that both find the same number: the nearest
-multiple of the precision above or below, by chance and right on average.
+the noise: it sends its part with the digits below the precision cleared, and half a
+unit in their place. The receiver adds its own part and is off by half a unit at most,
+evenly either way. Where both receive, each also clears its own, so that both find the
+same number: the multiple of the precision above or below, right on average. Either way
+it learns of the number in which interval of one unit it lies, whose place its own part
+determines: that is a simulator's input, and all that it needs.
 """
 
 import numpy as np
