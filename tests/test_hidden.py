@@ -217,7 +217,7 @@ def test_a_mask_matters(bodies):
 
 
 def test_by_samples_of_a_large_level(bodies, monkeypatch):
-    monkeypatch.setattr("dipy_ppir.align.mimetric.EVERY_VOXEL", 0)
+    monkeypatch.setattr("dipy_ppir.align.plan.EVERY_VOXEL", 0)
     pair = bodies(3)
     metric = {"sampling_proportion": 0.4, **HIDDEN}
     found, _ = register(pair, ("RIGID", 3), metric=metric)

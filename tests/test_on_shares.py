@@ -150,7 +150,7 @@ def test_as_its_clear_twin(bodies, dim):
 @pytest.mark.parametrize("sampling", [None, 0.4], ids=["dense", "sparse"])
 def test_wherever_it_starts(bodies, monkeypatch, start, sampling):
     """By samples too, which small levels are not registered by otherwise."""
-    monkeypatch.setattr("dipy_ppir.align.mimetric.EVERY_VOXEL", 0)
+    monkeypatch.setattr("dipy_ppir.align.plan.EVERY_VOXEL", 0)
     pair = bodies(3)
     if start == "matrix":
         start = np.eye(4)

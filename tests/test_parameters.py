@@ -418,6 +418,18 @@ def test_memory_of_two_owners_is_estimated_from_above(parameters, shape, measure
         assert 1.0 < (found[pid] - 200e6) / measured < 1.45
 
 
+@pytest.mark.parametrize("proportion, mebibytes", [(0.05, 577), (0.1, 1154)])
+def test_memory_of_encrypted_categories_is_estimated_from_above(proportion, mebibytes):
+    """Of what was measured of the moving owner besides the program and its image."""
+    parameters, shape = AffineParameters(sampling_proportion=proportion), (99, 117, 95)
+    found = peaks(parameters, shape, shape, alone=True)
+    assert 1.0 < (found[MOVING] - 200e6) / (mebibytes * 2**20) < 1.45
+    assert found[STATIC] < found[MOVING] / 2
+    # Few samples of a fine level: every voxel of a coarse one counts.
+    few = AffineParameters(sampling_proportion=0.001)
+    assert peaks(few, shape, shape, alone=True)[MOVING] > 500e6
+
+
 def test_images_beyond_the_limits(trio, outcomes, images):
     """All parties say so alike, before anything is computed."""
     static, moving, *grids = images(3)

@@ -45,7 +45,6 @@ from dipy_ppir.align.parameters import (
     PointParameters,
     SynParameters,
 )
-from dipy_ppir.align.secretmetric import EVERY_VOXEL
 from dipy_ppir.mpc import leastsquares
 from dipy_ppir.mpc.algebra import RATE_STEPS
 from dipy_ppir.mpc.bsplines import Lattice
@@ -309,7 +308,7 @@ def _information(p, level, shape, parameters):
     if on_shares and level:
         bins = min(bins, plan.COARSE_BINS)
     sampled = p.sampling_proportion is not None
-    if sampled and not (on_shares and n <= EVERY_VOXEL):
+    if sampled and not (on_shares and n <= plan.EVERY_VOXEL):
         n /= math.ceil(1 / p.sampling_proportion)
     categories = bins - 4
     cells = bins * categories + bins

@@ -14,6 +14,7 @@ from dipy_ppir.align.parameters import (
     PointParameters,
     SynParameters,
 )
+from dipy_ppir.align.plan import COARSE_BINS, EVERY_VOXEL
 from dipy_ppir.mpc import worlds
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 
@@ -26,6 +27,9 @@ _IMAGE = 64
 _SAMPLE, _EVALUATED, _HELD = 64, 192, 96
 #: For each sample and bin, at an owner and at the helper.
 _BIN, _HELD_BIN = 4, 8
+#: The same where two owners are alone, at the moving owner, who holds them encrypted,
+#: and at the static one.
+_ENCRYPTED_BIN, _CLEAR_BIN = 350, 16
 #: For each cell of the joint histogram, anywhere.
 _CELL = 3000
 #: For each sample of a sum of squared differences at an owner and at the helper, and
@@ -108,11 +112,23 @@ def peaks(parameters, static_shape, moving_shape, alone=False):
         sample = _SAMPLE if parameters.reveal == "transform" else _EVALUATED
         owner = (sample + _BIN * parameters.nbins) * samples
         helper = (_HELD + _HELD_BIN * parameters.nbins) * samples
+        if alone:
+            most = _sampled_bins(parameters, static)
+            owner, other = (n * most for n in (_ENCRYPTED_BIN, _CLEAR_BIN))
     return {
         MOVING: common + owner + _IMAGE * moving,
         STATIC: common + (owner if other is None else other) + _IMAGE * static,
         HELPER: common + helper,
     }
+
+
+def _sampled_bins(parameters, voxels):
+    """Samples times bins of the level where they are most, on shares."""
+    part = parameters.sampling_proportion or 1
+    finest = voxels if voxels <= EVERY_VOXEL else part * voxels
+    # Every voxel of a level of so few.
+    coarse = min(voxels, EVERY_VOXEL) * min(parameters.nbins, COARSE_BINS)
+    return max(finest * parameters.nbins, coarse)
 
 
 def check_memory(limits, parameters, static_shape, moving_shape, alone=False):

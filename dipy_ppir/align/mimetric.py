@@ -14,10 +14,7 @@ from dipy_ppir.align.agreed import keep_to
 from dipy_ppir.align.parameters import AFFINE, AffineParameters
 from dipy_ppir.align.parzenhist import SecureParzenJointHistogram
 from dipy_ppir.align.remote import RemoteImage, is_remote
-from dipy_ppir.align.secretmetric import (
-    EVERY_VOXEL,
-    SecretMutualInformation,
-)
+from dipy_ppir.align.secretmetric import SecretMutualInformation
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 #: Of images that match, the metric is no smaller part of the entropy of either, and no
@@ -241,7 +238,7 @@ class SecureMutualInformationMetric(
     def _place_samples(self):
         """Choose the samples: a function of public parameters only."""
         shape = np.array(self.static.shape, dtype=np.int32)
-        every = self.reveal == "transform" and np.prod(shape) <= EVERY_VOXEL
+        every = self.reveal == "transform" and np.prod(shape) <= plan.EVERY_VOXEL
         if self.sampling_proportion is None or every:
             self.samples = None
             self.ns = 0

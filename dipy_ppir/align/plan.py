@@ -20,6 +20,8 @@ HIDDEN_FULL = (12, 14, 16)
 CAPS, HIDDEN_CAPS = (8.0, 4.0, 2.0), (12.0, 4.0, 1.0)
 #: Bins of the joint histogram at all levels but the finest, at most: as good as 32.
 COARSE_BINS = 16
+#: Levels of no more voxels are sampled at every one, on shares.
+EVERY_VOXEL = 60_000
 #: A single level makes up for the others.
 MOST_ALONE = 20
 #: Gauss-Newton iterations: of a translation and of others with more after them, and of

@@ -28,8 +28,6 @@ from dipy_ppir.mpc import worlds
 from dipy_ppir.mpc.information import SUM_BITS, Moving
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
-#: Levels of no more voxels are sampled at every one.
-EVERY_VOXEL = 60_000
 #: Positions of sample points are rounded to this part of a voxel.
 POINT_UNIT = 1 / 4
 #: The sums of a gradient leave a bit for what rounding adds.
