@@ -1,5 +1,7 @@
 """Mutual information for two owners alone, against the formulas in the clear."""
 
+import re
+
 import noise
 import numpy as np
 from numpy.testing import assert_array_equal
@@ -242,3 +244,24 @@ def test_what_is_made_ahead_is_as_stated(duo):
     base = 2 * COLUMNS
     assert sum(taken) == base + 16 * cells + 13 * (numbers - cells) + few
     assert sum(map(sum, transfers.values())) < 200 * numbers
+
+
+def test_what_a_registration_sends_is_as_stated(duo):
+    """An evaluation of 45,000 samples, as far as it follows from public numbers."""
+    information = PairInformation(
+        duo[0], 45_000, 28, 32, None, 3, masked=False, digits=DIGITS
+    )
+    rows, columns = information._categories, information._columns
+    back = rows.responses(32)
+    back += sum(r.responses(12, contracted=True) for r in (rows, columns))
+    cells, others = 32 * 28, 32 + 28
+    products = 378 * (16 * cells + 13 * others)
+    each = columns.ciphertexts * bfv.CIPHERTEXT + products + 1100 * (cells + others)
+    each += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
+    stated = " ".join(module.__doc__.split())
+    once, evaluation, ahead = re.search(
+        r"(\d+) MB once and (\d+) MB an evaluation, of which (\d+)", stated
+    ).groups()
+    assert round(rows.ciphertexts * bfv.CIPHERTEXT / 1e6) == int(once)
+    assert abs(each / 1e6 - int(evaluation)) < 1
+    assert round(products / 1e6) == int(ahead)

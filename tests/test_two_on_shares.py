@@ -54,7 +54,11 @@ def correlation(pair, matrix):
     """Of what is aligned; of the square of one, which has the other's contrast."""
     static, moving, static_grid2world, moving_grid2world = pair
     moved = AffineMap(
-        matrix, static.shape, static_grid2world, moving.shape, moving_grid2world
+        matrix,
+        domain_grid_shape=static.shape,
+        domain_grid2world=static_grid2world,
+        codomain_grid_shape=moving.shape,
+        codomain_grid2world=moving_grid2world,
     ).transform(moving)
     return np.corrcoef(static.ravel(), moved.ravel() ** 2)[0, 1]
 
@@ -92,8 +96,7 @@ def test_masks_and_hidden_steps(two, three, bodies):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("hide_steps", [False, True], ids=["shown", "hidden"])
-@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("dim, hide_steps", [(2, True), (3, False)])
 def test_whole_registrations(two, three, bodies, dim, hide_steps):
     pair = bodies(dim)
     found = register(two, pair, hide_steps=hide_steps)

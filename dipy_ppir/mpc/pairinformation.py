@@ -35,8 +35,8 @@ encrypted rows (`encrypted`), of `categories` with 1 in each column once for a s
 image; for an evaluation of `bins` rows anew, and of what goes back of ``bins`` rows of
 weights and, twice, of ``dim (dim + 1)`` sums. Besides, at most 1.1 kB for each number
 whose logarithm is taken, and 16 products and 200 transfers that are made ahead. With
-32 bins and 45,000 samples in 3D that is 141 MB once and 71 MB an evaluation, of which
-7 are of products made ahead.
+32 bins and 45,000 samples in 3D that is 141 MB once and 64 MB an evaluation, of which
+6 are of products made ahead.
 
 What each owner sees: ciphertexts of the other's rows; of what comes back numbers hidden
 by a mask (`encrypted`); and uniform numbers and bits (`pairproducts`, `circuits`). A
