@@ -14,8 +14,9 @@ def run(benchmark, pair, rounds, **settings):
     static, moving, grid2world = pair
     reveal = settings.pop("reveal", "transform")
     hidden = {"hide_steps": True} if settings.pop("hide_steps", False) else {}
-    images = {"moving_affine": grid2world, "static_affine": grid2world, **settings}
     options = {} if reveal == "transform" else {"optimizer_options": OPTIONS}
+    options["parties"] = settings.pop("parties", None)
+    images = {"moving_affine": grid2world, "static_affine": grid2world, **settings}
     results = {}
     counter = []
 
@@ -71,6 +72,12 @@ def test_sparse(benchmark, pair, reveal):
 def test_hidden_steps(benchmark, pair):
     """The same where no step is shown."""
     run(benchmark, pair, 3, sampling_proportion=0.1, hide_steps=True)
+
+
+@pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
+def test_two_owners(benchmark, pair):
+    """A twentieth of the voxels, by two owners alone."""
+    run(benchmark, pair, 1, sampling_proportion=0.05, parties=2)
 
 
 @pytest.mark.heavy

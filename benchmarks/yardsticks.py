@@ -177,9 +177,8 @@ def pair_steps(session, n, dim, repeats):
 
 def peak_memory():
     """Largest resident size so far of each party's process, in MiB."""
-    parties = local._shared
     pids = {MOVING: os.getpid()}
-    if parties is not None:
+    for parties in local._kept.values():
         pids.update({p: c.pid for p, c in parties._children.items()})
     peaks = {}
     for party, pid in sorted(pids.items()):
