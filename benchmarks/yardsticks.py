@@ -162,7 +162,7 @@ def pair_steps(session, n, dim, repeats):
         gradient = np.rint(rng.standard_normal((dim, n)) * 1000).astype(np.int64)
         matrix = rng.standard_normal((p, p)) / n
         own = Own(gradient, matrix, np.zeros(p), y)
-    steps, seconds, cpu, sent = PairSteps(session, dim, 12, p, 20), [], [], []
+    steps, seconds, cpu, sent = PairSteps(session, dim, 12, p, n, n), [], [], []
     session.new_run()
     steps.share_static((dim + 1, n), values)
     for _ in range(repeats + 1):

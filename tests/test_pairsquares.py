@@ -32,10 +32,11 @@ def numbers(n, dim, p, seed=0):
 
 
 def taken(session, static, own):
-    steps = PairSteps(session, len(own.gradient), BITS, len(own.constant), 1)
+    n = static.shape[1]
+    steps = PairSteps(session, len(own.gradient), BITS, len(own.constant), n, n)
     steps.share_static(static.shape, static if session.pid == STATIC else None)
     mine = own if session.pid == MOVING else None
-    return steps.step(static.shape[1], len(own.constant), mine)
+    return steps.step(n, len(own.constant), mine)
 
 
 def exact(static, own):
@@ -52,13 +53,31 @@ def test_steps_are_those_in_the_clear_but_for_their_rounding(two, n, dim, p):
     assert np.abs(found[MOVING] - exact(static, own)).max() <= 0.5 + 1e-3
 
 
+def test_samples_of_a_small_image_need_not_be_told(two):
+    """It is sent as a whole, and what is no sample is multiplied by zero."""
+    static, own = numbers(900, 2, 6)
+    index = np.random.default_rng(5).choice(900, 300, replace=False)
+    some = own._replace(
+        gradient=own.gradient[:, index], positions=own.positions[:, index], index=index
+    )
+
+    def party(session):
+        steps = PairSteps(session, 2, BITS, 6, 900, 300)
+        assert steps.whole
+        steps.share_static(static.shape, static if session.pid == STATIC else None)
+        return steps.step(300, 6, some if session.pid == MOVING else None)
+
+    found, wanted = two(party)[MOVING], exact(static[:, index], some)
+    assert np.abs(found - wanted).max() <= 0.5 + 1e-3
+
+
 def test_what_is_opened_is_rounded_evenly(two):
     """All but the last digits that count are noise: uniform, whatever they are."""
     static, own = numbers(100, 2, 6)
     own = own._replace(matrix=np.zeros_like(own.matrix), constant=np.full(6, 7.25))
 
     def many(session):
-        steps = PairSteps(session, 2, BITS, 6, 20)
+        steps = PairSteps(session, 2, BITS, 6, 100, 100)
         steps.share_static(static.shape, static if session.pid == STATIC else None)
         mine = own if session.pid == MOVING else None
         return np.array([steps.step(100, 6, mine) for _ in range(100)])
@@ -95,7 +114,7 @@ def test_mean_products(two):
 def test_rounds_bytes_and_bits_are_as_stated(duo, depth):
     n, dim, p = 20_000, 3, 12
     static, own = numbers(n, dim, p)
-    steps = [PairSteps(session, dim, BITS, p, 5) for session in duo]
+    steps = [PairSteps(session, dim, BITS, p, n, n) for session in duo]
 
     def keys(session):
         assert session.encryption.responses == 0
@@ -137,7 +156,7 @@ def test_what_the_static_owner_sends_in_a_step_is_uniform(duo, tap):
     own = Own(zeros[:2], np.zeros((6, 6)), np.zeros(6), np.ones((3, 100)))
 
     def party(session):
-        steps = PairSteps(session, 2, BITS, 6, 20)
+        steps = PairSteps(session, 2, BITS, 6, 100, 100)
         steps.share_static(zeros.shape, zeros if session.pid == STATIC else None)
         for _ in range(60):
             steps.step(100, 6, own if session.pid == MOVING else None)

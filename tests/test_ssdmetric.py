@@ -17,6 +17,7 @@ from dipy_ppir.align.ssdmetric import (
     SecureSquaredDifferencesMetric,
     SquaredDifferencesMetric,
 )
+from dipy_ppir.mpc import pairsquares
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 
@@ -120,10 +121,33 @@ def test_secure_is_the_clear_twin(dim, sampling, parties, monkeypatch):
     assert update["openings"] == sum(LEVELS["level_iters"])
     assert update["bits"] == update["openings"] * p * step_bits(2.0**-10)
     labels = [e["label"] for e in receipt["learned"]["static owner"]]
-    assert ("edge_samples" in labels) == (sampling == "GMS")
+    # Of small images two owners alone tell each other no samples.
+    small = static.size <= pairsquares.MOST_WHOLE
+    assert ("edge_samples" in labels) == (
+        sampling == "GMS" and (parties == 3 or not small)
+    )
     assert receipt["learned"].get("helper", []) == []
     assert len(receipt["learned"]) == parties
     assert receipt["warnings"] == []
+
+
+@pytest.mark.parametrize("sampling", ["URS", "GMS"])
+def test_samples_of_large_images_are_sent_in_each_step(two, sampling, monkeypatch):
+    monkeypatch.setattr(pairsquares, "MOST_WHOLE", 0)
+    static, moving, matrix = pair(2)
+
+    def party(session):
+        metric = SecureSquaredDifferencesMetric(**SAMPLINGS[sampling])
+        registration = SecureAffineRegistration(metric=metric, **LEVELS)
+        registration.join(session)
+        images = [static, moving]
+        images[session.pid == STATIC] = RemoteImage(static.shape)
+        return registered(registration, *images), registration.receipt
+
+    (found, receipt), _ = two(party)
+    assert displacement(found, matrix, static) < 0.15 + np.sqrt(6) / 32
+    labels = [e["label"] for e in receipt["learned"]["static owner"]]
+    assert ("edge_samples" in labels) == (sampling == "GMS")
 
 
 def test_the_default_precision_is_kept():

@@ -110,6 +110,8 @@ class Clear(SquaredDifferencesMetric):
 class EncryptedSteps:
     """Steps in the clear, but for R, which is a product of encrypted numbers."""
 
+    whole = False
+
     def __init__(self, products):
         self._products = products
 

@@ -39,8 +39,6 @@ from dipy_ppir.mpc.worlds import least_squares, mean_products
 MOST_DIFFERENCE, MOST_GROWTH = 0.8, 0.05
 #: The final value is shown times this: to a part in 8000.
 SHOWN = 8
-#: About how many steps there are at a level.
-TYPICAL_STEPS = 10
 
 
 class SquaredDifferencesMetric(PlacedImages):
@@ -189,13 +187,18 @@ class SquaredDifferencesMetric(PlacedImages):
         if not self._resampled:
             return n, self._own(params)
         if self.sampling == "URS":
-            index = uniform_samples(self._generator(), n, count)
-            self._share_samples(index, count)
-            return count, self._own(params, index)
-        index = None
-        if params is not None:
-            index = magnitude_samples(self._draws(n), self._magnitude(params), count)
-        self._share_edges(index, count)
+            index, share = (
+                uniform_samples(self._generator(), n, count),
+                self._share_samples,
+            )
+        else:
+            index, share = None, self._share_edges
+            if params is not None:
+                index = magnitude_samples(
+                    self._draws(n), self._magnitude(params), count
+                )
+        if not self.steps.whole:
+            share(index, count)
         return count, self._own(params, index)
 
     def _generator(self):
@@ -218,7 +221,8 @@ class SquaredDifferencesMetric(PlacedImages):
         values, gradient = self._sampled(params, index)
         steps = np.einsum("lde,lk->kde", self._motion(params), self.basis)
         y = self.positions(index)
-        return linearized(values, gradient, y, steps, self.precision)
+        own = linearized(values, gradient, y, steps, self.precision)
+        return own._replace(index=index)
 
     def _affine(self, params):
         affine = self.transform.param_to_matrix(params)
@@ -454,10 +458,11 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
             self.dim,
             step_bits(self.precision),
             self.parameters,
-            uses=1 if self._resampled else TYPICAL_STEPS,
+            voxels=self.positions.count,
+            samples=self._count,
         )
         self.session.ledger.about(self.positions.count)
-        if not self._resampled:
+        if self.steps.whole or not self._resampled:
             with self.session.phase("static image"):
                 self._share(self._static_values(), self.positions.count)
 

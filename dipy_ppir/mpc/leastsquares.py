@@ -72,12 +72,16 @@ class Own(NamedTuple):
         what is added.
     positions : array, shape (dim + 1, n), optional
         y; two owners alone need it.
+    index : array of int, shape (n,), optional
+        which of the numbers that were shared belong to them, if not all; for steps
+        that are of the `whole` image.
     """
 
     gradient: np.ndarray
     matrix: np.ndarray
     constant: np.ndarray
     positions: np.ndarray | None = None
+    index: np.ndarray | None = None
 
 
 def blocks(n):
@@ -129,6 +133,8 @@ def sums_of_blocks(x, y):
 class ClearSteps:
     """The same in the clear, with the same roundings, of both owners' numbers."""
 
+    whole = False
+
     def __init__(self):
         self._static = None
 
@@ -152,7 +158,14 @@ class SecretSteps:
     bits : int
         of each number of a step, which must be smaller than 2**(bits - 1) - 1 units of
         its precision.
+
+    Attributes
+    ----------
+    whole : bool
+        whether the whole image is shared, whichever of its voxels are samples.
     """
+
+    whole = False
 
     def __init__(self, session, dim, bits):
         self.session, self.dim, self.bits = session, dim, bits
@@ -188,7 +201,7 @@ class SecretSteps:
         """
         s, dim = self.session, self.dim
         shape = len(blocks(count)), dim, dim + 1
-        gradient, matrix, constant, _ = own or (None,) * 4
+        gradient, matrix, constant, *_ = own or (None,) * 3
         sums = self._products.sums(
             sums_of_blocks,
             (dim, count),

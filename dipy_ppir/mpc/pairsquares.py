@@ -16,6 +16,10 @@ n samples that changes a step by some ``300 sqrt(n) 2**-F`` units of its precisi
 where F is 20 at least. Words modulo 2**`WORD_BITS` have no room for a larger step, and
 what wraps on the way is of no consequence.
 
+**Samples** that are others in every step are sent in every step, but for small images:
+these are sent as a whole, once, and the moving owner multiplies what is no sample by
+zero. Then the static owner need not know which voxels are samples.
+
 ====================  ======  ======================================================
 verb                  rounds  bytes, on both links
 ====================  ======  ======================================================
@@ -47,6 +51,10 @@ from dipy_ppir.mpc.protocols import blur
 
 #: Bits of the words that steps and sums of products are made in.
 WORD_BITS, SUM_BITS = 40, 48
+#: Images of no more voxels are sent as a whole, whichever of them are samples: to
+#: multiply by zeros costs less than to encrypt others for each step. About how many
+#: steps an image serves.
+MOST_WHOLE, STEPS = 1 << 14, 10
 
 
 def columns(own, parameters, digits):
@@ -89,13 +97,20 @@ class PairSteps:
         its precision.
     parameters : int
         how many numbers a step has.
-    uses : int
-        for about how many steps the same samples serve.
+    voxels, samples : int
+        of the image, and how many of them each step takes.
+
+    Attributes
+    ----------
+    whole : bool
+        whether the image is sent as a whole and once, if its samples change.
     """
 
-    def __init__(self, session, dim, bits, parameters, uses):
+    def __init__(self, session, dim, bits, parameters, voxels, samples):
         self.session, self.dim, self.bits = session, dim, bits
-        self.parameters, self.uses = parameters, uses
+        self.parameters = parameters
+        self.whole = samples < voxels <= MOST_WHOLE
+        self._uses = STEPS if self.whole or samples == voxels else 1
         self._rows = None
 
     def share_static(self, shape, values=None):
@@ -117,7 +132,7 @@ class PairSteps:
             length=shape[1],
             bits=WORD_BITS,
             others=self.parameters,
-            uses=self.uses,
+            uses=self._uses,
         )
         self._rows.encrypt(None if values is None else values[-1:])
 
@@ -128,10 +143,13 @@ class PairSteps:
         ----------
         count, parameters : int
         own : Own, at the moving owner only
-            with positions.
+            with positions, and if samples are of the whole image their index.
         """
         s, digits = self.session, WORD_BITS - self.bits
         x = None if own is None else columns(own, parameters, digits)
+        if own is not None and own.index is not None and self.whole:
+            x = np.zeros((parameters, self._rows.length), np.int64)
+            x[:, own.index] = columns(own, parameters, digits)(0, len(own.index))
         step = self._rows.products(parameters, x)[:, 0]
         if own is not None:
             step = step + np.rint(own.constant * 2.0**digits).astype(np.int64).astype(

@@ -81,7 +81,7 @@ def owned(session, owner, x, shape, *, bound, name):
     return SharedArray(R64, words, 2, 0, int(bound))
 
 
-def least_squares(session, dim, bits, parameters, *, uses):
+def least_squares(session, dim, bits, parameters, *, voxels, samples):
     """Gauss-Newton steps: see `leastsquares.SecretSteps`, `pairsquares.PairSteps`.
 
     Parameters
@@ -90,11 +90,11 @@ def least_squares(session, dim, bits, parameters, *, uses):
     dim, bits : int
     parameters : int
         how many numbers a step has.
-    uses : int
-        for about how many steps the same samples serve.
+    voxels, samples : int
+        of the image, and how many of them each step takes.
     """
     if alone(session):
-        return pairsquares.PairSteps(session, dim, bits, parameters, uses)
+        return pairsquares.PairSteps(session, dim, bits, parameters, voxels, samples)
     return leastsquares.SecretSteps(session, dim, bits)
 
 
