@@ -12,12 +12,14 @@ PRIME = 65537
 def summed(slots, x, weights, values):
     """The sums, as they are made of ciphertexts of numbers modulo a prime."""
     total = np.zeros(slots.lattice.control_shape, np.uint64)
-    for group, index in enumerate(slots.groups):
+    for group in range(len(slots.groups)):
+        rows = list(slots.copied(slots.placed(values, group)))
+        placed = slots.placed(x, group)
         for some in range(slots.sums):
             sums = np.zeros(slots.slots, np.int64)
-            factors = slots.factors(x, weights, group, some)
-            for row, by in zip(range(len(index)), factors, strict=True):
-                sums += by.astype(np.int64) * slots.spread(values, group, row)
+            factors = slots.factors(placed, weights, group, some)
+            for row, by in zip(rows, factors, strict=True):
+                sums += by.astype(np.int64) * row
             sums = (sums % PRIME).astype(np.uint64)
             slots.gathered(sums, total, group, some, PRIME)
     return total

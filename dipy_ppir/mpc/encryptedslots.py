@@ -10,17 +10,21 @@ the ciphertexts, slot by slot.
 verb       rounds  bytes
 =========  ======  ================================================================
 `encrypt`  1       `bfv.CIPHERTEXT` for each ciphertext, and a seed, from the holder
-`sums`     1       `bfv.response_bytes` of one prime, from the other owner
+`sums`     1       `bfv.response_bytes` of one prime for each sum, from the other
+                   owner
 =========  ======  ================================================================
 
 What each party sees: the other owner ciphertexts, the holder numbers plus a mask that
 is uniform modulo t, and an encryption of its own making; see `bfv`.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from dipy_ppir.mpc import bfv, lattice
 from dipy_ppir.mpc.lattice import DEGREE, SMALL_PRIMES
+from dipy_ppir.mpc.threads import threads
 
 #: Numbers are modulo this, and a ciphertext has so many.
 PRIME, SLOTS = SMALL_PRIMES[0], DEGREE
@@ -60,33 +64,42 @@ class EncryptedSlots:
         else:
             self._pairs = encryption.receive(self.name, count)
 
-    def sums(self, rows, factors=None):
-        """This owner's part of a sum of products, slot by slot. Rounds: 1.
+    def sums(self, wanted):
+        """This owner's parts of sums of products, slot by slot. Rounds: 1.
 
         Parameters
         ----------
-        rows : range
-            of the ciphertexts.
-        factors : iterable of array of int, shape (`SLOTS`,), at the other owner only
-            for each ciphertext what it is multiplied by, of magnitude below t / 2.
+        wanted : sequence of (rows, factors)
+            for each sum the range of its ciphertexts and, at the other owner, an
+            iterable of what each is multiplied by: arrays of int, shape (`SLOTS`,), of
+            magnitude below t / 2. Those of several sums are asked for at a time.
 
-        Returns
-        -------
+        Yields
+        ------
         part : array of uint64, shape (`SLOTS`,)
             modulo t.
         """
         encryption, name = self.session.encryption, self.name + "-back"
         if self.session.pid == self.holder:
-            return _values(encryption.read(name, 1, PRIME)[0])
+            for _ in wanted:
+                yield _values(encryption.read(name, 1, PRIME)[0])
+            return
+        with ThreadPoolExecutor(threads()) as pool:
+            totals = pool.map(self._total, *zip(*wanted, strict=True))
+            for (rows, _), total in zip(wanted, totals, strict=True):
+                mask = encryption.mask(PRIME)
+                weights = bfv.Weights(PRIME / 2, SLOTS * len(rows))
+                encryption.answer(name, total, mask, PRIME, weights)
+                yield (np.uint64(PRIME) - _values(mask)) % np.uint64(PRIME)
+
+    def _total(self, rows, factors):
+        """A sum of products, encrypted."""
         total = np.zeros(self._pairs.shape[1:])
         for row, factor in zip(rows, factors, strict=True):
             polynomial = bfv.plain(_polynomial(factor))
             for half, ciphertext in zip(total, self._pairs[row], strict=True):
                 lattice.multiplied(ciphertext, polynomial, out=half)
-        mask = encryption.mask(PRIME)
-        weights = bfv.Weights(PRIME / 2, SLOTS * len(rows))
-        encryption.answer(name, total, mask, PRIME, weights)
-        return (np.uint64(PRIME) - _values(mask)) % np.uint64(PRIME)
+        return total
 
 
 def _polynomial(slots):

@@ -135,9 +135,9 @@ class PairSteps(SharedSteps):
             values = self._static.reshape(-1)
             values = values if at is None else values[at]
             rows = (
-                slots.spread(values, group, row)
-                for group, index in enumerate(slots.groups)
-                for row in range(len(index))
+                row
+                for group in range(len(slots.groups))
+                for row in slots.copied(slots.placed(values, group))
             )
         images.encrypt(slots.ciphertexts, rows)
         if samples is None:
@@ -160,20 +160,26 @@ class PairSteps(SharedSteps):
 
 def _sums(images, slots, x, weights):
     """This owner's part of the sums of an axis, modulo the prime."""
-    total, first = np.zeros(slots.lattice.control_shape, np.uint64), 0
+    wanted, places_of, first = [], [], 0
     for group, index in enumerate(slots.groups):
         rows = range(first, first + len(index))
         first = rows.stop
+        placed = None if x is None else slots.placed(x, group)
         for some in range(slots.sums):
             factors = None
             if x is not None:
-                factors = (
-                    np.rint(by).astype(np.int64)
-                    for by in slots.factors(x, weights, group, some)
-                )
-            sums = images.sums(rows, factors)
-            slots.gathered(sums, total, group, some, PRIME)
+                factors = _rounded(slots.factors(placed, weights, group, some))
+            wanted.append((rows, factors))
+            places_of.append((group, some))
+    total = np.zeros(slots.lattice.control_shape, np.uint64)
+    for sums, place in zip(images.sums(wanted), places_of, strict=True):
+        slots.gathered(sums, total, *place, PRIME)
     return total
+
+
+def _rounded(factors):
+    """Numbers to the nearest integers."""
+    return (np.rint(by).astype(np.int64) for by in factors)
 
 
 def _noise(shape, bits):

@@ -49,8 +49,8 @@ class Slots:
         pairs = [divmod(x, k) for x, k in zip(places, spacing, strict=True)]
         cell, inside = zip(*pairs, strict=True)
         cell = np.ravel_multi_index(cell, lattice.control_shape)
-        #: Where in its cell a sample is.
-        self.inside = np.ravel_multi_index(inside, spacing)
+        # Where in its cell a sample is.
+        self._inside = np.ravel_multi_index(inside, spacing)
         counts = np.bincount(cell)
         used = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         copies = min(reach, max(slots // len(used), 1))
@@ -79,9 +79,13 @@ class Slots:
 
     @cached_property
     def _weights(self):
-        """Weight of each place in a cell for each of its control points, and a zero."""
-        table = self.lattice.cell_weights().astype(np.float64)
-        return np.vstack([table, np.zeros(table.shape[1])])
+        """For each of a cell's control points the weights of the places in a cell."""
+        return np.ascontiguousarray(self.lattice.cell_weights().T.astype(np.float64))
+
+    @cached_property
+    def _insides(self):
+        """For each group where in their cells samples are; anything for none."""
+        return [self._inside[index] for index in self.groups]
 
     @property
     def ciphertexts(self):
@@ -99,33 +103,49 @@ class Slots:
 
     def _filled(self, values):
         """Slots of values, zeros in those that are left."""
+        if values.size == self.slots:
+            return values.reshape(-1)
         out = np.zeros(self.slots, dtype=values.dtype)
         out[: values.size] = values.reshape(-1)
         return out
 
-    def spread(self, values, group, row):
-        """Slots of a ciphertext of samples.
+    def placed(self, values, group):
+        """Values of the samples of a group, in their places, and zeros.
 
         Parameters
         ----------
         values : array, shape (count,)
-        group, row : int
+        group : int
 
         Returns
         -------
-        slots : array, shape (slots,)
+        placed : array, shape (rows, parts, cells)
         """
-        index = self.groups[group][row]
-        here = np.where(index < 0, 0, values[index])
-        shape = self.parts, self.copies, index.shape[1]
-        return self._filled(np.broadcast_to(here[:, None], shape))
+        index = self.groups[group]
+        return np.where(index < 0, 0, values[index])
 
-    def factors(self, x, weights, group, some):
+    def copied(self, placed):
+        """Slots of the ciphertexts of a group's samples.
+
+        Parameters
+        ----------
+        placed : array, shape (rows, parts, cells)
+
+        Yields
+        ------
+        slots : array, shape (slots,)
+            for each row.
+        """
+        for here in placed:
+            shape = self.parts, self.copies, here.shape[1]
+            yield self._filled(np.broadcast_to(here[:, None], shape))
+
+    def factors(self, placed, weights, group, some):
         """What the ciphertexts of a group are multiplied by for one of its sums.
 
         Parameters
         ----------
-        x : array of float, shape (count,)
+        placed : array of float, shape (rows, parts, cells)
         weights : array of float, shape ``control_shape``
         group, some : int
 
@@ -134,16 +154,16 @@ class Slots:
         slots : array of float, shape (slots,)
             for each row.
         """
-        points, cells = self._points(some), self._cells[group]
-        there = points < len(self._shifts)
-        columns = np.where(there, points, 0)[:, None]
-        heights = weights.reshape(-1)[cells + self._shifts[columns]]
-        heights = heights * there[:, None]
-        for index in self.groups[group]:
-            inside = np.where(index < 0, -1, self.inside[index])
-            by = self._weights[inside[:, None], columns]
-            here = np.where(index < 0, 0.0, x[index])[:, None]
-            yield self._filled(here * by * heights)
+        cells, flat = self._cells[group], weights.reshape(-1)
+        points = [k for k in self._points(some) if k < len(self._shifts)]
+        heights = [flat[cells + self._shifts[point]] for point in points]
+        for here, inside in zip(placed, self._insides[group], strict=True):
+            out = np.zeros((self.parts, self.copies, len(cells)))
+            for copy, point in enumerate(points):
+                by = self._weights[point].take(inside)
+                by *= here
+                np.multiply(by, heights[copy], out=out[:, copy])
+            yield self._filled(out)
 
     def gathered(self, sums, total, group, some, modulus):
         """Add sums to those of the control points that they belong to, in their place.
