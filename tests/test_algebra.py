@@ -1,5 +1,6 @@
 """The language of protocols: on shares what it is in the clear."""
 
+import math
 import time
 
 import numpy as np
@@ -473,6 +474,32 @@ def test_the_sign_of_sums(three, numbers):
     assert three(run) == [(expected, [("test-bit", 1, 1.0)])] * 3
     clear = [Clear().own(np.array([x]), 0, (1,), KEPT) for x in numbers]
     assert Clear().any_negative(clear, KEPT, "test-bit", ALL) is expected
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_rounds_and_bytes_of_a_sign(trio, depth, tap, payload_bytes, n):
+    worlds = {s.pid: Shares(s) for s in trio}
+    one = {MOVING: np.ones(1)}
+    x = run_trio(trio, lambda s: shared(worlds[s.pid], one)[0])
+    so_far, frames = depth(trio), tap(trio)
+
+    def run(session):
+        world, y = worlds[session.pid], x[session.pid]
+        return world.any_negative([y * y] * n, KEPT, "test-bit", (MOVING, STATIC))
+
+    assert run_trio(trio, run) == [False, False, None]
+    # One of them the helper's first message.
+    assert so_far() == 2 + (n > 1) + 1
+    # 2 digits more than those kept, a sign, and room for sums of two.
+    bits = math.ceil(math.log2(KEPT.bound / KEPT.unit)) + 6
+
+    def keys(bits):
+        return 2 * ((bits - 1) * 33 + 16) + 16
+
+    expected = n * (16 + 64 + keys(bits)) + 64
+    if n > 1:
+        expected += 64 + keys(n.bit_length() + 3)
+    assert payload_bytes(frames) == expected
 
 
 @pytest.mark.parametrize("number", [2.0**40, -(2.0**90), 2.0**97])

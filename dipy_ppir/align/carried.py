@@ -152,6 +152,7 @@ class CarriedLevels:
         r = self.r
         for at in range(r.levels - 1 if level is None else level, -1, -1):
             r.current_level, r.niter, r.energy_list = at, 0, []
+            self.world.section(f"level {at}")
             limit, last = (
                 r.level_iters[-1 - at],
                 not any(r.level_iters[r.levels - at :]),
@@ -189,6 +190,7 @@ class CarriedLevels:
             scores.append(score)
             r._tell(RegistrationStages.ITER_END)
             r.niter += 1
+        self.world.section(f"end of level {level}")
         carried.check(before, (static, moving))
         if is_last:
             r._before_judging()
@@ -368,7 +370,8 @@ class CarriedLevels:
     def composed(self, displacements):
         """The map from the static to the moving image, at the coarse points."""
         carrier = Carrier(self.world, self.level(0).operators)
-        static, moving = displacements[STATIC], displacements[MOVING]
+        both = self.world.renewed(*displacements[STATIC], *displacements[MOVING])
+        static, moving = both[: self.dim], both[self.dim :]
         return carrier.composed(static, moving, self.flow_steps(0, 0))
 
     def show_map(self, displacements, receivers):
@@ -454,7 +457,7 @@ class CarriedLevels:
         carried : Carried
         halves : sequence of Half
             as they were given to the last iteration.
-        scores : list of Expression or Secret
+        scores : list of Secret
             of the level, one for each iteration.
 
         Returns

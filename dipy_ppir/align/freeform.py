@@ -183,6 +183,7 @@ class FreeFormRegistration:
         """Whether the images match in the end, and how well, if that is asked for."""
         finest = levels.lattice(0)
         images = None
+        world.section("end")
         if not self.parameters.level_iters[-1]:
             world.begin(finest, self.static_words(0))
         if self.conducts:

@@ -268,6 +268,7 @@ class SplineLevels:
         r, p, world = self.r, self.parameters, self.world
         lattice, limit = self.lattice(level), p.level_iters[-1 - level]
         at = r.moving_level(level, lattice) if r.conducts else None
+        world.section(f"level {level}")
         world.begin(lattice, r.static_words(level))
         # As fine at coarse levels, in mm: what is lost there is not made up for, and
         # control points are few.

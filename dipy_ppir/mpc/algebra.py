@@ -52,10 +52,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_ppir.mpc import mpyc_bridge, protocols, steps
+from dipy_ppir.mpc import protocols, steps
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, RoundingError
-from dipy_ppir.mpc.fields import P127, R64, R128
+from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.scratch import scratch
 
@@ -459,6 +459,13 @@ class Clear:
             for numbers, _, _ in groups
         ]
 
+    def section(self, name):
+        """See `Shares.section`."""
+
+    def renewed(self, *numbers):
+        """See `Shares.renewed`."""
+        return list(numbers)
+
     def minus(self, x, y):
         """Masked numbers less others."""
         return Masked(x.factor - y.factor, None, x.unit, x.shape)
@@ -541,6 +548,21 @@ class Shares:
         It is uniform; the numbers are the sum of both parts.
         """
         return x.part
+
+    def section(self, name):
+        """Begin a section of the computation; see `Session.section`.
+
+        What is multiplied in it must have been masked in it: see `renewed`.
+        """
+        self.session.section(name)
+
+    def renewed(self, *numbers):
+        """Masked numbers as a section may multiply them that they come from before.
+
+        A helper that dealt ahead does not know which masks the last step of the section
+        before gave them: then they are `masked` once more.
+        """
+        return self.masked(*numbers) if self.session.ahead else list(numbers)
 
     def minus(self, x, y):
         """Masked numbers less others of the same unit and shape; local."""
@@ -847,8 +869,9 @@ class Shares:
     def any_negative(self, sums, digits, label, receivers):
         """Whether any of some sums is below zero: one bit, opened.
 
-        Rounds: 3, and MPyC's and 1. Elements for each sum: 1, 2 to bring it into its
-        range, 2 in the field, and MPyC's.
+        Rounds: 2, one more of several sums, and one more of products. Bytes: 64 for
+        each sum and 16 more for a product, 64 for several, what `steps.deal` costs, and
+        32 for each receiver.
 
         Parameters
         ----------
@@ -864,26 +887,24 @@ class Shares:
         negative : bool or None
             None where it is not opened.
         """
-        s, n = self.session, len(sums)
-        # Two more digits, dropped on the way: the field has fewer bits than the ring.
+        s, n, one = self.session, len(sums), R128.from_ints([1])
+        # Two more digits: rounding takes up to one unit of them.
         digits = digits._replace(unit=digits.unit / 4)
         secrets = [self.secret(expression(x).times(4).over(4), digits) for x in sums]
-        bits = int(digits.bound / secrets[0].unit).bit_length()
-        words = R64.zeros((n,))
+        part = R128.zeros((n,))
         if s.pid != HELPER:
-            # Their low words: those of a number that keeps what is promised of it.
-            words = np.ascontiguousarray(
-                np.concatenate([x.part for x in secrets])[:, 0]
-            )
-        array = SharedArray(R64, words, 2, 0, (1 << bits) - 1)
-        array = protocols.confined(s, array, bits, P127, label, drop=2)
-
-        def compare(mpc, x):
-            bits = x < 0
-            return (mpc.np_any(bits.reshape(n, 1), axis=0) if n > 1 else bits,)
-
-        (bit,) = mpyc_bridge.evaluate(s, compare, (array,), (1,), kind="integer")
-        bit.choices = 2
+            part = np.concatenate([x.part for x in secrets])
+        bits = _compared_bits(digits, secrets[0].unit)
+        part = self._step_function(part, R128.zeros((1,)), one, "sign", bits)
+        if n > 1:
+            # Whether as many as there are reach zero.
+            total = R128.dot(part, np.repeat(one, n, axis=0))
+            all_of_them, bits = R128.from_ints([n]), n.bit_length() + 3
+            part = self._step_function(total, all_of_them, one, "signs", bits)
+        part = R128.neg(part)
+        if s.pid == MOVING:
+            part = R128.add(part, one)
+        bit = SharedArray(R128, part, 2, 0, 1, choices=2)
         opened = s.open(bit, label, receivers)
         return None if opened is None else bool(round(opened[0]))
 
@@ -967,18 +988,14 @@ class Shares:
         """Count what the helper sends ahead, and let it wait in time.
 
         It needs nothing of them, and would fill the memory of the static owner, to whom
-        nearly all of it goes. That one says that it is here, and the helper waits for
-        that; not for the moving owner, which may have to wait for the static one first.
+        nearly all of it goes. That one says that it is here (`Session.pace`), and not
+        the moving owner, which may have to wait for the static one first.
         """
         self._ahead += elements
         if self._ahead <= 2 * PIECE:
             return
         self._ahead = elements
-        word = np.zeros(1, dtype=np.uint64)
-        if self.session.pid == HELPER:
-            self.session.network.receive(STATIC, "pace", word)
-        elif self.session.pid == STATIC:
-            self.session.network.send(HELPER, "pace", word)
+        self.session.pace()
 
     def _part(self, x):
         """This party's part of an expression, without the correction.

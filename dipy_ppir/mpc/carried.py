@@ -52,7 +52,7 @@ beta, gamma                                              6
 tau                                        6
 v                                                        18
 abs(v)**2, its square                                    12
-c: 2 norms and rates
+c, score: 2 norms and rates, a sum
 delta                                                    18
 products of delta                                        36
 s, m; U, V                                 6             18
@@ -707,7 +707,7 @@ class Carried:
         -------
         speeds : list of Masked
             those of the static image along each axis, then those of the moving image.
-        score : Expression or Secret
+        score : Secret
             see `iterate`.
         """
         raise NotImplementedError
@@ -854,7 +854,7 @@ class Carried:
         Returns
         -------
         halves : list of Half
-        score : Expression or Secret, shape (1,)
+        score : Secret, shape (1,)
             how well the images match, as they are given: see `better`.
         """
         w, o, halves = self.world, self.o, (static, moving)
@@ -1023,7 +1023,10 @@ class CarriedCorrelation(Carried):
             )
         )
         inner = w.map(self._inner, rho)
-        return speeds, product(Total(), (inner,), (inner,))
+        score = product(Total(), (inner,), (inner,))
+        # Computed now, whatever is masked anew before it is compared.
+        most = CORRELATION.bound**2 * self.terms
+        return speeds, w.secret(score, Digits(0.0, most))
 
     def reference(self, halves):
         """What the sum of squared correlations would be if the images matched.
@@ -1043,8 +1046,8 @@ class CarriedCorrelation(Carried):
         """
         w, unit = self.world, self.inverse.unit**2 * FINE
         wanted = []
-        for half in halves:
-            square = half.inverse * half.inverse
+        for inverse in w.renewed(*(half.inverse for half in halves)):
+            square = inverse * inverse
             wanted.append((square.weighted(-(self.o.guard**2), unit), WHOLE))
         wholes = [w.map(self._inner, w.plus(x, 1.0)) for x in w.fresh(*wanted)]
         return product(Total(), wholes[:1], wholes[1:])

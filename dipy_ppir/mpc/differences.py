@@ -139,5 +139,5 @@ class CarriedDifferences(Carried):
 
     def reference(self, halves):
         """Variances of both images: about the score of two that have no relation."""
-        x, y = ((half.image,) for half in halves)
+        x, y = ((x,) for x in self.world.renewed(*(half.image for half in halves)))
         return product(self.variance, x, x) + product(self.variance, y, y)

@@ -49,7 +49,7 @@ verb             rounds  words of 8 bytes, on all links
 hidden samples           the helper, 1 from the static owner; 5 per control point
                          and axis: as above, but 2 from the helper
 `judged`         2, see  2 per voxel, from the moving owner; 2 from the helper, and
-                 there   what `lift` and MPyC's comparison of two numbers cost
+                 there   what `lift` and `Shares.any_negative` of two sums cost
 ===============  ======  ======================================================
 
 What each party sees: the helper nothing. The static owner sees x and w less masks that
@@ -214,6 +214,9 @@ class ClearSteps:
         """Uniform numbers between 0 and 1, by which edges become samples."""
         return rng.random(n)
 
+    def section(self, name):
+        """See `SharedSteps.section`."""
+
     def begin(self, lattice, static):
         """Take the static image, in units of 2**-IMAGE_BITS, for a level."""
         self.lattice, self.static = lattice, static
@@ -259,6 +262,10 @@ class SharedSteps:
         self._samples = OwnProducts(session, R64, "freeform-samples")
         self._weighted = OwnProducts(session, R64, "freeform-weights")
         self._static = None
+
+    def section(self, name):
+        """Begin a section of the computation; see `Session.section`."""
+        self.session.section(name)
 
     def begin(self, lattice, static=None):
         """Share the static image for a level. Rounds: 1.
@@ -439,12 +446,15 @@ class SharedSteps:
         Parameters
         ----------
         choice : bool
-            at the moving owner.
+            at the moving owner, and at a helper that deals ahead, for as many as there
+            may be.
         refuse : bool
             whether there may be none.
         """
         if self.session.pid == MOVING:
             self.session.tell(int(choice))
+            return choice
+        if self.session.pid == HELPER and self.session.ahead:
             return choice
         command = self.session.hear()
         if command not in (0, 1):

@@ -45,7 +45,7 @@ from dipy_ppir.mpc.frame import (
     VIOLATION,
 )
 from dipy_ppir.mpc.identity import Identity
-from dipy_ppir.mpc.ledger import MOVING, ROLES, Ledger
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
 from dipy_ppir.mpc.link import MAX_BACKLOG, Link
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.network import Network
@@ -121,6 +121,8 @@ class Session:
 
     #: Party numbers to what they are called, and the kind of file that names them.
     roles: dict[int, str] = ROLES
+    #: Whether the helper deals before the owners meet, see `dealt`.
+    ahead = False
     plan_type: type[AgreedFile] = SessionFile
 
     def __init__(
@@ -291,6 +293,28 @@ class Session:
         finally:
             self.ledger.phase = before
 
+    # -- the helper's part -----------------------------------------------
+
+    def section(self, name: str) -> None:
+        """Begin a section of the computation, of a name that is used once.
+
+        Where the helper dealt everything before the owners met, it could not know how
+        many steps they would take: what it dealt for the rest of a section is passed
+        over, see `dealt`. Otherwise nothing.
+
+        Parameters
+        ----------
+        name : str
+        """
+
+    def pace(self) -> None:
+        """Let the helper wait until the static owner has come as far as this."""
+        word = np.zeros(1, dtype=np.uint64)
+        if self.pid == HELPER:
+            self.network.receive(STATIC, "pace", word)
+        elif self.pid == STATIC:
+            self.network.send(HELPER, "pace", word)
+
     # -- randomness ------------------------------------------------------
 
     def _elements(self, peer, purpose, field, shape, out=None):
@@ -348,7 +372,7 @@ class Session:
         """Receive field elements and refuse anything that is none."""
         out = field.empty(shape) if out is None else out
         self.network.receive(peer, name, out)
-        protocols.check_elements(field, out, self.network.links[peer].name, peer)
+        protocols.check_elements(field, out, self.network.name_of(peer), peer)
         return out
 
     # -- the one function that opens values ------------------------------
@@ -471,7 +495,7 @@ class Session:
             return shares[array.owner]
         field = array.field
         for p, values in shares.items():
-            protocols.check_elements(field, values, self.network.links[p].name, p)
+            protocols.check_elements(field, values, self.network.name_of(p), p)
         shares[self.pid] = share
         value = _recombine(field, array.degree, shares)
         return value if raw else field.decode(value, array.frac_bits)
