@@ -25,7 +25,8 @@ from dipy_ppir.align.remote import OWNERS, WORD, is_word
 from dipy_ppir.mpc import local, rotation
 from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC, declare
-from dipy_ppir.mpc.worlds import alone, owned, shares
+from dipy_ppir.mpc.protocols import in_parts
+from dipy_ppir.mpc.worlds import alone, shares
 
 #: Coordinates of a centroid are below this, in units to which they are rounded.
 MOST_SHIFT = 1 << 40
@@ -571,29 +572,21 @@ def _run(session, parameters, pair, own):
 def _opened(session, mine, dim, parameters, receivers):
     """Both centroids, in units, and the scale, at those who get the transform.
 
-    Rounds: 2. Bytes: 16 for each coordinate of the centroids that are opened; 16 for
-    the sizes and 16 for each receiver of their ratio, if points are scaled.
+    Rounds: 1. Bytes: 16 for each coordinate of the centroids that are opened, and 16
+    for each receiver of the sizes' ratio, if points are scaled. What the helper sends
+    is nothing, hidden as what the owners send is.
     """
     others = {MOVING: STATIC, STATIC: MOVING}
-    openings, shared = [], {}
+    openings = []
     for receiver in receivers:
-        owner = others[receiver]
-        own = mine.centroid if session.pid == owner else None
-        shared[owner] = owned(
-            session, owner, own, (dim,), bound=float(MOST_SHIFT), name="centroid"
-        )
-        openings.append((shared[owner], "centroid", (receiver,)))
+        own = mine.centroid if session.pid == others[receiver] else np.zeros(dim)
+        openings.append((in_parts(own, MOST_SHIFT), "centroid", (receiver,)))
     if parameters.scaling:
-        codes = {}
-        for owner in (MOVING, STATIC):
-            code = None
-            if session.pid == owner:
-                code = np.rint([math.log2(mine.size) * SIZE_PLACES])
-            most = math.log2(rotation.SIZES[1]) * SIZE_PLACES
-            codes[owner] = owned(session, owner, code, (1,), bound=most, name="size")
-        ratio = codes[STATIC] - codes[MOVING]
-        ratio.bound = _SIZE_RANGE
-        openings.append((ratio, "size_ratio", receivers))
+        code = np.zeros(1)
+        if mine is not None:
+            code = np.rint([math.log2(mine.size) * SIZE_PLACES])
+        code = -code if session.pid == MOVING else code
+        openings.append((in_parts(code, _SIZE_RANGE), "size_ratio", receivers))
     *centroids, last = session.open_all(openings) + [None] * (not parameters.scaling)
     if session.pid not in receivers:
         return None, None

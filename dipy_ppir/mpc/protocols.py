@@ -84,6 +84,25 @@ def share_elements(session, owner, x, shape, field, name):
     return session.receive_elements(owner, field, shape, name)
 
 
+def in_parts(numbers, bound):
+    """Integers that are the sum of what the parties give; local.
+
+    Parameters
+    ----------
+    numbers : array
+        zeros where a party has nothing to add.
+    bound : int
+        on the magnitude of the sum.
+
+    Returns
+    -------
+    array : SharedArray, field R64
+        whoever it is opened to learns the sum, see `Session.open`.
+    """
+    words = R64.encode_int(np.asarray(numbers).astype(np.int64))
+    return SharedArray(R64, words, 2, 0, bound)
+
+
 def share(session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="share"):
     """Share real numbers known to one party as fixed-point numbers.
 

