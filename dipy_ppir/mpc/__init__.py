@@ -60,6 +60,7 @@ PUBLIC = {
         "InsecureSetupError",
         "IdentityError",
         "SessionFileError",
+        "DealError",
         "PeerError",
         "PeerLostError",
         "PeerTimeoutError",

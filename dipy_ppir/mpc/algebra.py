@@ -924,7 +924,7 @@ class Shares:
         Raises
         ------
         RoundingError
-            at all parties.
+            at all parties, but for a helper that deals ahead.
         """
         s, total, bound = self.session, R128.zeros((1,)), 0
         for x, digits in numbers:
@@ -947,7 +947,8 @@ class Shares:
         jumps = R128.from_ints([1, -1])
         part = self._step_function(total, thresholds, jumps, "check", steps.MOST_BITS)
         inside = SharedArray(R128, part, 2, 0, 1, choices=2)
-        if round(s.open(inside, "whole", (MOVING, STATIC, HELPER))[0]) != 1:
+        opened = s.open(inside, "whole", (MOVING, STATIC, HELPER))
+        if opened is not None and round(opened[0]) != 1:
             raise RoundingError
 
     def _step_function(self, part, thresholds, jumps, name, bits=steps.BITS):

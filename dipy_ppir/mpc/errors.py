@@ -26,6 +26,10 @@ class SessionFileError(MPCError, ValueError):
     """The session file cannot be read, or says something impossible."""
 
 
+class DealError(MPCError, ValueError):
+    """What the helper dealt before the owners met cannot be used."""
+
+
 class PeerError(MPCError, ConnectionError):
     """Something is wrong at, or with the connection to, one named party.
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -33,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from dipy_ppir.mpc.errors import IdentityError
+from dipy_ppir.mpc.prg import derive_key
 
 #: Environment variable that names the folder of the key, and where it is otherwise.
 HOME_VARIABLE, DEFAULT_HOME = "DIPY_PPIR_HOME", "~/.dipy_ppir"
@@ -65,6 +67,17 @@ class Identity:
     def fingerprint(self) -> str:
         """SHA-256 of the certificate, as `fingerprint` writes it."""
         return fingerprint(self.certificate)
+
+    @property
+    def sealing_key(self) -> X25519PrivateKey:
+        """The key to which files for this party are sealed; follows from its own."""
+        own = self.key.private_bytes_raw()
+        return X25519PrivateKey.from_private_bytes(derive_key(own, b"sealing"))
+
+    @property
+    def sealing(self) -> str:
+        """Its public part, 64 hexadecimal digits, for session files; see `dealfile`."""
+        return self.sealing_key.public_key().public_bytes_raw().hex()
 
     def sign(self, message: bytes) -> dict[str, str]:
         """Sign bytes.

@@ -32,7 +32,7 @@ import numpy as np
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.errors import FixedPointOverflowError, ProtocolError
 from dipy_ppir.mpc.fields import P61, P127, R32, R64, R128
-from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.prg import Stream
 
 # An owner's line is fixed by the point of one party, which that party derives
@@ -639,7 +639,7 @@ def open_masked(session, array, mask, name):
     def receive():
         if session.pid == HELPER:
             return ring.zeros(array.shape)
-        theirs = {p: array.empty() for p in session.peers}
+        theirs = {p: array.empty() for p in ROLES if p != session.pid}
         session.network.receive_all(theirs, name)
         total = hidden[session.pid]
         for part in theirs.values():

@@ -545,15 +545,8 @@ class Session:
             naming the parameter, this party's value and the other's. It is
             raised at every party, before any share is sent.
         """
-        parameters = {
-            **parameters,
-            "dipy_ppir version": _own_version(),
-            "threshold": self.threshold,
-        }
-        parameters = json.loads(json.dumps(parameters))
-        views = self.exchange(
-            "agree-" + name, {**parameters, "greeting": record.greeting()}
-        )
+        parameters = self._completed(parameters)
+        views = self._views(name, {**parameters, "greeting": record.greeting()})
         for pid, view in views.items():
             if not _is_dict(view) or not all(isinstance(k, str) for k in view):
                 raise ProtocolError(
@@ -581,6 +574,19 @@ class Session:
         if self.ledger.run is None:
             plan = None if self.plan is None else self.plan.digest
             self.ledger.run = record.begin(greetings, self.pid, plan, self.roles)
+
+    def _completed(self, parameters):
+        """What else the parties must agree on, as it arrives."""
+        parameters = {
+            **parameters,
+            "dipy_ppir version": _own_version(),
+            "threshold": self.threshold,
+        }
+        return json.loads(json.dumps(parameters))
+
+    def _views(self, name, parameters):
+        """What each party says that the parameters are."""
+        return self.exchange("agree-" + name, parameters)
 
     # -- life cycle ------------------------------------------------------
 
@@ -611,7 +617,7 @@ class Session:
                 "title": plan.title,
                 "session_file": plan.digest,
                 "parties": {
-                    self.roles[pid]: {"name": p.name, "fingerprint": p.fingerprint}
+                    p.role: {"name": p.name, "fingerprint": p.fingerprint}
                     for pid, p in plan.parties.items()
                 },
             }
