@@ -11,7 +11,7 @@ from dipy_ppir.mpc.agreedfile import Party
 from dipy_ppir.mpc.dealfile import Deal, DealWriter
 from dipy_ppir.mpc.dealt import OWNERS, DealingSession, DealtSession
 from dipy_ppir.mpc.identity import create_identity
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.ledger import HELPER, ROLES
 from dipy_ppir.mpc.link import Link
 
 SOFTWARE = {"numpy version": "any"}
@@ -76,14 +76,14 @@ class Deals:
 
     def sessions(self, timeout=300):
         """Sessions of both owners, joined by a socket pair."""
+        deals = [self.open(p) for p in OWNERS]
         seed, ends = secrets.token_bytes(32), socket.socketpair()
-        made = []
-        for p, q, end in zip((MOVING, STATIC), (STATIC, MOVING), ends, strict=True):
-            deal = self.open(p)
-            made.append(
-                DealtSession(p, {q: Link(end, q)}, {q: seed}, deal, timeout=timeout)
+        return [
+            DealtSession(p, {q: Link(end, q)}, {q: seed}, deal, timeout=timeout)
+            for p, q, end, deal in zip(
+                OWNERS, reversed(OWNERS), ends, deals, strict=True
             )
-        return made
+        ]
 
     def run(self, function, *args):
         """Run ``function(session, *args)`` at both owners; their results."""

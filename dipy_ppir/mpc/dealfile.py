@@ -230,22 +230,25 @@ class Deal:
 
     def __init__(self, path, owner, plan, software, identity, folder=None):
         self.path, self._piece, self._number = Path(path), b"", None
+        self._position, self._begun, self._used = 0, set(), False
         try:
             self._stream = open(self.path, "rb")
-            self.size = os.fstat(self._stream.fileno()).st_size
-            header = self._read_preamble()
         except OSError as exc:
             raise DealError(
                 f"cannot read the helper's deal {self.path}: {exc.strerror}; put the "
                 "file that the helper made for this owner beside the session file"
             ) from None
-        self._check(header, owner, plan, software)
-        self._open(header, identity)
-        self._position, self._begun = 0, set()
-        self._mark = home(folder) / MARKS / self.number
-        self._used = False
-        if self._mark.exists():
-            self._refuse_used()
+        try:
+            self.size = os.fstat(self._stream.fileno()).st_size
+            header = self._read_preamble()
+            self._check(header, owner, plan, software)
+            self._open(header, identity)
+            self._mark = home(folder) / MARKS / self.number
+            if self._mark.exists():
+                self._refuse_used()
+        except BaseException:
+            self.close()
+            raise
 
     # -- before the owners meet --------------------------------------------
 

@@ -305,6 +305,11 @@ class DealtSession(Session):
         mine = {k: parameters[k] for k in BETWEEN_OWNERS if k in parameters}
         return {**views, HELPER: {**said, **mine}}
 
+    def fail(self, exc):
+        """See `Session.fail`."""
+        super().fail(exc)
+        self.deal.close()
+
     def close(self):
         """See `Session.close`."""
         super().close()
