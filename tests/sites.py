@@ -80,6 +80,8 @@ class Sites:
         whether owners make pictures and reports, which takes seconds.
     alone : bool, optional
         whether two owners are alone; the static one has an address then.
+    ahead : bool, optional
+        whether the helper deals before the owners meet, beside the session file.
     """
 
     def __init__(
@@ -97,8 +99,9 @@ class Sites:
         fresh=False,
         pictures=False,
         alone=False,
+        ahead=False,
     ):
-        self.pictures = pictures
+        self.pictures, self.ahead = pictures, ahead
         self.alone, self.names = alone, [n for n in ROLES if not alone or n != "helper"]
         self.folder, self.operation = Path(folder), operation
         self._hosts, self._before, self._fresh = hosts, before, fresh
@@ -116,6 +119,8 @@ class Sites:
             from ports import free_port
 
             addresses = {n: f"127.0.0.1:{free_port()}" for n in self.names[1:]}
+            if ahead:
+                del addresses["helper"]
         self.addresses = addresses
         self.identities = {n: create_identity(f"Site {n}") for n in self.names}
         for name, identity in self.identities.items():
@@ -132,6 +137,7 @@ class Sites:
             "operation": self.operation,
             "reveal": self.reveal,
             **({"helper": "none"} if self.alone else {}),
+            **({"helper": "ahead"} if self.ahead else {}),
             **changed,
         }
         lines = [f"{k} = {_toml(v)}" for k, v in entries.items()]
@@ -140,6 +146,11 @@ class Sites:
             lines.append(f'fingerprint = "{identity.fingerprint}"')
             if site in self.addresses:
                 lines.append(f'address = "{self.addresses[site]}"')
+        for site in ("moving", "static") if self.ahead else ():
+            image = nib.load(self.folder / f"{site}.nii.gz")
+            lines += [f"[deal.{site}]", f"shape = {_toml(image.shape)}"]
+            lines.append(f"grid2world = {_toml(image.affine.tolist())}")
+            lines.append(f'sealing = "{self.identities[site].sealing}"')
         for table in ("parameters", "timeouts", "limits"):
             lines.append(f"[{table}]")
             lines += [f"{k} = {_toml(v)}" for k, v in getattr(self, table).items()]
@@ -150,7 +161,7 @@ class Sites:
     def argv(self, site, *extra, before=""):
         """The command that a site's user types, and code to run before it."""
         if site == "helper":
-            words = ["helper", str(self.file)]
+            words = ["helper", str(self.file), *(["--deal"] if self.ahead else [])]
         else:
             pair = dict.fromkeys(("static", "moving"), "remote")
             pair[site] = str(self.folder / f"{site}.nii.gz")
@@ -162,10 +173,13 @@ class Sites:
             f"sys.argv[0] = 'dipy_ppir_{words[0]}'; sys.exit(cli.{words[0]}())"
         )
         before = self._before.format(pid=ROLES[site]) + before
+        out = self.folder / f"out_{site}"
+        if site == "helper" and self.ahead:
+            out = self.file.parent
         return [
             *(sys.executable, "-c", before + "\n" + code, *words[1:]),
             *("--identity", str(self.folder / "keys" / site)),
-            *("--out_dir", str(self.folder / f"out_{site}"), *extra),
+            *("--out_dir", str(out), *extra),
         ]
 
     def start(self, *extra, sites=None, before=None):
@@ -217,6 +231,9 @@ class Sites:
 
     def run(self, *extra, timeout=LIMIT, **options):
         """Run the commands of all sites; they must succeed. Options: see `start`."""
+        if self.ahead and "sites" not in options:
+            self.run(sites=["helper"], timeout=timeout)
+            options = {**options, "sites": self.names[:2]}
         statuses = self.wait(self.start(*extra, **options), timeout)
         logs = "\n".join(f"--- {s}\n{self.log(s)}" for s in statuses)
         assert set(statuses.values()) == {0}, logs

@@ -159,7 +159,7 @@ OF_TWO = {
     "unknown": (
         (STATIC,),
         lambda c: put("nobody", "helper")(c),
-        "helper = 'nobody' is not known; choose one of 'online', 'none'",
+        "helper = 'nobody' is not known; choose one of 'online', 'ahead', 'none'",
     ),
     "parties a number": (
         (STATIC,),

@@ -4,7 +4,7 @@ A party may call the registration from Python with any arguments. What it asks f
 compared with the session file before anything is sent: the file is what people read.
 """
 
-from dipy_ppir.align.alone import check_alone
+from dipy_ppir.align.alone import check_ahead, check_alone, told
 from dipy_ppir.align.parameters import (
     AffineParameters,
     FreeFormParameters,
@@ -75,6 +75,9 @@ def parameters_of(plan):
         parameters = SCHEMAS[plan.operation](**plan.arguments)
         if plan.alone:
             check_alone(plan.operation, parameters)
+        if plan.helper == "ahead":
+            check_ahead(plan.operation, parameters)
+            told(plan, parameters)
         return parameters
     except ParameterError as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None

@@ -213,6 +213,30 @@ def estimate(
     )
 
 
+def dealt_bytes(parameters, static_shape, moving_shape, static_grid2world=None):
+    """About how many bytes a helper sends; those that it deals ahead.
+
+    Parameters
+    ----------
+    parameters, static_shape, moving_shape, static_grid2world
+        see `estimate`.
+    """
+    place = {"static_grid2world": static_grid2world}
+    whole = estimate(parameters, static_shape, moving_shape, **place)
+    if isinstance(parameters, SynParameters):
+        # Of what is masked the helper corrects a third; all comparisons are its.
+        count = sum(parameters.level_iters)
+        compared = 2 * (len(RATE_STEPS) - 1) * _comparison(BITS) * count
+        return compared + (whole.sent - compared) / 3
+    if isinstance(parameters, FreeFormParameters):
+        shape = tuple(int(n) for n in static_shape)
+        spacing = np.ones(len(shape))
+        if static_grid2world is not None:
+            spacing = get_direction_and_spacings(static_grid2world, len(shape))[1]
+        return _ENDS + sum(_freeform_dealt(parameters, shape, spacing))
+    return whole.sent
+
+
 # -- affine --------------------------------------------------------------------
 
 
@@ -509,6 +533,18 @@ def _freeform(p, shape, spacing):
     sent = 16 * n + 8 * n * (not p.level_iters[-1]) + 2 * dim * controls
     work = _work("freeform", 2, sent, 2 * n) + _MAP_WORK * n
     yield Stage("result", 0, 0, sent, 10, work)
+
+
+def _freeform_dealt(p, shape, spacing):
+    """Bytes of each level that the helper sends; see `freeform`."""
+    shapes, dim = _shapes(shape, spacing, len(p.factors), p.factors), p.dim
+    for level, count in zip(range(len(shapes) - 1, -1, -1), p.level_iters, strict=True):
+        voxels = math.prod(shapes[level])
+        controls = math.prod(Lattice(shapes[level], (p.spacing,) * dim).control_shape)
+        n = sample_count(voxels, p.sampling_proportion)
+        hidden = n < voxels and p.sampling == "GMS"
+        words = 2 * controls + n if hidden else 3 * controls
+        yield count * 8 * dim * words
 
 
 # -- points ----------------------------------------------------------------------

@@ -118,6 +118,11 @@ class AgreedFile:
         text = json.dumps(self.contents, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def present(self) -> dict[int, Party]:
+        """The parties that meet: all of them."""
+        return self.parties
+
     def agreement(self) -> dict[str, Any]:
         """The contents one by one, so that a difference can be named."""
         # The last in the alphabet: an entry that differs is named before the whole.

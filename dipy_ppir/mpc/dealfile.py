@@ -61,7 +61,7 @@ _LAST = (1 << 96) - 1
 _FRESH = "make a new deal with dipy_ppir_helper --deal"
 
 
-def deal_path(folder, plan_path, role):
+def deal_path(folder, plan_path, owner):
     """Where the deal of an owner is: beside the session file, or in a folder.
 
     Parameters
@@ -69,8 +69,7 @@ def deal_path(folder, plan_path, role):
     folder : str or Path or None
     plan_path : str or Path
         the session file.
-    role : str
-        "moving" or "static".
+    owner : int
 
     Returns
     -------
@@ -78,7 +77,7 @@ def deal_path(folder, plan_path, role):
     """
     plan_path = Path(plan_path)
     folder = plan_path.parent if folder is None else Path(folder)
-    return folder / f"{plan_path.stem}.{role}.deal"
+    return folder / f"{plan_path.stem}.{ROLES[owner].split()[0]}.deal"
 
 
 def _statement(header):
@@ -91,7 +90,7 @@ def _key(shared, header):
 
 
 class DealWriter:
-    """Writes the deal of one owner; until `finish` under a temporary name.
+    """Writes the deal of one owner, which is whole when it is finished.
 
     Parameters
     ----------
@@ -112,7 +111,6 @@ class DealWriter:
 
     def __init__(self, path, header, owner, sealing, identity):
         self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}")
         self.sections = {}
         self.seed = secrets.token_bytes(32)
         fresh = X25519PrivateKey.generate()
@@ -128,7 +126,8 @@ class DealWriter:
         self._header = json.dumps(signed).encode()
         self._piece, self._count, self.length = bytearray(), 0, 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        self._stream = open(os.open(self._temporary, flags, 0o600), "wb")
+        self._stream = open(os.open(self.path, flags, 0o600), "wb")
+        os.fchmod(self._stream.fileno(), 0o600)
         self._stream.write(bytes(_PREAMBLE.size) + self._header)
 
     @property
@@ -164,7 +163,7 @@ class DealWriter:
         self._count += 1
 
     def finish(self, facts):
-        """Write the rest, and give the file its name.
+        """Write the rest.
 
         Parameters
         ----------
@@ -184,12 +183,11 @@ class DealWriter:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
-        os.replace(self._temporary, self.path)
 
     def discard(self):
-        """Remove what was written, unless it is finished."""
+        """Remove what was written."""
         self._stream.close()
-        self._temporary.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def _raw(sealing):

@@ -26,21 +26,26 @@ down elsewhere.
 deals, as the helper had it, and compared as if the helper said so now.
 """
 
+import secrets
+
 from dipy_ppir.mpc import record
+from dipy_ppir.mpc.dealfile import Deal, DealWriter, deal_path
 from dipy_ppir.mpc.errors import (
     DealError,
     InsecureSetupError,
     ParameterMismatchError,
     ProtocolError,
+    SessionFileError,
 )
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.prg import Pairwise, derive_key
-from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session
+from dipy_ppir.mpc.session import DEFAULT_TIMEOUT, Session, software
 
 OWNERS = {pid: ROLES[pid] for pid in (MOVING, STATIC)}
-#: What owners agree on without the helper: states and going on with them.
-BETWEEN_OWNERS = ("checkpoint", "resume")
+#: What owners agree on without the helper: states and going on with them, and that
+#: their deals belong together.
+BETWEEN_OWNERS = ("checkpoint", "resume", "deal")
 
 
 class _Sectioned(Pairwise):
@@ -126,11 +131,14 @@ class DealingSession(Session):
     told : dict, optional
         maps what the parties tell each other (`Session.exchange`) to what owners will
         say there, by number.
+    number : str, optional
+        of the deal.
     """
 
     ahead = True
 
-    def __init__(self, writers, told=None):
+    def __init__(self, writers, told=None, number=None):
+        self.number = number
         seeds = {owner: writer.seed for owner, writer in writers.items()}
         super().__init__(HELPER, writers, seeds)
         self.network = _Files(writers, DEFAULT_TIMEOUT, lambda: self.ledger)
@@ -177,6 +185,73 @@ class DealingSession(Session):
         }
         for writer in self.network.links.values():
             writer.finish({"agreed": self._agreed, "told": told})
+
+
+def open_deal(plan, identity, path, folder=None, deal=None):
+    """An owner's deal, checked before anybody is met.
+
+    Parameters
+    ----------
+    plan : SessionFile
+    identity : Identity
+    path : str or Path
+        the session file.
+    folder : str or Path, optional
+        of this party's key.
+    deal : str or Path, optional
+        the file; by default see `deal_path`.
+
+    Returns
+    -------
+    deal : Deal
+
+    Raises
+    ------
+    DealError
+        see `Deal`.
+    SessionFileError
+        if the session file does not name this party, or it is the helper.
+    """
+    owner = plan.party_of(identity.fingerprint).pid
+    if owner == HELPER:
+        raise SessionFileError(
+            "the helper of this session deals before the owners meet, and does not "
+            "meet them; run dipy_ppir_helper --deal"
+        )
+    path = deal_path(None, path, owner) if deal is None else deal
+    return Deal(path, owner, plan, software(), identity, folder)
+
+
+def deal_for(plan, identity, paths, told):
+    """The helper's end of a session file, to be dealt.
+
+    Parameters
+    ----------
+    plan : SessionFile
+    identity : Identity
+        the helper's.
+    paths : sequence of Path
+        where the deals of the moving and of the static owner are written.
+    told : dict
+        see `DealingSession`.
+
+    Returns
+    -------
+    session : DealingSession
+    """
+    header = {
+        "deal": secrets.token_hex(16),
+        "session_file": plan.digest,
+        "software": software(),
+    }
+    writers = {
+        owner: DealWriter(path, header, owner, plan.deal[owner]["sealing"], identity)
+        for owner, path in zip(OWNERS, paths, strict=True)
+    }
+    session = DealingSession(writers, told, header["deal"])
+    session.plan = plan
+    session.agree(plan.kind, {**plan.agreement(), **software()})
+    return session
 
 
 def _to_owners(openings):
@@ -277,6 +352,19 @@ class DealtSession(Session):
     def open_all(self, openings, *, raw=False):
         """See `Session.open_all`; nothing is opened to the helper."""
         return super().open_all(_to_owners(openings), raw=raw)
+
+    def agree(self, name, parameters):
+        """See `Session.agree`; and that both deals belong together."""
+        super().agree(name, {**parameters, "deal": self.deal.number})
+
+    def receipt(self, **facts):
+        """See `Session.receipt`; with the number of the deal and who made it."""
+        deal = {"number": self.deal.number}
+        if self.plan is not None:
+            helper = self.plan.parties[HELPER]
+            deal |= {"helper": helper.name, "fingerprint": helper.fingerprint}
+        facts = {"m": len(ROLES), **facts}
+        return super().receipt(deal=deal, deal_bytes=self.deal.size, **facts)
 
     def exchange(self, name, obj):
         """See `Session.exchange`; the owners must be as the helper was told."""

@@ -91,7 +91,7 @@ class Meeting:
         self.party = plan.party_of(identity.fingerprint)
         self.links, self.seeds, self.relays = {}, {}, []
         self._listen, self.on_wait = listen, on_wait
-        self._others = {p: q for p, q in plan.parties.items() if p != self.party.pid}
+        self._others = {p: q for p, q in plan.present.items() if p != self.party.pid}
         self._events = queue.Queue()
         self._over = threading.Event()
         self._lock = threading.Lock()

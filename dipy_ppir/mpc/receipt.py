@@ -60,7 +60,8 @@ def make_receipt(
         maps each role's name to the payload bytes it sent, by phase.
     **facts
         whatever else belongs on the receipt: role, m, t, fields, versions, parameters;
-        of a session between sites title, session_file and parties.
+        of a session between sites title, session_file and parties; of one for which
+        the helper dealt ahead deal.
 
     Returns
     -------
@@ -70,7 +71,7 @@ def make_receipt(
     run = ledger.run
     return {
         **dict.fromkeys(("title", "role", "date", "duration", "run", "earlier_runs")),
-        **dict.fromkeys(("session_file", "parties")),
+        **dict.fromkeys(("session_file", "deal", "parties")),
         **dict.fromkeys(("operation", "parameters", "images")),
         "warnings": [],
         "common": {},
@@ -115,6 +116,11 @@ ALONE = (
     "Both owners follow the program (semi-honest): one that does not can spoil the "
     "result, and may read the other's numbers by what only looks like an encryption, "
     "which with a helper it cannot. The code is not audited.",
+)
+#: What it rests on besides where the helper dealt ahead.
+DEALT = (
+    "The helper dealt before the owners met and received nothing. What it dealt for an "
+    "owner is sealed to that owner's key; it kept no copy if it follows the program."
 )
 INSECURE = "INSECURE RUN: the threshold was 0, nothing was kept secret."
 #: Above so many numbers per sample opened as histograms, the receipt says that the
@@ -192,10 +198,23 @@ def run_lines(receipt):
             f"The {role} " + ("took part." if named else f"was {party['name']}.")
         )
         lines.append(f"    certificate SHA-256 {party['fingerprint']}")
+    lines += _dealt_lines(receipt)
     for name, grid in (receipt["images"] or {}).items():
         shape = " x ".join(map(str, grid["shape"]))
         size = " x ".join(f"{x:.3g}" for x in grid["voxel_size"])
         lines.append(f"The {name} image has {shape} voxels of {size} mm.")
+    return lines
+
+
+def _dealt_lines(receipt):
+    """Who dealt ahead, and what."""
+    deal = receipt.get("deal")
+    if not deal:
+        return []
+    who = f"the helper, {deal['helper']}," if "helper" in deal else "the helper"
+    lines = [f"Before the owners met {who} made deal {deal['number']}."]
+    if "fingerprint" in deal:
+        lines.append(f"    certificate SHA-256 {deal['fingerprint']}")
     return lines
 
 
@@ -390,6 +409,9 @@ def traffic_lines(receipt):
     for role, phases in receipt["bytes_sent"].items():
         detail = ", ".join(f"{p} {_size(n)}" for p, n in phases.items() if n)
         lines.append(f"The {role} sent {_size(sum(phases.values()))} ({detail}).")
+    if receipt.get("deal_bytes"):
+        size = _size(receipt["deal_bytes"])
+        lines.append(f"The {receipt['role']} read {size} that the helper had dealt.")
     made, public = "an image", "parameters, shapes and positions"
     shown = "a finished map or transform"
     if _of_template(receipt):
@@ -418,6 +440,7 @@ def trust_lines(receipt):
     if receipt["m"] == 2:
         return [*ALONE]
     return [
+        *([DEALT] if receipt.get("deal") else []),
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
         "parties that pool what they hold can rebuild both "
         f"{'sets of points' if _of_points(receipt) else 'images'}.",

@@ -33,6 +33,7 @@ COMMON = (
     "date",
     "title",
     "session_file",
+    "deal",
     "parties",
     "operation",
     "images",

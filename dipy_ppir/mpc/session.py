@@ -164,6 +164,7 @@ class Session:
         identity: str | PathLike[str] | None = None,
         listen: tuple[str, int] | str | None = None,
         on_wait: Callable[[list[Party], float], object] | None = None,
+        deal: str | PathLike[str] | None = None,
     ) -> Self:
         """Meet the parties of a session file, wherever they are.
 
@@ -182,11 +183,15 @@ class Session:
         on_wait : callable, optional
             called with the parties still missing (list of `Party`) and the seconds
             left, several times a second.
+        deal : str or Path, optional
+            what the helper dealt for this owner, where it deals ahead; by default the
+            file beside the session file, see `deal_path`.
 
         Returns
         -------
         session : Session
-            of two owners alone a `PairSession`; every connection is TLS 1.3 between
+            of two owners alone a `PairSession`, of two for whom a helper dealt a
+            `DealtSession`; every connection is TLS 1.3 between
             the pinned certificates; the secrets shared with the other parties are
             derived inside TLS and never sent.
 
@@ -214,13 +219,22 @@ class Session:
                 raise SessionFileError(
                     f"listen={text!r} must be host:port, for example '0.0.0.0:7433'"
                 )
-        meeting = Meeting(plan, Identity.load(identity), listen=listen, on_wait=on_wait)
+        own = Identity.load(identity)
+        opened = cls._deal_of(plan, own, path, identity, deal)
+        meeting = Meeting(plan, own, listen=listen, on_wait=on_wait)
         meeting.hold()
-        return cls.of_meeting(meeting)
+        return cls.of_meeting(meeting, **opened)
 
     @classmethod
-    def of_meeting(cls, meeting: Meeting) -> Self:
-        """The session of parties that have met."""
+    def of_meeting(cls, meeting: Meeting, **options: Any) -> Self:
+        """The session of parties that have met.
+
+        Parameters
+        ----------
+        meeting : Meeting
+        **options
+            what it is made with besides: of a `DealtSession` ``deal``.
+        """
         plan = meeting.plan
         session = cls._kind(plan)(
             meeting.party.pid,
@@ -228,15 +242,12 @@ class Session:
             meeting.seeds,
             timeout=plan.timeouts["silence"],
             **cls._of_plan(plan),
+            **options,
         )
         session.plan, session._relays = plan, meeting.relays
         session._identity = meeting.identity
-        software = {
-            f"{name} version": version(name) for name in ("dipy", "mpyc", "numpy")
-        }
-        software[SOURCE] = record.source_digest()
         try:
-            session.agree(plan.kind, {**plan.agreement(), **software})
+            session.agree(plan.kind, {**plan.agreement(), **software()})
         except BaseException as exc:
             session.fail(exc)
             raise
@@ -249,7 +260,20 @@ class Session:
             from dipy_ppir.mpc.pair import PairSession  # which is made of this class
 
             return PairSession
+        if isinstance(plan, SessionFile) and plan.helper == "ahead":
+            from dipy_ppir.mpc.dealt import DealtSession
+
+            return DealtSession
         return cls
+
+    @classmethod
+    def _deal_of(cls, plan, own, path, identity, deal):
+        """What the helper dealt, opened and checked, if it does so ahead."""
+        if not isinstance(plan, SessionFile) or plan.helper != "ahead":
+            return {}
+        from dipy_ppir.mpc.dealt import open_deal
+
+        return {"deal": open_deal(plan, own, path, identity, deal)}
 
     @classmethod
     def _of_plan(cls, plan):
@@ -618,7 +642,7 @@ class Session:
                 "session_file": plan.digest,
                 "parties": {
                     p.role: {"name": p.name, "fingerprint": p.fingerprint}
-                    for pid, p in plan.parties.items()
+                    for pid, p in plan.present.items()
                 },
             }
         digest = record.common_digest(make_receipt(self.ledger, {}, **facts))
@@ -690,6 +714,13 @@ class Session:
         self.close()
 
 
+def software() -> dict[str, str]:
+    """What must be installed alike at all parties, and what is here."""
+    packages = ("dipy", "mpyc", "numpy")
+    here = {f"{name} version": version(name) for name in packages}
+    return {**here, SOURCE: record.source_digest()}
+
+
 @cache
 def _own_version():
     return version("dipy-ppir")
@@ -701,6 +732,8 @@ def _remedy(key):
             "install dipy_ppir from the same files everywhere: the versions are the "
             "same, but the program was changed at a party, or built from other files"
         )
+    if key == "deal":
+        return "give both owners the files that one run of dipy_ppir_helper --deal made"
     if key.endswith((" version", " of encryption")):
         return "install the same versions everywhere"
     if key == "resume":

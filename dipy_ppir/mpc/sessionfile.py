@@ -7,8 +7,10 @@ or two owners alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
+import math
+import re
 from typing import Any, Self
 
 from dipy_ppir.mpc.agreedfile import (  # noqa: F401
@@ -30,8 +32,8 @@ from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 #: Names of the parties' tables in the file.
 TABLES = {"moving": MOVING, "static": STATIC, "helper": HELPER}
 RESULT_TO = ("both", "moving", "static")
-#: How the helper takes part: as a program of its own, or not at all.
-HELPERS = ("online", "none")
+#: How the helper takes part: it meets the owners, deals before they meet, or is none.
+HELPERS = ("online", "ahead", "none")
 #: Seconds: to wait for the others, longest silence, between checkpoints.
 TIMEOUTS = {"connect": 900.0, "silence": 300.0, "checkpoint": 30.0}
 #: Most that a party may be asked for: GB of memory, and voxels of the largest image.
@@ -42,7 +44,9 @@ _MOST = {"memory": 100_000, "voxels": 1 << 40}
 MOST_PLACES = 999_999
 
 _TOP = {"title", "operation", "reveal", "result_to", "place", "helper"}
-_TABLES = {"parties", "parameters", "timeouts", "limits"}
+_TABLES = {"parties", "parameters", "timeouts", "limits", "deal"}
+#: What a helper that deals ahead is told of an owner, see `_deal`.
+_TOLD = {"sealing", "shape", "grid2world"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,13 @@ class SessionFile(AgreedFile):
         in this order, at the same addresses, by parties of which each takes part in
         some. Who dials a party that is at another of them is told, and waits or gives
         this one up.
-    helper : {"online", "none"}
-        how the helper takes part; with "none" two owners are alone, see `PairSession`.
+    helper : {"online", "ahead", "none"}
+        how the helper takes part; with "none" two owners are alone, see `PairSession`,
+        with "ahead" they meet when the helper has dealt, see `DealtSession`.
+    deal : dict
+        with "ahead": maps owners to what the helper must know of them, a dict:
+        ``sealing``, the key to which its deal is sealed, and ``shape`` and, of an
+        image, ``grid2world`` of what it will register.
     """
 
     kind, command = "session file", "dipy_ppir_session"
@@ -76,6 +85,7 @@ class SessionFile(AgreedFile):
     limits: dict[str, float]
     place: int | None = None
     helper: str = HELPERS[0]
+    deal: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, contents: Mapping[str, Any]) -> Self:
@@ -88,7 +98,7 @@ class SessionFile(AgreedFile):
                     f"[{name}] must be a table{hint if name == 'parties' else ''}"
                 )
         helper = _one_of(HELPERS, contents, "helper")
-        parties = _parties(contents.get("parties", {}), alone=helper == "none")
+        parties = _parties(contents.get("parties", {}), helper)
         parameters = parameters_of_table(contents.get("parameters", {}))
         reveal = text_of(contents, "reveal") if "reveal" in contents else None
         return cls(
@@ -103,6 +113,7 @@ class SessionFile(AgreedFile):
             contents=_canonical(contents, parties),
             place=_place(contents.get("place")),
             helper=helper,
+            deal=_deal(contents.get("deal"), helper),
         )
 
     @property
@@ -116,7 +127,7 @@ class SessionFile(AgreedFile):
     def dials(self, pid: int) -> list[int]:
         """Who dials whom: the parties that party `pid` connects to by itself.
 
-        Owners dial the helper, if there is one. Of the owners, the one without an
+        Owners dial the helper, if it meets them. Of the owners, the one without an
         address dials the other; with two addresses the moving owner dials. Without any,
         the owners meet at the helper's relay: see `relayed`.
         """
@@ -124,7 +135,7 @@ class SessionFile(AgreedFile):
             return []
         other = STATIC if pid == MOVING else MOVING
         mine, theirs = self.parties[pid].address, self.parties[other].address
-        dialled = [] if self.alone else [HELPER]
+        dialled = [HELPER] if self.helper == "online" else []
         if theirs and (pid == MOVING or not mine):
             dialled.append(other)
         return dialled
@@ -133,12 +144,19 @@ class SessionFile(AgreedFile):
     def relayed(self) -> bool:
         """Whether the owners' traffic goes through the helper."""
         addresses = [self.parties[p].address for p in (MOVING, STATIC)]
-        return not self.alone and not any(addresses)
+        return self.helper == "online" and not any(addresses)
 
     @property
     def alone(self) -> bool:
         """Whether the two owners are alone, without a helper."""
         return self.helper == "none"
+
+    @property
+    def present(self) -> dict[int, Party]:
+        """The parties that meet."""
+        if self.helper != "ahead":
+            return self.parties
+        return {p: party for p, party in self.parties.items() if p != HELPER}
 
 
 def _one_of(known, contents, key):
@@ -152,7 +170,8 @@ def _one_of(known, contents, key):
     return value
 
 
-def _parties(tables, *, alone):
+def _parties(tables, helper):
+    alone = helper == "none"
     check_keys(tables, set(TABLES), "[parties]")
     if alone and "helper" in tables:
         raise SessionFileError(
@@ -174,7 +193,7 @@ def _parties(tables, *, alone):
                 f"{where} is missing; every party needs a table{without}"
             )
         parties[pid] = party_of_table(table, pid, where)
-    _check_addresses(parties)
+    _check_addresses(parties, helper)
     check_distinct(
         parties.values(),
         "but two separate owners are needed: whoever is both has both images"
@@ -185,12 +204,12 @@ def _parties(tables, *, alone):
     return parties
 
 
-def _check_addresses(parties):
+def _check_addresses(parties, helper):
     """Refuse parties of which one cannot be reached."""
-    if HELPER not in parties:
-        if not any(party.address for party in parties.values()):
+    if helper != "online":
+        if not any(parties[p].address for p in (MOVING, STATIC)):
             raise SessionFileError(
-                "neither owner has an address, and without a helper nobody passes on "
+                "neither owner has an address, and no helper is there to pass on "
                 "what they send: give one of them an address that the other can dial; "
                 "a port that is forwarded to it will do, as by ssh -R on a machine "
                 "that both reach, which cannot read what passes"
@@ -199,6 +218,62 @@ def _check_addresses(parties):
         raise SessionFileError(
             "[parties.helper] needs an address: the owners dial the helper"
         )
+
+
+def _deal(tables, helper):
+    """What a helper that deals ahead is told, by owner; see `SessionFile`."""
+    if helper != "ahead":
+        if tables is not None:
+            raise SessionFileError(
+                "[deal] is for a helper that deals before the owners meet: write "
+                'helper = "ahead" above all tables, or take it out'
+            )
+        return {}
+    check_keys(tables or {}, {"moving", "static"}, "[deal]")
+    told = {}
+    for name in ("moving", "static"):
+        where, table = f"[deal.{name}]", (tables or {}).get(name)
+        if not isinstance(table, dict):
+            raise SessionFileError(
+                f"{where} is missing, which a helper that deals ahead has to know; "
+                f"dipy_ppir_session describe prints it, at the {name} owner"
+            )
+        check_keys(table, _TOLD, where)
+        sealing = text_of(table, "sealing", where=where).lower()
+        if not re.fullmatch("[0-9a-f]{64}", sealing):
+            raise SessionFileError(
+                f"sealing in {where} must be 64 hexadecimal digits; dipy_ppir_keygen "
+                "--show prints them at that owner"
+            )
+        told[TABLES[name]] = {**table, "sealing": sealing}
+        _check_grid(table, where)
+    return told
+
+
+def _check_grid(table, where):
+    """Refuse a shape and a matrix that are none."""
+    shape, matrix = table.get("shape"), table.get("grid2world")
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        raise SessionFileError(
+            f"shape in {where} must be a list of sizes, for example [91, 109, 91], or "
+            "of the number of points and of coordinates, for example [200, 3]"
+        )
+    if matrix is None:
+        return
+    rows = len(shape) + 1
+    numbers = isinstance(matrix, list) and len(matrix) == rows
+    numbers = numbers and all(
+        isinstance(row, list) and len(row) == rows and all(map(_is_number, row))
+        for row in matrix
+    )
+    if not numbers:
+        raise SessionFileError(
+            f"grid2world in {where} must be a matrix of {rows} by {rows} numbers"
+        )
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _canonical(contents, parties):

@@ -26,7 +26,6 @@ from dipy_ppir.mpc.ledger import (
     STATIC,
 )
 from dipy_ppir.mpc.receipt import ALONE
-from dipy_ppir.mpc.session import PARTIES
 from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.workflows.openings import LIMIT
 from dipy_ppir.workflows.progress import estimate_text
@@ -368,6 +367,12 @@ def explain(plan, pairs=None, line=USUAL):
         for peer in plan.dials(pid):
             other = plan.parties[peer]
             lines.append(f"{party.name} dials {other.name} at {other.endpoint} (TCP).")
+    if plan.helper == "ahead":
+        lines.append(
+            f"{plan.parties[HELPER].name} (helper) connects to nobody: before the "
+            "owners meet it makes a file for each of them (dipy_ppir_helper --deal), "
+            "sealed to that owner's key and used once."
+        )
     if plan.relayed:
         lines.append(
             "The two owners cannot be dialled: their traffic goes through the helper, "
@@ -412,7 +417,7 @@ def explain_work(plan, pairs=None, line=USUAL):
         )
     lines += ["", "Who will learn what", "-" * 19]
     labels = operation.opened(parameters)
-    learned = {pid: [] for pid in plan.parties}
+    learned = {pid: [] for pid in plan.present}
     for label in labels:
         for receiver in learned.keys() & set(DECLARATIONS[label].receivers):
             learned[receiver].append(DECLARATIONS[label])
@@ -534,7 +539,15 @@ def _trust(plan, data):
     """What it rests on that nobody learns more."""
     if plan.alone:
         return ALONE
+    dealt = ()
+    if plan.helper == "ahead":
+        dealt = (
+            f"{plan.parties[HELPER].name} (helper) learns nothing: it deals before the "
+            "owners meet, from the shapes and positions in this file, and has to keep "
+            "no copy of what it dealt.",
+        )
     return (
+        *dealt,
         f"Two of the three parties that pool what they hold can rebuild both {data}.",
         "Every party follows the program (semi-honest). The code is not audited.",
     )
@@ -624,6 +637,29 @@ fingerprint = "..."
 address = "helper.university-c.example:7433"
 """,
 }
+_AHEAD = {
+    "everybody": "all three parties",
+    "helper": 'helper = "ahead"              # it deals before the owners meet\n',
+    "addresses": "At least one owner has an address.",
+    "address": "address",
+    "table": """
+[parties.helper]              # has neither; independent of both
+name = "University C"
+fingerprint = "..."
+
+# What the helper has to know of each owner, whose command prints it:
+# dipy_ppir_session describe moving IMAGE, and the same with static
+[deal.moving]
+shape = []
+grid2world = []               # not of points
+sealing = "..."
+
+[deal.static]
+shape = []
+grid2world = []
+sealing = "..."
+""",
+}
 _ALONE = {
     "everybody": "both owners",
     "helper": 'helper = "none"               # two owners alone, who encrypt\n',
@@ -633,17 +669,16 @@ _ALONE = {
 }
 
 
-def template(operation, parties=PARTIES):
+def template(operation, helper="online"):
     """A session file to start from.
 
     Parameters
     ----------
     operation : str
-    parties : int, optional
-        3, or 2 for two owners alone.
+    helper : {"online", "ahead", "none"}, optional
     """
     return TEMPLATE.format(
-        **(_ALONE if parties == 2 else _WITH_HELPER),
+        **{"online": _WITH_HELPER, "ahead": _AHEAD, "none": _ALONE}[helper],
         title="Registration of points, study 1"
         if operation == "points"
         else "Registration of T1 images, study 1",

@@ -119,11 +119,12 @@ def roles_of(found):
     """Names of the roles of all parties of a run, in their order.
 
     Of a template they are the sites' that its receipt says were there; two owners may
-    have been alone.
+    have been alone, or have met when the helper had dealt.
     """
     parties = found.get("parties")
     if found.get("operation") != TEMPLATE:
-        return [*(OWNERS if found.get("m") == len(OWNERS) else ROLES).values()]
+        two = found.get("m") == len(OWNERS) or found.get("deal") is not None
+        return [*(OWNERS if two else ROLES).values()]
     return [*parties] if isinstance(parties, dict) else []
 
 
@@ -227,6 +228,7 @@ _is_opened = _each(
         bits=_is_number,
     )
 )
+_is_deal = _having(number=lambda value: is_hex(value, 32))
 _is_grid = _having(shape=_each(_is_size), voxel_size=_each(_is_number))
 
 
@@ -242,6 +244,9 @@ def _entries(roles):
         "session_file": _is_hash,
         "parties": _maybe(
             _by_role(roles, _having(name=_is_text, fingerprint=_is_text))
+        ),
+        "deal": _maybe(
+            lambda value: _is_deal(value) and all(map(_is_text, value.values()))
         ),
         "images": _maybe(_named(_is_grid)),
         "operation": lambda value: value is None or value in [*OPERATIONS, TEMPLATE],
@@ -304,6 +309,7 @@ _RESULTS = {
             values=_each(_is_number),
         )
     ),
+    "deal_bytes": _is_count,
     "files": _named(_is_hash),
     "arrays": _named(_is_hash),
 }

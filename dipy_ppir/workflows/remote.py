@@ -1,6 +1,6 @@
 """A command as one party of a session between sites."""
 
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 import inspect
@@ -14,15 +14,17 @@ import numpy as np
 
 from dipy_ppir.align import plausibility
 from dipy_ppir.align._public import planned_bits, registration_of
+from dipy_ppir.align.alone import told
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.estimate import USUAL, estimate
 from dipy_ppir.align.facts import OwnFiles
 from dipy_ppir.align.memory import check_memory, check_voxels
 from dipy_ppir.align.remote import WORD
 from dipy_ppir.align.validation import check_slices
+from dipy_ppir.mpc.dealt import deal_for, open_deal
 from dipy_ppir.mpc.errors import MPCError
 from dipy_ppir.mpc.identity import Identity, home
-from dipy_ppir.mpc.ledger import MOVING, ROLES
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session
@@ -91,6 +93,8 @@ class Site:
                 raise InputError(
                     f"--listen {listen} must be host:port, for example 0.0.0.0:7433"
                 )
+        if self.plan.helper == "ahead" and self.party.pid != HELPER:
+            self._open_deal().close()
 
     @property
     def gets_result(self):
@@ -142,9 +146,24 @@ class Site:
         )
         self._opened = True
         meeting = Meeting(self.plan, self._identity, listen=self._listen)
-        with Countdown() as meeting.on_wait:
-            meeting.hold()
-        return Session.of_meeting(meeting)
+        with ExitStack() as stack:
+            dealt = {}
+            if self.plan.helper == "ahead":
+                dealt["deal"] = stack.enter_context(closing(self._open_deal()))
+            with Countdown() as meeting.on_wait:
+                meeting.hold()
+            session = Session.of_meeting(meeting, **dealt)
+            stack.pop_all()
+        return session
+
+    def _open_deal(self):
+        """What the helper dealt for this owner; see `open_deal`."""
+        return open_deal(self.plan, self._identity, self.path, self.identity)
+
+    def deal(self, paths):
+        """The session in which this helper deals ahead; see `deal_for`."""
+        said = told(self.plan, self.parameters)
+        return deal_for(self.plan, self._identity, paths, said)
 
     @contextmanager
     def declining(self):

@@ -5,25 +5,31 @@ from contextlib import suppress
 import logging
 import math
 from pathlib import Path
+import shutil
 import sys
 
+import numpy as np
+
 from dipy_ppir.align.alone import NUMBERS
-from dipy_ppir.align.estimate import USUAL, Line
+from dipy_ppir.align.estimate import USUAL, Line, dealt_bytes
 from dipy_ppir.align.parameters import PointParameters
 from dipy_ppir.align.remote import WORD
+from dipy_ppir.mpc.dealfile import deal_path
+from dipy_ppir.mpc.dealt import OWNERS
 from dipy_ppir.mpc.identity import (
     DEFAULT_HOME,
     VALIDITY_DAYS,
     Identity,
     create_identity,
 )
-from dipy_ppir.mpc.ledger import HELPER, ROLES
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import check_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import OPERATIONS, explain, read, template
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.points import load_points
+from dipy_ppir.workflows.progress import size_text
 from dipy_ppir.workflows.remote import Site, finish, write_receipt
 from dipy_ppir.workflows.streams import QUIET, be_quiet, is_quiet, say
 
@@ -73,7 +79,9 @@ def keygen(arguments=None):
     until = identity.certificate.not_valid_after_utc
     say(f"{identity.name}, valid until {until:%Y-%m-%d}")
     say(f"SHA-256 fingerprint: {identity.fingerprint}")
+    say(f"sealing key: {identity.sealing}")
     say("\nGive the fingerprint to the other sites by telephone or mail.")
+    say("Where a helper deals before the owners meet it needs the sealing key as well.")
 
 
 def session(arguments=None):
@@ -91,6 +99,11 @@ def session(arguments=None):
         choices=NUMBERS,
         default=NUMBERS[0],
         help="3 for two owners and a helper (by default), or 2 for two owners alone",
+    )
+    new.add_argument(
+        "--ahead",
+        action="store_true",
+        help="for a helper that deals before the owners meet, and does not meet them",
     )
     check = commands.add_parser(
         "check", help="say in plain words who takes part and who will learn what"
@@ -126,15 +139,54 @@ def session(arguments=None):
         help=f"of the lines between them, Mbit/s ({USUAL.bandwidth / 1e6:g})",
     )
     check.add_argument("--quiet", action="store_true", help=QUIET)
+    describe = commands.add_parser(
+        "describe",
+        help="print what a helper that deals before the owners meet has to know of "
+        "this owner, for the session file",
+    )
+    describe.add_argument("role", choices=("moving", "static"))
+    describe.add_argument(
+        "data", type=Path, metavar="IMAGE", help="this site's image, or points"
+    )
+    describe.add_argument(
+        "--identity", help=f"folder of this site's key ({DEFAULT_HOME})", default=None
+    )
     given = parser.parse_args(arguments)
     if given.command == "new":
-        print(template(given.operation or "affine", given.parties), end="")
+        helper = "ahead" if given.ahead else "online"
+        helper = "none" if given.parties == 2 else helper
+        if given.ahead and given.parties == 2:
+            raise InputError("--ahead needs a helper, which --parties 2 leaves out")
+        print(template(given.operation or "affine", helper), end="")
+        return
+    if given.command == "describe":
+        print(_described(given.role, given.data, Identity.load(given.identity)), end="")
         return
     be_quiet(given.quiet)
     plan, _, parameters = read(given.file)
     pair = _shapes(given, parameters)
     line = Line(given.rtt / 1000, 1e6 * given.bandwidth)
     say(explain(plan, pair and [pair], line))
+
+
+def _described(role, path, identity):
+    """The table of an owner for a helper that deals ahead.
+
+    Of an image its header is read and nothing else.
+    """
+    if path.suffix.lower() in (".txt", ".npy", ".csv"):
+        shape = load_points(path, role, PointParameters().precision).shape
+        lines = [f"shape = {list(shape)}"]
+    else:
+        shape, grid2world = inputs.load_header(path, f"the {role} image")
+        if grid2world is None:
+            raise InputError(
+                f"{path} has two dimensions, for which there is no command; write "
+                f"[deal.{role}] with its shape and grid2world by hand"
+            )
+        rows = ", ".join(str([float(x) for x in row]) for row in grid2world)
+        lines = [f"shape = {list(map(int, shape))}", f"grid2world = [{rows}]"]
+    return "\n".join([f"[deal.{role}]", *lines, f'sealing = "{identity.sealing}"', ""])
 
 
 def _positive(text):
@@ -211,13 +263,21 @@ def helper_parser():
         "--resume", action="store_true", help="go on with an interrupted session"
     )
     parser.add_argument(
-        "--out_dir", type=Path, default=Path("."), help="folder for the receipt"
+        "--deal",
+        action="store_true",
+        help="deal before the owners meet: write a file for each of them, and be gone",
+    )
+    parser.add_argument(
+        "--out_dir",
+        type=Path,
+        default=Path("."),
+        help="folder for the receipt, or the files",
     )
     parser.add_argument(
         "--receipt", default="receipt.json", help="name of the receipt (receipt.json)"
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace a receipt that is there already"
+        "--force", action="store_true", help="replace files that are there already"
     )
     parser.add_argument(
         "--log_level", default="INFO", help="least important messages shown (INFO)"
@@ -242,6 +302,9 @@ def helper(arguments=None):
             f"helper's; run {site.operation.command} with --session {given.file}, or "
             "give the folder of another key with --identity"
         )
+    if given.deal or site.plan.helper == "ahead":
+        _deal(site, given)
+        return
     check_name(given.receipt, "receipt")
     files = {"receipt": given.out_dir / given.receipt}
     with (
@@ -259,6 +322,56 @@ def helper(arguments=None):
         finish(out, receipt, files)
         if checkpoint is not None:
             checkpoint.discard()
+
+
+def _deal(site, given):
+    """Deal before the owners meet."""
+    if site.plan.helper != "ahead":
+        raise InputError(
+            "--deal is for a helper that does not meet the owners: write helper = "
+            '"ahead" above all tables of the session file, and [deal.moving] and '
+            "[deal.static] (dipy_ppir_session describe), everywhere; or leave it out"
+        )
+    if not given.deal:
+        raise InputError(
+            "by this session file the helper deals before the owners meet; run "
+            f"dipy_ppir_helper --deal {given.file}, and send each owner its file"
+        )
+    if given.listen or given.resume:
+        raise InputError(
+            "--listen and --resume are for a helper that meets the owners; leave them "
+            "out. Who resumes a session needs a new deal: make one as the first time"
+        )
+    paths = [deal_path(given.out_dir, given.file, p) for p in OWNERS]
+    shapes = [site.plan.deal[p]["shape"] for p in (STATIC, MOVING)]
+    place = np.array(site.plan.deal[STATIC].get("grid2world", np.eye(4)))
+    expected = dealt_bytes(site.parameters, *map(tuple, shapes), place)
+    logger.info("The two files will take about %s", size_text(expected))
+    with (
+        new_folders(paths),
+        OutputFiles(paths, [given.file], force=given.force) as out,
+    ):
+        free = shutil.disk_usage(given.out_dir).free
+        if expected > free:
+            raise InputError(
+                f"the two files will take about {size_text(expected)}, and "
+                f"{given.out_dir} has room for {size_text(free)}; free some, or give "
+                "another --out_dir"
+            )
+        session = site.deal([out.temporary(path) for path in paths])
+        try:
+            site.operation.function(
+                session=session, static=WORD, moving=WORD, **site.plan.arguments
+            )
+            session.finish()
+        except BaseException:
+            session.network.abort()
+            raise
+        out.commit()
+    say(f"Deal {session.number}, to be used once")
+    for path, owner in zip(paths, OWNERS, strict=True):
+        to = site.plan.parties[owner].title
+        say(f"{path}, {size_text(path.stat().st_size)}: for {to}")
 
 
 def _utf8(text):
