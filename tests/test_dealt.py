@@ -7,11 +7,18 @@ import stat
 
 from deals import SOFTWARE, Deals
 from deformed import deformed
+from dipy.align.imaffine import AffineMap
 import numpy as np
 from parties import run_trio
 import pytest
 
-from dipy_ppir.align import RemoteImage, carried, plausibility, point_registration
+from dipy_ppir.align import (
+    RemoteImage,
+    affine_registration,
+    carried,
+    plausibility,
+    point_registration,
+)
 from dipy_ppir.align.checkpoint import Checkpoint
 from dipy_ppir.align.freeform import (
     ClearFreeFormRegistration,
@@ -32,6 +39,7 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.identity import create_identity
+from dipy_ppir.mpc.leastsquares import VALUE_BITS, mismatch
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.mpyc_bridge import evaluate
 
@@ -184,6 +192,85 @@ def test_freeform(deals, options):
         assert np.sqrt((error**2).mean()) < most and np.abs(exact).max() > 0.3
         warned = plausibility.MISMATCH in receipt["warnings"]
         assert warned == clear.mismatched
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pipeline": ["center_of_mass", "translation", "affine"]},
+        {
+            "pipeline": ["rigid"],
+            "sampling": "GMS",
+            "sampling_proportion": 0.9,
+            "result_to": "moving",
+        },
+    ],
+)
+def test_affine_by_squares(deals, bodies, options):
+    static, moving, *grids = bodies(2)
+    moving = moving**2  # of the same contrast
+    options = {"level_iters": [12, 8], "factors": [2, 1], "sigmas": [1, 0], **options}
+
+    def run(session):
+        own = {
+            STATIC: {"static_affine": grids[0]},
+            MOVING: {"moving_affine": grids[1]},
+        }
+        images = [
+            image if session.pid == owner else RemoteImage(image.shape, grid)
+            for owner, image, grid in zip(
+                (STATIC, MOVING), (static, moving), grids, strict=True
+            )
+        ]
+        return affine_registration(
+            *images[::-1],
+            metric="SSD",
+            session=session,
+            ret_receipt=True,
+            **own.get(session.pid, {}),
+            **options,
+        )
+
+    deals.make(run)
+    found = deals.run(run)
+    moved, matrix, receipt = found[MOVING]
+    before = AffineMap(
+        np.eye(3),
+        domain_grid_shape=static.shape,
+        domain_grid2world=grids[0],
+        codomain_grid_shape=moving.shape,
+        codomain_grid2world=grids[1],
+    )
+    before = np.abs(before.transform(moving) - static).mean()
+    assert np.abs(moved - static).mean() < 0.25 * before
+    assert not receipt["warnings"]
+    if "result_to" in options:
+        assert found[STATIC][1] is None
+    else:
+        np.testing.assert_array_equal(found[STATIC][1], matrix)
+
+
+def test_images_that_do_not_match(deals):
+    """The bit that is opened about an affine registration by squares."""
+    static, moving = (np.random.default_rng(k).uniform(size=(2, 40)) for k in (1, 2))
+    both = {STATIC: static[0], MOVING: np.stack([moving[0], static[0]])}
+    both = {p: np.rint(x * (1 << VALUE_BITS)).astype(np.int64) for p, x in both.items()}
+
+    def run(session, turned=False, limits=(0.8, 0.05)):
+        session.section("turned" if turned else "as it is")
+        static = both[STATIC] if session.pid == STATIC else None
+        moving = None
+        if session.pid == MOVING:
+            moving = both[MOVING][::-1] if turned else both[MOVING]
+        bit = mismatch(session, 40, limits, static, moving)
+        return session.open(bit, "test-any", OWNERS)
+
+    def both_ways(session):
+        return run(session), run(session, turned=True)
+
+    deals.make(both_ways)
+    for found in deals.run(both_ways):
+        assert [round(x[0]) for x in found] == [0, 1]
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -267,7 +267,7 @@ BAD = {
     ),
     "affine": (
         lambda c: c.update(operation="affine", reveal="transform", parameters={}),
-        "cannot deal before the owners meet; it can for 'syn'",
+        "cannot deal before the owners meet; it can with metric 'SSD'",
     ),
     "what is opened": (
         lambda c: c.update(reveal="update"),

@@ -112,8 +112,9 @@ def test_rounds_bytes_and_bits_are_as_stated(trio, depth):
     run_trio(trio, step)
     sent = [sum(s.ledger.sent.values()) - b for s, b in zip(trio, before, strict=True)]
     stated = re.search(r"``(\d+) dim \(dim \+ 1\)`` for each", leastsquares.__doc__)
-    blocks, matrix = 2, 16 * (p * dim * (dim + 1) + p)
-    sums = 32 * dim * (dim + 1) + 2 * 16 * p
+    # The matrix, the static owner's part, what the helper corrects, and the opening.
+    blocks, matrix = 2, 16 * p * dim * (dim + 1)
+    sums = 16 * dim * (dim + 1) + 16 * p + 2 * 16 * p
     assert sum(sent) == (
         4 * dim * n + int(stated[1]) * dim * (dim + 1) * blocks + matrix + sums
     )

@@ -25,6 +25,7 @@ ALONE = {
 }
 #: The same of those for which a helper can deal ahead.
 AHEAD = {
+    "affine": ({"metric": "SSD", "ret_metric": False},),
     "syn": ({"reveal": "map"},),
     "freeform": ({},),
     "points": ({},),
@@ -108,14 +109,16 @@ def told(plan, parameters):
     dim = getattr(parameters, "dim", None)
     for owner, about in plan.deal.items():
         shape = about["shape"]
-        good = shape[1:] in ([2], [3]) if points else len(shape) == dim
+        good = len(shape) in ((2, 3) if dim is None else (dim,))
+        if points:
+            good = shape[1:] in ([2], [3])
         if not good:
             raise SessionFileError(
                 f"shape in [deal.{names[owner]}] is {shape}, and must be "
                 + (
                     "how many points there are and 2 or 3, of their coordinates"
                     if points
-                    else f"of {dim} dimensions, as dim in [parameters] says"
+                    else f"of {dim or '2 or 3'} dimensions"
                 )
             )
         wanted = {"shape"} if points else {"shape", "grid2world"}

@@ -234,6 +234,11 @@ def dealt_bytes(parameters, static_shape, moving_shape, static_grid2world=None):
         if static_grid2world is not None:
             spacing = get_direction_and_spacings(static_grid2world, len(shape))[1]
         return _ENDS + sum(_freeform_dealt(parameters, shape, spacing))
+    if isinstance(parameters, AffineParameters):
+        # Of each block of samples, and of each step.
+        dim, voxels = len(static_shape), math.prod(static_shape)
+        sums = dim * (dim + 1) * (4 + 32) * -(-voxels // leastsquares.BLOCK)
+        return _ENDS + sum(s.iterations * (sums + 1_500) for s in whole.stages)
     return whole.sent
 
 

@@ -552,6 +552,7 @@ SecureCrossCorrelationMetric, optional
             what is not plausible about the result; see `plausibility`.
         """
         concerns = []
+        self.session.section("end")
         if judged and self._mismatched(found, images):
             concerns.append(plausibility.MISMATCH)
         if judged and self._stuck(found):
@@ -827,6 +828,7 @@ SecureCrossCorrelationMetric, optional
             steps = self.metric.steps_of(count)
             self._resumption.refuse_repeats(self._place, steps)
             journal(session, self.checkpoint, place=list(self._place))
+            session.section(f"step {self.step_number}, level {level}")
             self._set_up(level, images)
             with session.phase("optimizer"):
                 xopt, value = self.metric.minimise(
@@ -1051,6 +1053,7 @@ SecureCrossCorrelationMetric, optional
         """
         self.current_level = self.levels - 1
         if not self.finished_before:
+            self.session.section("centers of mass")
             affine_map = transform_centers_of_mass(
                 *images,
                 session=self.session,

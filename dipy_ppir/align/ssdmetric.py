@@ -30,7 +30,7 @@ from dipy_ppir.align.quasinewton import object_moments, orthonormal_steps
 from dipy_ppir.align.remote import is_remote
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc.edgesamples import secret_draws, show_samples
-from dipy_ppir.mpc.leastsquares import VALUE_BITS, ClearSteps
+from dipy_ppir.mpc.leastsquares import VALUE_BITS, ClearSteps, mismatch
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.worlds import least_squares, mean_products
 
@@ -417,6 +417,8 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         -------
         bit : SharedArray, shape (1,)
         """
+        if self.session.ahead:
+            return self._mismatched_ahead(before, after)
         numbers, products = secret_numbers(self.session), self._shared_products()
         limits = None
         if self.session.pid == STATIC:
@@ -425,6 +427,17 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         before, after = (self._value(numbers, products, a) for a in (before, after))
         much, more = numbers.less((limits[:1], after), (before + limits[1:], after))
         return numbers.either(much, more)
+
+    def _mismatched_ahead(self, *affines):
+        """See `mismatched`; with a helper that dealt before the owners met."""
+        static = moving = None
+        if self.session.pid == STATIC:
+            static = _integers(self.static)
+        elif self.session.pid == MOVING:
+            warped = (self.sample(a, with_gradient=False)[0] for a in affines)
+            moving = np.stack([_integers(x) for x in warped])
+        limits = MOST_DIFFERENCE, MOST_GROWTH
+        return mismatch(self.session, self.positions.count, limits, static, moving)
 
     def _shared_products(self):
         """The static image's numbers on shares, for values."""

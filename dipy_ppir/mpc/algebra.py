@@ -887,6 +887,16 @@ class Shares:
         negative : bool or None
             None where it is not opened.
         """
+        opened = self.session.open(self.negative(sums, digits), label, receivers)
+        return None if opened is None else bool(round(opened[0]))
+
+    def negative(self, sums, digits):
+        """What `any_negative` opens, on shares.
+
+        Returns
+        -------
+        bit : SharedArray, shape (1,)
+        """
         s, n, one = self.session, len(sums), R128.from_ints([1])
         # Two more digits: rounding takes up to one unit of them.
         digits = digits._replace(unit=digits.unit / 4)
@@ -904,9 +914,7 @@ class Shares:
         part = R128.neg(part)
         if s.pid == MOVING:
             part = R128.add(part, one)
-        bit = SharedArray(R128, part, 2, 0, 1, choices=2)
-        opened = s.open(bit, label, receivers)
-        return None if opened is None else bool(round(opened[0]))
+        return SharedArray(R128, part, 2, 0, 1, choices=2)
 
     def check(self, *numbers):
         """Find out whether a rounding went wrong: below, in or above its range.

@@ -26,6 +26,7 @@ down elsewhere.
 deals, as the helper had it, and compared as if the helper said so now.
 """
 
+from collections import Counter
 import secrets
 
 from dipy_ppir.mpc import record
@@ -163,7 +164,7 @@ class DealingSession(Session):
         parameters = self._completed(parameters)
         for key in BETWEEN_OWNERS:
             parameters.pop(key, None)
-        self._agreed[name] = parameters
+        self._agreed.setdefault(name, []).append(parameters)
         if self.ledger.run is None:
             alone = {HELPER: ROLES[HELPER]}
             greetings = {HELPER: record.greeting()}
@@ -334,6 +335,8 @@ class DealtSession(Session):
         )
         seeds = {**seeds, HELPER: deal.seed}
         self._random = _Sectioned(seeds, [HELPER], deal.use)
+        # How often what was agreed on, by name: the helper did so as often.
+        self._agreements = Counter()
 
     def name_of(self, pid):
         """See `Session`."""
@@ -384,14 +387,16 @@ class DealtSession(Session):
     def _views(self, name, parameters):
         """See `Session.agree`; the helper said its part ahead."""
         views = super()._views(name, parameters)
-        said = self.deal.facts["agreed"].get(name)
-        if said is None:
+        said = self.deal.facts["agreed"].get(name, [])
+        place = self._agreements[name]
+        self._agreements[name] += 1
+        if place >= len(said):
             raise DealError(
                 f"the helper dealt nothing for the {name}: use a session in which the "
                 "helper takes part"
             )
         mine = {k: parameters[k] for k in BETWEEN_OWNERS if k in parameters}
-        return {**views, HELPER: {**said, **mine}}
+        return {**views, HELPER: {**said[place], **mine}}
 
     def fail(self, exc):
         """See `Session.fail`."""

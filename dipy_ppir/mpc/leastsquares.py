@@ -8,36 +8,36 @@ The step that makes :math:`\sum_x (m(x) - s(x))^2` smallest, linearized, is
 (equations 2 to 6 of Taiello et al. 2024), with g the gradient of the moving image where
 the transform takes x, and y a linear function of the position. All of it is the moving
 owner's, but for the sums :math:`\sum_x g_d(x) y_e(x) s(x)`: products of its own numbers
-with the static owner's (`ownproducts`). They are left on shares, multiplied by the
-moving owner's matrix :math:`H^{-1} C`, and what is opened to it is the step, to a
-precision.
+with the static owner's (`ownproducts`). The owners hold parts of them. The moving
+owner's matrix :math:`H^{-1} C` times the static owner's part is a product of own
+numbers again, and what is opened to the moving owner is the step, to a precision.
 
 Words of 32 bits do: numbers of the static owner have `VALUE_BITS`, and the moving owner
 scales its own such that no sum over a block of samples reaches 2**`SUM_BITS`; blocks
-are added up in the ring of 128 bits. Nothing is truncated, and a
-sum is wrong with a probability below 2**-80 (`share_owners`).
+are added up in the ring of 128 bits. Nothing is truncated.
 
 Rounds of a step: 4. Bytes on all links: ``4 dim`` for each sample, from the moving
 owner, and ``52 dim (dim + 1)`` for each block of `BLOCK` samples, and a few kB; once
-for each static image ``4 (dim + 1)`` a sample.
+for each static image ``4 (dim + 1)`` a sample. The helper receives nothing.
 
-What each party sees: see `ownproducts`, `protocols.lift` and `share_owners`: uniform
-numbers. The moving owner is opened its step, with noise of the helper's that is uniform
-and as wide as the precision, which is as good as rounded: a simulator that is given the
-rounded step adds the noise. No more bits can be opened than are counted, whatever the
-moving owner gives: a step that is larger than promised comes round the field and is
-another number.
+What each party sees: see `ownproducts` and `protocols.lift`: uniform numbers. The
+moving owner is opened its step, with noise of the helper's that is uniform and as wide
+as the precision, which is as good as rounded: a simulator that is given the rounded
+step adds the noise. No more bits can be opened than are counted, whatever the moving
+owner gives: a step that is larger than promised comes round the ring and is another
+number.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from dipy_ppir.mpc.algebra import Digits, Secret, Shares, expression
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import P127, R32, R64, R128
-from dipy_ppir.mpc.ledger import HELPER, MOVING, declare
+from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
 from dipy_ppir.mpc.ownproducts import OwnProducts
-from dipy_ppir.mpc.protocols import dither, lift, share, share_owners, truncate
+from dipy_ppir.mpc.protocols import dither, lift, share_owners, truncate
 
 #: Bits of the static owner's numbers, whose magnitude is at most one.
 VALUE_BITS = 10
@@ -170,6 +170,7 @@ class SecretSteps:
     def __init__(self, session, dim, bits):
         self.session, self.dim, self.bits = session, dim, bits
         self._products = OwnProducts(session, R32, "least-squares")
+        self._weighted = OwnProducts(session, R128, "step")
 
     def share_static(self, shape, values=None):
         """Share the static image's products with the positions. Rounds: 1.
@@ -201,7 +202,7 @@ class SecretSteps:
         """
         s, dim = self.session, self.dim
         shape = len(blocks(count)), dim, dim + 1
-        gradient, matrix, constant, *_ = own or (None,) * 3
+        gradient = None if own is None else own.gradient
         sums = self._products.sums(
             sums_of_blocks,
             (dim, count),
@@ -209,36 +210,39 @@ class SecretSteps:
             None if gradient is None else R32.encode_int(gradient),
             bound=(1 << SUM_BITS) - 1,
         )
-        matrix = share(
-            s,
-            MOVING,
+        part = _added_up(lift(s, sums.reshape(-1)), shape[0]).share
+        self._weighted.share_static(
+            part.shape, part if s.pid == STATIC else None, wait=False
+        )
+        matrix = None
+        if s.pid == MOVING:
+            matrix = R128.encode(own.matrix, MATRIX_DIGITS, LARGEST_ELEMENT)
+        step = self._weighted.sums(
+            _matrix_times,
+            (parameters, *part.shape),
+            (parameters, 2),
             matrix,
-            (parameters, dim * (dim + 1)),
-            frac_bits=MATRIX_DIGITS,
-            bound=LARGEST_ELEMENT,
-            field=P127,
-            name="matrix",
-        )
-        constant = share(
-            s,
-            MOVING,
-            constant,
-            (parameters,),
-            frac_bits=MATRIX_DIGITS,
-            bound=LARGEST_ELEMENT,
-            field=P127,
-            name="constant",
-        )
-        sums = _added_up(lift(s, sums.reshape(-1)), shape[0])
-        sums = share_owners(s, sums, 0, P127, "sums")
-        step = P127.matmul(matrix.share, sums.share.reshape(-1, 1, 2))[:, 0]
-        step = P127.add(np.ascontiguousarray(step), constant.share)
-        # So many digits that the field has no room for larger numbers than promised.
-        digits = P127.bits - self.bits
-        step = P127.scale(step, 1 << digits - MATRIX_DIGITS)
-        step = SharedArray(P127, step, 2, digits, (1 << P127.bits - 1) - 1)
+            bound=(1 << 127) - 1,
+        ).share
+        if s.pid == MOVING:
+            step = R128.add(step, _matrix_times(matrix, part))
+            constant = R128.encode(own.constant, MATRIX_DIGITS, LARGEST_ELEMENT)
+            step = R128.add(step, constant)
+        # So many digits that the ring has no room for larger numbers than promised.
+        digits = R128.bits - self.bits
+        step = R128.scale(step, 1 << digits - MATRIX_DIGITS)
+        step = SharedArray(R128, step, 2, digits, (1 << R128.bits - 1) - 1)
         step = dither(s, step, 1 << digits - 1, by=HELPER)
         return s.open(step, "update", (MOVING,))
+
+
+def _matrix_times(matrix, vector):
+    """A matrix times a vector, in the ring of 128 bits."""
+    out = R128.zeros(matrix.shape[:1])
+    for k, x in enumerate(vector):
+        column = np.ascontiguousarray(matrix[:, k])
+        R128.addmul(out, column, np.broadcast_to(x, column.shape).copy())
+    return out
 
 
 def _added_up(array, parts):
@@ -248,6 +252,65 @@ def _added_up(array, parts):
     for part in share[1:]:
         total = R128.add(np.ascontiguousarray(total), np.ascontiguousarray(part))
     return SharedArray(R128, total, 2, array.frac_bits, array.bound * parts)
+
+
+def mismatch(session, count, limits, static=None, moving=None):
+    """Whether images hardly match, or less than they did; by a helper that only deals.
+
+    That is so where the sum of squared differences is more than a part of the spread of
+    the static image, its squares less their mean, or more than it was and another part.
+
+    Rounds: those of `OwnProducts`, `lift` and `Shares.any_negative`, but that nothing
+    is opened.
+
+    Parameters
+    ----------
+    session : Session
+    count : int
+        number of voxels.
+    limits : (float, float)
+        the parts.
+    static : array of int64, shape (count,), at the static owner only
+        from 0 to 2**`VALUE_BITS`.
+    moving : array of int64, shape (2, count), at the moving owner only
+        its image as it was and as it is, from 0 to 2**`VALUE_BITS`.
+
+    Returns
+    -------
+    bit : SharedArray, shape (1,)
+    """
+    world = Shares(session)
+    whole = Digits(1.0, 4 * (count * 4.0**VALUE_BITS + 1))
+    squares = known = None
+    if moving is not None:
+        squares = (moving**2).sum(axis=1).astype(np.float64)
+    if static is not None:
+        spread = count * np.var(static)
+        known = np.rint([float((static**2).sum()), *(k * spread for k in limits)])
+    products = OwnProducts(session, R64, "match")
+    products.share_static((count,), None if static is None else R64.encode_int(static))
+    x = None if moving is None else R64.encode_int(moving)
+    sums = products.sums(
+        _cross_sums, (2, count), (2,), x, bound=count << 2 * VALUE_BITS
+    )
+    cross = lift(session, sums).share
+    own = world.own(squares, MOVING, (2,), whole).part
+    theirs = world.own(known, STATIC, (3,), whole).part
+
+    def number(part, k):
+        part = None if session.pid == HELPER else part[k : k + 1]
+        return expression(Secret(part, 1.0, (1,)))
+
+    before, after = (
+        number(own, k) - number(cross, k).times(2) + number(theirs, 0) for k in range(2)
+    )
+    tests = [number(theirs, 1) - after, before + number(theirs, 2) - after]
+    return world.negative(tests, Digits(1.0, 4 * whole.bound))
+
+
+def _cross_sums(x, y):
+    """The form of sums of products with each row."""
+    return (x * y).sum(axis=1, dtype=x.dtype)
 
 
 class SecretProducts:

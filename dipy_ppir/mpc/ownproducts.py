@@ -38,8 +38,9 @@ class OwnProducts:
     Parameters
     ----------
     session : Session
-    ring : WordRing
-        R32 or R64, whichever the results fit.
+    ring : Ring
+        R32, R64 or R128, whichever the results fit. Shapes are those of the packed
+        words: in R128 numbers have two each.
     name : str
         the protocol step.
     """
@@ -110,6 +111,10 @@ class OwnProducts:
                 part = form(x, self._static)
             else:
                 part = form(mask, self._static)
-        dealt = deal(s, f"{self.name}-correction", part, results, ring.dtype)
-        part = ring.zeros(results) if s.pid == HELPER else ring.add(part, dealt)
+        name, part = f"{self.name}-correction", np.ascontiguousarray(part)
+        dealt = deal(s, name, part, results, ring.dtype, minus=ring.sub)
+        if s.pid == HELPER:
+            part = np.zeros(results, ring.dtype)
+        else:
+            part = ring.add(part, dealt)
         return SharedArray(ring, part, 2, 0, bound)

@@ -106,8 +106,9 @@ def in_parts(numbers, bound):
 def share(session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="share"):
     """Share real numbers known to one party as fixed-point numbers.
 
-    Rounds: 1. Elements: 1 per value, to one party. Of two owners alone the one that
-    knows the numbers holds them and the other zeros, in a ring: nothing is sent.
+    Rounds: 1. Elements: 1 per value, to one party. Of two owners, alone or with a
+    helper that dealt ahead, the one that knows the numbers holds them and the others
+    zeros, in a ring: nothing is sent.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def share(session, owner, x, shape, *, frac_bits=0, bound=1.0, field=P61, name="
     -------
     array : SharedArray
     """
-    elements, alone = None, HELPER not in session.roles
+    elements, alone = None, HELPER not in session.roles or session.ahead
     field = RINGS.get(field, field) if alone else field
     if session.pid == owner:
         x = np.asarray(x, dtype=np.float64)
