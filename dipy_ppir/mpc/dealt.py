@@ -15,12 +15,17 @@ to what is dealt for there: each section has streams of its own, from keys of it
 and a place in the file where its messages begin. A section is begun once.
 
 **Who learns what.** Of what is opened to all parties, the owners learn it and the
-helper does not. An owner has of the helper exactly what it would have been sent, and no
-sooner than it may: all of it is uniform, and independent of the secrets. The helper
-knows neither. Once a deal is used it is worthless, but for this: who has the deals of
-both owners, or one owner's and what the other sent, can open everything. So each file
-is sealed to its owner, and the helper has to forget its secrets, which it never writes
-down elsewhere.
+helper does not, which learns nothing at all. An owner has of the helper exactly what it
+would have been sent, if all of it before the first step: it is uniform and independent
+of what the owners put in, so that a simulator draws it at random, then as well as step
+by step. Who has both owners' deals, and what they sent each other, can open everything,
+as who has both seeds of a helper that is there. So each file is sealed to its owner,
+and the helper has to forget its secrets, which it never writes down elsewhere.
+
+**Rounds and bytes.** Those of the protocols, less the messages of the helper: what it
+sends is read, and no round is waited for. Numbers that a section takes over from the
+one before and multiplies are masked once more (`Shares.renewed`): 2 elements each, and
+a round, in the end of each level of SyN.
 
 **For what was dealt.** All that the parties must agree on (`Session.agree`) is in the
 deals, as the helper had it, and compared as if the helper said so now.
