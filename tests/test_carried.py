@@ -304,8 +304,8 @@ def elements(o, refine=False, last=False):
     dim, keys = o.dim, len(o.keys)
     inner = 2 * 3 + 3 + 3 * 3 + 2 * 3 + 2 * 3 * dim + 2 * 3 * dim
     inner += 2 * 3 * (keys - dim) + 2 * 3 * dim + (100 if refine else 0)
-    # The factors of steps: two sums and two numbers; and the score.
-    total = coarse * (inner + 12) + fine * 6 + 2 + 2 * 2 + 1
+    # The factors of steps: two sums and two numbers.
+    total = coarse * (inner + 12) + fine * 6 + 2 + 2 * 2
     return total + (0 if last else fine * 6)
 
 

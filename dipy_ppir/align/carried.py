@@ -457,7 +457,7 @@ class CarriedLevels:
         carried : Carried
         halves : sequence of Half
             as they were given to the last iteration.
-        scores : list of Secret
+        scores : list of Expression or Secret
             of the level, one for each iteration.
 
         Returns

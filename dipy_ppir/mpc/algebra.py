@@ -466,6 +466,10 @@ class Clear:
         """See `Shares.renewed`."""
         return list(numbers)
 
+    def settled(self, x, digits):
+        """See `Shares.settled`."""
+        return x
+
     def minus(self, x, y):
         """Masked numbers less others."""
         return Masked(x.factor - y.factor, None, x.unit, x.shape)
@@ -563,6 +567,13 @@ class Shares:
         before gave them: then they are `masked` once more.
         """
         return self.masked(*numbers) if self.session.ahead else list(numbers)
+
+    def settled(self, x, digits):
+        """An expression that a later section may use, with all of its digits.
+
+        For a helper that dealt ahead it is computed now (`secret`).
+        """
+        return self.secret(x, digits) if self.session.ahead else x
 
     def minus(self, x, y):
         """Masked numbers less others of the same unit and shape; local."""

@@ -52,7 +52,7 @@ beta, gamma                                              6
 tau                                        6
 v                                                        18
 abs(v)**2, its square                                    12
-c, score: 2 norms and rates, a sum
+c: 2 norms and rates
 delta                                                    18
 products of delta                                        36
 s, m; U, V                                 6             18
@@ -707,7 +707,7 @@ class Carried:
         -------
         speeds : list of Masked
             those of the static image along each axis, then those of the moving image.
-        score : Secret
+        score : Expression or Secret
             see `iterate`.
         """
         raise NotImplementedError
@@ -854,7 +854,7 @@ class Carried:
         Returns
         -------
         halves : list of Half
-        score : Secret, shape (1,)
+        score : Expression or Secret, shape (1,)
             how well the images match, as they are given: see `better`.
         """
         w, o, halves = self.world, self.o, (static, moving)
@@ -1024,9 +1024,8 @@ class CarriedCorrelation(Carried):
         )
         inner = w.map(self._inner, rho)
         score = product(Total(), (inner,), (inner,))
-        # Computed now, whatever is masked anew before it is compared.
         most = CORRELATION.bound**2 * self.terms
-        return speeds, w.secret(score, Digits(0.0, most))
+        return speeds, w.settled(score, Digits(0.0, most))
 
     def reference(self, halves):
         """What the sum of squared correlations would be if the images matched.

@@ -2,15 +2,12 @@
 
 from dipy_ppir.mpc import freeform, leastsquares, pairsplines, pairsquares
 from dipy_ppir.mpc.algebra import Shares
-from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.fields import R64
 from dipy_ppir.mpc.information import Information
 from dipy_ppir.mpc.numbers import SecretNumbers
 from dipy_ppir.mpc.pair import PairSession
 from dipy_ppir.mpc.pairalgebra import PairShares
 from dipy_ppir.mpc.pairinformation import PairInformation
 from dipy_ppir.mpc.pairnumbers import PairNumbers
-from dipy_ppir.mpc.protocols import share
 
 
 def alone(session):
@@ -46,39 +43,6 @@ def shares(session):
     world : Shares or PairShares
     """
     return PairShares(session) if alone(session) else Shares(session)
-
-
-def owned(session, owner, x, shape, *, bound, name):
-    """Whole numbers of an owner, about to be opened, or sums of them.
-
-    Rounds: 1 with a helper, else 0.
-
-    Parameters
-    ----------
-    session : Session
-    owner : int
-    x : array of float or None
-        at the owner.
-    shape : tuple of int
-    bound : float
-        below 2**60.
-    name : str
-        the protocol step.
-
-    Returns
-    -------
-    array : SharedArray
-
-    Raises
-    ------
-    FixedPointOverflowError
-        for numbers beyond the bound.
-    """
-    if not alone(session):
-        return share(session, owner, x, shape, bound=bound, name=name)
-    mine = session.pid == owner
-    words = R64.encode(x, 0, bound) if mine else R64.zeros(shape)
-    return SharedArray(R64, words, 2, 0, int(bound))
 
 
 def least_squares(session, dim, bits, parameters, *, voxels, samples):
