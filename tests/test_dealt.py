@@ -30,6 +30,7 @@ from dipy_ppir.align.points import clear_registration
 from dipy_ppir.align.remote import exchange_grids
 from dipy_ppir.mpc import protocols
 from dipy_ppir.mpc.algebra import Digits, Shares
+from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.dealfile import PIECE, Deal
 from dipy_ppir.mpc.errors import (
     DealError,
@@ -37,7 +38,7 @@ from dipy_ppir.mpc.errors import (
     ParameterMismatchError,
     ProtocolError,
 )
-from dipy_ppir.mpc.fields import R128
+from dipy_ppir.mpc.fields import P61, R128
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.leastsquares import VALUE_BITS, mismatch
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
@@ -350,12 +351,16 @@ def test_a_computation_of_another_kind_does_not_fit(deals):
 
 
 def test_what_needs_the_helper_cannot_be_dealt(deals):
-    def compare(session):
-        x = protocols.share(session, MOVING, np.ones(3), (3,))
-        return evaluate(session, lambda mpc, y: (y,), (x,), (3,))
+    def receives(session):
+        protocols.share_elements(session, MOVING, None, (3,), P61, "numbers")
 
-    with pytest.raises(ProtocolError, match="cannot deal this ahead"):
-        deals.make(compare)
+    def compares(session):
+        x = SharedArray(P61, P61.zeros((1,)), 1, 0, 8)
+        evaluate(session, lambda mpc, y: (y < 0,), (x,), (1,), kind="integer")
+
+    for function, what in ((receives, "numbers"), (compares, "MPyC")):
+        with pytest.raises(ProtocolError, match=f"ahead: it would wait for '{what}'"):
+            deals.make(function)
     assert not list(deals.folder.glob("*.deal"))
 
 
