@@ -49,6 +49,9 @@ class Counting:
             self.failures += 3 * bound / R128.modulus * np.prod(x.shape)
         return Secret(None, unit, x.shape)
 
+    def settled(self, x, digits):
+        return x
+
     def fresh(self, *wanted):
         return self.masked(*(self.secret(*w) for w in wanted))
 

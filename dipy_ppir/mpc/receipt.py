@@ -119,7 +119,7 @@ ALONE = (
 )
 #: What it rests on besides where the helper dealt ahead.
 DEALT = (
-    "The helper dealt before the owners met and received nothing. What it dealt for an "
+    "{helper} dealt before the owners met and received nothing. What it dealt for an "
     "owner is sealed to that owner's key; it kept no copy if it follows the program."
 )
 INSECURE = "INSECURE RUN: the threshold was 0, nothing was kept secret."
@@ -206,13 +206,17 @@ def run_lines(receipt):
     return lines
 
 
+def _who_dealt(deal):
+    return f"helper, {deal['helper']}," if "helper" in deal else "helper"
+
+
 def _dealt_lines(receipt):
     """Who dealt ahead, and what."""
     deal = receipt.get("deal")
     if not deal:
         return []
-    who = f"the helper, {deal['helper']}," if "helper" in deal else "the helper"
-    lines = [f"Before the owners met {who} made deal {deal['number']}."]
+    who = _who_dealt(deal)
+    lines = [f"Before the owners met the {who} made deal {deal['number']}."]
     if "fingerprint" in deal:
         lines.append(f"    certificate SHA-256 {deal['fingerprint']}")
     return lines
@@ -439,8 +443,11 @@ def trust_lines(receipt):
         ]
     if receipt["m"] == 2:
         return [*ALONE]
+    dealt = []
+    if receipt.get("deal"):
+        dealt = [DEALT.format(helper=f"The {_who_dealt(receipt['deal'])}")]
     return [
-        *([DEALT] if receipt.get("deal") else []),
+        *dealt,
         f"{receipt['m']} parties, of which no {receipt['t'] + 1} work together: two "
         "parties that pool what they hold can rebuild both "
         f"{'sets of points' if _of_points(receipt) else 'images'}.",

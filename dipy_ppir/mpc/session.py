@@ -5,7 +5,7 @@ same program in step; what a party does depends on its number.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 import hashlib
 from importlib.metadata import version
@@ -220,10 +220,15 @@ class Session:
                     f"listen={text!r} must be host:port, for example '0.0.0.0:7433'"
                 )
         own = Identity.load(identity)
-        opened = cls._deal_of(plan, own, path, identity, deal)
-        meeting = Meeting(plan, own, listen=listen, on_wait=on_wait)
-        meeting.hold()
-        return cls.of_meeting(meeting, **opened)
+        with ExitStack() as stack:
+            opened = cls._deal_of(plan, own, path, identity, deal)
+            for file in opened.values():
+                stack.enter_context(closing(file))
+            meeting = Meeting(plan, own, listen=listen, on_wait=on_wait)
+            meeting.hold()
+            session = cls.of_meeting(meeting, **opened)
+            stack.pop_all()
+        return session
 
     @classmethod
     def of_meeting(cls, meeting: Meeting, **options: Any) -> Self:
