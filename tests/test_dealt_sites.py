@@ -211,6 +211,8 @@ def test_what_a_session_file_says(sites, capsys):
         "Site moving dials Site static",
         "Site helper (helper) learns nothing",
         "has to keep no copy",
+        "26 x 24 x 22 voxels:",
+        "The helper deals about 11.5 MB of this ahead",
     ):
         assert words in text
     keys = sites.folder / "keys"

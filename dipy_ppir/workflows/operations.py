@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from dipy_ppir.align import (
     affine_registration,
     freeform_registration,
@@ -11,7 +13,7 @@ from dipy_ppir.align import (
 )
 from dipy_ppir.align._public import check_steps, planned_bits, registration_of
 from dipy_ppir.align.agreed import entries, parameters_of
-from dipy_ppir.align.estimate import USUAL, estimate
+from dipy_ppir.align.estimate import USUAL, dealt_bytes, estimate
 from dipy_ppir.align.memory import peaks
 from dipy_ppir.align.parameters import AffineParameters, PointParameters
 from dipy_ppir.align.points import planned_bits as point_bits
@@ -28,7 +30,7 @@ from dipy_ppir.mpc.ledger import (
 from dipy_ppir.mpc.receipt import ALONE
 from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.workflows.openings import LIMIT
-from dipy_ppir.workflows.progress import estimate_text
+from dipy_ppir.workflows.progress import estimate_text, size_text
 
 
 @dataclass(frozen=True)
@@ -512,7 +514,13 @@ def explain_work(plan, pairs=None, line=USUAL):
             'reveal = "transform" shows it the steps only.'
         )
     lines += ["", "What it takes", "-" * 13]
-    lines += takes(parameters, pairs or usual_pairs(parameters), line, plan.alone)
+    if plan.helper == "ahead":
+        pair = described_pair(plan)
+        size = size_text(dealt_bytes(parameters, *pair))
+        lines += takes(parameters, [pair], line)
+        lines.append(f"The helper deals about {size} of this ahead, in files.")
+    else:
+        lines += takes(parameters, pairs or usual_pairs(parameters), line, plan.alone)
     size, most = (256,) * getattr(parameters, "dim", 3), plan.limits
     if of_images:
         needed = max(peaks(parameters, size, size, plan.alone).values()) / 1e9
@@ -533,6 +541,14 @@ def explain_work(plan, pairs=None, line=USUAL):
         f"one that is silent for {times['silence']:g} s{keeps if of_images else ''}.",
     ]
     return lines
+
+
+def described_pair(plan):
+    """The pair that a helper that deals ahead is told of, as `takes` has them."""
+    static, moving = (plan.deal[owner] for owner in (STATIC, MOVING))
+    place = static.get("grid2world")
+    place = None if place is None else np.array(place, dtype=np.float64)
+    return tuple(static["shape"]), tuple(moving["shape"]), place
 
 
 def _trust(plan, data):

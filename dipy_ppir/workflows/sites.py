@@ -8,8 +8,6 @@ from pathlib import Path
 import shutil
 import sys
 
-import numpy as np
-
 from dipy_ppir.align.alone import NUMBERS
 from dipy_ppir.align.estimate import USUAL, Line, dealt_bytes
 from dipy_ppir.align.parameters import PointParameters
@@ -22,11 +20,17 @@ from dipy_ppir.mpc.identity import (
     Identity,
     create_identity,
 )
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.ledger import HELPER, ROLES
 from dipy_ppir.workflows import inputs
 from dipy_ppir.workflows.flow import check_name
 from dipy_ppir.workflows.inputs import InputError
-from dipy_ppir.workflows.operations import OPERATIONS, explain, read, template
+from dipy_ppir.workflows.operations import (
+    OPERATIONS,
+    described_pair,
+    explain,
+    read,
+    template,
+)
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.points import load_points
 from dipy_ppir.workflows.progress import size_text
@@ -343,9 +347,7 @@ def _deal(site, given):
             "out. Who resumes a session needs a new deal: make one as the first time"
         )
     paths = [deal_path(given.out_dir, given.file, p) for p in OWNERS]
-    shapes = [site.plan.deal[p]["shape"] for p in (STATIC, MOVING)]
-    place = np.array(site.plan.deal[STATIC].get("grid2world", np.eye(4)))
-    expected = dealt_bytes(site.parameters, *map(tuple, shapes), place)
+    expected = dealt_bytes(site.parameters, *described_pair(site.plan))
     logger.info("The two files will take about %s", size_text(expected))
     with (
         new_folders(paths),
