@@ -436,3 +436,37 @@ def test_syn_of_two_owners_goes_on_after_an_interruption(tmp_path, opens):
     assert check_receipts(receipts) == 0
     for site in OWNERS:
         assert receipt_of(sites, site)["resumed"] == 1
+
+
+#: Ends a program in the middle of the optimizer's steps.
+DIES_IN_STEPS = DIES.replace('"center" in record', 'record.get("step") == 2')
+#: One coarse level and few bins, so that a registration takes seconds.
+INFORMATION = {
+    "pipeline": ["center_of_mass", "translation"],
+    "level_iters": [4, 0],
+    "sigmas": [0.0, 0.0],
+    "factors": [2, 1],
+    "nbins": 12,
+}
+
+
+@pytest.mark.parametrize(
+    "victim", ["moving", pytest.param("static", marks=pytest.mark.heavy)]
+)
+def test_mutual_information_of_two_owners_goes_on(owners, victim):
+    """The level is begun anew, with new keys; what was shown before is counted."""
+    sites = owners(parameters=INFORMATION)
+    statuses = sites.wait(sites.start(before={victim: DIES_IN_STEPS}))
+    (other,) = set(OWNERS) - {victim}
+    assert statuses == {victim: -signal.SIGKILL, other: 1}
+    assert f"(Site {victim})" in sites.last_line(other)
+    sites.run("--force", "--resume")
+    images = [nib.load(sites.folder / f"{name}.nii.gz") for name in OWNERS]
+    _, matrix, receipt = affine_registration(
+        *images, **INFORMATION, parties=2, ret_receipt=True
+    )
+    np.testing.assert_allclose(matrix_of(sites, "moving"), matrix, atol=0.3)
+    for site in OWNERS:
+        resumed = receipt_of(sites, site)
+        assert resumed["resumed"] == 1
+        assert resumed["bits"]["moving owner"] > receipt["bits"]["moving owner"]
