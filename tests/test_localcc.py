@@ -175,7 +175,7 @@ def test_on_shares_as_in_the_clear(three, name):
     for k, (one, twin) in enumerate(zip(found, expected, strict=True)):
         assert one.shape == twin.shape
         assert np.abs(one - twin).max() < 2e-5 * max(np.abs(twin).max(), 1), k
-    assert found[0] == pytest.approx(found[3], abs=1e-4)
+    assert found[0] == pytest.approx(found[3], rel=2e-5)
     assert np.abs(expected[1]).max() > 1
     assert 0 < failures < 2.0**-45
 
