@@ -236,13 +236,15 @@ def test_what_is_made_ahead_is_as_stated(duo):
             pads, made = session.transfers.pads, session.transfers
             made.pads = lambda n, owner: transfers[owner].append(n) or pads(n, owner)
         information.evaluate(1.0, samples.p, moving)
+        return information
 
-    run_trio(duo, run)
+    information = run_trio(duo, run)[MOVING]
     cells = samples.bins * samples.categories
     numbers = cells + samples.bins + samples.categories
-    few = samples.p * samples.dim * (samples.dim + 1) + samples.dim * (samples.dim + 1)
-    base = 2 * COLUMNS
-    assert sum(taken) == base + 16 * cells + 13 * (numbers - cells) + few
+    sums = samples.dim * (samples.dim + 1)
+    few = (1 + samples.p) * sums
+    assert information.products(samples.p) == 13 * numbers + 3 * cells + few
+    assert sum(taken) == 2 * COLUMNS + information.products(samples.p)
     assert sum(map(sum, transfers.values())) < 200 * numbers
 
 

@@ -158,6 +158,8 @@ class PairInformation:
         s = self.session
         band, gradient, matrix = moving or (None,) * 3
         with s.phase("histogram"):
+            # All at once, and not whenever some are missing.
+            s.multiplications.reserve(self.products(parameters))
             table = self._table(band)
             numbers = _Numbers(self, table)
             differences = numbers.differences()
@@ -173,6 +175,15 @@ class PairInformation:
             with s.phase("first curvature"):
                 marginal = numbers.slopes(differences, self.digits)
         return Evaluation(value, gradient, marginal)
+
+    def products(self, parameters):
+        """How many products are made ahead for an evaluation, but for few."""
+        sums = self.dim * (self.dim + 1)
+        weighed = self.bins * self.categories + self.masked
+        numbers = weighed + self.bins + self.categories + self.masked
+        # To normalize a number, and for a polynomial; see `pairfunctions`.
+        each = 2 + 2 * (len(LOGARITHM) - 1) - 1
+        return each * numbers + 3 * weighed + (1 + parameters) * sums
 
     # -- sums over samples -------------------------------------------------
 
