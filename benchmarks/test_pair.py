@@ -20,8 +20,9 @@ def test_steps(benchmark, n, dim):
     given = {"n": n, "dim": dim, "repeats": repeats}
 
     def once():
+        arguments = {"moving": given, "static": given, "helper": {}}
         return local.run_locally(
-            pair_steps, "yardsticks:pair_steps", parties=2, moving=given, static=given
+            pair_steps, "yardsticks:pair_steps", parties=2, **arguments
         )
 
     found = benchmark.pedantic(once, rounds=3, iterations=1, warmup_rounds=1)
