@@ -7,6 +7,7 @@ from parties import run_trio
 import pytest
 import test_map_only
 import test_ssd_mind
+from test_two_on_shares import register
 
 from dipy_ppir.align import RemotePoints, pairestimate, point_registration
 from dipy_ppir.align.estimate import estimate
@@ -93,4 +94,24 @@ def test_points(duo, dim):
 
 def test_of_others_there_is_none():
     shape = (30, 30, 30)
-    assert estimate(AffineParameters(), shape, shape, alone=True) is None
+    parameters = AffineParameters(metric="SSD")
+    assert estimate(parameters, shape, shape, alone=True) is None
+
+
+@pytest.mark.parametrize("hide_steps", [False, True], ids=["shown", "hidden"])
+def test_mutual_information(two, bodies, hide_steps):
+    """Bytes of a registration, all included; and that more samples take more."""
+    pair = bodies(2)
+    given = {"pipeline": ["center_of_mass", "translation"], "level_iters": [4, 0]}
+    given |= {"sigmas": [0.0, 0.0], "factors": [2, 1], "hide_steps": hide_steps}
+    found = register(two, pair, **given)
+    receipt = found[MOVING][-1]
+    parameters, shapes = AffineParameters(**given), [image.shape for image in pair[:2]]
+    ahead = estimate(parameters, *shapes, alone=True)
+    # Up to a batch of products is left over.
+    assert ahead.sent == pytest.approx(receipt["bytes_total"], rel=0.2, abs=4e6)
+    assert ahead.sent > 10 * estimate(parameters, *shapes).sent
+    large = AffineParameters(sampling_proportion=0.05)
+    more = estimate(large, (99, 117, 95), (99, 117, 95), alone=True)
+    assert 1.5e9 < more.sent < 2.2e9
+    assert 40 < more.work < 90

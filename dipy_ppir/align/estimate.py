@@ -51,6 +51,7 @@ from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.carried import Operators
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.localcc import Windows
+from dipy_ppir.mpc.pairinformation import PairInformation
 from dipy_ppir.mpc.prg import Stream
 from dipy_ppir.mpc.steps import BITS
 
@@ -180,18 +181,19 @@ def estimate(
     Returns
     -------
     estimate : Estimate or None
-        None where there is none: of two owners alone there is of points and SyN.
+        None where there is none: of two owners alone there is of points, SyN and the
+        mutual information.
     """
     if isinstance(parameters, PointParameters):
         return _points(parameters, *static_shape, alone)
-    if alone and not isinstance(parameters, SynParameters):
+    if alone and not _known_alone(parameters):
         return None
     shape = tuple(int(n) for n in static_shape)
     spacing = np.ones(len(shape))
     if static_grid2world is not None:
         spacing = get_direction_and_spacings(static_grid2world, len(shape))[1]
     if isinstance(parameters, AffineParameters):
-        stages, at_most = _affine(parameters, shape, spacing), False
+        stages, at_most = _affine(parameters, shape, spacing, alone), False
     elif isinstance(parameters, FreeFormParameters):
         stages, at_most = _freeform(parameters, shape, spacing), True
     else:
@@ -268,11 +270,19 @@ class _Costs(NamedTuple):
     waits: int
 
 
-def _affine(p, shape, spacing):
+def _known_alone(parameters):
+    """Whether there is an estimate of what two owners alone take."""
+    if isinstance(parameters, AffineParameters):
+        return parameters.metric == "MI" and parameters.reveal == "transform"
+    return isinstance(parameters, SynParameters)
+
+
+def _affine(p, shape, spacing, alone):
     """Stages of an affine registration."""
     levels = len(p.level_iters)
     shapes = _shapes(shape, spacing, levels, p.factors)
     costs_of = {"SSD": _squares, "CC": _correlation}.get(p.metric, _information)
+    costs_of = _information_alone if alone else costs_of
     for place, step in enumerate(p.pipeline):
         kind = PIPELINE_STEPS[step]
         if kind is None:
@@ -284,7 +294,7 @@ def _affine(p, shape, spacing):
         for count, level in zip(counts, range(levels - 1, -1, -1), strict=True):
             if count:
                 costs = costs_of(p, level, shapes[level], parameters)
-                yield _level(p, step, level, count, parameters, costs)
+                yield _level(p, step, level, count, parameters, costs, alone)
         if last and p.reveal == "transform":
             # The match is judged at the coarsest level, by two values.
             coarsest = levels - 1 - next(k for k, n in enumerate(p.level_iters) if n)
@@ -295,11 +305,14 @@ def _affine(p, shape, spacing):
             yield Stage("result", coarsest, 0, sent, waits, work)
 
 
-def _level(p, step, level, count, parameters, costs):
+def _level(p, step, level, count, parameters, costs, alone):
     """A level of a step, with `count` evaluations."""
     sent, waits = 0.0, 0.0
     told = count
-    if p.hide_steps:
+    if alone:
+        told = count - (not p.hide_steps)
+        sent, waits = told * pairestimate.step(parameters), told * pairestimate.STEP
+    elif p.hide_steps:
         sent = count * (_HIDDEN_STEP + _HIDDEN_STEP_EACH * parameters)
         waits = count * _HIDDEN_WAITS
     elif p.reveal == "transform" and p.metric != "SSD":
@@ -333,16 +346,10 @@ def _planned(p, kind, levels, before, last):
 
 def _information(p, level, shape, parameters):
     """Mutual information; see `information` and `parzenhist`."""
-    bins, n, on_shares = p.nbins, math.prod(shape), p.reveal == "transform"
-    if on_shares and level:
-        bins = min(bins, plan.COARSE_BINS)
-    sampled = p.sampling_proportion is not None
-    if sampled and not (on_shares and n <= plan.EVERY_VOXEL):
-        n /= math.ceil(1 / p.sampling_proportion)
+    bins, n, masked = _sampled(p, level, shape)
     categories = bins - 4
     cells = bins * categories + bins
-    if on_shares:
-        masked = p.hide_steps or p.sampling_proportion in (None, 1)
+    if p.reveal == "transform":
         each = 4 * (bins + masked) + 4 * (bins + categories + 2) + 12 * len(shape)
         each, once = n * each + _LOGARITHM * cells, 4 * n * categories
         return _Costs("MI", n, once, each, each, 2, 13)
@@ -351,6 +358,36 @@ def _information(p, level, shape, parameters):
         each += 16 * n * bins + _FINE_LOGARITHM * cells
     waits = 10 if p.reveal == "gradient" else 5
     return _Costs(p.reveal, n, 8 * n * categories, each, 0.0, 2, waits)
+
+
+def _sampled(p, level, shape):
+    """Bins, samples, and whether some may be left out."""
+    bins, n, on_shares = p.nbins, math.prod(shape), p.reveal == "transform"
+    if on_shares and level:
+        bins = min(bins, plan.COARSE_BINS)
+    sampled = p.sampling_proportion is not None
+    if sampled and not (on_shares and n <= plan.EVERY_VOXEL):
+        n /= math.ceil(1 / p.sampling_proportion)
+    return bins, n, p.hide_steps or p.sampling_proportion in (None, 1)
+
+
+def _information_alone(p, level, shape, parameters):
+    """Mutual information of two owners alone; see `pairinformation`."""
+    bins, samples, masked = _sampled(p, level, shape)
+    information = PairInformation(
+        None,
+        math.ceil(samples),
+        bins - 4,
+        bins,
+        None,
+        len(shape),
+        masked=masked,
+        digits=0,
+        anew=p.hide_steps,
+    )
+    once, each = information.sends(parameters)
+    waits = pairestimate.EVALUATION + 3 * masked
+    return _Costs("MI alone", samples, once, each, each, 1, waits)
 
 
 def _correlation(p, level, shape, parameters):
@@ -617,6 +654,7 @@ _POINTS_WORK, _POINT_WORK = (0.03, 0.01), 1e-7
 #: Seconds for each iteration, byte, and voxel or sample that an owner handles.
 _WORK = {
     "MI": (0.036, 5e-10, 4.2e-7),
+    "MI alone": (0.05, 2.6e-8, 0.0),
     "gradient": (0.012, 7e-10, 0.0),
     "histogram": (0.005, 6e-10, 0.0),
     "CC": (0.03, 8.5e-9, 0.0),

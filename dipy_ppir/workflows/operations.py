@@ -336,8 +336,9 @@ def takes(parameters, pairs, line, alone=False):
         )
         if ahead is None:
             return [
-                "Time and traffic of two owners alone are estimated of points and SyN "
-                "only; doc/measurements.md has some that were measured."
+                "Time and traffic of two owners alone are estimated of points, SyN and "
+                "mutual information only; doc/measurements.md has others that were "
+                "measured."
             ]
         named = sizes_text(parameters, static, moving)
         lines += [f"{named}:", f"    {estimate_text(ahead, line)}."]
