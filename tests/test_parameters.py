@@ -418,6 +418,27 @@ def test_memory_of_two_owners_is_estimated_from_above(parameters, shape, measure
         assert 1.0 < (found[pid] - 200e6) / measured < 1.45
 
 
+@pytest.mark.parametrize(
+    "parameters, shape, measured",
+    [
+        (AffineParameters(metric="SSD"), (110,) * 3, (493, 362)),
+        (
+            AffineParameters(metric="SSD", sampling_proportion=0.1),
+            (110,) * 3,
+            (308, 251),
+        ),
+        (FreeFormParameters(dim=2), (1000, 1000), (439, 294)),
+    ],
+)
+def test_memory_of_encrypted_images_is_estimated_from_above(
+    parameters, shape, measured
+):
+    """Of peaks of both owners, the program included."""
+    found = peaks(parameters, shape, shape, alone=True)
+    for pid, mebibytes in zip((MOVING, STATIC), measured, strict=True):
+        assert 0.97 < found[pid] / (mebibytes * 2**20) < 1.45
+
+
 @pytest.mark.parametrize("proportion, mebibytes", [(0.05, 577), (0.1, 1154)])
 def test_memory_of_encrypted_categories_is_estimated_from_above(proportion, mebibytes):
     """Of what was measured of the moving owner besides the program and its image."""

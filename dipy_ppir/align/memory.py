@@ -56,6 +56,10 @@ _CARRIED = {
 #: The same of a free-form registration for each dimension, at the moving owner, the
 #: static one and the helper: along each there are a gradient and a displacement.
 _SPLINE = (75, 20, 30)
+#: Of two owners alone, at the moving owner besides, who holds the static image
+#: encrypted: for each of its voxels with squared differences, and with splines, of
+#: which the last level's and that of the final comparison are there together.
+_ENCRYPTED, _ENCRYPTED_TWICE = 64, 150
 #: For each coordinate of points at an owner, the largest peak that was measured; and
 #: where two owners are alone.
 _COORDINATE, _COORDINATE_ALONE = 64, 210
@@ -103,8 +107,11 @@ def peaks(parameters, static_shape, moving_shape, alone=False):
         owner, helper = (part * n * static for n in each)
     elif isinstance(parameters, FreeFormParameters):
         owner, other, helper = (parameters.dim * n * static for n in _SPLINE)
+        owner += _ENCRYPTED_TWICE * static * alone
     elif parameters.metric == "SSD":
         owner, helper = (n * samples + _SHARED * static for n in _SQUARED)
+        other = owner
+        owner += _ENCRYPTED * static * alone
     elif parameters.metric == "CC":
         owner, helper = (n * static for n in _CORRELATED)
     else:
