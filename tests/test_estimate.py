@@ -21,6 +21,8 @@ from dipy_ppir.align.parameters import (
     PointParameters,
     SynParameters,
 )
+from dipy_ppir.mpc import local
+from dipy_ppir.mpc.errors import NoiseBudgetError
 
 SHAPES = {2: (40, 44), 3: (26, 24, 28)}
 TWO = {"level_iters": (6, 4), "factors": (2, 1), "sigmas": (1.0, 0.0)}
@@ -99,6 +101,68 @@ def pair(dim):
     texture = 1 + 0.4 * ndimage.gaussian_filter(rng.standard_normal(body.shape), 2)
     static = ndimage.gaussian_filter(body * texture, 1)
     return static, ndimage.shift(static, 0.8, order=1)
+
+
+#: The same of two owners alone.
+ALONE = {
+    "affine SSD": CASES["affine SSD"],
+    "affine GMS": CASES["affine GMS"],
+    "affine MI": ("affine", 2, {**TWO, "pipeline": (CENTER, "rigid"), "nbins": 12}),
+    "free-form": CASES["free-form"],
+    "free-form GMS": CASES["free-form GMS"],
+}
+HEAVY = {
+    "affine MI in space": CASES["sampled"],
+    "affine MI hidden": CASES["hidden"],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "case", [*ALONE, *(pytest.param(c, marks=pytest.mark.heavy) for c in HEAVY)]
+)
+def test_traffic_of_two_owners_alone(case):
+    operation, dim, given = {**ALONE, **HEAVY}[case]
+    register, options = affine_registration, {}
+    if operation == "freeform":
+        register, options = freeform_registration, {"dim": dim}
+    static, moving = pair(dim)
+    place = np.diag([2.0, 2.5, 2.0][:dim] + [1.0])
+    # Others may have left products that were made ahead.
+    local.close_local_parties()
+    *_, receipt = register(
+        moving,
+        static,
+        moving_affine=place,
+        static_affine=place,
+        ret_receipt=True,
+        parties=2,
+        **options,
+        **given,
+    )
+    parameters = PARAMETERS[operation](**options, **given)
+    found = estimate(
+        parameters,
+        static.shape,
+        moving.shape,
+        static_grid2world=place,
+        alone=True,
+    )
+    assert 1 / 1.25 < found.sent / receipt["bytes_total"] < 1.25
+    assert found.sent >= sum(s.sent for s in found.stages)
+    assert found.work > 0 and found.waits > 0
+    needed = peaks(parameters, static.shape, moving.shape, alone=True)
+    assert found.memory == max(needed.values())
+
+
+def test_what_two_owners_alone_cannot_compute_is_said_ahead():
+    parameters = AffineParameters()
+    with pytest.raises(NoiseBudgetError, match="fewer samples"):
+        estimate(parameters, (256,) * 3, (256,) * 3, alone=True)
+    parameters = AffineParameters(sampling_proportion=0.1)
+    sizes = [(n,) * 3 for n in (64, 128)]
+    small, large = (estimate(parameters, size, size, alone=True) for size in sizes)
+    assert small.sent < large.sent and small.memory < large.memory
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -92,12 +92,6 @@ def test_points(duo, dim):
     assert more.sent > 3 * found.sent and more.work > 2 * found.work
 
 
-def test_of_others_there_is_none():
-    shape = (30, 30, 30)
-    parameters = AffineParameters(metric="SSD")
-    assert estimate(parameters, shape, shape, alone=True) is None
-
-
 @pytest.mark.parametrize("hide_steps", [False, True], ids=["shown", "hidden"])
 def test_mutual_information(two, bodies, hide_steps):
     """Bytes of a registration, all included; and that more samples take more."""

@@ -24,7 +24,7 @@ from dipy.align.scalespace import IsotropicScaleSpace
 from dipy.align.transforms import regtransforms
 import numpy as np
 
-from dipy_ppir.align import pairestimate, plan
+from dipy_ppir.align import ciphertexts, pairestimate, plan
 from dipy_ppir.align.carried import (
     COMPOSED_STEP,
     REFINED_AFTER,
@@ -51,7 +51,6 @@ from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.carried import Operators
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.localcc import Windows
-from dipy_ppir.mpc.pairinformation import PairInformation
 from dipy_ppir.mpc.prg import Stream
 from dipy_ppir.mpc.steps import BITS
 
@@ -180,22 +179,25 @@ def estimate(
 
     Returns
     -------
-    estimate : Estimate or None
-        None where there is none: of two owners alone there is of points, SyN and the
-        mutual information.
+    estimate : Estimate
+
+    Raises
+    ------
+    NoiseBudgetError
+        if two owners alone cannot register images of this size.
     """
     if isinstance(parameters, PointParameters):
         return _points(parameters, *static_shape, alone)
-    if alone and not _known_alone(parameters):
-        return None
     shape = tuple(int(n) for n in static_shape)
     spacing = np.ones(len(shape))
     if static_grid2world is not None:
         spacing = get_direction_and_spacings(static_grid2world, len(shape))[1]
     if isinstance(parameters, AffineParameters):
-        stages, at_most = _affine(parameters, shape, spacing, alone), False
+        of = _affine_alone if alone else _affine
+        stages, at_most = of(parameters, shape, spacing), False
     elif isinstance(parameters, FreeFormParameters):
-        stages, at_most = _freeform(parameters, shape, spacing), True
+        of = _freeform_alone if alone else _freeform
+        stages, at_most = of(parameters, shape, spacing), True
     else:
         stages = _syn(parameters, shape, spacing, alone)
         # The first iteration after which a level may end, see `CarriedLevels.stops`.
@@ -270,19 +272,11 @@ class _Costs(NamedTuple):
     waits: int
 
 
-def _known_alone(parameters):
-    """Whether there is an estimate of what two owners alone take."""
-    if isinstance(parameters, AffineParameters):
-        return parameters.metric == "MI" and parameters.reveal == "transform"
-    return isinstance(parameters, SynParameters)
-
-
-def _affine(p, shape, spacing, alone):
+def _affine(p, shape, spacing):
     """Stages of an affine registration."""
     levels = len(p.level_iters)
     shapes = _shapes(shape, spacing, levels, p.factors)
     costs_of = {"SSD": _squares, "CC": _correlation}.get(p.metric, _information)
-    costs_of = _information_alone if alone else costs_of
     for place, step in enumerate(p.pipeline):
         kind = PIPELINE_STEPS[step]
         if kind is None:
@@ -294,7 +288,7 @@ def _affine(p, shape, spacing, alone):
         for count, level in zip(counts, range(levels - 1, -1, -1), strict=True):
             if count:
                 costs = costs_of(p, level, shapes[level], parameters)
-                yield _level(p, step, level, count, parameters, costs, alone)
+                yield _level(p, step, level, count, parameters, costs)
         if last and p.reveal == "transform":
             # The match is judged at the coarsest level, by two values.
             coarsest = levels - 1 - next(k for k, n in enumerate(p.level_iters) if n)
@@ -305,14 +299,48 @@ def _affine(p, shape, spacing, alone):
             yield Stage("result", coarsest, 0, sent, waits, work)
 
 
-def _level(p, step, level, count, parameters, costs, alone):
+def _affine_alone(p, shape, spacing):
+    """The same of two owners alone; see `ciphertexts`."""
+    levels = len(p.level_iters)
+    shapes = _shapes(shape, spacing, levels, p.factors)
+
+    def costs(level, parameters):
+        if p.metric == "SSD":
+            return ciphertexts.squares(p, shapes[level], parameters)
+        sizes = _information_size(p, level, shapes[level])
+        return ciphertexts.information(p, *sizes, len(shape))
+
+    for place, step in enumerate(p.pipeline):
+        kind = PIPELINE_STEPS[step]
+        if kind is None:
+            continue
+        last = place == len(p.pipeline) - 1
+        before = p.pipeline[place - 1] if place else ""
+        counts = _planned(p, kind, levels, before, last)
+        parameters = regtransforms[kind, len(shape)].get_number_of_parameters()
+        for count, level in zip(counts, range(levels - 1, -1, -1), strict=True):
+            if not count:
+                continue
+            once, each, _ = costs(level, parameters)
+            total, told = once * (count if p.hide_steps else 1) + each * count, count
+            if p.metric != "SSD":
+                # Each step but the first is the outcome of an evaluation.
+                told = count if p.hide_steps else count - 1
+                total += told * (ciphertexts.STEP + ciphertexts.STEP_EACH * parameters)
+            yield Stage(step, level, told, *total)
+        if last:
+            coarsest = levels - 1 - next(k for k, n in enumerate(p.level_iters) if n)
+            once, _, value = costs(coarsest, parameters)
+            once = 0 if p.metric == "SSD" else once
+            total = ciphertexts.BEGIN + once + 2 * value
+            yield Stage("result", coarsest, 0, *total)
+
+
+def _level(p, step, level, count, parameters, costs):
     """A level of a step, with `count` evaluations."""
     sent, waits = 0.0, 0.0
     told = count
-    if alone:
-        told = count - (not p.hide_steps)
-        sent, waits = told * pairestimate.step(parameters), told * pairestimate.STEP
-    elif p.hide_steps:
+    if p.hide_steps:
         sent = count * (_HIDDEN_STEP + _HIDDEN_STEP_EACH * parameters)
         waits = count * _HIDDEN_WAITS
     elif p.reveal == "transform" and p.metric != "SSD":
@@ -344,12 +372,25 @@ def _planned(p, kind, levels, before, last):
     )
 
 
+def _information_size(p, level, shape):
+    """Bins and samples of mutual information at a level."""
+    bins, n, on_shares = p.nbins, math.prod(shape), p.reveal == "transform"
+    if on_shares and level:
+        bins = min(bins, plan.COARSE_BINS)
+    sampled = p.sampling_proportion is not None
+    if sampled and not (on_shares and n <= plan.EVERY_VOXEL):
+        n /= math.ceil(1 / p.sampling_proportion)
+    return bins, n
+
+
 def _information(p, level, shape, parameters):
     """Mutual information; see `information` and `parzenhist`."""
-    bins, n, masked = _sampled(p, level, shape)
+    bins, n = _information_size(p, level, shape)
+    on_shares = p.reveal == "transform"
     categories = bins - 4
     cells = bins * categories + bins
-    if p.reveal == "transform":
+    if on_shares:
+        masked = p.hide_steps or p.sampling_proportion in (None, 1)
         each = 4 * (bins + masked) + 4 * (bins + categories + 2) + 12 * len(shape)
         each, once = n * each + _LOGARITHM * cells, 4 * n * categories
         return _Costs("MI", n, once, each, each, 2, 13)
@@ -358,36 +399,6 @@ def _information(p, level, shape, parameters):
         each += 16 * n * bins + _FINE_LOGARITHM * cells
     waits = 10 if p.reveal == "gradient" else 5
     return _Costs(p.reveal, n, 8 * n * categories, each, 0.0, 2, waits)
-
-
-def _sampled(p, level, shape):
-    """Bins, samples, and whether some may be left out."""
-    bins, n, on_shares = p.nbins, math.prod(shape), p.reveal == "transform"
-    if on_shares and level:
-        bins = min(bins, plan.COARSE_BINS)
-    sampled = p.sampling_proportion is not None
-    if sampled and not (on_shares and n <= plan.EVERY_VOXEL):
-        n /= math.ceil(1 / p.sampling_proportion)
-    return bins, n, p.hide_steps or p.sampling_proportion in (None, 1)
-
-
-def _information_alone(p, level, shape, parameters):
-    """Mutual information of two owners alone; see `pairinformation`."""
-    bins, samples, masked = _sampled(p, level, shape)
-    information = PairInformation(
-        None,
-        math.ceil(samples),
-        bins - 4,
-        bins,
-        None,
-        len(shape),
-        masked=masked,
-        digits=0,
-        anew=p.hide_steps,
-    )
-    once, each = information.sends(parameters)
-    waits = pairestimate.EVALUATION + 3 * masked
-    return _Costs("MI alone", samples, once, each, each, 1, waits)
 
 
 def _correlation(p, level, shape, parameters):
@@ -589,6 +600,23 @@ def _freeform_dealt(p, shape, spacing):
         yield count * 8 * dim * words
 
 
+def _freeform_alone(p, shape, spacing):
+    """Stages of two owners alone; see `ciphertexts`."""
+    shapes, dim = _shapes(shape, spacing, len(p.factors), p.factors), p.dim
+    for level, count in zip(range(len(shapes) - 1, -1, -1), p.level_iters, strict=True):
+        if not count:
+            continue
+        voxels = math.prod(shapes[level])
+        controls = math.prod(Lattice(shapes[level], (p.spacing,) * dim).control_shape)
+        once, each = ciphertexts.splines(p, shapes[level], controls)
+        again = sample_count(voxels, p.sampling_proportion) < voxels
+        total = once * (count if again else 1) + each * count
+        yield Stage("deformation", level, count, *total)
+    n = math.prod(shape)
+    total = ciphertexts.BEGIN + ciphertexts.match(n) + [0, 0, _MAP_WORK * n]
+    yield Stage("result", 0, 0, *total)
+
+
 # -- points ----------------------------------------------------------------------
 
 
@@ -654,7 +682,6 @@ _POINTS_WORK, _POINT_WORK = (0.03, 0.01), 1e-7
 #: Seconds for each iteration, byte, and voxel or sample that an owner handles.
 _WORK = {
     "MI": (0.036, 5e-10, 4.2e-7),
-    "MI alone": (0.05, 2.6e-8, 0.0),
     "gradient": (0.012, 7e-10, 0.0),
     "histogram": (0.005, 6e-10, 0.0),
     "CC": (0.03, 8.5e-9, 0.0),

@@ -20,9 +20,6 @@ _KEYS, _KEYS_WORK = 2 * bfv.CIPHERTEXT + 60_000, 0.02
 _RATES, _AHEAD = 16, 1
 #: Products that a rotation takes besides those of points, rounds, and seconds.
 _ROTATION = {2: (300, 36, 0.02), 3: (750, 89, 0.03)}
-#: Rounds of an evaluation of the mutual information and of a step of the optimizer,
-#: with those of what is made ahead; see `pairinformation` and `pairnumbers`.
-EVALUATION, STEP = 24, 60
 #: Bytes of what is opened and told, and of comparisons.
 _POINTS_END = 40_000
 
@@ -39,15 +36,6 @@ def of_products(products, rounds, spare=0):
     """What products take that are used in so many rounds."""
     sent = _BYTES * (products + spare)
     return Cost(sent, rounds * (1 + _AHEAD), _SECONDS * (products + spare))
-
-
-def step(parameters):
-    """Bytes of a step of the optimizer; see `pairnumbers`.
-
-    For 6 parameters 20 kB, 390 products and 7,700 transfers, for 12 45 kB, 1,150 and
-    8,200.
-    """
-    return 60_000 + 8_250 * parameters + 2_460 * parameters**2
 
 
 def points(n, dim):

@@ -46,7 +46,6 @@ Nothing is opened.
 
 import numpy as np
 
-from dipy_ppir.mpc import bfv
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.contingency import table_frac_bits
 from dipy_ppir.mpc.encrypted import EncryptedRows
@@ -86,8 +85,6 @@ TOTAL_DIGITS, COUNT_DIGITS = 28, 30
 PART_DIGITS = 32
 #: Fraction bits of the power of two in N / V.
 SHARE_DIGITS = 16
-#: Bytes of a product made ahead, and of a number whose logarithm is taken.
-_PRODUCT, _NUMBER = 378, 1_600
 
 
 class PairInformation:
@@ -186,23 +183,6 @@ class PairInformation:
         # To normalize a number, and for a polynomial; see `pairfunctions`.
         each = 2 + 2 * (len(LOGARITHM) - 1) - 1
         return each * numbers + 3 * weighed + (1 + parameters) * sums
-
-    def sends(self, parameters):
-        """What is sent over both links, about, with what is made ahead.
-
-        Returns
-        -------
-        once, each : float
-            bytes for a static image, and for an evaluation.
-        """
-        rows, columns, sums = self._categories, self._columns, self.dim * (self.dim + 1)
-        back = rows.responses(self.bins + self.masked)
-        back += sum(r.responses(sums, contracted=True) for r in (rows, columns))
-        each = columns.ciphertexts * bfv.CIPHERTEXT
-        each += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
-        each += _PRODUCT * self.products(parameters)
-        numbers = (self.bins + 1) * (self.categories + 1)
-        return rows.ciphertexts * bfv.CIPHERTEXT, each + _NUMBER * numbers
 
     # -- sums over samples -------------------------------------------------
 

@@ -17,7 +17,7 @@ from dipy_ppir.align.estimate import USUAL, dealt_bytes, estimate
 from dipy_ppir.align.memory import peaks
 from dipy_ppir.align.parameters import AffineParameters, PointParameters
 from dipy_ppir.align.points import planned_bits as point_bits
-from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.mpc.errors import NoiseBudgetError, SessionFileError
 from dipy_ppir.mpc.ledger import (
     DECLARATIONS,
     HELPER,
@@ -331,17 +331,15 @@ def takes(parameters, pairs, line, alone=False):
     """
     lines = []
     for static, moving, grid2world in pairs:
-        ahead = estimate(
-            parameters, static, moving, static_grid2world=grid2world, alone=alone
-        )
-        if ahead is None:
-            return [
-                "Time and traffic of two owners alone are estimated of points, SyN and "
-                "mutual information only; doc/measurements.md has others that were "
-                "measured."
-            ]
-        named = sizes_text(parameters, static, moving)
-        lines += [f"{named}:", f"    {estimate_text(ahead, line)}."]
+        lines.append(f"{sizes_text(parameters, static, moving)}:")
+        try:
+            ahead = estimate(
+                parameters, static, moving, static_grid2world=grid2world, alone=alone
+            )
+        except NoiseBudgetError as exc:
+            lines.append(f"    Not for two owners alone: {exc}.")
+        else:
+            lines.append(f"    {estimate_text(ahead, line)}.")
     return [*lines, "Time is within a factor of two, if lines are as stated."]
 
 

@@ -288,11 +288,9 @@ class RegistrationFlow(OutputFilesFlow):
             static_grid2world=images["static_grid2world"],
             alone=options["parties"] != PARTIES,
         )
-        if ahead is not None:
-            logger.info("%s", estimate_text(ahead))
+        logger.info("%s", estimate_text(ahead))
         with display(shown, len(parameters.level_iters)) as progress:
-            if ahead is not None:
-                progress.expect(ahead)
+            progress.expect(ahead)
             course = Course(progress)
             moved, transform, *more, receipt = self.compute(
                 images, parameters, course, wanted, **options

@@ -244,8 +244,6 @@ class Site:
             static_grid2world=static_grid2world,
             alone=self.plan.alone,
         )
-        if ahead is None:
-            return
         logger.info("%s", estimate_text(ahead, USUAL))
         if progress is not None:
             progress.expect(ahead, line=True)
