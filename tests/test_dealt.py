@@ -32,6 +32,7 @@ from dipy_ppir.mpc import protocols
 from dipy_ppir.mpc.algebra import Digits, Shares
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.dealfile import PIECE, Deal
+from dipy_ppir.mpc.dealt import DealingSession, check_dealt
 from dipy_ppir.mpc.errors import (
     DealError,
     InsecureSetupError,
@@ -365,8 +366,6 @@ def test_what_needs_the_helper_cannot_be_dealt(deals):
 
 
 def test_sessions_of_what_was_dealt_keep_their_numbers_secret():
-    from dipy_ppir.mpc.dealt import check_dealt
-
     check_dealt(2, 1)
     for given in ((3, 1), (2, 0), (2, 1, True)):
         with pytest.raises(InsecureSetupError):
@@ -566,6 +565,21 @@ def test_a_helper_that_is_not_the_sessions(deals):
     deals.identities[HELPER] = helper
     deals.make(product)
     deals.open(MOVING).close()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"agreed": {"all": [3]}, "told": {}}, {"agreed": {}, "told": {"a": 1}}],
+)
+def test_a_helper_that_writes_something_else(deals, monkeypatch, facts):
+    def finish(session):
+        for writer in session.network.links.values():
+            writer.finish(facts)
+
+    monkeypatch.setattr(DealingSession, "finish", finish)
+    deals.make(product)
+    with pytest.raises(DealError, match="damaged"):
+        deals.open(MOVING)
 
 
 def test_sealing_keys_follow_from_identities():

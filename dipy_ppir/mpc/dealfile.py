@@ -89,6 +89,13 @@ def _key(shared, header):
     return AESGCM(derive_key(shared, b"deal " + digest))
 
 
+def _are_facts(facts):
+    """Whether facts are as `DealingSession` writes them."""
+    agreed, told = facts["agreed"], facts["told"]
+    said = [said for each in agreed.values() for said in each]
+    return all(isinstance(x, dict) for x in (*said, *told.values()))
+
+
 class DealWriter:
     """Writes the deal of one owner, which is whole when it is finished.
 
@@ -335,7 +342,7 @@ class Deal:
                 type(at) is int and 0 <= at <= self.length
                 for at in self.sections.values()
             )
-            if len(self.seed) != 32 or not whole:
+            if len(self.seed) != 32 or not whole or not _are_facts(facts):
                 raise ValueError
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             raise self._damaged() from None
