@@ -31,8 +31,10 @@ from f. Then q is divided by most of its primes, which anybody could do.
 **Security.** 128 bits for n = 8192 and q of 200 bits, by the homomorphic encryption
 standard (Albrecht et al. 2018), where q may have 218; errors are differences of coins,
 not Gaussian, and a is drawn by AES under a key that both know, which is taken for an
-ideal cipher. It holds as long as both keep to the protocol: a key's owner that sends
-what is no ciphertext can read digits of the other's numbers.
+ideal cipher. It holds as long as both keep to the protocol. A key's owner that sends
+what is no ciphertext can read digits of the other's numbers. An owner that answers with
+what is no answer gets a function of the other's key decrypted; if results are opened to
+it, some ten thousand bits of them are the key, and with it all that was encrypted.
 
 Bytes: `CIPHERTEXT` from the key's owner, `response_bytes` back.
 """

@@ -33,7 +33,8 @@ verb        rounds  bytes, on both links
 What each party sees: the static owner what encrypts uniform numbers, which the moving
 owner draws; of hidden samples besides where they are. The moving owner sees encrypted
 numbers, and its steps with noise of the static owner's that is uniform and as wide as
-the precision: a simulator that is given them takes off the moving owner's own part.
+the precision: a simulator that is given them takes off the moving owner's own part. A
+moving owner that does not multiply as it should can learn more, see `bfv`.
 """
 
 import secrets
@@ -44,6 +45,7 @@ from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.circuits import lifted
 from dipy_ppir.mpc.encrypted import EncryptedRows
 from dipy_ppir.mpc.encryptedslots import PRIME, SLOTS, EncryptedSlots
+from dipy_ppir.mpc.errors import FixedPointOverflowError
 from dipy_ppir.mpc.fields import R64, R128
 from dipy_ppir.mpc.freeform import SharedSteps, places, scattered
 from dipy_ppir.mpc.lattice import below
@@ -115,7 +117,7 @@ class PairSteps(SharedSteps):
             mine = weights * lattice.integer_sums(mine)
             part = (np.rint(mine).astype(np.int64) - part.astype(np.int64)) % PRIME
         else:
-            part = (PRIME - part + _noise(part.shape, bits)) % PRIME
+            part = (_noise(part.shape, bits) - part.astype(np.int64)) % PRIME
         noise = places(bits)
         words = np.ldexp(part.astype(np.float64) / PRIME, 64).astype(np.uint64)
         whole = (1 << 63) - 1
@@ -150,6 +152,11 @@ class PairSteps(SharedSteps):
     def _cross_sums(self, images, bound):
         """See `SharedSteps`. Rounds: 2, and those of `circuits.lifted`."""
         s, size = self.session, int(np.prod(self.lattice.shape))
+        if bound >> SUM_BITS - 1:
+            raise FixedPointOverflowError(
+                f"an image of {size:,} voxels is too large for two owners to compare; "
+                "register smaller ones, or with a helper"
+            )
         rows = EncryptedRows(
             s, "images", STATIC, rows=1, length=size, bits=SUM_BITS, others=2, uses=1
         )

@@ -34,8 +34,9 @@ What each party sees: the static owner what encrypts uniform numbers, which the 
 owner draws; see `encrypted`. The moving owner sees encrypted numbers, and its step with
 noise of the static owner's that is uniform and as wide as the precision, which is as
 good as rounded: a simulator that is given it subtracts the moving owner's own part.
-No more bits can be opened than are counted, whatever the moving owner gives: a step
-that is larger than promised comes round the ring and is another number.
+No more bits can be opened than are counted, whatever weights the moving owner has: a
+step that is larger than promised comes round the ring and is another number. What they
+are about is another matter if it does not multiply as it should, see `bfv`.
 """
 
 import numpy as np
