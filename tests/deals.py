@@ -63,8 +63,8 @@ class Deals:
         try:
             found = function(session)
             session.finish()
-        except BaseException:
-            session.network.abort()
+        except BaseException as exc:
+            session.fail(exc)
             raise
         return found
 

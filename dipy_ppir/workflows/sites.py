@@ -366,8 +366,8 @@ def _deal(site, given):
                 session=session, static=WORD, moving=WORD, **site.plan.arguments
             )
             session.finish()
-        except BaseException:
-            session.network.abort()
+        except BaseException as exc:
+            session.fail(exc)
             raise
         out.commit()
     say(f"Deal {session.number}, to be used once")
