@@ -1,6 +1,5 @@
 """What the helper deals before the owners meet: registrations with it, and files."""
 
-from contextlib import closing
 import os
 import shutil
 import stat
@@ -31,7 +30,7 @@ from dipy_ppir.align.remote import exchange_grids
 from dipy_ppir.mpc import protocols
 from dipy_ppir.mpc.algebra import Digits, Shares
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.dealfile import PIECE, Deal
+from dipy_ppir.mpc.dealfile import PIECE, Deal, DealWriter
 from dipy_ppir.mpc.dealt import DealingSession, check_dealt
 from dipy_ppir.mpc.errors import (
     DealError,
@@ -520,7 +519,7 @@ def test_files_that_are_none(deals):
 
 
 def test_each_byte_counts(deals):
-    """Wherever one is changed: found on opening, or where it is read."""
+    """Wherever one is changed, it is found before anybody is met."""
     deals.make(product)
     path = deals.path(STATIC)
     data = bytearray(path.read_bytes())
@@ -531,11 +530,35 @@ def test_each_byte_counts(deals):
         changed[at] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
         with pytest.raises(DealError):
-            deal = deals.open(STATIC, folder=deals.folder / f"home-{at}")
-            with closing(deal):
-                for name in ("first", "second"):
-                    deal.begin(name)
-                    deal.receive("correction", np.empty((4, 2), np.uint64))
+            deals.open(STATIC)
+
+
+def test_a_used_file_is_good_for_nothing_elsewhere(deals):
+    """Without a mark, as in a key folder of before: the file has lost its end."""
+    deals.make(product)
+    deal = deals.open(MOVING)
+    deal.use()
+    deal.close()
+    with pytest.raises(DealError, match="was used already"):
+        deals.open(MOVING, folder=deals.folder / "key of before")
+
+
+def test_a_file_that_cannot_be_used_up(deals, monkeypatch):
+    deals.make(product)
+    deal = deals.open(MOVING)
+
+    def refused(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "pwrite", refused)
+    with pytest.raises(DealError, match="put it where this account may write"):
+        deal.use()
+    deal.close()
+
+
+def test_a_sealing_key_that_is_none(deals):
+    with pytest.raises(DealError, match="sealing key of the moving owner .* is none"):
+        DealWriter(deals.path(MOVING), {}, MOVING, "00" * 32, None)
 
 
 def test_deals_of_others(deals, tmp_path):

@@ -21,8 +21,9 @@ so that none can be left out, or stand elsewhere. The preamble is authenticated 
 trailer, which is encrypted last.
 
 **Once.** Who uses a deal twice shows the other owner the differences of what it masked.
-An owner's program leaves a mark beside its key before the first number of a deal is
-used (`Deal.use`), and refuses a deal that has one.
+Before the first number of a deal is used (`Deal.use`), an owner's program leaves a mark
+beside its key, and refuses a deal that has one; and it overwrites the trailer, without
+which the file is good for nothing, wherever it goes from there.
 """
 
 from datetime import datetime, timezone
@@ -127,7 +128,13 @@ class DealWriter:
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "fresh": fresh.public_key().public_bytes_raw().hex(),
         }
-        shared = fresh.exchange(X25519PublicKey.from_public_bytes(_raw(sealing)))
+        try:
+            shared = fresh.exchange(X25519PublicKey.from_public_bytes(_raw(sealing)))
+        except ValueError:
+            raise DealError(
+                f"the sealing key of the {ROLES[owner]} in the session file is none; "
+                "put there what dipy_ppir_keygen --show prints at that owner"
+            ) from None
         self._cipher = _key(shared, header)
         signed = {**header, **identity.sign(_statement(header))}
         self._header = json.dumps(signed).encode()
@@ -201,6 +208,17 @@ def _raw(sealing):
     return bytes.fromhex(sealing)
 
 
+def _synced(path, flags, end=b"", size=0):
+    """Open a file or folder, overwrite its end, and wait until that is written."""
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if end:
+            os.pwrite(descriptor, end, size - len(end))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Deal:
     """An owner's deal, opened and checked.
 
@@ -247,10 +265,12 @@ class Deal:
             self.size = os.fstat(self._stream.fileno()).st_size
             header = self._read_preamble()
             self._check(header, owner, plan, software)
-            self._open(header, identity)
             self._mark = home(folder) / MARKS / self.number
             if self._mark.exists():
                 self._refuse_used()
+            self._open(header, identity)
+            for piece in range(-(-self.length // PIECE)):
+                self._load(piece)
         except BaseException:
             self.close()
             raise
@@ -319,6 +339,9 @@ class Deal:
         self.number = header["deal"]
 
     def _open(self, header, identity):
+        self._stream.seek(-self._trailer, os.SEEK_END)
+        if not any(self._stream.read(self._trailer)):
+            self._refuse_used()
         try:
             fresh = X25519PublicKey.from_public_bytes(bytes.fromhex(header["fresh"]))
             self._cipher = _key(identity.sealing_key.exchange(fresh), header)
@@ -357,7 +380,7 @@ class Deal:
         )
 
     def use(self):
-        """Mark this deal as used, before its first number is.
+        """Mark this deal as used and overwrite its trailer, before a number is used.
 
         Raises
         ------
@@ -369,18 +392,22 @@ class Deal:
         try:
             self._mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            descriptor = os.open(self._mark, flags, 0o600)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            folder = os.open(self._mark.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            _synced(self._mark, flags)
+            for folder in (self._mark.parent, self._mark.parent.parent):
+                _synced(folder, os.O_RDONLY)
         except FileExistsError:
             self._refuse_used()
         except OSError as exc:
             raise DealError(
                 f"cannot mark the deal as used in {self._mark.parent}: {exc.strerror}; "
                 "free some space, or let this account write there"
+            ) from None
+        try:
+            _synced(self.path, os.O_WRONLY, bytes(self._trailer), self.size)
+        except OSError as exc:
+            raise DealError(
+                f"cannot mark the deal {self.path} as used: {exc.strerror}; it is used "
+                f"up: {_FRESH}, and put it where this account may write"
             ) from None
         self._used = True
 
