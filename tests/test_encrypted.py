@@ -145,16 +145,25 @@ def test_numbers_without_room_are_refused_before_anything_is_sent(two):
     assert two(run) == [{}, {}]
 
 
-def test_what_is_no_ciphertext_is_refused(two, outcomes, duo):
+@pytest.mark.parametrize(
+    "sent",
+    [
+        np.full((1, bfv.CIPHERTEXT), 255, np.uint8),
+        np.zeros((1, bfv.CIPHERTEXT + 1), np.uint8),
+        np.zeros((1, bfv.CIPHERTEXT // 2), np.uint8),
+        np.zeros((64, bfv.CIPHERTEXT), np.uint8),
+    ],
+    ids=["no residues", "longer", "of other parameters", "much too large"],
+)
+def test_what_is_no_ciphertext_is_refused(outcomes, duo, sent):
     def run(session):
         encrypted = EncryptedRows(session, "t", STATIC, rows=1, length=8, bits=40)
         assert session.encryption
         if session.pid == MOVING:
             return encrypted.encrypt()
         session.encryption._send_seed("t", bytes(bfv.SEED_BYTES))
-        bad = np.full((1, bfv.CIPHERTEXT), 255, np.uint8)
-        session.network.send(MOVING, "t", bad)
-        return None
+        session.network.send(MOVING, "t", sent)
+        return session.network.receive(MOVING, "t", np.empty(1, np.uint8))
 
     moving, _ = outcomes(duo, run)
     assert isinstance(moving, ProtocolError)
