@@ -22,6 +22,7 @@ from dipy_ppir.mpc.sessionfile import SessionFile
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import explain, template
 from dipy_ppir.workflows.receipts import receipt as check_receipts
+from dipy_ppir.workflows.remote import Site
 from dipy_ppir.workflows.sites import helper as helper_command
 from dipy_ppir.workflows.sites import session as session_command
 
@@ -158,11 +159,10 @@ def test_an_image_that_the_helper_was_not_told_of(sites):
     other = np.random.default_rng(1).normal(size=(26, 24, 20)).astype(np.float32)
     other = nib.Nifti1Image(other, np.eye(4))
     nib.save(other, sites.folder / "static.nii.gz")
-    statuses = sites.wait(sites.start(sites=OWNERS))
-    assert set(statuses.values()) == {1}
-    for site in OWNERS:
-        assert "dealt for another static owner" in sites.log(site)
-        assert not (sites.folder / "keys" / site / MARKS).exists()
+    assert sites.wait(sites.start(sites=["static"])) == {"static": 1}
+    assert "the helper was told of [26, 24, 22]" in sites.log("static")
+    assert "Listening" not in sites.log("static")
+    assert not (sites.folder / "keys" / "static" / MARKS).exists()
 
 
 def test_a_deal_that_is_cut_off_is_found_before_anybody_is_met(sites):
@@ -230,6 +230,8 @@ def test_what_a_session_file_says(sites, capsys):
     session_command(["new", "syn", "--ahead"])
     assert capsys.readouterr().out == template("syn", "ahead")
     assert tomllib.loads(template("syn", "ahead"))["helper"] == "ahead"
+    affine = tomllib.loads(template("affine", "ahead"))["parameters"]
+    assert affine["metric"] == "SSD" and "hide_steps" not in affine
     with pytest.raises(InputError, match="--ahead needs a helper"):
         session_command(["new", "syn", "--ahead", "--parties", "2"])
 
@@ -259,6 +261,22 @@ BAD = {
     "matrix": (
         lambda c: table(c, "static").update(grid2world=[[1.0]]),
         "must be a matrix of 4 by 4 numbers",
+    ),
+    "no inverse": (
+        lambda c: table(c, "static").update(grid2world=np.zeros((4, 4)).tolist()),
+        r"grid2world in \[deal.static\] has no inverse",
+    ),
+    "no sealing key": (
+        lambda c: table(c, "moving").update(sealing="00" * 32),
+        r"sealing in \[deal.moving\] is no key",
+    ),
+    "too large": (
+        lambda c: table(c, "static").update(shape=[91000, 10900, 91000]),
+        "more than the 268,435,456 that",
+    ),
+    "larger than agreed": (
+        lambda c: c.setdefault("limits", {}).update(voxels=1000),
+        "more than the 1,000 that",
     ),
     "no matrix": (
         lambda c: table(c, "static").pop("grid2world"),
@@ -294,7 +312,24 @@ def test_session_files_that_cannot_be(sites, name):
         operation_of(SessionFile.parse(contents))
 
 
+def test_an_image_that_was_not_described(sites, capsys):
+    other = str(sites.folder / "other.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9)), np.eye(4)), other)
+    with pytest.raises(InputError, match=r"has the shape \[9, 9, 9\], and the helper"):
+        session_command(["check", str(sites.file), other])
+    session_command(["check", str(sites.file), str(sites.folder / "static.nii.gz")])
+    assert "deals" in capsys.readouterr().out
+    site = Site(sites.file, sites.folder / "keys" / "helper")
+    for owner, name in enumerate(OWNERS):
+        site.party = site.plan.parties[owner]
+        with pytest.raises(InputError, match="the helper was told of"):
+            site.run(None, None, **{name: np.zeros((9, 9, 9))})
+
+
 def test_the_helpers_command(sites, tmp_path):
+    owner = ["--identity", str(sites.folder / "keys" / "static")]
+    with pytest.raises(InputError, match=r"this is the key of .*Site static"):
+        helper_command([str(sites.file), "--deal", *owner])
     identity = ["--identity", str(sites.folder / "keys" / "helper")]
     with pytest.raises(InputError, match="dipy_ppir_helper --deal"):
         helper_command([str(sites.file), *identity])

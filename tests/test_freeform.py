@@ -20,7 +20,7 @@ from dipy_ppir.align.freeform import (
 from dipy_ppir.align.plausibility import MISMATCH, ImplausibleError
 from dipy_ppir.align.splinelevels import opened_bits, shortened
 from dipy_ppir.mpc.bsplines import Lattice
-from dipy_ppir.mpc.errors import ParameterMismatchError, ProtocolError
+from dipy_ppir.mpc.errors import ParameterMismatchError, PeerError, ProtocolError
 from dipy_ppir.mpc.freeform import (
     ClearSteps,
     OwnSteps,
@@ -451,8 +451,11 @@ def test_a_moving_owner_that_asks_for_more_iterations_is_refused(ended, monkeypa
 
     monkeypatch.setattr(SharedSteps, "goes_on", greedy)
     raised = ended(lambda s: registered(s, static, moving, grids(2), **SHORT))
-    assert isinstance(raised[STATIC], ProtocolError)
-    assert "more iterations than were agreed" in str(raised[STATIC])
+    # Whichever of the others finds it first: then all have ended.
+    refused = [e for e in raised[1:] if isinstance(e, ProtocolError)]
+    assert refused
+    assert all("more iterations than were agreed" in str(e) for e in refused)
+    assert all(isinstance(e, PeerError) for e in raised)
 
 
 def test_parties_must_agree(ended):

@@ -24,7 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -258,6 +261,16 @@ def fingerprint(certificate: x509.Certificate) -> str:
 def _fingerprint(der: bytes) -> str:
     digest = hashlib.sha256(der).hexdigest().upper()
     return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
+
+
+def is_sealing_key(digits: str) -> bool:
+    """Whether hexadecimal digits are a key to which a deal can be sealed."""
+    try:
+        key = X25519PublicKey.from_public_bytes(bytes.fromhex(digits))
+        X25519PrivateKey.generate().exchange(key)
+    except ValueError:
+        return False
+    return True
 
 
 def signed_by(pin: str, message: bytes, signed: Mapping[str, Any]) -> bool:

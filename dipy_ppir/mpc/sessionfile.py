@@ -27,6 +27,7 @@ from dipy_ppir.mpc.agreedfile import (  # noqa: F401
     timeouts_of,
 )
 from dipy_ppir.mpc.errors import SessionFileError
+from dipy_ppir.mpc.identity import is_sealing_key
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
 
 #: Names of the parties' tables in the file.
@@ -244,6 +245,11 @@ def _deal(tables, helper):
             raise SessionFileError(
                 f"sealing in {where} must be 64 hexadecimal digits; dipy_ppir_keygen "
                 "--show prints them at that owner"
+            )
+        if not is_sealing_key(sealing):
+            raise SessionFileError(
+                f"sealing in {where} is no key; dipy_ppir_keygen --show prints it at "
+                "that owner"
             )
         told[TABLES[name]] = {**table, "sealing": sealing}
         _check_grid(table, where)

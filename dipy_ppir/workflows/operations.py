@@ -1,6 +1,7 @@
 """What a session file may ask for, and what that means in plain words."""
 
 from dataclasses import dataclass, field
+import math
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from dipy_ppir.mpc.ledger import (
 )
 from dipy_ppir.mpc.receipt import ALONE
 from dipy_ppir.mpc.sessionfile import SessionFile
+from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import LIMIT
 from dipy_ppir.workflows.progress import estimate_text, size_text
 
@@ -260,6 +262,7 @@ def operation_of(plan):
         check_plan(parameters)
     except ValueError as exc:
         raise SessionFileError(f"the parameters cannot be used: {exc}") from None
+    _check_told(plan, parameters)
     return operation, parameters
 
 
@@ -286,6 +289,51 @@ def read(path):
         return plan, *operation_of(plan)
     except SessionFileError as exc:
         raise SessionFileError(f"session file {Path(path).name}: {exc}") from None
+
+
+def _check_told(plan, parameters):
+    """Refuse images, told to a helper that deals ahead, that cannot be registered."""
+    of_points = isinstance(parameters, PointParameters)
+    for owner, table in plan.deal.items():
+        where, shape = f"[deal.{ROLES[owner].split()[0]}]", table["shape"]
+        size = shape[0] if of_points else math.prod(shape)
+        if size > plan.limits["voxels"]:
+            raise SessionFileError(
+                f"shape in {where} has {size:,} {'points' if of_points else 'voxels'}, "
+                f"more than the {plan.limits['voxels']:,} that [limits] allow"
+            )
+        matrix = table.get("grid2world")
+        if matrix is not None and abs(np.linalg.det(np.array(matrix, float))) < 1e-12:
+            raise SessionFileError(
+                f"grid2world in {where} has no inverse; dipy_ppir_session describe "
+                "prints that of the image"
+            )
+
+
+def check_described(plan, owners, shape, grid2world=None):
+    """Raise InputError for an image or points that a helper was told of otherwise.
+
+    Parameters
+    ----------
+    plan : SessionFile
+    owners : sequence of int
+        whose it can be.
+    shape : sequence of int
+    grid2world : array, optional
+    """
+    shape, told = list(map(int, shape)), [plan.deal[o] for o in owners if plan.deal]
+    for table in told:
+        matrix = table.get("grid2world")
+        same = matrix is None or grid2world is None
+        if shape == table["shape"] and (same or np.allclose(grid2world, matrix)):
+            return
+    if told:
+        shapes = " or ".join(str(table["shape"]) for table in told)
+        raise InputError(
+            f"this has the shape {shape}, and the helper was told of {shapes} in [deal]"
+            " of the session file, or of another grid2world; give what was described, "
+            "or have the file and the deal made anew"
+        )
 
 
 #: Shapes of usual images by dimension: brains at 2 and at 1 mm, and slices of them.
@@ -638,6 +686,15 @@ factors = [8, 4, 2, 1]
 spacing = 5                   # voxels from one control point to the next""",
 }
 
+#: Where a helper deals ahead, an affine registration is by this metric.
+_AFFINE_AHEAD = """\
+pipeline = ["center_of_mass", "translation", "rigid", "affine"]
+metric = "SSD"                # of images of one contrast
+level_iters = [1000, 500, 100]
+sigmas = [3.0, 1.0, 0.0]
+factors = [4, 2, 1]
+sampling_proportion = 0.1     # leave out to use every voxel"""
+
 
 #: What is in a session file with a helper, and in one of two owners alone.
 _WITH_HELPER = {
@@ -699,10 +756,12 @@ def template(operation, helper="online"):
         else "Registration of T1 images, study 1",
         operation=operation,
         reveal=next(iter(OPERATIONS[operation].opens)),
-        parameters=parameter_lines(operation),
+        parameters=parameter_lines(operation, helper),
     )
 
 
-def parameter_lines(operation):
+def parameter_lines(operation, helper="online"):
     """Parameters to start from, as a session file has them."""
+    if operation == "affine" and helper == "ahead":
+        return _AFFINE_AHEAD
     return _PARAMETERS[operation]

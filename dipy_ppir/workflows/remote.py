@@ -34,7 +34,7 @@ from dipy_ppir.workflows.course import Course
 from dipy_ppir.workflows.flow import short_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.openings import LIMIT, Openings
-from dipy_ppir.workflows.operations import OPERATIONS, read
+from dipy_ppir.workflows.operations import OPERATIONS, check_described, read
 from dipy_ppir.workflows.outputs import OutputFiles, new_folders
 from dipy_ppir.workflows.progress import (
     Countdown,
@@ -202,6 +202,9 @@ class Site:
         -------
         receipt : dict
         """
+        own = getattr(arguments.get(self.image), "shape", None)
+        if own is not None:
+            check_described(self.plan, (self.party.pid,), own)
         if checkpoint is None:
             with self.open() as session:
                 met()

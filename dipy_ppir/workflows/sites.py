@@ -26,6 +26,7 @@ from dipy_ppir.workflows.flow import check_name
 from dipy_ppir.workflows.inputs import InputError
 from dipy_ppir.workflows.operations import (
     OPERATIONS,
+    check_described,
     described_pair,
     explain,
     read,
@@ -169,6 +170,8 @@ def session(arguments=None):
     be_quiet(given.quiet)
     plan, _, parameters = read(given.file)
     pair = _shapes(given, parameters)
+    if pair and given.data is not None:
+        check_described(plan, OWNERS, pair[0], pair[2])
     line = Line(given.rtt / 1000, 1e6 * given.bandwidth)
     say(explain(plan, pair and [pair], line))
 
@@ -294,12 +297,20 @@ def helper(arguments=None):
     given = helper_parser().parse_args(arguments)
     be_quiet(given.quiet)
     log_to_stderr(given.log_level)
-    site = Site(given.file, given.identity, given.listen)
-    if site.plan.alone:
+    plan, operation, _ = read(given.file)
+    if plan.alone:
         raise InputError(
             "the session file is for two owners alone, who need no helper; run "
-            f"{site.operation.command} at each of them"
+            f"{operation.command} at each of them"
         )
+    identity = Identity.load(given.identity)
+    party = plan.party_of(identity.fingerprint)
+    if given.deal and party.pid != HELPER:
+        raise InputError(
+            f"this is the key of {party.title}; the helper deals, with its own: give "
+            "its folder with --identity"
+        )
+    site = Site(given.file, given.identity, given.listen)
     if site.party.pid != HELPER:
         raise InputError(
             f"this party's certificate is the {ROLES[site.party.pid]}'s, not the "
@@ -368,6 +379,13 @@ def _deal(site, given):
             session.finish()
         except BaseException as exc:
             session.fail(exc)
+            if type(exc) is ValueError:
+                # What is agreed cannot be kept: of an owner it would say the same.
+                raise InputError(str(exc)) from exc
+            if isinstance(exc, OSError):
+                raise InputError(
+                    f"cannot write the files to {given.out_dir}: {exc.strerror}"
+                ) from exc
             raise
         out.commit()
     say(f"Deal {session.number}, to be used once")
