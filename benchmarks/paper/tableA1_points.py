@@ -140,32 +140,41 @@ def main():
 
 def our_rows(static, template, given):
     """Rows of this package, and the picture."""
-    rmse, fit, seconds, sent = [], [], [], []
-    for seed in range(given.repetitions):
-        moving = turned(template, np.random.default_rng(seed))
-        parts = {"shape": static.shape, "repeats": 5}
-        results = local.run_locally(
-            register_given,
-            "yardsticks:register_given",
-            moving={**parts, "points": moving},
-            static={**parts, "points": static},
-            helper=parts,
-        )
-        exact = clear_registration(moving, static)
-        matrix = results[MOVING]["matrix"]
-        rmse.append(apart(matrix, exact, moving))
-        left = moved(exact, moving) - static
-        fit.append(np.sqrt((left**2).sum(axis=1).mean()))
-        seconds.append([np.median(results[p]["seconds"]) for p in (MOVING, STATIC)])
-        sent.append([results[p]["bytes"] / 1e6 for p in (MOVING, STATIC)])
-    pictured(
-        Path(given.out), static, moving, moved(exact, moving), moved(matrix, moving)
-    )
-    seconds, sent = np.array(seconds).T, np.array(sent).T
-    ours = ["ours: PPIR, against clear", text(rmse, "{:.2g}")]
-    ours += [text(x, "{:.3g}") for x in (*seconds, *sent)]
+    rows, fit = [], []
+    for parties in (3, 2):
+        rmse, seconds, sent = [], [], []
+        for seed in range(given.repetitions):
+            moving = turned(template, np.random.default_rng(seed))
+            parts = {"shape": static.shape, "repeats": 5}
+            results = local.run_locally(
+                register_given,
+                "yardsticks:register_given",
+                parties=parties,
+                moving={**parts, "points": moving},
+                static={**parts, "points": static},
+                helper=parts,
+            )
+            exact = clear_registration(moving, static)
+            matrix = results[MOVING]["matrix"]
+            rmse.append(apart(matrix, exact, moving))
+            left = moved(exact, moving) - static
+            fit.append(np.sqrt((left**2).sum(axis=1).mean()))
+            seconds.append([np.median(results[p]["seconds"]) for p in (MOVING, STATIC)])
+            sent.append([results[p]["bytes"] / 1e6 for p in (MOVING, STATIC)])
+        if parties == 3:
+            pictured(
+                Path(given.out),
+                static,
+                moving,
+                moved(exact, moving),
+                moved(matrix, moving),
+            )
+        seconds, sent = np.array(seconds).T, np.array(sent).T
+        name = "PPIR" if parties == 3 else "PPIR, two owners alone"
+        ours = [f"ours: {name}, against clear", text(rmse, "{:.2g}")]
+        rows.append(ours + [text(x, "{:.3g}") for x in (*seconds, *sent)])
     clear = ["ours: clear, to the static points", text(fit, "{:.4g}"), *["-"] * 4]
-    return [clear, ours]
+    return [clear, *rows]
 
 
 def pictured(folder, static, moving, exact, secure):
