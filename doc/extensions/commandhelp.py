@@ -48,7 +48,7 @@ def _entries(parser):
             names = ", ".join(action.option_strings)
             value = action.metavar or (action.dest if action.nargs != 0 else "")
             if isinstance(action.choices, list | tuple):
-                value = "{" + ",".join(action.choices) + "}"
+                value = "{" + ",".join(map(str, action.choices)) + "}"
             elif getattr(action.type, "__name__", "") in ("int", "float", "str"):
                 value = action.type.__name__ if names else value
             written = f"{names} {value}".strip() if names else value
