@@ -337,6 +337,8 @@ def test_the_helpers_command(sites, tmp_path):
         helper_command([str(sites.file), "--deal", "--resume", *identity])
     sites.ahead, sites.addresses["helper"] = False, f"127.0.0.1:{free_port()}"
     online = sites.write("online.toml")
+    with pytest.raises(SessionFileError, match="no helper deals ahead"):
+        Session.load(online, identity=sites.folder / "keys" / "static", deal="a.deal")
     with pytest.raises(InputError, match="--deal is for a helper"):
         helper_command([str(online), "--deal", *identity])
     deal_of(sites, "moving").write_text("something")

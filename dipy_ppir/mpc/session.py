@@ -275,6 +275,11 @@ class Session:
     def _deal_of(cls, plan, own, path, identity, deal):
         """What the helper dealt, opened and checked, if it does so ahead."""
         if not isinstance(plan, SessionFile) or plan.helper != "ahead":
+            if deal is not None:
+                raise SessionFileError(
+                    "in this session no helper deals ahead; leave deal out, or write "
+                    'helper = "ahead" into the session file, at all parties'
+                )
             return {}
         from dipy_ppir.mpc.dealt import open_deal
 
