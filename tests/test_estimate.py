@@ -107,11 +107,11 @@ def pair(dim):
 ALONE = {
     "affine SSD": CASES["affine SSD"],
     "affine GMS": CASES["affine GMS"],
-    "affine MI": ("affine", 2, {**TWO, "pipeline": (CENTER, "rigid"), "nbins": 12}),
-    "free-form": CASES["free-form"],
     "free-form GMS": CASES["free-form GMS"],
 }
 HEAVY = {
+    "affine MI": ("affine", 2, {**TWO, "pipeline": (CENTER, "rigid"), "nbins": 12}),
+    "free-form": CASES["free-form"],
     "affine MI in space": CASES["sampled"],
     "affine MI hidden": CASES["hidden"],
 }
