@@ -211,6 +211,18 @@ def plain(integers):
     return _transformed(lattice.small(np.asarray(integers)))
 
 
+def add_product(total, pair, polynomial):
+    """Add a ciphertext times a polynomial, as `plain` makes it, to a sum in its place.
+
+    Parameters
+    ----------
+    total, pair : array, shape (2, primes, n)
+    polynomial : array, shape (primes, n)
+    """
+    for sum_of_halves, half in zip(total, pair, strict=True):
+        lattice.multiplied(half, polynomial, out=sum_of_halves)
+
+
 def _raised(m, t, out):
     """Add q m / t to residues, not transformed."""
     q, part = math.prod(PRIMES), np.empty(m.shape)

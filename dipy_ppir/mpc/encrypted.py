@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_ppir.mpc import bfv, lattice
+from dipy_ppir.mpc import bfv
 from dipy_ppir.mpc.lattice import DEGREE, PRIMES
 
 #: Most bits of the numbers.
@@ -299,12 +299,11 @@ class EncryptedRows:
                 if contracted:
                     for pair, rows in zip(pairs, groups, strict=True):
                         integers = polynomials(part, first, high, rows)
-                        _add_product(total[0], pair, integers)
+                        bfv.add_product(total[0], pair, _plain(integers))
                     continue
-                weights = bfv.plain(_filled(polynomials(part, first, high).reshape(-1)))
-                for k, pair in enumerate(pairs):
-                    for half in range(2):
-                        lattice.multiplied(pair[half], weights, out=total[k, half])
+                polynomial = _plain(polynomials(part, first, high))
+                for answer, pair in zip(total, pairs, strict=True):
+                    bfv.add_product(answer, pair, polynomial)
         weights = self._weights(contracted=contracted)
         for total, first in zip(totals, firsts, strict=True):
             for group in range(answers):
@@ -333,10 +332,9 @@ def _check(numbers, shape, what):
         )
 
 
-def _add_product(total, pair, integers):
-    weights = bfv.plain(_filled(integers.reshape(-1)))
-    for half in range(2):
-        lattice.multiplied(pair[half], weights, out=total[half])
+def _plain(integers):
+    """Coefficients, in rows, as a polynomial to multiply by."""
+    return bfv.plain(_filled(integers.reshape(-1)))
 
 
 def _part(numbers, start, stop):

@@ -96,9 +96,7 @@ class EncryptedSlots:
         """A sum of products, encrypted."""
         total = np.zeros(self._pairs.shape[1:])
         for row, factor in zip(rows, factors, strict=True):
-            polynomial = bfv.plain(_polynomial(factor))
-            for half, ciphertext in zip(total, self._pairs[row], strict=True):
-                lattice.multiplied(ciphertext, polynomial, out=half)
+            bfv.add_product(total, self._pairs[row], bfv.plain(_polynomial(factor)))
         return total
 
 

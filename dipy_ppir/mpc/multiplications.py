@@ -25,7 +25,7 @@ import secrets
 
 import numpy as np
 
-from dipy_ppir.mpc import bfv, lattice
+from dipy_ppir.mpc import bfv
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.lattice import DEGREE, SMALL_PRIMES, moduli
 from dipy_ppir.mpc.ledger import MOVING
@@ -161,8 +161,7 @@ class Multiplications:
             for pair, x in zip(pairs, factors, strict=True):
                 plain = _to_slots(modulus, _signed_residues(modulus, x))
                 plain = bfv.plain(_centered(plain, modulus.prime))
-                for half in range(2):
-                    lattice.multiplied(pair[half], plain, out=total[half])
+                bfv.add_product(total, pair, plain)
             hidden = np.empty(DEGREE)
             modulus.reduced(mask, hidden)
             hidden = _to_slots(modulus, hidden)

@@ -149,8 +149,9 @@ class PairSteps:
         s, digits = self.session, WORD_BITS - self.bits
         x = None if own is None else columns(own, parameters, digits)
         if own is not None and own.index is not None and self.whole:
+            sampled = x(0, len(own.index))
             x = np.zeros((parameters, self._rows.length), np.int64)
-            x[:, own.index] = columns(own, parameters, digits)(0, len(own.index))
+            x[:, own.index] = sampled
         step = self._rows.products(parameters, x)[:, 0]
         if own is not None:
             step = step + np.rint(own.constant * 2.0**digits).astype(np.int64).astype(

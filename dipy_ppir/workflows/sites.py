@@ -305,18 +305,18 @@ def helper(arguments=None):
         )
     identity = Identity.load(given.identity)
     party = plan.party_of(identity.fingerprint)
-    if given.deal and party.pid != HELPER:
+    if party.pid != HELPER and given.deal:
         raise InputError(
             f"this is the key of {party.title}; the helper deals, with its own: give "
             "its folder with --identity"
         )
-    site = Site(given.file, given.identity, given.listen)
-    if site.party.pid != HELPER:
+    if party.pid != HELPER:
         raise InputError(
-            f"this party's certificate is the {ROLES[site.party.pid]}'s, not the "
-            f"helper's; run {site.operation.command} with --session {given.file}, or "
+            f"this party's certificate is the {ROLES[party.pid]}'s, not the "
+            f"helper's; run {operation.command} with --session {given.file}, or "
             "give the folder of another key with --identity"
         )
+    site = Site(given.file, given.identity, given.listen)
     if given.deal or site.plan.helper == "ahead":
         _deal(site, given)
         return
