@@ -82,6 +82,12 @@ def test_noise_is_flooded_by_forty_bits_over_a_registration():
         assert coefficients * weights.noise / wide <= 2.0**-40
 
 
+def test_the_bound_is_ten_deviations_and_all_roundings():
+    count, largest = 10**6, 3.0
+    deviation = math.sqrt(10.5 * count) * largest
+    assert Weights(largest, count).noise >= 10 * deviation + largest * count / 2
+
+
 def test_noise_stays_below_its_bound(rng):
     """Of equal messages, whose roundings add up, and of the largest weights."""
     for value in (0, 1, T // 2 - 1):

@@ -89,6 +89,21 @@ def test_what_hides_a_product_is_wide_enough():
     assert multiplications.HIDDEN >= 98
 
 
+def test_masks_are_far_from_where_the_moduli_wrap_around(two):
+    """Else a product could come out wrong, which no run would show."""
+    whole = math.prod(SMALL_PRIMES)
+
+    def run(session):
+        return session.multiplications._mask()
+
+    for masks in two(run):
+        numbers = sum(
+            column.astype(object) << 64 * k for k, column in enumerate(masks.T)
+        )
+        assert whole // 4 <= min(numbers) and max(numbers) < whole * 3 // 8 + 1
+        assert len(set(numbers)) == BATCH
+
+
 def test_bytes_are_those_that_are_said(duo, tap, payload_bytes, outcomes):
     outcomes(duo, lambda session: session.encryption and None)
     frames = tap(duo)
