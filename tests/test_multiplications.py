@@ -100,7 +100,8 @@ def test_masks_are_far_from_where_the_moduli_wrap_around(two):
         numbers = sum(
             column.astype(object) << 64 * k for k, column in enumerate(masks.T)
         )
-        assert whole // 4 <= min(numbers) and max(numbers) < whole * 3 // 8 + 1
+        top = whole // 4 + (1 << multiplications._MASK_BITS)
+        assert whole // 4 <= min(numbers) and max(numbers) < top
         assert len(set(numbers)) == BATCH
 
 

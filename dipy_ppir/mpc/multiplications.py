@@ -170,7 +170,7 @@ class Multiplications:
         return factors, R128.neg(np.ascontiguousarray(mask[:, :2]))
 
     def _mask(self):
-        """Uniform numbers over some eighth of M, from a fourth of M on."""
+        """Uniform numbers below 2**_MASK_BITS, and a fourth of M (shape: words)."""
         words = -(-_ALL.bit_length() // 64)
         mask = self._stream.words((BATCH, words))
         top = _MASK_BITS - 64 * (words - 1)
