@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dipy_ppir.mpc import bfv, multiplications
+from dipy_ppir.mpc import bfv, lattice, multiplications
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.lattice import SMALL_PRIMES
 from dipy_ppir.mpc.ledger import MOVING
@@ -79,54 +79,64 @@ def test_extreme_factors(two, monkeypatch):
 
 
 def test_what_hides_a_product_is_wide_enough():
-    whole = math.prod(SMALL_PRIMES)
-    # From M / 4 on, over at most M / 4, and a product of 254 bits either way.
-    largest = MOST_TERMS << 254
-    most = whole // 4 + (1 << multiplications._MASK_BITS) + largest
-    assert most < whole * 3 // 4
-    assert largest / 2.0**multiplications._MASK_BITS <= 2.0**-multiplications.HIDDEN
-    # Of 2**58 sums.
-    assert multiplications.HIDDEN >= 98
+    whole, largest = math.prod(SMALL_PRIMES), MOST_TERMS << 254
+    # What is drawn again keeps products from wrapping around, and is found by doubles.
+    assert largest / whole < 2.0**-30 * multiplications.MARGIN
+    assert multiplications.MARGIN > 2.0**-48
+    # Of all numbers of a session.
+    numbers = bfv.MOST_RESPONSES // len(SMALL_PRIMES) * BATCH
+    assert largest / whole * numbers <= 2.0**-40
 
 
-def test_masks_are_far_from_where_the_moduli_wrap_around(two):
+def test_numbers_near_where_the_moduli_wrap_around_are_drawn_again(two, monkeypatch):
     """Else a product could come out wrong, which no run would show."""
     whole = math.prod(SMALL_PRIMES)
 
     def run(session):
-        return session.multiplications._mask()
+        encryption, drawn = session.encryption, []
 
-    for masks in two(run):
-        numbers = sum(
-            column.astype(object) << 64 * k for k, column in enumerate(masks.T)
-        )
-        top = whole // 4 + (1 << multiplications._MASK_BITS)
-        assert whole // 4 <= min(numbers) and max(numbers) < top
-        assert len(set(numbers)) == BATCH
+        def mask(t):
+            """Numbers that are 0 or M - 1 everywhere at first."""
+            found = bfv.draw_mask(encryption.stream, t)
+            k, n = len(drawn) // len(SMALL_PRIMES), np.zeros(BATCH, np.uint64)
+            drawn.append(found.numbers)
+            n[0] = t - 1
+            return found._replace(numbers=[n, 0 * n][k]) if k < 2 else found
+
+        monkeypatch.setattr(encryption, "mask", mask)
+        masks, numbers = session.multiplications._masks()
+        return len(drawn), [m.numbers for m in masks], numbers
+
+    for times, polynomials, numbers in two(run):
+        assert times == 3 * len(SMALL_PRIMES)
+        joined = np.zeros(BATCH, object)
+        for modulus, coefficients in zip(
+            lattice.moduli(SMALL_PRIMES), polynomials, strict=True
+        ):
+            values = modulus.residues(coefficients)
+            modulus.transform(values)
+            rest = whole // modulus.prime
+            factor = rest * pow(rest, -1, modulus.prime)
+            joined += modulus.integers(values).astype(object) * factor
+        joined %= whole
+        assert R128.to_ints(numbers).tolist() == [x % (1 << 128) for x in joined]
+        assert min(joined) > whole >> 41
+        assert max(joined) < whole - (whole >> 41)
 
 
 def test_bytes_are_those_that_are_said(duo, tap, payload_bytes, outcomes):
     outcomes(duo, lambda session: session.encryption and None)
     frames = tap(duo)
     outcomes(duo, lambda session: session.multiplications.reserve(1))
-    each = bfv.CIPHERTEXT + bfv.SEED_BYTES + bfv.response_bytes(1)
+    each = bfv.CIPHERTEXT + bfv.SEED_BYTES + bfv.response_bytes(2)
     assert payload_bytes(frames) == len(SMALL_PRIMES) * each
-    assert round(payload_bytes(frames) / BATCH) == 378
+    assert round(payload_bytes(frames) / BATCH) == 392
     frames.clear()
     outcomes(duo, lambda session: session.multiplications.reserve(BATCH))
     assert not frames
-    for terms, stated in ((2, 315), (8, 268)):
+    for terms, stated in ((2, 294), (8, 221)):
         outcomes(
             duo, lambda session, k=terms: session.multiplications.reserve(BATCH, k)
         )
         assert round(payload_bytes(frames) / BATCH / terms) == stated
         frames.clear()
-
-
-def test_numbers_of_several_words_are_added():
-    numbers = np.array([[2**64 - 1, 2**64 - 1, 5], [0, 0, 0]], np.uint64)
-    constant = (7 << 64) + 1
-    out = multiplications._plus(numbers, constant)
-    for before, after in zip(numbers.tolist(), out.tolist(), strict=True):
-        total = sum(w << 64 * k for k, w in enumerate(before)) + constant
-        assert sum(w << 64 * k for k, w in enumerate(after)) == total

@@ -17,24 +17,29 @@ with a uniform, drawn from a seed that is sent in its place. A product with w ha
 **What goes back.** The key's owner knows a and s. A sum :math:`\sum c_1 w` would show
 it w, whatever were done to :math:`c_0`; and so would the noise. So the other owner adds
 an encryption of zero under the key's public part :math:`(b, a') = (-a' s + e', a')`,
+and a polynomial Z that is uniform modulo q,
 
 .. math::
 
-    c_0 = \sum c_0 w + b u + f + \tfrac q t r, \qquad c_1 = \sum c_1 w + a' u + e'',
+    c_0 = \sum c_0 w + b u + Z, \qquad c_1 = \sum c_1 w + a' u + e'',
 
-with new digits u, an error e'', a mask r that is uniform modulo t, and f uniform and so
-wide that the rest of the noise drowns in it (*flooding*): by 40 bits at least, over a
-registration, see `least_flood_bits`. To the key's owner :math:`c_1` is an instance of
-ring learning with errors, and :math:`c_0` follows from it, from the masked result and
-from f. Then q is divided by most of its primes, which anybody could do.
+with new digits u and an error e''. To the key's owner :math:`c_0` is uniform, and
+:math:`c_1` an instance of ring learning with errors, with a' from a stream: **whatever
+it had sent** in place of its key and of its ciphertexts. Then q is divided by some of
+its primes, which anybody could do.
+
+Of :math:`Z = \tfrac q t r + f` with the nearest r the first part is the mask, of which
+the other owner takes r off again, and the second *floods* the noise. What is decrypted
+is the sum plus r exactly, unless f and the noise together exceed :math:`q / 2 t`. So f
+is not drawn from the last `margin` of that; it is uniform but for that part.
 
 **Security.** 128 bits for n = 8192 and q of 200 bits, by the homomorphic encryption
 standard (Albrecht et al. 2018), where q may have 218; errors are differences of coins,
 not Gaussian, and a is drawn by AES under a key that both know, which is taken for an
-ideal cipher. It holds as long as both keep to the protocol. A key's owner that sends
-what is no ciphertext can read digits of the other's numbers. An owner that answers with
-what is no answer gets a function of the other's key decrypted; if results are opened to
-it, some ten thousand bits of them are the key, and with it all that was encrypted.
+ideal cipher. Decrypted numbers are not looked at, so that no error tells of a key. But
+an owner that answers with what is no answer gets a function of the other's key
+decrypted; if results are opened to it, some ten thousand bits of them are the key, and
+with it all that was encrypted.
 
 Bytes: `CIPHERTEXT` from the key's owner, `response_bytes` back.
 """
@@ -54,19 +59,21 @@ from dipy_ppir.mpc.prg import Stream
 #: secrets, classical attacks.
 MOST_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
 #: Name of the scheme, to be changed with whatever is sent.
-VERSION = "bfv 1"
+VERSION = "bfv 2"
 #: Bytes of a residue as it is sent, and of a seed.
 RESIDUE_BYTES, SEED_BYTES = 7, 32
 #: Bytes of a ciphertext but for its seed, which many have in common.
 CIPHERTEXT = len(PRIMES) * DEGREE * RESIDUE_BYTES
-#: What a noise that is flooded is hidden by, in bits, over a registration.
+#: What noise is hidden by, in bits, over a registration.
 FLOODED = 40
-#: No session sends more polynomials back: see `flood_bits`.
+#: No session sends more polynomials back: see `check_budget`.
 MOST_RESPONSES = 1 << 20
 #: An error is so many standard deviations at most, but for a probability of 2**-71.
 DEVIATIONS = 10
-#: Part of its room that noise may take; what is more is an error.
-ROOM = 1 / 4
+#: Of the room for f and noise f leaves this part free at most: see `margin`.
+MOST_MARGIN = 2.0**-40
+#: Errors of fractions that are computed in doubles.
+_ROUNDED = 2.0**-49
 
 
 def parameters():
@@ -111,51 +118,90 @@ class Weights(NamedTuple):
         return DEVIATIONS * errors + self.largest * self.count / 2
 
 
-def least_flood_bits(weights):
-    r"""Bits of the numbers that noise must be flooded by.
+def margin(t, kept):
+    """Part of its room that f leaves to noise, where numbers are modulo t.
 
-    Uniform on :math:`[-2^k, 2^k)` hides a number of magnitude B but for a statistical
-    distance of :math:`B / 2^{k+1}`; the bits k are such that over all coefficients of
-    `MOST_RESPONSES` polynomials it is below 2**-`FLOODED`.
+    What dropping primes rounds is all of it but next to nothing, see `check_budget`.
     """
-    coefficients = math.log2(DEGREE) + math.log2(MOST_RESPONSES)
-    return math.ceil(math.log2(weights.noise) + FLOODED + coefficients) - 1
-
-
-def flood_bits(t):
-    """Bits of the numbers that noise is flooded by: all that there is room for."""
-    return math.floor(math.log2(math.prod(PRIMES)) - math.log2(t)) - 6
-
-
-def _flood(stream, t):
-    """Residues of what noise is flooded by, shape (primes, n)."""
-    bits = flood_bits(t)
-    words = stream.words((DEGREE, bits // 64 + 1))
-    words[:, -1] &= np.uint64((2 << bits % 64) - 1)
-    out = np.empty((len(PRIMES), DEGREE))
-    for part, modulus in zip(out, moduli(), strict=True):
-        modulus.reduced(words, part)
-        part -= float(pow(2, bits, modulus.prime))
-    return out
+    rounding = DEVIATIONS * math.sqrt(DEGREE / 18 + 1 / 12)
+    return 2 * t * rounding / math.prod(PRIMES[:kept]) + _ROUNDED
 
 
 def kept_primes(t):
     """How many primes of q are left to what goes back modulo t."""
-    rounding = DEVIATIONS * math.sqrt(DEGREE / 18 + 1 / 12)
     for kept in range(1, len(PRIMES)):
-        if t * rounding < (ROOM - 1 / 32) * math.prod(PRIMES[:kept]):
+        if margin(t, kept) < MOST_MARGIN:
             return kept
     raise NoiseBudgetError(f"numbers of {t.bit_length()} bits are too large to go back")
 
 
 def check_budget(t, weights):
-    """Raise NoiseBudgetError if noise could leave no room for numbers modulo t."""
-    if least_flood_bits(weights) > flood_bits(t):
+    r"""Raise NoiseBudgetError if noise could show, for numbers modulo t.
+
+    A number that is uniform on an interval of length :math:`q / t` hides one of
+    magnitude B but for a statistical distance of :math:`B t / q`. Over all coefficients
+    of `MOST_RESPONSES` polynomials it must be below 2**-`FLOODED`.
+    """
+    coefficients = DEGREE * MOST_RESPONSES
+    if coefficients * weights.noise * t * 2**FLOODED > math.prod(PRIMES):
         raise NoiseBudgetError(
             f"sums of {weights.count:,} products of {t.bit_length() - 1} bits leave no "
             "room for the noise that must hide what was multiplied by; use fewer "
             "digits or fewer samples"
         )
+
+
+class Mask(NamedTuple):
+    """What a sum is hidden by.
+
+    Attributes
+    ----------
+    residues : array, shape (primes, n)
+        Z, uniform modulo q.
+    numbers : array of uint64, shape (n,)
+        r, which it adds to the sum, modulo t.
+    """
+
+    residues: np.ndarray
+    numbers: np.ndarray
+
+
+def draw_mask(stream, t):
+    """A new `Mask` for numbers modulo t."""
+    most = 1 / 2 - margin(t, kept_primes(t))
+    while True:
+        residues = lattice.uniform(stream, (DEGREE,))
+        numbers, rest = _nearest(residues, t)
+        if np.abs(rest).max() < most:
+            return Mask(residues, numbers)
+
+
+def _nearest(residues, t):
+    """Numbers modulo q, or its first primes, times t / q.
+
+    Parameters
+    ----------
+    residues : array, shape (primes, n)
+    t : int
+
+    Returns
+    -------
+    numbers : array of uint64, shape (n,)
+        the nearest integers, modulo t.
+    rest : array, shape (n,)
+        what they are too small by.
+    """
+    words = np.zeros(residues.shape[1], np.uint64)
+    fractions = np.zeros(residues.shape[1])
+    whole = math.prod(PRIMES[: len(residues)])
+    for part, modulus in zip(residues, moduli(), strict=False):
+        rest = pow(whole // modulus.prime, -1, modulus.prime)
+        part = modulus.scaled_difference(part, np.zeros_like(part), rest)
+        part = modulus.integers(part)
+        lattice.kernels.lowered(part, words, fractions, t, modulus.prime)
+    nearest = np.rint(fractions)
+    words = (words + nearest.astype(np.uint64)) % np.uint64(t)
+    return words, fractions - nearest
 
 
 def packed(residues):
@@ -247,14 +293,14 @@ class PublicKey:
         self.a = lattice.uniform(Stream(seed), (DEGREE,))
 
     def response(self, total, mask, t, stream):
-        """Mask, flood and shorten a sum of products.
+        """Mask and shorten a sum of products.
 
         Parameters
         ----------
         total : array, shape (2, primes, n)
             transformed; changed in its place.
-        mask : array of uint64, shape (n,)
-            uniform modulo t.
+        mask : Mask
+            drawn for this one only.
         t : int
         stream : Stream
             of this owner's own random numbers.
@@ -266,13 +312,11 @@ class PublicKey:
         u = plain(lattice.ternary(stream, DEGREE))
         lattice.multiplied(self.b, u, out=total[0])
         lattice.multiplied(self.a, u, out=total[1])
-        flood, error = _flood(stream, t), lattice.errors(stream, (DEGREE,))
         for k, modulus in enumerate(moduli()):
             for part in total[:, k]:
                 modulus.untransform(part)
-            total[0, k] += flood[k]
-            total[1, k] += error
-        _raised(mask, t, total[0])
+        total[0] += mask.residues
+        total[1] += lattice.errors(stream, (DEGREE,))
         return packed(_shortened(total, kept_primes(t)))
 
 
@@ -359,37 +403,22 @@ class SecretKey:
         Raises
         ------
         ProtocolError
-            if a response is none, or has more noise than the protocol makes.
+            if a response is none.
         """
         pairs = unpacked(responses, sender, peer)
-        count, _, kept, n = pairs.shape
-        modulus_of_all = math.prod(PRIMES[:kept])
-        words = np.zeros((count, n), np.uint64)
-        fractions = np.zeros((count, n))
-        for k, modulus in enumerate(moduli(PRIMES[:kept])):
-            phase = np.ascontiguousarray(pairs[:, 1, k])
-            modulus.transform(phase)
-            product = np.zeros_like(phase)
-            for x, y in zip(phase, product, strict=True):
-                modulus.multiply_add(y, x, self._secret[k])
-            modulus.untransform(product)
-            product += pairs[:, 0, k]
-            rest = pow(modulus_of_all // modulus.prime, -1, modulus.prime)
-            product = modulus.scaled_difference(product, np.zeros_like(product), rest)
-            lattice.kernels.lowered(
-                modulus.integers(product).reshape(-1),
-                words.reshape(-1),
-                fractions.reshape(-1),
-                t,
-                modulus.prime,
-            )
-        nearest = np.rint(fractions)
-        if np.abs(fractions - nearest).max(initial=0) > ROOM:
-            raise NoiseBudgetError(
-                f"what {sender} sent back has too much noise to be read; check that "
-                "all parties run the same version"
-            )
-        return (words + nearest.astype(np.uint64)) % np.uint64(t)
+        out = np.empty((len(pairs), DEGREE), np.uint64)
+        for pair, message in zip(pairs, out, strict=True):
+            phase = np.ascontiguousarray(pair[1])
+            for part, digits, modulus in zip(
+                phase, self._secret, moduli(), strict=False
+            ):
+                modulus.transform(part)
+                product = np.zeros_like(part)
+                modulus.multiply_add(product, part, digits)
+                modulus.untransform(product)
+                part[...] = product
+            message[...], _ = _nearest(phase + pair[0], t)
+        return out
 
 
 def received(ciphertexts, seeded, sender, peer):
@@ -493,8 +522,8 @@ class Encryption:
         name : str
         total : array, shape (2, primes, n)
             changed in its place.
-        mask : array of uint64, shape (n,)
-            uniform modulo t.
+        mask : Mask
+            of this owner's, drawn for this one only.
         t : int
         weights : Weights
         """
@@ -525,6 +554,6 @@ class Encryption:
         return out
 
     def mask(self, t):
-        """A mask, uniform modulo t, shape (n,)."""
+        """A new `Mask` for numbers modulo t."""
         self.session.check_process()
-        return lattice.below(self.stream, (DEGREE,), t)
+        return draw_mask(self.stream, t)

@@ -311,7 +311,7 @@ class EncryptedRows:
                 encryption.answer(
                     self.name + "-back", total[group], mask, self.modulus, weights
                 )
-                yield first, group, -mask & np.uint64(self.modulus - 1)
+                yield first, group, -mask.numbers & np.uint64(self.modulus - 1)
 
     def _signed(self, x):
         """Words as integers near zero."""

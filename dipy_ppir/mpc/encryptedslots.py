@@ -10,7 +10,7 @@ the ciphertexts, slot by slot.
 verb       rounds  bytes
 =========  ======  ================================================================
 `encrypt`  1       `bfv.CIPHERTEXT` for each ciphertext, and a seed, from the holder
-`sums`     1       `bfv.response_bytes` of one prime for each sum, from the other
+`sums`     1       `bfv.response_bytes` of two primes for each sum, from the other
                    owner
 =========  ======  ================================================================
 
@@ -23,12 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dipy_ppir.mpc import bfv, lattice
-from dipy_ppir.mpc.lattice import DEGREE, SMALL_PRIMES
+from dipy_ppir.mpc.lattice import DEGREE
 from dipy_ppir.mpc.threads import threads
 
 #: Numbers are modulo this, and a ciphertext has so many.
-PRIME, SLOTS = SMALL_PRIMES[0], DEGREE
-_MODULUS = lattice.moduli(SMALL_PRIMES)[0]
+PRIME, SLOTS = 1099511480321, DEGREE
+(_MODULUS,) = lattice.moduli((PRIME,))
 
 
 class EncryptedSlots:
@@ -90,7 +90,7 @@ class EncryptedSlots:
                 mask = encryption.mask(PRIME)
                 weights = bfv.Weights(PRIME / 2, SLOTS * len(rows))
                 encryption.answer(name, total, mask, PRIME, weights)
-                yield (np.uint64(PRIME) - _values(mask)) % np.uint64(PRIME)
+                yield (np.uint64(PRIME) - _values(mask.numbers)) % np.uint64(PRIME)
 
     def _total(self, rows, factors):
         """A sum of products, encrypted."""

@@ -17,18 +17,16 @@ from dipy_ppir._kernels import lattice as kernels
 
 #: Degree of the polynomials.
 DEGREE = 1 << 13
-#: The largest primes below 2**50 and below 2**40 of which roots of -1 exist.
+#: The largest primes below 2**50 and below 2**48 of which roots of -1 exist.
 PRIMES = (1125899906826241, 1125899906629633, 1125899905744897, 1125899905351681)
 SMALL_PRIMES = (
-    1099511480321,
-    1099510890497,
-    1099510824961,
-    1099510054913,
-    1099510005761,
-    1099508924417,
-    1099508760577,
-    1099508531201,
-    1099508121601,
+    281474976694273,
+    281474976546817,
+    281474976317441,
+    281474975662081,
+    281474975563777,
+    281474975367169,
+    281474975285249,
 )
 
 

@@ -3,18 +3,19 @@ r"""Products of random numbers of two owners, made ahead.
 The moving owner draws words a of 128 bits, the static owner b, and they get parts of
 :math:`a b` modulo 2**128, which any later product of theirs can be made of (Beaver
 1991). A product has up to 254 bits as an integer, so it is computed modulo
-:math:`M = \prod t_k`, nine primes of 40 bits, in the slots of as many polynomials
+:math:`M = \prod t_k`, seven primes of 48 bits, in the slots of as many polynomials
 modulo t_k: the moving owner sends a encrypted, the static owner multiplies by b, adds a
-number r and sends it back (see `bfv`). With r uniform over some M / 8 numbers from
-M / 4 on nothing wraps around modulo M, and the sum tells of products no more than one
-part in 2**`HIDDEN`.
+number r that is uniform modulo M and sends it back (see `bfv`). Nothing wraps around
+modulo M but where r is nearly 0 or M, which it is not: numbers r with the last
+`MARGIN` of M on either side are drawn again. So a sum tells of products no more than
+2**-79, a number.
 
 Where what is wanted is a sum of several products, number by number, they are added up
 under encryption, and one sum comes back.
 
-Rounds of a batch: 2. Bytes of a batch of `BATCH` sums of k products: ``9 * (k *
-bfv.CIPHERTEXT + bfv.response_bytes(1))`` and seeds: 378 a product where k is 1, 315
-where it is 2, 268 where it is 8.
+Rounds of a batch: 2. Bytes of a batch of `BATCH` sums of k products: ``7 * (k *
+bfv.CIPHERTEXT + bfv.response_bytes(2))`` and seeds: 392 a product where k is 1, 294
+where it is 2, 221 where it is 8.
 
 What each party sees: the static owner ciphertexts; the moving owner sums as above,
 which a simulator draws at random, and encryptions of its own making.
@@ -35,11 +36,9 @@ from dipy_ppir.mpc.prg import Stream
 MOST_TERMS = 8
 #: Products that are made together.
 BATCH = DEGREE
-_ALL = math.prod(SMALL_PRIMES)
-#: Bits of what hides a sum of products less those of a sum.
-HIDDEN = _ALL.bit_length() - 3 - 254 - (MOST_TERMS - 1).bit_length()
-#: Of what hides a product: random bits.
-_MASK_BITS = _ALL.bit_length() - 3
+#: Part of M that is left to products on either side of what hides them.
+MARGIN = 2.0**-40
+_MODULI, _ALL = moduli(SMALL_PRIMES), math.prod(SMALL_PRIMES)
 
 
 class Multiplications:
@@ -136,7 +135,7 @@ class Multiplications:
     def _sent(self, terms):
         """The moving owner's factors of a batch, once they are sent encrypted."""
         factors = self._drawn(terms)
-        for modulus in moduli(SMALL_PRIMES):
+        for modulus in _MODULI:
             messages = (
                 _to_slots(modulus, _signed_residues(modulus, x)) for x in factors
             )
@@ -145,49 +144,32 @@ class Multiplications:
 
     def _read(self):
         """The moving owner's parts of a batch."""
-        read = [
-            _of_slots(m, self.session.encryption.read("products", 1, m.prime)[0])
-            for m in moduli(SMALL_PRIMES)
-        ]
-        return _joined(read)
+        encryption = self.session.encryption
+        read = [encryption.read("products", 1, m.prime)[0] for m in _MODULI]
+        return _joined(read)[0]
 
     def _answered(self, terms):
         """The static owner's factors and parts of a batch."""
         encryption = self.session.encryption
-        factors, mask = self._drawn(terms), self._mask()
-        for modulus in moduli(SMALL_PRIMES):
+        factors, (masks, numbers) = self._drawn(terms), self._masks()
+        for modulus, mask in zip(_MODULI, masks, strict=True):
             pairs = encryption.receive("factors", terms)
             total = np.zeros_like(pairs[0])
             for pair, x in zip(pairs, factors, strict=True):
                 plain = _to_slots(modulus, _signed_residues(modulus, x))
                 plain = bfv.plain(_centered(plain, modulus.prime))
                 bfv.add_product(total, pair, plain)
-            hidden = np.empty(DEGREE)
-            modulus.reduced(mask, hidden)
-            hidden = _to_slots(modulus, hidden)
             weights = bfv.Weights(modulus.prime / 2, terms * DEGREE)
-            encryption.answer("products", total, hidden, modulus.prime, weights)
-        return factors, R128.neg(np.ascontiguousarray(mask[:, :2]))
+            encryption.answer("products", total, mask, modulus.prime, weights)
+        return factors, R128.neg(numbers)
 
-    def _mask(self):
-        """Uniform numbers below 2**_MASK_BITS, and a fourth of M (shape: words)."""
-        words = -(-_ALL.bit_length() // 64)
-        mask = self._stream.words((BATCH, words))
-        top = _MASK_BITS - 64 * (words - 1)
-        mask[:, -1] &= np.uint64((1 << top) - 1)
-        return _plus(mask, _ALL // 4)
-
-
-def _plus(numbers, constant):
-    """Numbers of several words, low word first, and a public one."""
-    out, carry = np.empty_like(numbers), np.zeros(len(numbers), np.uint64)
-    for w in range(numbers.shape[1]):
-        word = np.uint64(constant >> 64 * w & (1 << 64) - 1)
-        total = numbers[:, w] + word
-        over = (total < word).astype(np.uint64)
-        out[:, w] = total + carry
-        carry = over + (out[:, w] < total).astype(np.uint64)
-    return out
+    def _masks(self):
+        """What hides a batch, modulo each prime, and its numbers modulo 2**128."""
+        while True:
+            masks = [self.session.encryption.mask(m.prime) for m in _MODULI]
+            numbers, part = _joined([mask.numbers for mask in masks])
+            if part.min() > MARGIN and part.max() < 1 - MARGIN:
+                return masks, numbers
 
 
 def _signed_residues(modulus, elements):
@@ -205,34 +187,35 @@ def _to_slots(modulus, residues):
     return modulus.integers(values)
 
 
-def _of_slots(modulus, integers):
-    """The values of a polynomial, as integers in [0, prime)."""
-    values = modulus.residues(integers)
-    modulus.transform(values)
-    return modulus.integers(values)
-
-
 def _centered(integers, prime):
     signed = integers.astype(np.int64)
     return np.where(signed > prime // 2, signed - prime, signed)
 
 
-def _joined(residues):
-    """Numbers modulo 2**128 of their residues, which are M / 4 or more.
+def _joined(polynomials):
+    """Numbers modulo 2**128 of the slots of polynomials, modulo all primes.
 
     The remainder theorem: a sum of multiples of M / t_k, less M as often as their
     fractions of M add up to; as no number is near a multiple of M, that is known from
     doubles.
+
+    Returns
+    -------
+    numbers : array of uint64, shape (`BATCH`, 2)
+    parts : array, shape (`BATCH`,)
+        what they are of M, as integers in [0, M).
     """
     total, fraction = R128.zeros((BATCH,)), np.zeros(BATCH)
-    for modulus, integers in zip(moduli(SMALL_PRIMES), residues, strict=True):
+    for modulus, integers in zip(_MODULI, polynomials, strict=True):
         rest = _ALL // modulus.prime
         part = modulus.residues(integers)
+        modulus.transform(part)
         zero = np.zeros_like(part)
         part = modulus.scaled_difference(part, zero, pow(rest, -1, modulus.prime))
         part = modulus.integers(part)
         fraction += part / modulus.prime
         wide = np.stack([part, np.zeros_like(part)], axis=-1)
         total = R128.add(total, R128.scale(wide, rest))
-    times = np.floor(fraction).astype(np.int64)
-    return R128.sub(total, R128.scale(R128.encode_int(times), _ALL))
+    times = np.floor(fraction)
+    whole = R128.scale(R128.encode_int(times.astype(np.int64)), _ALL)
+    return R128.sub(total, whole), fraction - times
