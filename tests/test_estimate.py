@@ -158,7 +158,7 @@ def test_traffic_of_two_owners_alone(case):
 def test_what_two_owners_alone_cannot_compute_is_said_ahead():
     parameters = AffineParameters()
     with pytest.raises(NoiseBudgetError, match="fewer samples"):
-        estimate(parameters, (256,) * 3, (256,) * 3, alone=True)
+        estimate(parameters, (1024,) * 3, (1024,) * 3, alone=True)
     parameters = AffineParameters(sampling_proportion=0.1)
     sizes = [(n,) * 3 for n in (64, 128)]
     small, large = (estimate(parameters, size, size, alone=True) for size in sizes)

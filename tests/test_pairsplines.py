@@ -128,7 +128,7 @@ def test_rounds_bytes_and_bits_are_as_stated(duo, depth, kind):
         static_sent = 8 * weights.size
         if verb == "`steps`":
             static_sent += bfv.SEED_BYTES + slots.ciphertexts * bfv.CIPHERTEXT
-        moving_sent = 2 * slots.results * bfv.response_bytes(1) + told * 4 * 60
+        moving_sent = 2 * slots.results * bfv.response_bytes(2) + told * 4 * 60
         sent = [
             sum(s.ledger.sent.values()) - b for s, b in zip(duo, before, strict=True)
         ]

@@ -138,7 +138,7 @@ def test_rounds_bytes_and_bits_are_as_stated(duo, depth):
         rows = steps[0]._rows
         sent = {
             "share_static": [0, bfv.SEED_BYTES + rows.ciphertexts * bfv.CIPHERTEXT],
-            "step": [rows.responses(p) * bfv.response_bytes(1), 8 * p],
+            "step": [rows.responses(p) * bfv.response_bytes(2), 8 * p],
         }
         for s, start, wanted in zip(duo, before, sent[verb], strict=True):
             assert sum(s.ledger.sent.values()) - start == wanted
@@ -167,3 +167,56 @@ def test_what_the_static_owner_sends_in_a_step_is_uniform(duo, tap):
     assert len(words) == 360
     check_uniform([words >> np.uint64(60), words & np.uint64(15)], "words")
     assert len(set(words)) == len(words)
+
+
+def test_a_key_is_renewed_before_it_could_be_read_from_the_steps(two):
+    """By a moving owner that answers so that steps are digits of the key."""
+    static, own = numbers(100, 2, 6)
+    at = []
+
+    def many(session):
+        steps = PairSteps(session, 2, BITS, 6, 100, 100)
+        steps.share_static(static.shape, static if session.pid == STATIC else None)
+        found = []
+        for _ in range(40):
+            found.append(steps.step(100, 6, own if session.pid == MOVING else None))
+            if session.pid == MOVING:
+                key = session.encryption.key(STATIC)
+                at.append((key, session.ledger.shown(MOVING)))
+        return np.array(found)
+
+    units = two(many)[MOVING]
+    assert np.abs(units - exact(static, own)).max() <= 0.5 + 1e-3
+    keys = list(dict.fromkeys(key for key, _ in at))
+    assert len(keys) == len({key.b.tobytes() for key in keys}) == 3
+    assert at[-1][1] == 40 * 6 * BITS
+    before = 0
+    for key in keys:
+        shown = max(bits for k, bits in at if k is key)
+        assert shown - before <= bfv.KEY_BITS
+        # Nor is one renewed too early.
+        assert shown - before > bfv.KEY_BITS - 6 * BITS or key is keys[-1]
+        before = shown
+
+
+def test_what_was_encrypted_with_a_key_is_read_with_it(two):
+    """Mean products that were begun before a key is renewed."""
+    static, own = numbers(100, 2, 6)
+    m = np.arange(100)
+
+    def party(session):
+        mine = session.pid == STATIC
+        products = PairProducts(session, 24)
+        products.share_static(100, static[-1] if mine else None)
+        keys = {session.encryption.key(STATIC)}
+        steps = PairSteps(session, 2, BITS, 6, 100, 100)
+        steps.share_static(static.shape, static if mine else None)
+        for _ in range(15):
+            steps.step(100, 6, None if mine else own)
+        keys.add(session.encryption.key(STATIC))
+        assert len(keys) == 2
+        mean = products.mean(100, None if mine else m)
+        return session.open(mean, "test-any", (MOVING,))
+
+    wanted = np.mean(m * static[-1]) / 4.0**VALUE_BITS
+    assert two(party)[MOVING] == pytest.approx([wanted], abs=2.0**-22)

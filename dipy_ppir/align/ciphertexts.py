@@ -8,11 +8,12 @@ import math
 
 import numpy as np
 
+from dipy_ppir.align.gaussnewton import step_bits
 from dipy_ppir.align.gradientsampling import sample_count
 from dipy_ppir.mpc import bfv, pairinformation, pairsplines, pairsquares
 from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.encrypted import COSTS, EncryptedRows
-from dipy_ppir.mpc.encryptedslots import SLOTS
+from dipy_ppir.mpc.encryptedslots import PRIME, SLOTS
 from dipy_ppir.mpc.ledger import STATIC
 from dipy_ppir.mpc.splineslots import REACH
 
@@ -26,6 +27,8 @@ _INFORMATION_WAITS = 27
 #: hidden; and of keys, and the first products and transfers.
 STEP, STEP_EACH = np.array([150_000, 62, 0.05]), np.array([43_000, 0, 0])
 BEGIN = np.array([3_600_000, 25, 0.6])
+#: A new key of an owner.
+_KEY = np.array([bfv.CIPHERTEXT, 1, 0.002])
 
 
 def _rows(rows, length, bits, others, **options):
@@ -127,14 +130,15 @@ def _multiplied(rows, count, *, contracted=False):
     return np.array([responses * back, 1, work + _ANSWER * responses])
 
 
-def squares(p, shape, parameters):
+def squares(p, shape, parameters, count):
     """What squared differences take; see `pairsquares`.
 
     Parameters
     ----------
     p : AffineParameters
     shape : tuple of int
-    parameters : int
+    parameters, count : int
+        of each step, and steps.
 
     Returns
     -------
@@ -145,8 +149,12 @@ def squares(p, shape, parameters):
     steps, value = of_squares(p, voxels, parameters)
     once, each = _sent(steps), _multiplied(steps, parameters)
     each += [8 * parameters, 1, 0.002]
+    # Steps that a key of the static owner serves.
+    served = max(bfv.KEY_BITS // (parameters * step_bits(p.precision)), 1)
     if steps.length < voxels:
-        once, each = 0 * once, once + each
+        once, each = _KEY, once + each + _KEY / served
+    else:
+        once = (once + _KEY) * -(-count // served)
     # The mean products of both values, for which the image is sent once.
     value = _sent(value) / 2 + _multiplied(value, 1) + [10_000, 10, 0.02]
     return once, each, value
@@ -193,7 +201,8 @@ def splines(p, shape, controls):
     n = sample_count(voxels, p.sampling_proportion)
     samples, sums, results = of_splines(p, shape)
     once = np.array([samples * bfv.CIPHERTEXT, 1, samples * _ENCRYPT])
-    sent = dim * (results * bfv.response_bytes(1) + 8 * controls)
+    back = bfv.response_bytes(bfv.kept_primes(PRIME))
+    sent = dim * (results * back + 8 * controls)
     sent += 4 * n * (n < voxels and p.sampling == "GMS")
     work = dim * (sums * samples * (_PREPARE + _MULTIPLY) + results * _ANSWER)
     return once, np.array([sent, 2, work + 5e-7 * voxels])

@@ -304,9 +304,9 @@ def _affine_alone(p, shape, spacing):
     levels = len(p.level_iters)
     shapes = _shapes(shape, spacing, levels, p.factors)
 
-    def costs(level, parameters):
+    def costs(level, parameters, count):
         if p.metric == "SSD":
-            return ciphertexts.squares(p, shapes[level], parameters)
+            return ciphertexts.squares(p, shapes[level], parameters, count)
         sizes = _information_size(p, level, shapes[level])
         return ciphertexts.information(p, *sizes, len(shape))
 
@@ -321,7 +321,7 @@ def _affine_alone(p, shape, spacing):
         for count, level in zip(counts, range(levels - 1, -1, -1), strict=True):
             if not count:
                 continue
-            once, each, _ = costs(level, parameters)
+            once, each, _ = costs(level, parameters, count)
             total, told = once * (count if p.hide_steps else 1) + each * count, count
             if p.metric != "SSD":
                 # Each step but the first is the outcome of an evaluation.
@@ -330,7 +330,7 @@ def _affine_alone(p, shape, spacing):
             yield Stage(step, level, told, *total)
         if last:
             coarsest = levels - 1 - next(k for k, n in enumerate(p.level_iters) if n)
-            once, _, value = costs(coarsest, parameters)
+            once, _, value = costs(coarsest, parameters, 0)
             once = 0 if p.metric == "SSD" else once
             total = ciphertexts.BEGIN + once + 2 * value
             yield Stage("result", coarsest, 0, *total)

@@ -53,6 +53,7 @@ import numpy as np
 from dipy_ppir.mpc import lattice
 from dipy_ppir.mpc.errors import NoiseBudgetError, ProtocolError
 from dipy_ppir.mpc.lattice import DEGREE, PRIMES, TOSSES, moduli
+from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
 
 #: Bits of q that are secure at 128 bits, by degree: table 1 of the standard, ternary
@@ -70,6 +71,10 @@ FLOODED = 40
 MOST_RESPONSES = 1 << 20
 #: An error is so many standard deviations at most, but for a probability of 2**-71.
 DEVIATIONS = 10
+#: A key is renewed before so many bits have been opened that it could be read from, by
+#: an owner that answers with what is no answer: if they are digits of it, with the rest
+#: ring learning with errors is as hard as the standard asks.
+KEY_BITS = 1024
 #: Of the room for f and noise f leaves this part free at most: see `margin`.
 MOST_MARGIN = 2.0**-40
 #: Errors of fractions that are computed in doubles.
@@ -342,7 +347,7 @@ def _shortened(pair, kept):
 
 
 class SecretKey:
-    """A key of an owner, for one session; it is written nowhere."""
+    """A key of an owner, for one session at most; it is written nowhere."""
 
     def __init__(self):
         self._stream = Stream(secrets.token_bytes(32))
@@ -461,15 +466,60 @@ class Encryption:
         self.session = session
         self.name = session.name_of(session.other)
         session.agree("encryption", parameters())
-        self.key, self.stream = SecretKey(), Stream(secrets.token_bytes(32))
+        self.stream = Stream(secrets.token_bytes(32))
         self.responses = 0
-        seed, b = self.key.public()
-        self._send_seed("key", seed)
-        session.network.send(session.other, "public-key", packed(b))
+        #: By owner the key, as this one has it, and what was opened before to the other.
+        self._keys, self._before = {}, {}
+        self._make_key(session.pid)
+        self._make_key(session.other)
+
+    def _make_key(self, holder):
+        """Make an owner's key and send its public part, or receive that."""
+        session = self.session
+        self._before[holder] = self._shown(holder)
+        if session.pid == holder:
+            self._keys[holder] = key = SecretKey()
+            seed, b = key.public()
+            self._send_seed("key", seed)
+            session.network.send(session.other, "public-key", packed(b))
+            return
         theirs = self._receive_seed("key")
         room = np.empty((len(PRIMES), DEGREE, RESIDUE_BYTES), np.uint8)
         session.network.receive(session.other, "public-key", room)
-        self._public = PublicKey(theirs, unpacked(room, self.name, session.other))
+        b = unpacked(room, self.name, session.other)
+        self._keys[holder] = PublicKey(theirs, b)
+
+    def _shown(self, holder):
+        """Bits opened so far to the owner that is not the holder."""
+        return self.session.ledger.shown(MOVING + STATIC - holder)
+
+    def renew(self, holder, bits):
+        """Make a new key of an owner if the one that it has may show too much.
+
+        What is encrypted from here on has the new key; who still reads or answers what
+        was encrypted before keeps its key, see `key`. Rounds: 1 if it is renewed.
+
+        Parameters
+        ----------
+        holder : int
+        bits : float
+            to be opened to the other owner while what is encrypted next is used.
+
+        Returns
+        -------
+        renewed : bool
+            the same at both.
+        """
+        shown = self._shown(holder) - self._before[holder]
+        renewed = shown > 0 and shown + bits > KEY_BITS
+        if renewed:
+            self.session.check_process()
+            self._make_key(holder)
+        return renewed
+
+    def key(self, holder):
+        """The key of what an owner encrypts now: a `SecretKey` or its `PublicKey`."""
+        return self._keys[holder]
 
     def _send_seed(self, name, seed):
         words = np.frombuffer(seed, np.uint8)
@@ -492,11 +542,11 @@ class Encryption:
         t : int
         """
         self.session.check_process()
-        seed = secrets.token_bytes(SEED_BYTES)
+        key, seed = self.key(self.session.pid), secrets.token_bytes(SEED_BYTES)
         self._send_seed(name, seed)
         stream = Stream(seed)
         for message in messages:
-            ciphertext = self.key.encrypt(message[None], t, stream)
+            ciphertext = key.encrypt(message[None], t, stream)
             self.session.network.send(self.session.other, name, ciphertext)
 
     def receive(self, name, count):
@@ -514,7 +564,7 @@ class Encryption:
             out[k] = received(room, stream, self.name, self.session.other)[0]
         return out
 
-    def answer(self, name, total, mask, t, weights):
+    def answer(self, name, total, mask, t, weights, key=None):
         """Send a sum of products back, masked; the key's owner calls `read`.
 
         Parameters
@@ -526,6 +576,8 @@ class Encryption:
             of this owner's, drawn for this one only.
         t : int
         weights : Weights
+        key : PublicKey, optional
+            the one that was theirs when they encrypted, by default the one they have.
         """
         self.session.check_process()
         check_budget(t, weights)
@@ -535,11 +587,20 @@ class Encryption:
                 f"more than {MOST_RESPONSES:,} encrypted numbers went back in one "
                 "session: begin a new one"
             )
-        response = self._public.response(total, mask, t, self.stream)
+        key = self.key(self.session.other) if key is None else key
+        response = key.response(total, mask, t, self.stream)
         self.session.network.send(self.session.other, name, response)
 
-    def read(self, name, count, t):
+    def read(self, name, count, t, key=None):
         """Decrypt what the other owner sent back. Rounds: 1.
+
+        Parameters
+        ----------
+        name : str
+        count : int
+        t : int
+        key : SecretKey, optional
+            that it was encrypted with, by default the one this owner has.
 
         Returns
         -------
@@ -548,9 +609,10 @@ class Encryption:
         shape = (2, kept_primes(t), DEGREE, RESIDUE_BYTES)
         room = np.empty((1, *shape), np.uint8)
         out = np.empty((count, DEGREE), np.uint64)
+        key = self.key(self.session.pid) if key is None else key
         for k in range(count):
             self.session.network.receive(self.session.other, name, room)
-            out[k] = self.key.decrypt(room, t, self.name, self.session.other)[0]
+            out[k] = key.decrypt(room, t, self.name, self.session.other)[0]
         return out
 
     def mask(self, t):

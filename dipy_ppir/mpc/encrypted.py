@@ -140,7 +140,7 @@ class EncryptedRows:
         self.session, self.name, self.holder = session, name, holder
         self.rows, self.length, self.bits = rows, length, bits
         self.packing = choose_packing(rows, length, others, uses)
-        self._pairs = None
+        self._pairs = self._key = None
         bfv.check_budget(self.modulus, self._weights(contracted=True))
 
     @property
@@ -186,6 +186,7 @@ class EncryptedRows:
         if self.session.pid == self.holder:
             _check(y, (self.rows, self.length), "rows to be encrypted")
         encryption = self.session.encryption
+        self._key = encryption.key(self.holder)
         if self.session.pid == self.holder:
             encryption.send(self.name, self._messages(y), self.modulus)
         else:
@@ -286,7 +287,7 @@ class EncryptedRows:
             for first in firsts:
                 for group in range(answers):
                     name = self.name + "-back"
-                    (message,) = encryption.read(name, 1, self.modulus)
+                    (message,) = encryption.read(name, 1, self.modulus, self._key)
                     yield first, group, message
             return
         totals = np.zeros((len(firsts), answers, 2, len(PRIMES), DEGREE))
@@ -309,7 +310,12 @@ class EncryptedRows:
             for group in range(answers):
                 mask = encryption.mask(self.modulus)
                 encryption.answer(
-                    self.name + "-back", total[group], mask, self.modulus, weights
+                    self.name + "-back",
+                    total[group],
+                    mask,
+                    self.modulus,
+                    weights,
+                    self._key,
                 )
                 yield first, group, -mask.numbers & np.uint64(self.modulus - 1)
 

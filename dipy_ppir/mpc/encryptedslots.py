@@ -45,7 +45,7 @@ class EncryptedSlots:
 
     def __init__(self, session, name, holder):
         self.session, self.name, self.holder = session, name, holder
-        self._pairs = None
+        self._pairs = self._key = None
 
     def encrypt(self, count, rows=None):
         """Encrypt the holder's numbers; those before are forgotten. Rounds: 1.
@@ -58,6 +58,7 @@ class EncryptedSlots:
             of magnitude below t / 2.
         """
         encryption = self.session.encryption
+        self._key = encryption.key(self.holder)
         if self.session.pid == self.holder:
             messages = (_MODULUS.integers(_polynomial(row)) for row in rows)
             encryption.send(self.name, messages, PRIME)
@@ -82,14 +83,14 @@ class EncryptedSlots:
         encryption, name = self.session.encryption, self.name + "-back"
         if self.session.pid == self.holder:
             for _ in wanted:
-                yield _values(encryption.read(name, 1, PRIME)[0])
+                yield _values(encryption.read(name, 1, PRIME, self._key)[0])
             return
         with ThreadPoolExecutor(threads()) as pool:
             totals = pool.map(self._total, *zip(*wanted, strict=True))
             for (rows, _), total in zip(wanted, totals, strict=True):
                 mask = encryption.mask(PRIME)
                 weights = bfv.Weights(PRIME / 2, SLOTS * len(rows))
-                encryption.answer(name, total, mask, PRIME, weights)
+                encryption.answer(name, total, mask, PRIME, weights, self._key)
                 yield (np.uint64(PRIME) - _values(mask.numbers)) % np.uint64(PRIME)
 
     def _total(self, rows, factors):

@@ -141,6 +141,11 @@ class Ledger:
                 entry.values += values
                 entry.bits += bits * values
 
+    def shown(self, receiver: int) -> float:
+        """Bits that this run has opened to a receiver since it was last resumed."""
+        entries = self.attempt.items()
+        return sum(entry.bits for (to, _), entry in entries if to == receiver)
+
     def _add_level(self, receiver, samples, numbers, bits):
         before = self.levels.get((receiver, samples), (0, 0.0))
         self.levels[receiver, samples] = before[0] + numbers, before[1] + bits

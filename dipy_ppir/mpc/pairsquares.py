@@ -24,7 +24,7 @@ zero. Then the static owner need not know which voxels are samples.
 verb                  rounds  bytes, on both links
 ====================  ======  ======================================================
 `share_static`        1       what `EncryptedRows.encrypt` sends, from the static
-                              owner
+                              owner; before, if its key is renewed, a new one
 `step`                2       what `EncryptedRows.products` sends, from the moving
                               owner; 8 for each parameter, from the static one
 `mean`                2       the same, and 64
@@ -112,7 +112,7 @@ class PairSteps:
         self.parameters = parameters
         self.whole = samples < voxels <= MOST_WHOLE
         self._uses = STEPS if self.whole or samples == voxels else 1
-        self._rows = None
+        self._rows = self._static = None
 
     def share_static(self, shape, values=None):
         """Send the static image encrypted. Rounds: 1.
@@ -135,7 +135,9 @@ class PairSteps:
             others=self.parameters,
             uses=self._uses,
         )
-        self._rows.encrypt(None if values is None else values[-1:])
+        self._static = None if values is None else values[-1:]
+        self.session.encryption.renew(STATIC, self._uses * self.bits * self.parameters)
+        self._rows.encrypt(self._static)
 
     def step(self, count, parameters, own):
         """The next step, opened to the moving owner; see `SecretSteps.step`. Rounds: 2.
@@ -152,6 +154,8 @@ class PairSteps:
             sampled = x(0, len(own.index))
             x = np.zeros((parameters, self._rows.length), np.int64)
             x[:, own.index] = sampled
+        if s.encryption.renew(STATIC, self.bits * parameters):
+            self._rows.encrypt(self._static)
         step = self._rows.products(parameters, x)[:, 0]
         if own is not None:
             step = step + np.rint(own.constant * 2.0**digits).astype(np.int64).astype(
