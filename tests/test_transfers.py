@@ -6,6 +6,7 @@ from parties import run_trio
 import pytest
 
 from dipy_ppir.mpc import bitslices, transfers
+from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 
 
@@ -51,20 +52,24 @@ def test_batches_that_are_made_ahead(duo, depth, tap):
     assert [(f[0], len(f[4])) for f in frames] == [
         (MOVING, 128 * 16),
         (STATIC, 3 * 32 * 32),
-        (STATIC, 31 * smallest // 8),
+        (STATIC, 31 * (smallest + transfers.CHECKED) // 8),
+        (STATIC, 129 * 16),
     ]
+    assert 31 * transfers.CHECKED // 8 + 129 * 16 == 2560
     run_trio(duo, lambda session: session.transfers.pads(smallest, MOVING))
-    assert len(frames) == 3
+    assert len(frames) == 4
     for session in duo:
         assert session.transfers.left() == 0
     run_trio(duo, lambda session: session.transfers.reserve(transfers.LARGEST + 9))
-    assert sum(len(f[4]) for f in frames[3:]) == 31 * (transfers.LARGEST // 8 + 2)
+    sent = sum(len(f[4]) for f in frames[4:])
+    assert sent == 31 * (transfers.LARGEST // 8 + 2) + 2 * 2560
     # As many as all before, by default.
     count = len(frames)
     run_trio(
         duo, lambda session: session.transfers.pads(transfers.LARGEST + 17, MOVING)
     )
-    assert sum(len(f[4]) for f in frames[count:]) == 31 * transfers.LARGEST // 8
+    sent = sum(len(f[4]) for f in frames[count:])
+    assert sent == 31 * transfers.LARGEST // 8 + 2560
 
 
 def test_what_is_sent_is_uniform(duo, tap):
@@ -97,3 +102,53 @@ def test_one_leaf_of_each_tree_is_missing(two):
     for tree in range(32):
         same = (known[tree] == leaves[tree][np.arange(16) ^ missing[tree]]).all(axis=1)
         assert same.tolist() == [False] + 15 * [True]
+
+
+def test_hashes_of_columns_are_linear_and_those_of_what_was_sent():
+    rng = np.random.default_rng(3)
+    columns = rng.integers(0, 256, (3, 1000), np.uint8)
+    columns[2] = columns[0] ^ columns[1]
+    key, sent = bytes(16), rng.integers(0, 256, 100, np.uint8)
+    first, second, both = transfers._checked(key, sent, columns)
+    assert (first ^ second == both).all()
+    assert (first != second).any()
+    assert not transfers._checked(key, sent, np.zeros_like(columns)).any()
+    other = sent.copy()
+    other[50] ^= 1
+    for again in ((key, other), (bytes([1]) * 16, sent)):
+        assert (transfers._checked(*again, columns) != [first, second, both]).any()
+
+
+@pytest.mark.parametrize("trees", [slice(1, 32), slice(1, 2)])
+def test_a_chooser_whose_trees_do_not_agree_is_found_out(
+    outcomes, duo, monkeypatch, trees
+):
+    """It would read bits of s: of a tree, unless all four of them are zero."""
+    inner = duo[STATIC].network.send
+
+    def send(peer, name, array):
+        if getattr(array, "shape", ())[:1] == (31,):
+            # In its place, so that the hashes are of what is sent.
+            array[trees.start - 1 : trees.stop - 1, 77] ^= 4
+        inner(peer, name, array)
+
+    monkeypatch.setattr(duo[STATIC].network, "send", send)
+    secret = []
+
+    def run(session):
+        direction = session.transfers._directions[MOVING]
+        try:
+            session.transfers.reserve(1)
+        finally:
+            if session.pid == MOVING:
+                bits = bitslices.spread(direction._secret, 128).reshape(32, 4)
+                secret.append(bits[trees].any())
+        return True
+
+    found, _ = outcomes(duo, run)
+    if secret[0]:
+        assert isinstance(found, ProtocolError)
+        assert found.culprit == STATIC
+        assert "static owner made transfers that do not belong together" in str(found)
+    else:
+        assert found is True

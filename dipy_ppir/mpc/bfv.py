@@ -468,7 +468,7 @@ class Encryption:
         session.agree("encryption", parameters())
         self.stream = Stream(secrets.token_bytes(32))
         self.responses = 0
-        #: By owner the key, as this one has it, and what was opened before to the other.
+        #: By owner the key, and what was opened to the other one before.
         self._keys, self._before = {}, {}
         self._make_key(session.pid)
         self._make_key(session.other)

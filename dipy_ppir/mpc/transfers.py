@@ -2,9 +2,9 @@ r"""Random oblivious transfers between two owners, made in batches ahead of thei
 
 In a transfer the *sender* gets two random pads of 128 bits, the *chooser* a random bit
 and the pad of that number. The sender does not learn the bit, the chooser nothing of
-the other pad. Of few transfers many are made, against curious parties (Ishai, Kilian,
-Nissim and Petrank 2003; in a quarter of their bytes by Roy 2022, *SoftSpokenOT*). Sums
-here are modulo 2, unless stated otherwise.
+the other pad. Of few transfers many are made (Ishai, Kilian, Nissim and Petrank 2003;
+in a quarter of their bytes, with a check of what the chooser sends, by Roy 2022,
+*SoftSpokenOT*). Sums here are modulo 2, unless stated otherwise.
 
 1. Once for each direction the roles are turned round: the sender draws 128 bits s, and
    of each of 128 pairs of keys that the chooser knows it gets one, that of the other
@@ -23,7 +23,13 @@ here are modulo 2, unless stated otherwise.
    does not occur. The first tree's sum is the choices c; of the others the chooser
    sends :math:`u + c`, which the sender adds where :math:`s_l = 1`. Row i of its 128
    columns is then :math:`q_i = t_i + c_i s`.
-4. The pads are :math:`H(q_i)` and :math:`H(q_i + s)`; the chooser has
+4. The sender checks that c is the same in all trees: the chooser sends linear hashes of
+   c and of each of its columns, for which :math:`G(q) = G(t) + s G(c)` must hold. G is
+   a polynomial over the field of 2**128 elements (GHASH, McGrew and Viega 2004) at a
+   point that follows from what the chooser sent, so that columns that differ have the
+   same hash less than once in 2**110. The first `CHECKED` transfers hide c in G(c), and
+   are thrown away.
+5. The pads are :math:`H(q_i)` and :math:`H(q_i + s)`; the chooser has
    :math:`H(t_i)`, which is the one of them that it chose.
 
 H is ``AES(x) + x`` with a public key that is drawn anew for each batch, so that each
@@ -35,26 +41,31 @@ step        rounds  bytes on the link
 ==========  ======  ==================================================================
 base        1       128 * 16 + 3 * 32 * 32, and 128 products of
                     `session.multiplications`; once for each direction
-batch       1       31 / 8 per transfer; the first is of 2**12, each later one of as
-                    many as all before, at most 2**18, or of what is asked for
+batch       1       31 / 8 per transfer, and 2560; the first is of 2**12, each later
+                    one of as many as all before, at most 2**18, or of what is asked
+                    for
 `products`  0       0; takes 8 transfers a byte
 `pads`      0       0
 ==========  ======  ==================================================================
 
 What each owner sees: in the base transfers the chooser gets a bit less a random factor
 that only the sender knows, uniform modulo 2**128. What the sender gets is hidden by a
-key, or by the column of a leaf, that it has not got: as good as uniform. Owners that
-keep to the protocol learn nothing else; a chooser that does not could learn bits of s
-(this is the protocol for curious parties).
+key, or by the column of a leaf, that it has not got: as good as uniform. G(c) is
+uniform, too, by the transfers that are thrown away, and the other hashes follow from
+it. A chooser whose trees do not agree must guess the four bits of s of each tree that
+differs, or is found out: what it learns of s it had guessed.
 """
 
+import hashlib
 import secrets
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 import numpy as np
 
 from dipy_ppir.mpc import bitslices
+from dipy_ppir.mpc.errors import ProtocolError
 from dipy_ppir.mpc.fields import R128
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
@@ -64,6 +75,8 @@ COLUMNS, DEPTH = 128, 4
 _TREES, _LEAVES = COLUMNS // DEPTH, 1 << DEPTH
 #: Public keys of the trees: left and right.
 _KEYS = (bytes([5]) * 16, bytes([6]) * 16)
+#: Transfers of a batch that are made to be checked by.
+CHECKED = 128
 #: Transfers of a batch, at least and where no more are asked for.
 SMALLEST, LARGEST = 1 << 12, 1 << 18
 
@@ -200,21 +213,70 @@ class _Direction:
         return columns, sums
 
     def _batch(self, size):
-        """A batch of transfers, a multiple of 8; rounds: 1."""
-        session = self._session
-        cipher = _cipher(self._hash_keys.words(2).tobytes())
-        columns, sums = self._columns(size)
+        """A batch of transfers, a multiple of 8; rounds: 1.
+
+        Raises
+        ------
+        ProtocolError
+            if the chooser does not choose alike in all columns.
+        """
+        session, name = self._session, self._name
+        key = self._hash_keys.words(2).tobytes()
+        columns, sums = self._columns(CHECKED + size)
+        hashes = np.empty((1 + COLUMNS, 16), dtype=np.uint8)
         if self._sends:
-            session.network.receive(session.other, self._name, sums[1:])
+            session.network.receive(session.other, name, sums[1:])
             bits = bitslices.spread(self._secret, COLUMNS).reshape(_TREES, DEPTH, 1)
             columns[1:] ^= sums[1:, None] * bits[1:]
-            rows = _rows(columns, size)
+            session.network.receive(session.other, name, hashes)
+            found = _checked(key, sums[1:], columns.reshape(COLUMNS, -1))
+            if (found != hashes[1:] ^ hashes[0] * bits.reshape(-1, 1)).any():
+                who = session.name_of(session.other)
+                raise ProtocolError(
+                    f"{who} made transfers that do not belong together; it does not "
+                    "follow the protocol, or runs another version",
+                    session.other,
+                )
+        else:
+            choices = sums[0]
+            sums[1:] ^= choices
+            session.network.send(session.other, name, sums[1:])
+            every = np.concatenate([choices[None], columns.reshape(COLUMNS, -1)])
+            hashes = _checked(key, sums[1:], every)
+            session.network.send(session.other, name, hashes)
+        columns, cipher = columns[..., CHECKED // 8 :], _cipher(key)
+        rows = _rows(columns, size)
+        if self._sends:
             other = rows ^ self._secret.view(np.uint64)
             return [_hashed(cipher, rows), _hashed(cipher, other)]
-        sums[1:] ^= sums[0]
-        session.network.send(session.other, self._name, sums[1:])
-        choices = bitslices.spread(sums[0], size)
-        return [choices, _hashed(cipher, _rows(columns, size))]
+        choices = bitslices.spread(choices[CHECKED // 8 :], size)
+        return [choices, _hashed(cipher, rows)]
+
+
+def _checked(key, sent, columns):
+    """Linear hashes of columns, by a key that follows from what was sent.
+
+    Parameters
+    ----------
+    key : bytes
+        of the batch.
+    sent : array of uint8
+        what the chooser cannot change any more.
+    columns : array of uint8, shape (n, bytes)
+
+    Returns
+    -------
+    hashes : array of uint8, shape (n, 16)
+    """
+    point = hashlib.sha256(b"transfers" + key + sent.tobytes()).digest()[:16]
+    cipher, nonce = AESGCM(point), bytes(12)
+    # A tag is the hash and what is the same for all of a length.
+    tags = [
+        cipher.encrypt(nonce, b"", column.tobytes())
+        for column in (np.zeros_like(columns[0]), *columns)
+    ]
+    tags = np.frombuffer(b"".join(tags), np.uint8).reshape(-1, 16)
+    return tags[1:] ^ tags[0]
 
 
 def _leaves(keys, below):
@@ -277,7 +339,7 @@ def _cipher(key):
 
 
 def _rows(columns, size):
-    columns = columns.reshape(COLUMNS, -1)
+    columns = np.ascontiguousarray(columns).reshape(COLUMNS, -1)
     return bitslices.gathered(columns, size).view(np.uint64)
 
 
