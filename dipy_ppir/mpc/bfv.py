@@ -493,7 +493,7 @@ class Encryption:
         """Bits opened so far to the owner that is not the holder."""
         return self.session.ledger.shown(MOVING + STATIC - holder)
 
-    def renew(self, holder, bits):
+    def renew(self, holder, bits=KEY_BITS // 4):
         """Make a new key of an owner if the one that it has may show too much.
 
         What is encrypted from here on has the new key; who still reads or answers what
@@ -502,7 +502,7 @@ class Encryption:
         Parameters
         ----------
         holder : int
-        bits : float
+        bits : float, optional
             to be opened to the other owner while what is encrypted next is used.
 
         Returns

@@ -19,7 +19,8 @@ Hong and Ding 2022 multiply matrices like that).
 verb            rounds  bytes
 ==============  ======  ============================================================
 `encrypt`       1       `bfv.CIPHERTEXT` for each of `ciphertexts` polynomials, and
-                        a seed, from the holder
+                        a seed, from the holder; before, as much for a new key if
+                        `bfv.Encryption.renew` makes one
 `products`      1       `bfv.response_bytes` for each T rows of the holder's and S
                         of the other owner's, from the other owner
 `contractions`  1       the same for each S rows of the other owner's
@@ -186,6 +187,7 @@ class EncryptedRows:
         if self.session.pid == self.holder:
             _check(y, (self.rows, self.length), "rows to be encrypted")
         encryption = self.session.encryption
+        encryption.renew(self.holder)
         self._key = encryption.key(self.holder)
         if self.session.pid == self.holder:
             encryption.send(self.name, self._messages(y), self.modulus)

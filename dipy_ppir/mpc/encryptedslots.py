@@ -9,7 +9,9 @@ the ciphertexts, slot by slot.
 =========  ======  ================================================================
 verb       rounds  bytes
 =========  ======  ================================================================
-`encrypt`  1       `bfv.CIPHERTEXT` for each ciphertext, and a seed, from the holder
+`encrypt`  1       `bfv.CIPHERTEXT` for each ciphertext, and a seed, from the
+                   holder; before, as much for a new key if `bfv.Encryption.renew`
+                   makes one
 `sums`     1       `bfv.response_bytes` of two primes for each sum, from the other
                    owner
 =========  ======  ================================================================
@@ -58,6 +60,7 @@ class EncryptedSlots:
             of magnitude below t / 2.
         """
         encryption = self.session.encryption
+        encryption.renew(self.holder)
         self._key = encryption.key(self.holder)
         if self.session.pid == self.holder:
             messages = (_MODULUS.integers(_polynomial(row)) for row in rows)

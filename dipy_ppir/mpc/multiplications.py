@@ -65,6 +65,7 @@ class Multiplications:
         batches = -(-(count - len(parts)) // BATCH)
         if batches <= 0:
             return
+        self.session.encryption.renew(MOVING)
         made = self._batches(batches, terms)
         more, parts_of_more = zip(*made, strict=True)
         self._pools[terms] = (

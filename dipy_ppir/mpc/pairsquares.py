@@ -24,9 +24,10 @@ zero. Then the static owner need not know which voxels are samples.
 verb                  rounds  bytes, on both links
 ====================  ======  ======================================================
 `share_static`        1       what `EncryptedRows.encrypt` sends, from the static
-                              owner; before, if its key is renewed, a new one
+                              owner
 `step`                2       what `EncryptedRows.products` sends, from the moving
                               owner; 8 for each parameter, from the static one
+... with a new key    3       the same, and what `share_static` sends
 `mean`                2       the same, and 64
 ====================  ======  ======================================================
 
@@ -35,8 +36,11 @@ owner draws; see `encrypted`. The moving owner sees encrypted numbers, and its s
 noise of the static owner's that is uniform and as wide as the precision, which is as
 good as rounded: a simulator that is given it subtracts the moving owner's own part.
 No more bits can be opened than are counted, whatever weights the moving owner has: a
-step that is larger than promised comes round the ring and is another number. What they
-are about is another matter if it does not multiply as it should, see `bfv`.
+step that is larger than promised comes round the ring and is another number.
+
+A moving owner that does not multiply as it should chooses what these bits are about,
+and can make them digits of the key (`bfv`). Before it could have `bfv.KEY_BITS` of
+them, the static owner draws a new key and sends what is still needed again.
 """
 
 import numpy as np
