@@ -28,7 +28,7 @@ _INFORMATION_WAITS = 27
 STEP, STEP_EACH = np.array([150_000, 62, 0.05]), np.array([43_000, 0, 0])
 BEGIN = np.array([3_600_000, 25, 0.6])
 #: A new key of an owner.
-_KEY = np.array([bfv.CIPHERTEXT, 1, 0.002])
+KEY = np.array([bfv.CIPHERTEXT, 1, 0.002])
 
 
 def _rows(rows, length, bits, others, **options):
@@ -152,9 +152,9 @@ def squares(p, shape, parameters, count):
     # Steps that a key of the static owner serves.
     served = max(bfv.KEY_BITS // (parameters * step_bits(p.precision)), 1)
     if steps.length < voxels:
-        once, each = _KEY, once + each + _KEY / served
+        once, each = KEY, once + each + KEY / served
     else:
-        once = (once + _KEY) * -(-count // served)
+        once = (once + KEY) * -(-count // served)
     # The mean products of both values, for which the image is sent once.
     value = _sent(value) / 2 + _multiplied(value, 1) + [10_000, 10, 0.02]
     return once, each, value

@@ -610,7 +610,7 @@ def _freeform_alone(p, shape, spacing):
         controls = math.prod(Lattice(shapes[level], (p.spacing,) * dim).control_shape)
         once, each = ciphertexts.splines(p, shapes[level], controls)
         again = sample_count(voxels, p.sampling_proportion) < voxels
-        total = once * (count if again else 1) + each * count
+        total = (once + ciphertexts.KEY) * (count if again else 1) + each * count
         yield Stage("deformation", level, count, *total)
     n = math.prod(shape)
     total = ciphertexts.BEGIN + ciphertexts.match(n) + [0, 0, _MAP_WORK * n]

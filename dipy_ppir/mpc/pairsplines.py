@@ -21,9 +21,10 @@ deviation :math:`2^{10} \sqrt{n / 12}` at most: a thirtieth of the precision for
 verb        rounds  bytes, on both links
 ==========  ======  ================================================================
 `begin`     0       0
-`steps`     3       what `EncryptedSlots.encrypt` sends for `Slots.ciphertexts`, and
-                    `EncryptedSlots.sums` for `Slots.results` and each axis; 8 for each
-                    control point and axis, from the static owner
+`steps`     3       what `EncryptedSlots.encrypt` sends for `Slots.ciphertexts`, with
+                    a new key if steps were opened before, and `EncryptedSlots.sums`
+                    for `Slots.results` and each axis; 8 for each control point and
+                    axis, from the static owner
 ... again   2       the same without the ciphertexts, where all voxels count
 `samples`   1       4 per hidden sample, from the moving owner
 `judged`    2, see  what `EncryptedRows` sends for two products with the image,
@@ -34,7 +35,8 @@ What each party sees: the static owner what encrypts uniform numbers, which the 
 owner draws; of hidden samples besides where they are. The moving owner sees encrypted
 numbers, and its steps with noise of the static owner's that is uniform and as wide as
 the precision: a simulator that is given them takes off the moving owner's own part. A
-moving owner that does not multiply as it should can learn more, see `bfv`.
+moving owner that does not multiply as it should can make them digits of the key, which
+they may have room for, and read what was encrypted with it: see `bfv`.
 """
 
 import secrets
