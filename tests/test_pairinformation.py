@@ -257,7 +257,7 @@ def test_what_a_registration_sends_is_as_stated(duo):
     back = rows.responses(32)
     back += sum(r.responses(12, contracted=True) for r in (rows, columns))
     cells, others = 32 * 28, 32 + 28
-    products = 378 * (16 * cells + 13 * others)
+    products = 392 * (16 * cells + 13 * others)
     each = columns.ciphertexts * bfv.CIPHERTEXT + products + 1100 * (cells + others)
     each += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
     stated = " ".join(module.__doc__.split())
