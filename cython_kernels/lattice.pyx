@@ -7,7 +7,7 @@ All loops run without the GIL.
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cdef extern from "lattice.h":
     int64_t transform(double *, double *, const double *, int64_t,
@@ -19,31 +19,48 @@ cdef extern from "lattice.h":
     int64_t c_scaled_difference "scaled_difference"(
         const double *, const double *, double *, int64_t, double,
         double) noexcept nogil
-    void c_residues "residues"(const uint64_t *, double *, int64_t,
-                               uint64_t) noexcept nogil
-    void c_integers "integers"(const double *, uint64_t *, int64_t,
-                               uint64_t) noexcept nogil
-    void c_reduced "reduced"(const uint64_t *, int64_t, double *, int64_t,
-                             uint64_t) noexcept nogil
-    void c_raised "raised"(const uint64_t *, double *, int64_t, uint64_t, uint64_t,
-                           uint64_t, uint64_t) noexcept nogil
-    void c_lowered "lowered"(const uint64_t *, uint64_t *, double *, int64_t, uint64_t,
-                             uint64_t) noexcept nogil
-    int RUN
+    int64_t c_residues "residues"(const uint64_t *, double *, int64_t,
+                                  double) noexcept nogil
+    int64_t c_integers "integers"(const double *, uint64_t *, int64_t,
+                                  double) noexcept nogil
+    int64_t c_packed "packed"(const double *, uint8_t *, int64_t,
+                              double) noexcept nogil
+    int64_t c_unpacked "unpacked"(const uint8_t *, double *, int64_t,
+                                  double) noexcept nogil
+    int64_t c_reduced "reduced"(const uint64_t *, int64_t, double *, int64_t,
+                                double) noexcept nogil
+    int64_t c_raised "raised"(const uint64_t *, double *, int64_t, double, double,
+                              double, double) noexcept nogil
+    int64_t c_lowered "lowered"(const double *, double *, double *, int64_t, double,
+                                double) noexcept nogil
+    int64_t run_of(int64_t, int64_t) noexcept nogil
+    int SENT
 
 include "dispatch.pxi"
+
+#: Bytes of a number as it is sent.
+SENT_BYTES = SENT
 
 
 def runs(Py_ssize_t n):
     """How many roots each stage of a transform of length n takes, the first first."""
-    return [min(max(1 << s, RUN), n // 2) for s in range(n.bit_length() - 1)]
+    return [run_of(1 << s, n // 2) for s in range(n.bit_length() - 1)]
+
+
+cdef Py_ssize_t all_runs(Py_ssize_t n):
+    """How many roots all stages take."""
+    cdef Py_ssize_t groups = 1, out = 0
+    while groups < n:
+        out += run_of(groups, n // 2)
+        groups *= 2
+    return out
 
 
 def forward(double[:, ::1] a, const double[::1] roots, double q):
     """Values of polynomials at the odd powers of a root of -1, in their place."""
     cdef Py_ssize_t k
     cdef double[::1] work = np.empty(a.shape[1])
-    same(roots.shape[0], sum(runs(a.shape[1])))
+    same(roots.shape[0], all_runs(a.shape[1]))
     with nogil:
         for k in range(a.shape[0]):
             transform(&a[k, 0], &work[0], &roots[0], a.shape[1], q)
@@ -53,7 +70,7 @@ def backward(double[:, ::1] a, const double[::1] roots, double q, double scale):
     """The polynomials of such values, times a constant, in their place."""
     cdef Py_ssize_t k
     cdef double[::1] work = np.empty(a.shape[1])
-    same(roots.shape[0], sum(runs(a.shape[1])))
+    same(roots.shape[0], all_runs(a.shape[1]))
     with nogil:
         for k in range(a.shape[0]):
             untransform(&a[k, 0], &work[0], &roots[0], a.shape[1], q, scale)
@@ -67,6 +84,26 @@ def multiply_add(double[::1] acc, const double[::1] a, const double[::1] b, doub
         c_multiply_add(&acc[0], &a[0], &b[0], a.shape[0], q)
 
 
+def multiply_add_each(double[:, :, ::1] acc, const double[:, :, ::1] a,
+                      const double[:, ::1] b, const double[::1] primes):
+    """The same for several polynomials times one, modulo each of some primes.
+
+    Shapes (several, primes, n) and (primes, n).
+    """
+    cdef Py_ssize_t j, k
+    same(acc.shape[0], a.shape[0])
+    same(primes.shape[0], a.shape[1])
+    same(primes.shape[0], acc.shape[1])
+    same(primes.shape[0], b.shape[0])
+    same(acc.shape[2], a.shape[2])
+    same(acc.shape[2], b.shape[1])
+    with nogil:
+        for k in range(a.shape[1]):
+            for j in range(a.shape[0]):
+                c_multiply_add(&acc[j, k, 0], &a[j, k, 0], &b[k, 0], a.shape[2],
+                               primes[k])
+
+
 def scaled_difference(const double[::1] a, const double[::1] b, double[::1] out,
                       double q, double constant):
     """``(a - b) * constant``, elementwise."""
@@ -76,43 +113,64 @@ def scaled_difference(const double[::1] a, const double[::1] b, double[::1] out,
         c_scaled_difference(&a[0], &b[0], &out[0], a.shape[0], q, constant)
 
 
-def residues(const uint64_t[::1] x, double[::1] out, uint64_t q):
+def residues(const uint64_t[::1] x, double[::1] out, double q):
     """Residues of integers in [0, q)."""
     same(out.shape[0], x.shape[0])
     with nogil:
         c_residues(&x[0], &out[0], x.shape[0], q)
 
 
-def integers(const double[::1] x, uint64_t[::1] out, uint64_t q):
-    """Integers in [0, q) of residues."""
+def integers(const double[::1] x, uint64_t[::1] out, double q):
+    """Integers in [0, q) of residues of magnitude below 2**52; q may be any number."""
     same(out.shape[0], x.shape[0])
     with nogil:
         c_integers(&x[0], &out[0], x.shape[0], q)
 
 
-def reduced(const uint64_t[:, ::1] x, double[::1] out, uint64_t q):
-    """Residues of integers of several words, low word first."""
+def packed(const double[::1] x, uint8_t[:, ::1] out, double q):
+    """Integers in [0, q) of residues as they are sent, in `SENT` bytes each."""
+    same(out.shape[0], x.shape[0])
+    same(out.shape[1], SENT)
+    with nogil:
+        c_packed(&x[0], &out[0, 0], x.shape[0], q)
+
+
+def unpacked(const uint8_t[:, ::1] x, double[::1] out, double q):
+    """Residues of what was sent; how many of the integers are not below q."""
+    cdef int64_t wrong
+    same(out.shape[0], x.shape[0])
+    same(x.shape[1], SENT)
+    with nogil:
+        wrong = c_unpacked(&x[0, 0], &out[0], x.shape[0], q)
+    return wrong
+
+
+def reduced(const uint64_t[:, ::1] x, double[::1] out, double q):
+    """Residues of integers of several words, low word first; q is above 2**32."""
     same(out.shape[0], x.shape[0])
     with nogil:
         c_reduced(&x[0, 0], x.shape[1], &out[0], x.shape[0], q)
 
 
-def raised(const uint64_t[::1] m, double[::1] out, uint64_t t, uint64_t modulus_by_t,
-           uint64_t q, uint64_t inverse_t):
-    """Residues of the integers nearest to Q m / t.
+def raised(const uint64_t[::1] m, double[::1] out, double t, double modulus_by_t,
+           double q, double inverse_t):
+    """Add residues of the integers nearest to Q m / t, halves rounded up.
 
     Q is a multiple of the prime q and `modulus_by_t` modulo t; `inverse_t` is the
-    inverse of t modulo q.
+    inverse of t modulo q; m is below t and t below 2**50.
     """
     same(out.shape[0], m.shape[0])
     with nogil:
         c_raised(&m[0], &out[0], m.shape[0], t, modulus_by_t, q, inverse_t)
 
 
-def lowered(const uint64_t[::1] y, uint64_t[::1] words, double[::1] fractions,
-            uint64_t t, uint64_t q):
-    """Add the whole part of t y / q to words, modulo t, and what is left to others."""
-    same(words.shape[0], y.shape[0])
+def lowered(const double[::1] y, double[::1] whole, double[::1] fractions, double t,
+            double q):
+    """Add the integers nearest to t y / q to some numbers, what is left to others.
+
+    y is near zero, t below 2**50 and below 2 q.
+    """
+    same(whole.shape[0], y.shape[0])
     same(fractions.shape[0], y.shape[0])
     with nogil:
-        c_lowered(&y[0], &words[0], &fractions[0], y.shape[0], t, q)
+        c_lowered(&y[0], &whole[0], &fractions[0], y.shape[0], t, q)

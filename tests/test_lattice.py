@@ -108,27 +108,83 @@ def test_transform_is_that_of_another_implementation(level):
     assert digest == knownanswers.SHA256
 
 
-def test_numbers_of_several_words_are_reduced(stream):
-    modulus = lattice.moduli()[1]
-    words = stream.words((100, 3))
-    words[0], words[1] = 0, ~np.uint64(0)
-    out = np.empty(100)
-    modulus.reduced(words, out)
-    for row, x in zip(words.tolist(), modulus.integers(out).tolist(), strict=True):
-        assert x == sum(w << 64 * k for k, w in enumerate(row)) % modulus.prime
+@pytest.mark.parametrize("q", [*PRIMES, *SMALL_PRIMES])
+def test_roots_are_powers_of_the_least(q):
+    root = lattice._root(q, SHORT)
+    odd = [pow(root, k, q) for k in range(1, 2 * SHORT, 2)]
+    assert root == min(odd)
+    assert all(pow(x, SHORT, q) == q - 1 for x in odd)
+    powers = lattice._powers(root, q, SHORT)
+    assert (powers % q).tolist() == [pow(root, k, q) for k in range(SHORT)]
+    assert np.abs(powers).max() <= q // 2
+
+
+def test_each_modulus_is_made_once():
+    both = lattice.moduli(PRIMES[:1]), lattice.moduli(PRIMES, DEGREE)
+    assert both[0][0] is both[1][0]
+
+
+@pytest.mark.parametrize("q", [PRIMES[1], SMALL_PRIMES[-1]])
+@pytest.mark.parametrize("words", [1, 3, 6])
+def test_numbers_of_several_words_are_reduced(level, stream, words, q):
+    modulus = Modulus(q)
+    numbers = stream.words((101, words))
+    numbers[0], numbers[1] = 0, ~np.uint64(0)
+    out = modulus.reduced(numbers)
+    for row, x in zip(numbers.tolist(), modulus.integers(out).tolist(), strict=True):
+        assert x == sum(w << 64 * k for k, w in enumerate(row)) % q
 
 
 @pytest.mark.parametrize("t", [1 << 1, 1 << 40, 1 << 48, SMALL_PRIMES[0]])
-def test_messages_are_raised_to_the_nearest_integer(stream, t):
+def test_messages_are_raised_to_the_nearest_integer(level, stream, t):
     q = np.prod([int(p) for p in PRIMES], dtype=object)
-    m = lattice.below(stream, (50,), t)
+    m = lattice.below(stream, (151,), t)
     m[:3] = 0, t - 1, t // 2
+    # Quotients about halves.
+    by_t = pow(q, -1, t)
+    m[3:51] = [(t // 2 + k) * by_t % t for k in range(-24, 24)]
     for modulus in lattice.moduli():
-        out = np.empty(50)
+        out = np.full(151, -5.0)
         inverse = pow(t, -1, modulus.prime)
         kernels.raised(m, out, t, q % t, modulus.prime, inverse)
         for x, y in zip(m.tolist(), modulus.integers(out).tolist(), strict=True):
-            assert y == (q * x + t // 2) // t % modulus.prime
+            assert y == ((q * x + t // 2) // t - 5) % modulus.prime
+
+
+@pytest.mark.parametrize("t", [1 << 1, 1 << 48, SMALL_PRIMES[0]])
+def test_what_comes_back_is_lowered_to_the_nearest_integer(level, stream, t):
+    q = PRIMES[0]
+    y = lattice.below(stream, (101,), q)
+    y[:2] = q // 2, q // 2 + 1
+    whole, fractions = np.full(101, 7.0), np.zeros(101)
+    kernels.lowered(Modulus(q).residues(y), whole, fractions, t, q)
+    for x, times, rest in zip(y.tolist(), whole, fractions, strict=True):
+        x -= q if x > q // 2 else 0
+        left = (t * x - (int(times) - 7) * q) / q
+        assert abs(left) <= 0.75
+        assert rest == pytest.approx(left, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("q", [PRIMES[0], SMALL_PRIMES[-1]])
+@pytest.mark.parametrize("n", [1, 64, 101])
+def test_numbers_are_sent_in_seven_bytes(level, stream, n, q):
+    modulus = Modulus(q)
+    integers = lattice.below(stream, (n,), q)
+    integers[-1] = q - 1
+    # Residues need not be near zero.
+    residues = modulus.residues(integers) + 2.0 * q
+    sent = np.zeros((n, 7), np.uint8)
+    kernels.packed(residues, sent, q)
+    eight = integers.astype("<u8").view(np.uint8).reshape(n, 8)
+    assert (sent == eight[:, :7]).all()
+    back = np.empty(n)
+    assert kernels.unpacked(sent, back, q) == 0
+    assert (back == modulus.residues(integers)).all()
+    for wrong in (q, (1 << 56) - 1):
+        sent[-1] = list(wrong.to_bytes(7, "little"))
+        assert kernels.unpacked(sent, back, q) == 1
+    with pytest.raises(ValueError, match="do not match"):
+        kernels.packed(residues, np.empty((n, 8), np.uint8), q)
 
 
 def test_what_is_drawn_is_what_it_should_be(stream):

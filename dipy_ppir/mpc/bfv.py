@@ -44,6 +44,7 @@ with it all that was encrypted.
 Bytes: `CIPHERTEXT` from the key's owner, `response_bytes` back.
 """
 
+from itertools import product
 import math
 import secrets
 from typing import NamedTuple
@@ -62,7 +63,7 @@ MOST_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
 #: Name of the scheme, to be changed with whatever is sent.
 VERSION = "bfv 2"
 #: Bytes of a residue as it is sent, and of a seed.
-RESIDUE_BYTES, SEED_BYTES = 7, 32
+RESIDUE_BYTES, SEED_BYTES = lattice.kernels.SENT_BYTES, 32
 #: Bytes of a ciphertext but for its seed, which many have in common.
 CIPHERTEXT = len(PRIMES) * DEGREE * RESIDUE_BYTES
 #: What noise is hidden by, in bits, over a registration.
@@ -196,31 +197,27 @@ def _nearest(residues, t):
     rest : array, shape (n,)
         what they are too small by.
     """
-    words = np.zeros(residues.shape[1], np.uint64)
-    fractions = np.zeros(residues.shape[1])
-    whole = math.prod(PRIMES[: len(residues)])
+    whole, fractions = np.zeros((2, residues.shape[1]))
+    q = math.prod(PRIMES[: len(residues)])
     for part, modulus in zip(residues, moduli(), strict=False):
-        rest = pow(whole // modulus.prime, -1, modulus.prime)
+        rest = pow(q // modulus.prime, -1, modulus.prime)
         part = modulus.scaled_difference(part, np.zeros_like(part), rest)
-        part = modulus.integers(part)
-        lattice.kernels.lowered(part, words, fractions, t, modulus.prime)
+        lattice.kernels.lowered(part, whole, fractions, t, modulus.prime)
     nearest = np.rint(fractions)
-    words = (words + nearest.astype(np.uint64)) % np.uint64(t)
-    return words, fractions - nearest
+    numbers = np.empty(len(whole), np.uint64)
+    lattice.kernels.integers(whole + nearest, numbers, t)
+    return numbers, fractions - nearest
 
 
 def packed(residues):
     """Residues, shape (..., primes, n), as the bytes that are sent."""
-    *outer, primes, n = residues.shape
-    out = np.empty((*outer, primes, n), np.uint64)
-    for k, modulus in enumerate(moduli(PRIMES[:primes], n)):
-        out[..., k, :] = modulus.integers(np.ascontiguousarray(residues[..., k, :]))
-    out = out.astype("<u8", copy=False).view(np.uint8)
-    out = out.reshape(*outer, primes, n, 8)
-    return np.ascontiguousarray(out[..., :RESIDUE_BYTES])
+    out = np.empty((*residues.shape, RESIDUE_BYTES), np.uint8)
+    for at, modulus in _rows(residues):
+        lattice.kernels.packed(residues[at], out[at], modulus.prime)
+    return out
 
 
-def unpacked(data, sender, peer):
+def unpacked(data, sender, peer, out=None):
     """Inverse of `packed`, of what a peer sent.
 
     Raises
@@ -228,25 +225,29 @@ def unpacked(data, sender, peer):
     ProtocolError
         if a number is no residue.
     """
-    *outer, primes, n, _ = data.shape
-    words = np.zeros((*outer, primes, n, 8), np.uint8)
-    words[..., :RESIDUE_BYTES] = data
-    words = words.view("<u8").astype(np.uint64, copy=False)[..., 0]
-    residues = np.empty((*outer, primes, n))
-    for k, modulus in enumerate(moduli(PRIMES[:primes], n)):
-        numbers = np.ascontiguousarray(words[..., k, :])
-        if numbers.max(initial=0) >= modulus.prime:
+    residues = np.empty(data.shape[:-1]) if out is None else out
+    for at, modulus in _rows(residues):
+        if lattice.kernels.unpacked(data[at], residues[at], modulus.prime):
             raise ProtocolError(f"{sender} sent a ciphertext that is none", peer)
-        residues[..., k, :] = modulus.residues(numbers)
     return residues
 
 
+def _rows(residues):
+    """Where each polynomial modulo a prime is, shape (..., primes, n), and its modulus.
+
+    Each of them is contiguous.
+    """
+    *outer, primes, n = residues.shape
+    of_primes = moduli(PRIMES[:primes], n)
+    for first in product(*map(range, outer)):
+        for k, modulus in enumerate(of_primes):
+            yield (*first, k), modulus
+
+
 def _transformed(residues):
-    """Polynomials of shape (..., primes, n), transformed."""
-    for k, modulus in enumerate(moduli()):
-        part = np.ascontiguousarray(residues[..., k, :])
-        modulus.transform(part)
-        residues[..., k, :] = part
+    """Polynomials of shape (..., primes, n), transformed in their place."""
+    for at, modulus in _rows(residues):
+        modulus.transform(residues[at])
     return residues
 
 
@@ -270,17 +271,15 @@ def add_product(total, pair, polynomial):
     total, pair : array, shape (2, primes, n)
     polynomial : array, shape (primes, n)
     """
-    for sum_of_halves, half in zip(total, pair, strict=True):
-        lattice.multiplied(half, polynomial, out=sum_of_halves)
+    lattice.multiplied(pair, polynomial, out=total)
 
 
 def _raised(m, t, out):
     """Add q m / t to residues, not transformed."""
-    q, part = math.prod(PRIMES), np.empty(m.shape)
-    for k, modulus in enumerate(moduli()):
+    q = math.prod(PRIMES)
+    for part, modulus in zip(out, moduli(), strict=True):
         inverse = pow(t, -1, modulus.prime)
         lattice.kernels.raised(m, part, t, q % t, modulus.prime, inverse)
-        out[k] += part
     return out
 
 
@@ -317,9 +316,8 @@ class PublicKey:
         u = plain(lattice.ternary(stream, DEGREE))
         lattice.multiplied(self.b, u, out=total[0])
         lattice.multiplied(self.a, u, out=total[1])
-        for k, modulus in enumerate(moduli()):
-            for part in total[:, k]:
-                modulus.untransform(part)
+        for at, modulus in _rows(total):
+            modulus.untransform(total[at])
         total[0] += mask.residues
         total[1] += lattice.errors(stream, (DEGREE,))
         return packed(_shortened(total, kept_primes(t)))
@@ -327,23 +325,14 @@ class PublicKey:
 
 def _shortened(pair, kept):
     """A ciphertext with fewer primes: each is divided by, to the nearest integer."""
-    primes = list(moduli())
-    while len(primes) > kept:
-        last = primes.pop()
-        rest = np.ascontiguousarray(pair[:, len(primes)])
-        rest = last.residues(last.integers(rest))
-        pair = np.stack(
-            [
-                modulus.scaled_difference(
-                    np.ascontiguousarray(pair[:, k]),
-                    rest,
-                    pow(last.prime, -1, modulus.prime),
-                )
-                for k, modulus in enumerate(primes)
-            ],
-            axis=1,
-        )
-    return pair
+    for end in range(len(PRIMES) - 1, kept - 1, -1):
+        *primes, last = moduli(PRIMES[: end + 1])
+        inverses = [pow(last.prime, -1, modulus.prime) for modulus in primes]
+        for half in pair:
+            rest = last.residues(last.integers(half[end]))
+            for part, modulus, inverse in zip(half, primes, inverses, strict=False):
+                modulus.scaled_difference(part, rest, inverse, out=part)
+    return pair[:, :kept]
 
 
 class SecretKey:
@@ -356,15 +345,17 @@ class SecretKey:
     def public(self):
         """Seed and polynomial of the public key; see `PublicKey`."""
         seed = secrets.token_bytes(SEED_BYTES)
-        return seed, self._zeros(Stream(seed), 1)[0]
+        zeros = np.zeros((1, len(PRIMES), DEGREE))
+        return seed, self._encrypted(zeros, Stream(seed))[0]
 
-    def _zeros(self, stream, count):
-        """Encryptions of zero whose other halves a stream gives: ``-a s + e``."""
-        a = lattice.uniform(stream, (count, DEGREE))
-        out = _transformed(lattice.small(lattice.errors(self._stream, (count, DEGREE))))
-        for masked, half in zip(out, a, strict=True):
-            lattice.multiplied(-half, self._secret, out=masked)
-        return out
+    def _encrypted(self, numbers, stream):
+        """Ciphertexts of numbers, in their place; a stream gives the other halves."""
+        shape = len(numbers), DEGREE
+        numbers += lattice.errors(self._stream, shape)[:, None]
+        _transformed(numbers)
+        halves = lattice.uniform(stream, shape)
+        np.negative(halves, out=halves)
+        return lattice.multiplied(halves, self._secret, out=numbers)
 
     def encrypt(self, messages, t, seeded):
         """Encrypt polynomials modulo t.
@@ -382,13 +373,10 @@ class SecretKey:
         -------
         ciphertexts : array of uint8, shape (count, primes, n, `RESIDUE_BYTES`)
         """
-        out = self._zeros(seeded, len(messages))
-        for message, ciphertext in zip(messages, out, strict=True):
-            whole = _raised(
-                np.ascontiguousarray(message), t, np.zeros((len(PRIMES), DEGREE))
-            )
-            ciphertext += _transformed(whole)
-        return packed(out)
+        out = np.zeros((len(messages), len(PRIMES), DEGREE))
+        for message, raised in zip(messages, out, strict=True):
+            _raised(np.ascontiguousarray(message), t, raised)
+        return packed(self._encrypted(out, seeded))
 
     def decrypt(self, responses, t, sender, peer):
         """Decrypt what came back.
@@ -413,15 +401,13 @@ class SecretKey:
         pairs = unpacked(responses, sender, peer)
         out = np.empty((len(pairs), DEGREE), np.uint64)
         for pair, message in zip(pairs, out, strict=True):
-            phase = np.ascontiguousarray(pair[1])
-            for part, digits, modulus in zip(
-                phase, self._secret, moduli(), strict=False
+            phase = np.zeros(pair[1].shape)
+            for part, masked, digits, modulus in zip(
+                phase, pair[1], self._secret, moduli(), strict=False
             ):
-                modulus.transform(part)
-                product = np.zeros_like(part)
-                modulus.multiply_add(product, part, digits)
-                modulus.untransform(product)
-                part[...] = product
+                modulus.transform(masked)
+                modulus.multiply_add(part, masked, digits)
+                modulus.untransform(part)
             message[...], _ = _nearest(phase + pair[0], t)
         return out
 
@@ -442,9 +428,11 @@ def received(ciphertexts, seeded, sender, peer):
     pairs : array, shape (count, 2, primes, n)
         transformed.
     """
-    first = unpacked(ciphertexts, sender, peer)
-    second = lattice.uniform(seeded, (len(first), DEGREE))
-    return np.stack([first, second], axis=1)
+    count, primes, n, _ = ciphertexts.shape
+    pairs = np.empty((count, 2, primes, n))
+    unpacked(ciphertexts, sender, peer, pairs[:, 0])
+    lattice.uniform(seeded, (count, n), out=pairs[:, 1])
+    return pairs
 
 
 class Encryption:

@@ -44,8 +44,9 @@ class Modulus:
     def __init__(self, prime, degree=DEGREE):
         self.prime, self.degree = prime, degree
         root = _root(prime, degree)
+        order = _bits_reversed(degree)
         powers, inverses = (
-            _powers(r, prime, degree) for r in (root, pow(root, -1, prime))
+            _powers(r, prime, degree)[order] for r in (root, pow(root, -1, prime))
         )
         stages = list(enumerate(kernels.runs(degree)))
         self._forward = np.concatenate([_stage(powers, s, run) for s, run in stages])
@@ -70,9 +71,9 @@ class Modulus:
             total.reshape(-1), a.reshape(-1), b.reshape(-1), self.prime
         )
 
-    def scaled_difference(self, a, b, constant):
+    def scaled_difference(self, a, b, constant, out=None):
         """``(a - b) * constant``, elementwise; of b what it is modulo this prime."""
-        out = np.empty_like(a)
+        out = np.empty_like(a) if out is None else out
         constant = float(_centered(constant % self.prime, self.prime))
         kernels.scaled_difference(
             a.reshape(-1), b.reshape(-1), out.reshape(-1), self.prime, constant
@@ -91,32 +92,44 @@ class Modulus:
         kernels.integers(residues.reshape(-1), out.reshape(-1), self.prime)
         return out
 
-    def reduced(self, integers, out):
+    def reduced(self, integers):
         """Residues of integers of several words, low word first, shape (n, words)."""
+        out = np.empty(len(integers))
         kernels.reduced(integers, out, self.prime)
+        return out
 
 
-@cache
+_modulus = cache(Modulus)
+
+
 def moduli(primes=PRIMES, degree=DEGREE):
-    """The `Modulus` of each prime."""
-    return tuple(Modulus(q, degree) for q in primes)
+    """The `Modulus` of each prime; each is made once."""
+    return [_modulus(q, degree) for q in primes]
 
 
 def multiplied(a, b, primes=PRIMES, out=None):
-    """Products of transformed polynomials of shape (primes, n), added to `out`."""
+    """Products of transformed polynomials and one, added to `out`.
+
+    Parameters
+    ----------
+    a, out : array, shape (..., primes, n)
+    b : array, shape (primes, n)
+    """
     out = np.zeros_like(a) if out is None else out
-    for k, modulus in enumerate(moduli(primes, a.shape[-1])):
-        modulus.multiply_add(out[k], a[k], b[k])
+    several = (-1, *b.shape)
+    kernels.multiply_add_each(
+        out.reshape(several), a.reshape(several), b, np.array(primes, float)
+    )
     return out
 
 
-def uniform(stream, shape, primes=PRIMES):
+def uniform(stream, shape, primes=PRIMES, out=None):
     """Uniform residues, shape (*shape[:-1], primes, n), of a key stream.
 
     Whoever has the stream draws the same.
     """
     *outer, n = shape
-    out = np.empty((*outer, len(primes), n))
+    out = np.empty((*outer, len(primes), n)) if out is None else out
     for k, modulus in enumerate(moduli(primes, n)):
         out[..., k, :] = modulus.residues(below(stream, (*outer, n), modulus.prime))
     return out
@@ -125,10 +138,13 @@ def uniform(stream, shape, primes=PRIMES):
 def below(stream, shape, limit):
     """Uniform integers below a limit, of a key stream; what is not is drawn again."""
     mask = np.uint64((1 << (limit - 1).bit_length()) - 1)
-    words = stream.words(shape) & mask
+    words = stream.words(shape)
+    words &= mask
     flat = words.reshape(-1)
-    while len(bad := np.flatnonzero(flat >= limit)):
+    bad = np.flatnonzero(flat >= limit)
+    while len(bad):
         flat[bad] = stream.words(bad.shape) & mask
+        bad = bad[flat[bad] >= limit]
     return words
 
 
@@ -157,7 +173,7 @@ def small(integers, primes=PRIMES):
     """Residues of small signed integers, shape (..., primes, n)."""
     *outer, n = integers.shape
     out = np.empty((*outer, len(primes), n))
-    out[...] = integers[..., None, :]
+    out[...] = integers.astype(float)[..., None, :]
     return out
 
 
@@ -175,22 +191,30 @@ def _root(prime, degree):
             break
     else:
         raise ValueError(f"{prime} is not prime")
-    least, other, square = root, root, root * root % prime
-    for _ in range(degree - 1):
-        other = other * square % prime
-        least = min(least, other)
-    return least
+    odd = _powers(root, prime, 2 * degree)[1::2]
+    return int(np.where(odd < 0, odd + prime, odd).min())
 
 
-def _powers(root, prime, degree):
-    """Powers of a root in bit-reversed order, near zero."""
-    powers, x = [], 1
-    for _ in range(degree):
-        powers.append(float(_centered(x, prime)))
-        x = x * root % prime
-    bits = degree.bit_length() - 1
-    order = [int(f"{k:0{bits}b}"[::-1], 2) for k in range(degree)]
-    return np.array(powers)[order]
+def _powers(root, prime, count):
+    """The first powers of a root, near zero; their count is a power of two."""
+    powers, zero, known = np.ones(count), np.zeros(count), 1
+    while known < count:
+        step = float(_centered(pow(root, known, prime), prime))
+        low, high = powers[:known], powers[known : 2 * known]
+        kernels.scaled_difference(low, zero[:known], high, prime, step)
+        known *= 2
+    integers = np.empty(count, np.uint64)
+    kernels.integers(powers, integers, prime)
+    kernels.residues(integers, powers, prime)
+    return powers
+
+
+def _bits_reversed(n):
+    """The numbers below a power of two in the order of their bits' mirror images."""
+    order = np.zeros(1, np.int64)
+    while len(order) < n:
+        order = np.concatenate([2 * order, 2 * order + 1])
+    return order
 
 
 def _stage(powers, stage, run):

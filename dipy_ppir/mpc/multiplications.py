@@ -175,10 +175,8 @@ class Multiplications:
 
 def _signed_residues(modulus, elements):
     """Residues of elements of the ring of 128 bits, as signed numbers."""
-    out = np.empty(len(elements))
-    modulus.reduced(elements, out)
     negative = elements[:, 1] >> np.uint64(63)
-    return out - negative * float(pow(2, 128, modulus.prime))
+    return modulus.reduced(elements) - negative * float(pow(2, 128, modulus.prime))
 
 
 def _to_slots(modulus, residues):
