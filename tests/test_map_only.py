@@ -15,13 +15,14 @@ import pytest
 from scipy import ndimage
 from shares import decoded
 
-from dipy_ppir.align import RemoteImage, carried, syn_registration
+from dipy_ppir.align import RemoteImage, carried, plausibility, syn_registration
 from dipy_ppir.align.carried import (
     CarriedLevels,
     ClearSymmetricDiffeomorphicRegistration,
 )
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.intensities import span, winsorized
+from dipy_ppir.align.mappings import displacements
 from dipy_ppir.align.metrics import SecureCCMetric
 from dipy_ppir.mpc import algebra
 from dipy_ppir.mpc.algebra import Clear, Masked, Shares
@@ -206,6 +207,39 @@ def test_prealign_and_other_grids(three):
         inner = (slice(6, -6),) * 2
         error = np.abs(warped - static)[inner].mean()
         assert error < 0.6 * np.abs(before - static)[inner].mean()
+
+
+@pytest.mark.parametrize("shift", [None, 0.0, 3.0])
+def test_owners_have_one_displacement_field(three, shift):
+    """On one grid, the moving image's being another; extended where the map begins with
+    a prealign matrix that moves something."""
+    static, moving = deformed(2)
+    moving = np.pad(moving, ((2, 5), (0, 3)))
+    place, prealign = np.eye(3), None
+    place[0, 2] = -2
+    if shift is not None:
+        prealign = np.eye(3)
+        prealign[0, 2] = shift
+
+    def run(session):
+        own = {
+            MOVING: {"moving": moving, "moving_affine": place, "prealign": prealign},
+            STATIC: {"static": static, "static_affine": np.eye(3)},
+        }.get(session.pid, {})
+        others = {
+            "moving": RemoteImage(moving.shape, place),
+            "static": RemoteImage(static.shape, np.eye(3)),
+        }
+        given = {**others, **own}
+        with plausibility.untold():
+            return syn_registration(
+                **given, dim=2, radius=3, level_iters=[2], session=session
+            )[1]
+
+    (one, grid), (other, other_grid) = map(displacements, three(run)[:2])
+    np.testing.assert_array_equal(grid, other_grid)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert (one.shape[:-2] != static.shape) == bool(shift)
 
 
 def test_anisotropic_voxels_step_as_dipys_do():

@@ -253,13 +253,20 @@ def check_received(values, sender):
         )
 
 
-def check_prealign(matrix):
-    """Refuse a prealign matrix of the moving owner that is of no use."""
+def received_prealign(matrix):
+    """The prealign matrix that the moving owner sent; None for none.
+
+    Raises
+    ------
+    ProtocolError
+        if it is of no use.
+    """
     check_received(matrix, MOVING)
     if abs(np.linalg.det(matrix)) < 1e-12:
         raise ProtocolError(
             "the moving owner sent a prealign matrix that is singular", MOVING
         )
+    return None if np.array_equal(matrix, np.eye(len(matrix))) else matrix
 
 
 def register_party(registration, images):

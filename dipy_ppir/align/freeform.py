@@ -38,7 +38,7 @@ from dipy_ppir.align.checkpoint import (
 from dipy_ppir.align.deformable import (
     RESULT_TO,
     DeformableRegistration,
-    check_prealign,
+    received_prealign,
     register_party,
 )
 from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
@@ -489,14 +489,10 @@ class SecureFreeFormRegistration(DeformableRegistration, FreeFormRegistration):
                 ]
             )
             if shown is not None:
-                here, self._prealign = shown, self._received(start)
+                here, self._prealign = shown, received_prealign(start)
         if session.pid not in receivers:
             return None
         return self._map(levels, here.astype(np.float64))
-
-    def _received(self, matrix):
-        check_prealign(matrix)
-        return None if np.array_equal(matrix, np.eye(self.dim + 1)) else matrix
 
     # -- what is opened, counted, and kept -------------------------------
 

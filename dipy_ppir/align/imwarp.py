@@ -45,8 +45,8 @@ from dipy_ppir.align.checkpoint import (
 from dipy_ppir.align.deformable import (
     RESULT_TO,
     DeformableRegistration,
-    check_prealign,
     check_received,
+    received_prealign,
     register_party,
 )
 from dipy_ppir.align.facts import grid_facts, map_facts, own_arrays
@@ -692,7 +692,9 @@ class SecureSymmetricDiffeomorphicRegistration(
         matrix = self.session.open(matrix, "prealign", (STATIC,))
         if matrix is None:
             return
-        check_prealign(matrix)
+        matrix = received_prealign(matrix)
+        if matrix is None:
+            return
         self.moving_to_ref.prealign = npl.inv(matrix)
         self.moving_to_ref.prealign_inv = matrix
 

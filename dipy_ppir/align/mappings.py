@@ -39,7 +39,7 @@ def displacements(mapping):
     to_static = np.asarray(mapping.get_backward_field(), dtype=np.float64)
     grid2world = mapping.disp_grid2world
     matrix = mapping.prealign_inv if mapping.is_inverse else mapping.prealign
-    if matrix is not None:
+    if matrix is not None and not np.array_equal(matrix, np.eye(mapping.dim + 1)):
         dim, inverse = mapping.dim, np.linalg.inv(matrix)
         before, after = _room(mapping)
         padding = [*zip(before, after, strict=True), (0, 0)]
