@@ -15,16 +15,25 @@ from dipy_ppir.align import (
     RemoteImage,
     affine_registration,
     carried,
+    freeform_registration,
     plausibility,
     point_registration,
+    syn_registration,
 )
 from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.align.estimate import dealt_bytes
 from dipy_ppir.align.freeform import (
     ClearFreeFormRegistration,
     SecureFreeFormRegistration,
 )
 from dipy_ppir.align.imwarp import SecureSymmetricDiffeomorphicRegistration
 from dipy_ppir.align.metrics import SecureCCMetric, SecureSSDMetric
+from dipy_ppir.align.parameters import (
+    AffineParameters,
+    FreeFormParameters,
+    PointParameters,
+    SynParameters,
+)
 from dipy_ppir.align.points import clear_registration
 from dipy_ppir.align.remote import exchange_grids
 from dipy_ppir.mpc import protocols
@@ -301,6 +310,61 @@ def test_points(deals, dim, scaling):
     deals.make(run, told)
     with pytest.raises(plausibility.ImplausibleError, match="no rotation"):
         deals.run(run)
+
+
+SMALL = {"level_iters": (2, 1), "factors": (2, 1), "sigmas": (1.0, 0.0)}
+SIZES = {
+    "points": (PointParameters(), (9, 3)),
+    "many points": (PointParameters(), (2000, 2)),
+    "affine": (AffineParameters(metric="SSD", **SMALL), (26, 24, 22)),
+    "affine in the plane": (
+        AffineParameters(metric="SSD", pipeline=("rigid",), **SMALL),
+        (44, 40),
+    ),
+    "affine of many blocks": (AffineParameters(metric="SSD", **SMALL), (80, 80, 70)),
+    "affine of samples": (
+        AffineParameters(
+            metric="SSD", sampling="GMS", sampling_proportion=0.1, **SMALL
+        ),
+        (80, 80, 70),
+    ),
+    "centres of mass": (
+        AffineParameters(metric="SSD", pipeline=("center_of_mass",)),
+        (26, 24, 22),
+    ),
+    "free-form": (FreeFormParameters(**SMALL), (26, 24, 22)),
+    "free-form of samples": (
+        FreeFormParameters(dim=2, sampling="GMS", sampling_proportion=0.3, **SMALL),
+        (44, 40),
+    ),
+    "SyN": (SynParameters(level_iters=(1, 0), dim=2), (40, 44)),
+    "SyN MIND": (SynParameters(level_iters=(1, 2), metric="MIND"), (40, 44, 42)),
+}
+FUNCTIONS = {
+    PointParameters: point_registration,
+    AffineParameters: affine_registration,
+    FreeFormParameters: freeform_registration,
+    SynParameters: syn_registration,
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_are_known_ahead(deals, case):
+    parameters, shape = SIZES[case]
+    images, told = [RemoteImage(shape)] * 2, None
+    if isinstance(parameters, PointParameters):
+        images = ["remote"] * 2
+        told = {
+            "points": {p: {n: list(shape)} for n, p in (("moving", 0), ("static", 1))}
+        }
+
+    def run(session):
+        function = FUNCTIONS[type(parameters)]
+        return function(*images, session=session, **parameters.plain())
+
+    deals.make(run, told)
+    found = sum(deals.path(p).stat().st_size for p in OWNERS)
+    assert 0.85 < found / dealt_bytes(parameters, shape, shape) < 1.15
 
 
 # -- what is agreed on -----------------------------------------------------------

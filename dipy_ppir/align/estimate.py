@@ -69,6 +69,8 @@ _STEP_WAITS, _HIDDEN_WAITS = 45, 48
 _EVALUATIONS = 35
 #: What a registration takes besides: to agree, to judge the match, to sign.
 _ENDS, _END_WAITS, _POINTS_END = 30_000, 8, 2_200
+#: Of a deal: of both files that are for nothing, and to judge the match.
+_FILES, _JUDGED = 4_000, 6_500
 
 
 #: Of the bytes of SyN each owner sends a third and is sent a third, by both others.
@@ -188,10 +190,7 @@ def estimate(
     """
     if isinstance(parameters, PointParameters):
         return _points(parameters, *static_shape, alone)
-    shape = tuple(int(n) for n in static_shape)
-    spacing = np.ones(len(shape))
-    if static_grid2world is not None:
-        spacing = get_direction_and_spacings(static_grid2world, len(shape))[1]
+    shape, spacing = _grid(static_shape, static_grid2world)
     if isinstance(parameters, AffineParameters):
         of = _affine_alone if alone else _affine
         stages, at_most = of(parameters, shape, spacing), False
@@ -225,25 +224,28 @@ def dealt_bytes(parameters, static_shape, moving_shape, static_grid2world=None):
     parameters, static_shape, moving_shape, static_grid2world
         see `estimate`.
     """
-    place = {"static_grid2world": static_grid2world}
-    whole = estimate(parameters, static_shape, moving_shape, **place)
+    if isinstance(parameters, PointParameters):
+        # Points are not dealt for, but what their centres and products need.
+        return estimate(parameters, (0, static_shape[1]), moving_shape).sent
     if isinstance(parameters, SynParameters):
+        place = {"static_grid2world": static_grid2world}
+        sent = estimate(parameters, static_shape, moving_shape, **place).sent
         # Of what is masked the helper corrects a third; all comparisons are its.
         count = sum(parameters.level_iters)
         compared = 2 * (len(RATE_STEPS) - 1) * _comparison(BITS) * count
-        return compared + (whole.sent - compared) / 3
-    if isinstance(parameters, FreeFormParameters):
-        shape = tuple(int(n) for n in static_shape)
-        spacing = np.ones(len(shape))
-        if static_grid2world is not None:
-            spacing = get_direction_and_spacings(static_grid2world, len(shape))[1]
-        return _ENDS + sum(_freeform_dealt(parameters, shape, spacing))
-    if isinstance(parameters, AffineParameters):
-        # Of each block of samples, and of each step.
-        dim, voxels = len(static_shape), math.prod(static_shape)
-        sums = dim * (dim + 1) * (4 + 32) * -(-voxels // leastsquares.BLOCK)
-        return _ENDS + sum(s.iterations * (sums + 1_500) for s in whole.stages)
-    return whole.sent
+        return compared + (sent - compared) / 3
+    free = isinstance(parameters, FreeFormParameters)
+    dealt = _freeform_dealt if free else _squares_dealt
+    grid = _grid(static_shape, static_grid2world)
+    return _FILES + sum(dealt(parameters, *grid))
+
+
+def _grid(shape, grid2world):
+    """Shape and spacing of a grid, mm; voxels are cubes without a matrix."""
+    shape = tuple(int(n) for n in shape)
+    if grid2world is None:
+        return shape, np.ones(len(shape))
+    return shape, get_direction_and_spacings(grid2world, len(shape))[1]
 
 
 # -- affine --------------------------------------------------------------------
@@ -277,6 +279,22 @@ def _affine(p, shape, spacing):
     levels = len(p.level_iters)
     shapes = _shapes(shape, spacing, levels, p.factors)
     costs_of = {"SSD": _squares, "CC": _correlation}.get(p.metric, _information)
+    for step, level, count, parameters in _affine_levels(p, len(shape)):
+        costs = costs_of(p, level, shapes[level], parameters)
+        yield _level(p, step, level, count, parameters, costs)
+    if p.reveal == "transform" and PIPELINE_STEPS[p.pipeline[-1]] is not None:
+        # The match is judged at the coarsest level, by two values.
+        coarsest = _coarsest(p)
+        costs = costs_of(p, coarsest, shapes[coarsest], parameters)
+        sent = costs.once + 2 * costs.value
+        work = _work(costs.kind, 0, sent, 2 * costs.samples)
+        waits = costs.once_waits + 2 * costs.waits
+        yield Stage("result", coarsest, 0, sent, waits, work)
+
+
+def _affine_levels(p, dim):
+    """Step, level, evaluations and number of parameters of each level of a step."""
+    levels = len(p.level_iters)
     for place, step in enumerate(p.pipeline):
         kind = PIPELINE_STEPS[step]
         if kind is None:
@@ -284,19 +302,15 @@ def _affine(p, shape, spacing):
         last = place == len(p.pipeline) - 1
         before = p.pipeline[place - 1] if place else ""
         counts = _planned(p, kind, levels, before, last)
-        parameters = regtransforms[kind, len(shape)].get_number_of_parameters()
+        parameters = regtransforms[kind, dim].get_number_of_parameters()
         for count, level in zip(counts, range(levels - 1, -1, -1), strict=True):
             if count:
-                costs = costs_of(p, level, shapes[level], parameters)
-                yield _level(p, step, level, count, parameters, costs)
-        if last and p.reveal == "transform":
-            # The match is judged at the coarsest level, by two values.
-            coarsest = levels - 1 - next(k for k, n in enumerate(p.level_iters) if n)
-            costs = costs_of(p, coarsest, shapes[coarsest], parameters)
-            sent = costs.once + 2 * costs.value
-            work = _work(costs.kind, 0, sent, 2 * costs.samples)
-            waits = costs.once_waits + 2 * costs.waits
-            yield Stage("result", coarsest, 0, sent, waits, work)
+                yield step, level, count, parameters
+
+
+def _coarsest(p):
+    """The coarsest level that is iterated."""
+    return len(p.level_iters) - 1 - next(k for k, n in enumerate(p.level_iters) if n)
 
 
 def _affine_alone(p, shape, spacing):
@@ -310,30 +324,20 @@ def _affine_alone(p, shape, spacing):
         sizes = _information_size(p, level, shapes[level])
         return ciphertexts.information(p, *sizes, len(shape))
 
-    for place, step in enumerate(p.pipeline):
-        kind = PIPELINE_STEPS[step]
-        if kind is None:
-            continue
-        last = place == len(p.pipeline) - 1
-        before = p.pipeline[place - 1] if place else ""
-        counts = _planned(p, kind, levels, before, last)
-        parameters = regtransforms[kind, len(shape)].get_number_of_parameters()
-        for count, level in zip(counts, range(levels - 1, -1, -1), strict=True):
-            if not count:
-                continue
-            once, each, _ = costs(level, parameters, count)
-            total, told = once * (count if p.hide_steps else 1) + each * count, count
-            if p.metric != "SSD":
-                # Each step but the first is the outcome of an evaluation.
-                told = count if p.hide_steps else count - 1
-                total += told * (ciphertexts.STEP + ciphertexts.STEP_EACH * parameters)
-            yield Stage(step, level, told, *total)
-        if last:
-            coarsest = levels - 1 - next(k for k, n in enumerate(p.level_iters) if n)
-            once, _, value = costs(coarsest, parameters, 0)
-            once = 0 if p.metric == "SSD" else once
-            total = ciphertexts.BEGIN + once + 2 * value
-            yield Stage("result", coarsest, 0, *total)
+    for step, level, count, parameters in _affine_levels(p, len(shape)):
+        once, each, _ = costs(level, parameters, count)
+        total, told = once * (count if p.hide_steps else 1) + each * count, count
+        if p.metric != "SSD":
+            # Each step but the first is the outcome of an evaluation.
+            told = count if p.hide_steps else count - 1
+            total += told * (ciphertexts.STEP + ciphertexts.STEP_EACH * parameters)
+        yield Stage(step, level, told, *total)
+    if PIPELINE_STEPS[p.pipeline[-1]] is not None:
+        coarsest = _coarsest(p)
+        once, _, value = costs(coarsest, parameters, 0)
+        once = 0 if p.metric == "SSD" else once
+        total = ciphertexts.BEGIN + once + 2 * value
+        yield Stage("result", coarsest, 0, *total)
 
 
 def _level(p, step, level, count, parameters, costs):
@@ -423,6 +427,18 @@ def _squares(p, level, shape, parameters):
     if own:
         each, once = each + once + 4 * n * hidden, 0
     return _Costs("squares", n, once, each, 12 * voxels, 1, 4 + own + hidden)
+
+
+def _squares_dealt(p, shape, spacing):
+    """What the helper sends for each level of each step; see `leastsquares`."""
+    shapes, dim = _shapes(shape, spacing, len(p.level_iters), p.factors), len(shape)
+    for _, level, count, parameters in _affine_levels(p, dim):
+        n = sample_count(math.prod(shapes[level]), p.sampling_proportion)
+        blocks = -(-n // leastsquares.BLOCK)
+        # Sums of blocks are corrected, and lifted to more bits; components are rounded.
+        yield count * ((4 + 40) * dim * (dim + 1) * blocks + 32 * parameters + 72)
+    if PIPELINE_STEPS[p.pipeline[-1]] is not None:
+        yield _JUDGED
 
 
 # -- deformations ----------------------------------------------------------------
@@ -589,7 +605,7 @@ def _freeform(p, shape, spacing):
 
 
 def _freeform_dealt(p, shape, spacing):
-    """Bytes of each level that the helper sends; see `freeform`."""
+    """What the helper sends for each level; see `freeform`."""
     shapes, dim = _shapes(shape, spacing, len(p.factors), p.factors), p.dim
     for level, count in zip(range(len(shapes) - 1, -1, -1), p.level_iters, strict=True):
         voxels = math.prod(shapes[level])
@@ -598,6 +614,7 @@ def _freeform_dealt(p, shape, spacing):
         hidden = n < voxels and p.sampling == "GMS"
         words = 2 * controls + n if hidden else 3 * controls
         yield count * 8 * dim * words
+    yield _JUDGED
 
 
 def _freeform_alone(p, shape, spacing):
