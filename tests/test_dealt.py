@@ -39,7 +39,7 @@ from dipy_ppir.align.remote import exchange_grids
 from dipy_ppir.mpc import protocols
 from dipy_ppir.mpc.algebra import Digits, Shares
 from dipy_ppir.mpc.arrays import SharedArray
-from dipy_ppir.mpc.dealfile import PIECE, Deal, DealWriter
+from dipy_ppir.mpc.dealfile import PIECE, Deal, DealWriter, remove_unfinished
 from dipy_ppir.mpc.dealt import DealingSession, check_dealt
 from dipy_ppir.mpc.errors import (
     DealError,
@@ -618,6 +618,15 @@ def test_a_file_that_cannot_be_used_up(deals, monkeypatch):
     with pytest.raises(DealError, match="put it where this account may write"):
         deal.use()
     deal.close()
+
+
+def test_what_is_being_written_is_not_removed(deals):
+    path = deals.path(MOVING)
+    sealing, helper = deals.identities[MOVING].sealing, deals.identities[HELPER]
+    writer = DealWriter(path, {}, MOVING, sealing, helper)
+    assert remove_unfinished([path, deals.path(STATIC)]) == [] and path.exists()
+    writer._stream.close()  # as where its program is killed
+    assert remove_unfinished([path]) == [path] and not path.exists()
 
 
 def test_a_sealing_key_that_is_none(deals):

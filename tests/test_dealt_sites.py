@@ -38,6 +38,12 @@ def save_and_die(self, *args):
     os.kill(os.getpid(), signal.SIGKILL)
 Checkpoint.save = save_and_die
 """
+#: Ends a helper that has begun its files.
+ENDS = """
+import os, signal
+from dipy_ppir.mpc.dealfile import DealWriter
+DealWriter.begin = lambda *_: os.kill(os.getpid(), {number})
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -350,6 +356,26 @@ def test_the_helpers_command(sites, tmp_path):
             [str(sites.file), "--deal", *identity, "--out_dir", str(sites.folder)]
         )
     assert deal_of(sites, "moving").read_text() == "something"
+
+
+def test_a_helper_that_is_stopped_or_killed(sites):
+    """Killed it leaves what it has written, which the next one removes."""
+    for number, status in (
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ):
+        processes = sites.start(
+            sites=["helper"], before={"helper": ENDS.format(number=int(number))}
+        )
+        assert sites.wait(processes) == {"helper": status}
+        left = [p.name for p in sites.folder.iterdir() if p.name.endswith(".deal")]
+        assert len(left) == (2 if number == signal.SIGKILL else 0)
+        assert all(name.startswith(".") for name in left)
+    sites.run(sites=["helper"])
+    assert sites.log("helper").count("of a helper that was killed") == 2
+    names = {p.name for p in sites.folder.iterdir() if p.name.endswith(".deal")}
+    assert names == {f"session.{owner}.deal" for owner in OWNERS}
 
 
 def test_a_disk_that_is_full(sites, monkeypatch):

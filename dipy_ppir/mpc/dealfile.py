@@ -24,9 +24,15 @@ trailer, which is encrypted last.
 Before the first number of a deal is used (`Deal.use`), an owner's program leaves a mark
 beside its key, and refuses a deal that has one; and it overwrites the trailer, without
 which the file is good for nothing, wherever it goes from there.
+
+**Unfinished.** What a helper that was killed has written is the beginning of a body,
+without the preamble, the trailer, and the secret that would be in it. It is locked
+while it is written, so that `remove_unfinished` knows one that nobody writes any more.
 """
 
+from contextlib import suppress
 from datetime import datetime, timezone
+import fcntl
 import hashlib
 import json
 import os
@@ -142,6 +148,8 @@ class DealWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         self._stream = open(os.open(self.path, flags, 0o600), "wb")
         os.fchmod(self._stream.fileno(), 0o600)
+        with suppress(OSError):  # a disk that knows no locks
+            _lock(self._stream)
         self._stream.write(bytes(_PREAMBLE.size) + self._header)
 
     @property
@@ -202,6 +210,32 @@ class DealWriter:
         """Remove what was written."""
         self._stream.close()
         self.path.unlink(missing_ok=True)
+
+
+def remove_unfinished(paths):
+    """Remove deals that nobody writes any more, and nobody finished.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+
+    Returns
+    -------
+    removed : list of Path
+        Others are being written, or are on a disk that knows no locks.
+    """
+    removed = []
+    for path in paths:
+        with suppress(OSError), open(path, "r+b") as stream:
+            _lock(stream)
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _lock(stream):
+    """Lock a file until it is closed; an OSError if somebody else has done so."""
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _raw(sealing):

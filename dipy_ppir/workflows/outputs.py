@@ -1,6 +1,7 @@
 """Files that appear whole, all together, or not at all."""
 
 from contextlib import contextmanager
+import glob
 import logging
 import os
 from pathlib import Path
@@ -68,6 +69,13 @@ class OutputFiles:
         name = f".{secrets.token_hex(4)}.{path.name}"
         self._temporary[path] = path.with_name(name)
         return self._temporary[path]
+
+    @staticmethod
+    def left_over(path):
+        """What has a temporary name for `path`: of runs that are on, or were killed."""
+        path = Path(path)
+        digits = "[0-9a-f]" * 8
+        return sorted(path.parent.glob(f".{digits}.{glob.escape(path.name)}"))
 
     def attempt(self, path, write):
         """Write a file without which the run is complete: a picture, a report.

@@ -12,7 +12,7 @@ from dipy_ppir.align.alone import NUMBERS
 from dipy_ppir.align.estimate import USUAL, Line, dealt_bytes
 from dipy_ppir.align.parameters import PointParameters
 from dipy_ppir.align.remote import WORD
-from dipy_ppir.mpc.dealfile import deal_path
+from dipy_ppir.mpc.dealfile import deal_path, remove_unfinished
 from dipy_ppir.mpc.dealt import OWNERS
 from dipy_ppir.mpc.identity import (
     DEFAULT_HOME,
@@ -364,6 +364,8 @@ def _deal(site, given):
         new_folders(paths),
         OutputFiles(paths, [given.file], force=given.force) as out,
     ):
+        for path in remove_unfinished(f for p in paths for f in out.left_over(p)):
+            logger.info("Removed %s, of a helper that was killed", path)
         free = shutil.disk_usage(given.out_dir).free
         if expected > free:
             raise InputError(
