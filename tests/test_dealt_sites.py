@@ -174,6 +174,24 @@ def test_an_image_that_the_helper_was_not_told_of(sites):
     assert not (sites.folder / "keys" / "static" / MARKS).exists()
 
 
+def test_images_that_lie_apart(tmp_path, bodies):
+    """Which nobody knows before they meet: of a prealign matrix the helper is not told.
+
+    It uses nothing up.
+    """
+    static, moving, *places = pair_of(bodies)
+    places[1][0, 3] = 500
+    images = static, moving, *places
+    sites = Sites(tmp_path / "sites", "syn", images, ahead=True, parameters=SYN)
+    sites.run(sites=["helper"])
+    statuses = sites.wait(sites.start(sites=OWNERS))
+    assert set(statuses.values()) == {1}
+    last = sites.last_line("moving")
+    assert last.startswith("dipy_ppir_align_syn: error: the two images do not overlap")
+    assert "--debug" not in last
+    assert not (sites.folder / "keys" / "moving" / MARKS).exists()
+
+
 def test_a_deal_that_is_cut_off_is_found_before_anybody_is_met(sites):
     sites.run(sites=["helper"])
     data = deal_of(sites, "static").read_bytes()

@@ -156,7 +156,7 @@ def check_memory(limits, parameters, static_shape, moving_shape, alone=False):
         fewer = "a smaller sampling_proportion, " if affine else ""
         sizes = [_size(s) for s in (static_shape, moving_shape) if s is not None]
         raise ValueError(
-            f"registering {' and '.join(sizes)} voxels needs about {gigabytes:.1f} GB "
+            f"registering {' and '.join(sizes)} voxels needs about {gigabytes:.3g} GB "
             f"of memory at the {ROLES[pid]}, more than the {limits['memory']:g} GB "
             f"of [limits] in the session file; use {fewer}images of fewer "
             "voxels, or raise memory there at all parties"

@@ -4,6 +4,7 @@ Every refusal is an `InputError` whose message fits one line: what is wrong, in
 which file or flag, and how to mend it.
 """
 
+from contextlib import contextmanager
 import itertools
 import math
 import os
@@ -237,6 +238,21 @@ def explain(check, *args, file=None, of="image"):
                 what = f"the {name} {of}"
                 text = text.replace(what, f"{what} {file}", 1)
         raise InputError(text) from None
+
+
+@contextmanager
+def explained():
+    """A `ValueError` of a registration becomes an `InputError`.
+
+    Some things can be checked when both images are known, and not before: that they
+    overlap, and that both together need no more memory than was agreed.
+    """
+    try:
+        yield
+    except ValueError as exc:
+        if type(exc) is not ValueError:
+            raise
+        raise InputError(str(exc)) from exc
 
 
 def _indices(vol_idx, count, flag):

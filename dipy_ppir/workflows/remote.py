@@ -181,6 +181,7 @@ class Site:
                     raise _Declined from exc
             raise
 
+    @inputs.explained()
     def run(self, checkpoint, write, met=lambda: None, **arguments):
         """Meet the others, register, and write what is this party's.
 

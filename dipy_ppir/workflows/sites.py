@@ -375,15 +375,13 @@ def _deal(site, given):
             )
         session = site.deal([out.temporary(path) for path in paths])
         try:
-            site.operation.function(
-                session=session, static=WORD, moving=WORD, **site.plan.arguments
-            )
+            with inputs.explained():
+                site.operation.function(
+                    session=session, static=WORD, moving=WORD, **site.plan.arguments
+                )
             session.finish()
         except BaseException as exc:
             session.fail(exc)
-            if type(exc) is ValueError:
-                # What is agreed cannot be kept: of an owner it would say the same.
-                raise InputError(str(exc)) from exc
             if isinstance(exc, OSError):
                 raise InputError(
                     f"cannot write the files to {given.out_dir}: {exc.strerror}"
