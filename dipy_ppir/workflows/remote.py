@@ -24,7 +24,7 @@ from dipy_ppir.align.validation import check_slices
 from dipy_ppir.mpc.dealt import deal_for, open_deal
 from dipy_ppir.mpc.errors import MPCError
 from dipy_ppir.mpc.identity import Identity, home
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES
+from dipy_ppir.mpc.ledger import MOVING, ROLES
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.receipt import receipt_text
 from dipy_ppir.mpc.session import Session
@@ -69,6 +69,8 @@ class Site:
     listen : str, optional
         ``host:port`` to listen on; by default all addresses of this machine, at the
         port that others dial.
+    agreed : tuple, optional
+        what `operations.read` returned, if the file was read already.
 
     Attributes
     ----------
@@ -80,9 +82,9 @@ class Site:
         of the registration.
     """
 
-    def __init__(self, path, identity=None, listen=None):
+    def __init__(self, path, identity=None, listen=None, agreed=None):
         self.path = Path(path)
-        self.plan, self.operation, self.parameters = read(path)
+        self.plan, self.operation, self.parameters = agreed or read(path)
         self.identity = identity or None
         self._identity = Identity.load(self.identity)
         self.party = self.plan.party_of(self._identity.fingerprint)
@@ -93,8 +95,6 @@ class Site:
                 raise InputError(
                     f"--listen {listen} must be host:port, for example 0.0.0.0:7433"
                 )
-        if self.plan.helper == "ahead" and self.party.pid != HELPER:
-            self._open_deal().close()
 
     @property
     def gets_result(self):
@@ -108,6 +108,8 @@ class Site:
 
     def check_owner(self, operation, files):
         """Refuse a command that does not fit this party's part in the session.
+
+        Where the helper dealt ahead, also a deal that cannot be used.
 
         Parameters
         ----------
@@ -135,6 +137,8 @@ class Site:
                 f"--session {self.path}, or give the folder of another key with "
                 "--identity"
             )
+        if self.plan.helper == "ahead":
+            self._open_deal().close()
 
     def open(self):
         """Wait for the other parties; returns the session."""

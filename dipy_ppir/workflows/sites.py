@@ -297,14 +297,14 @@ def helper(arguments=None):
     given = helper_parser().parse_args(arguments)
     be_quiet(given.quiet)
     log_to_stderr(given.log_level)
-    plan, operation, _ = read(given.file)
+    agreed = plan, operation, _ = read(given.file)
     if plan.alone:
         raise InputError(
             "the session file is for two owners alone, who need no helper; run "
             f"{operation.command} at each of them"
         )
-    identity = Identity.load(given.identity)
-    party = plan.party_of(identity.fingerprint)
+    site = Site(given.file, given.identity, given.listen, agreed)
+    party = site.party
     if party.pid != HELPER and given.deal:
         raise InputError(
             f"this is the key of {party.title}; the helper deals, with its own: give "
@@ -316,8 +316,7 @@ def helper(arguments=None):
             f"helper's; run {operation.command} with --session {given.file}, or "
             "give the folder of another key with --identity"
         )
-    site = Site(given.file, given.identity, given.listen)
-    if given.deal or site.plan.helper == "ahead":
+    if given.deal or plan.helper == "ahead":
         _deal(site, given)
         return
     check_name(given.receipt, "receipt")
