@@ -49,8 +49,8 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.fields import P61, R128
 from dipy_ppir.mpc.identity import create_identity
-from dipy_ppir.mpc.leastsquares import VALUE_BITS, mismatch
-from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
+from dipy_ppir.mpc.leastsquares import VALUE_BITS, mismatch, show_difference
+from dipy_ppir.mpc.ledger import DECLARATIONS, HELPER, MOVING, ROLES, STATIC
 from dipy_ppir.mpc.mpyc_bridge import evaluate
 
 OWNERS = (MOVING, STATIC)
@@ -213,6 +213,7 @@ def test_freeform(deals, options):
             "sampling": "GMS",
             "sampling_proportion": 0.9,
             "result_to": "moving",
+            "ret_metric": True,
         },
     ],
 )
@@ -243,7 +244,11 @@ def test_affine_by_squares(deals, bodies, options):
 
     deals.make(run)
     found = deals.run(run)
-    moved, matrix, receipt = found[MOVING]
+    moved, matrix, *shown, receipt = found[MOVING]
+    if shown:
+        low, high = moving.min(), moving.max()
+        exact = np.mean(((moved - low) / (high - low) - static / static.max()) ** 2)
+        assert shown[1] == pytest.approx(exact, abs=1 / 2000)
     before = AffineMap(
         np.eye(3),
         domain_grid_shape=static.shape,
@@ -281,6 +286,27 @@ def test_images_that_do_not_match(deals):
     deals.make(both_ways)
     for found in deals.run(both_ways):
         assert [round(x[0]) for x in found] == [0, 1]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_the_final_value(deals, value):
+    """To a 4000th, whatever it is, in the bits that are declared."""
+    one, n = 1 << VALUE_BITS, 50
+    images = {MOVING: np.full((1, n), one), STATIC: np.full(n, one)}
+    images[STATIC] = np.rint(images[STATIC] * (1 - value**0.5)).astype(np.int64)
+
+    def run(session):
+        session.section("all")
+        names = {MOVING: "moving", STATIC: "static"}
+        own = {names[p]: x for p, x in images.items() if p == session.pid}
+        return show_difference(session, n, **own), session.ledger.opened
+
+    deals.make(run)
+    (found, opened), (nothing, _) = deals.run(run)
+    assert nothing is None and found == pytest.approx(value, abs=1 / 2000)
+    ((key, entry),) = opened.items()
+    assert key == (MOVING, "final_value") and entry.values == 1
+    assert entry.bits == DECLARATIONS["final_value"].bits == 14
 
 
 @pytest.mark.parametrize("dim", [2, 3])

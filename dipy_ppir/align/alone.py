@@ -25,7 +25,7 @@ ALONE = {
 }
 #: The same of those for which a helper can deal ahead.
 AHEAD = {
-    "affine": ({"metric": "SSD", "ret_metric": False},),
+    "affine": ({"metric": "SSD"},),
     "syn": ({"reveal": "map"},),
     "freeform": ({},),
     "points": ({},),

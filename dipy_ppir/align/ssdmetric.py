@@ -30,7 +30,7 @@ from dipy_ppir.align.quasinewton import object_moments, orthonormal_steps
 from dipy_ppir.align.remote import is_remote
 from dipy_ppir.align.secretmetric import secret_numbers
 from dipy_ppir.mpc.edgesamples import secret_draws, show_samples
-from dipy_ppir.mpc.leastsquares import VALUE_BITS, ClearSteps, mismatch
+from dipy_ppir.mpc.leastsquares import VALUE_BITS, ClearSteps, mismatch, show_difference
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.worlds import least_squares, mean_products
 
@@ -398,6 +398,9 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         ----------
         affine : array, shape (dim + 1, dim + 1), at the moving owner only
         """
+        if self.session.ahead:
+            own = self._numbers_at(affine)
+            return show_difference(self.session, self.positions.count, *own)
         numbers = secret_numbers(self.session)
         value = self._value(numbers, self._shared_products(), affine)
         shown = numbers.show_value(value.times(SHOWN), 1)
@@ -418,7 +421,11 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         bit : SharedArray, shape (1,)
         """
         if self.session.ahead:
-            return self._mismatched_ahead(before, after)
+            limits, own = (
+                (MOST_DIFFERENCE, MOST_GROWTH),
+                self._numbers_at(before, after),
+            )
+            return mismatch(self.session, self.positions.count, limits, *own)
         numbers, products = secret_numbers(self.session), self._shared_products()
         limits = None
         if self.session.pid == STATIC:
@@ -428,16 +435,18 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         much, more = numbers.less((limits[:1], after), (before + limits[1:], after))
         return numbers.either(much, more)
 
-    def _mismatched_ahead(self, *affines):
-        """See `mismatched`; with a helper that dealt before the owners met."""
+    def _numbers_at(self, *affines):
+        """The static image as integers, and the moving one at some transforms.
+
+        Each at its owner, None elsewhere.
+        """
         static = moving = None
         if self.session.pid == STATIC:
             static = _integers(self.static)
         elif self.session.pid == MOVING:
             warped = (self.sample(a, with_gradient=False)[0] for a in affines)
             moving = np.stack([_integers(x) for x in warped])
-        limits = MOST_DIFFERENCE, MOST_GROWTH
-        return mismatch(self.session, self.positions.count, limits, static, moving)
+        return static, moving
 
     def _shared_products(self):
         """The static image's numbers on shares, for values."""

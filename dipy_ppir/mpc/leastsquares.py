@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dipy_ppir.mpc.algebra import Digits, Secret, Shares, expression
+from dipy_ppir.mpc.algebra import Digits, Opening, Secret, Shares, expression
 from dipy_ppir.mpc.arrays import SharedArray
 from dipy_ppir.mpc.fields import P127, R32, R64, R128
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, declare
@@ -49,6 +49,9 @@ MATRIX_DIGITS, LARGEST_ELEMENT = 64, 1 << 30
 MOST_STEP_BITS = 20
 #: Fraction bits of values and of what divides them by the number of samples.
 COUNT_DIGITS = 60
+#: By a helper that only deals, the value is shown to so many parts of its bound, which
+#: with noise and sign are the bits of "final_value".
+_PARTS = 4000
 
 declare(
     "update",
@@ -279,33 +282,83 @@ def mismatch(session, count, limits, static=None, moving=None):
     -------
     bit : SharedArray, shape (1,)
     """
-    world = Shares(session)
-    whole = Digits(1.0, 4 * (count * 4.0**VALUE_BITS + 1))
+    spread = None
+    if static is not None:
+        spread = np.rint([k * count * np.var(static) for k in limits])
+    world, whole = Shares(session), _whole(count)
+    spread = world.own(spread, STATIC, (2,), whole).part
+    before, after = _squares(session, count, "match", static, moving, 2)
+    most, growth = (_number(session, spread, k) for k in range(2))
+    tests = [most - after, before + growth - after]
+    return world.negative(tests, Digits(1.0, whole.bound))
+
+
+def show_difference(session, count, static=None, moving=None):
+    """Show the moving owner the mean squared difference; by a helper that only deals.
+
+    Rounds: those of `OwnProducts`, `lift` and `Shares.shown`.
+
+    Parameters
+    ----------
+    session, count, static
+        see `mismatch`.
+    moving : array of int64, shape (1, count), at the moving owner only
+
+    Returns
+    -------
+    value : float or None
+        in squares of the static image's range.
+    """
+    sums, most = _squares(session, count, "value", static, moving, 1), _largest(count)
+    wanted = Opening(sums, most / _PARTS, most, "final_value", (MOVING,))
+    (value,) = Shares(session).shown(wanted)
+    return None if value is None else max(float(value[0, 0]), 0.0) / most
+
+
+def _largest(count):
+    """No sum of squares over the voxels is larger."""
+    return count * 4.0**VALUE_BITS
+
+
+def _whole(count):
+    """Digits of such sums, and of what is made of some of them."""
+    return Digits(1.0, 16 * (_largest(count) + 1))
+
+
+def _squares(session, count, name, static, moving, images):
+    """Sums of squared differences, of some images of the moving owner.
+
+    Rounds: those of `OwnProducts` and `lift`.
+
+    Returns
+    -------
+    sums : list of Expression, shape (1,)
+    """
+    world, whole = Shares(session), _whole(count)
     squares = known = None
     if moving is not None:
         squares = (moving**2).sum(axis=1).astype(np.float64)
     if static is not None:
-        spread = count * np.var(static)
-        known = np.rint([float((static**2).sum()), *(k * spread for k in limits)])
-    products = OwnProducts(session, R64, "match")
+        known = [float((static**2).sum())]
+    products = OwnProducts(session, R64, name)
     products.share_static((count,), None if static is None else R64.encode_int(static))
     x = None if moving is None else R64.encode_int(moving)
     sums = products.sums(
-        _cross_sums, (2, count), (2,), x, bound=count << 2 * VALUE_BITS
+        _cross_sums, (images, count), (images,), x, bound=count << 2 * VALUE_BITS
     )
     cross = lift(session, sums).share
-    own = world.own(squares, MOVING, (2,), whole).part
-    theirs = world.own(known, STATIC, (3,), whole).part
+    own = world.own(squares, MOVING, (images,), whole).part
+    static = _number(session, world.own(known, STATIC, (1,), whole).part, 0)
+    return [
+        _number(session, own, k) - _number(session, cross, k).times(2) + static
+        for k in range(images)
+    ]
 
-    def number(part, k):
-        part = None if session.pid == HELPER else part[k : k + 1]
-        return expression(Secret(part, 1.0, (1,)))
 
-    before, after = (
-        number(own, k) - number(cross, k).times(2) + number(theirs, 0) for k in range(2)
-    )
-    tests = [number(theirs, 1) - after, before + number(theirs, 2) - after]
-    return world.negative(tests, Digits(1.0, 4 * whole.bound))
+def _number(session, part, k):
+    """One of some numbers on shares."""
+    part = None if session.pid == HELPER else part[k : k + 1]
+    return expression(Secret(part, 1.0, (1,)))
 
 
 def _cross_sums(x, y):
