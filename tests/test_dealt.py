@@ -655,6 +655,32 @@ def test_what_is_being_written_is_not_removed(deals):
     assert remove_unfinished([path]) == [path] and not path.exists()
 
 
+def test_a_file_that_may_not_be_written(deals, monkeypatch):
+    """Is refused before anything is used up."""
+    deals.make(product)
+    as_it_is = open
+
+    def read_only(path, mode="r", *args):
+        if "+" in mode:
+            raise PermissionError(13, "Permission denied")
+        return as_it_is(path, mode, *args)
+
+    monkeypatch.setattr("builtins.open", read_only)
+    with pytest.raises(DealError, match="where this account may write"):
+        deals.open(MOVING)
+
+
+def test_a_deal_that_takes_the_name_of_one_in_use(deals):
+    """It is not the one that is used up."""
+    deals.make(product)
+    deal = deals.open(MOVING)
+    deals.path(MOVING).unlink()
+    deals.make(product)
+    deal.use()
+    deal.close()
+    deals.open(MOVING).close()
+
+
 def test_a_sealing_key_that_is_none(deals):
     with pytest.raises(DealError, match="sealing key of the moving owner .* is none"):
         DealWriter(deals.path(MOVING), {}, MOVING, "00" * 32, None)

@@ -351,6 +351,10 @@ def test_an_image_that_was_not_described(sites, capsys):
         site.party = site.plan.parties[owner]
         with pytest.raises(InputError, match="the helper was told of"):
             site.run(None, None, **{name: np.zeros((9, 9, 9))})
+        shape, place = (site.plan.deal[owner][x] for x in ("shape", "grid2world"))
+        own = {name: np.zeros(shape), f"{name}_affine": np.array(place) + 0.01}
+        with pytest.raises(InputError, match="another grid2world than its header"):
+            site.run(None, None, **own)
 
 
 def test_the_helpers_command(sites, tmp_path):
@@ -360,8 +364,9 @@ def test_the_helpers_command(sites, tmp_path):
     identity = ["--identity", str(sites.folder / "keys" / "helper")]
     with pytest.raises(InputError, match="dipy_ppir_helper --deal"):
         helper_command([str(sites.file), *identity])
-    with pytest.raises(InputError, match="leave them out"):
-        helper_command([str(sites.file), "--deal", "--resume", *identity])
+    for flags in (["--resume"], ["--receipt", "a.json"], ["--listen", "0.0.0.0:1"]):
+        with pytest.raises(InputError, match="leave them out"):
+            helper_command([str(sites.file), "--deal", *flags, *identity])
     sites.ahead, sites.addresses["helper"] = False, f"127.0.0.1:{free_port()}"
     online = sites.write("online.toml")
     with pytest.raises(SessionFileError, match="no helper deals ahead"):

@@ -125,13 +125,19 @@ class Checkpoint:
         os.replace(self.folder, old)
 
     @contextmanager
-    def hint(self):
-        """Add to an interruption how to go on, if there is something to go on with."""
+    def hint(self, needs=""):
+        """Add to an interruption how to go on, if there is something to go on with.
+
+        Parameters
+        ----------
+        needs : str, optional
+            what else it takes.
+        """
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as exc:
             if self.run is not None:
-                exc.add_note("add --resume, at all parties, to go on")
+                exc.add_note(f"add --resume, at all parties, to go on{needs}")
             raise
 
     # -- a journal of small records --------------------------------------

@@ -242,12 +242,10 @@ def _raw(sealing):
     return bytes.fromhex(sealing)
 
 
-def _synced(path, flags, end=b"", size=0):
-    """Open a file or folder, overwrite its end, and wait until that is written."""
+def _synced(path, flags):
+    """Open a file or folder, and wait until that is written."""
     descriptor = os.open(path, flags, 0o600)
     try:
-        if end:
-            os.pwrite(descriptor, end, size - len(end))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -289,11 +287,13 @@ class Deal:
         self.path, self._piece, self._number = Path(path), b"", None
         self._position, self._begun, self._used = 0, set(), False
         try:
-            self._stream = open(self.path, "rb")
+            # To be written as well: who uses it must be able to use it up.
+            self._stream = open(self.path, "r+b")
         except OSError as exc:
             raise DealError(
-                f"cannot read the helper's deal {self.path}: {exc.strerror}; put the "
-                "file that the helper made for this owner beside the session file"
+                f"cannot read the helper's deal {self.path}, or not mark it as used: "
+                f"{exc.strerror}; put the file that the helper made for this owner "
+                "beside the session file, where this account may write"
             ) from None
         try:
             self.size = os.fstat(self._stream.fileno()).st_size
@@ -437,7 +437,10 @@ class Deal:
                 "free some space, or let this account write there"
             ) from None
         try:
-            _synced(self.path, os.O_WRONLY, bytes(self._trailer), self.size)
+            # The file that is being read, whatever has its name by now.
+            end = self.size - self._trailer
+            os.pwrite(self._stream.fileno(), bytes(self._trailer), end)
+            os.fsync(self._stream.fileno())
         except OSError as exc:
             raise DealError(
                 f"cannot mark the deal {self.path} as used: {exc.strerror}; it is used "

@@ -325,14 +325,14 @@ def check_described(plan, owners, shape, grid2world=None):
     for table in told:
         matrix = table.get("grid2world")
         same = matrix is None or grid2world is None
-        if shape == table["shape"] and (same or np.allclose(grid2world, matrix)):
+        if shape == table["shape"] and (same or np.array_equal(grid2world, matrix)):
             return
     if told:
         shapes = " or ".join(str(table["shape"]) for table in told)
         raise InputError(
             f"this has the shape {shape}, and the helper was told of {shapes} in [deal]"
-            " of the session file, or of another grid2world; give what was described, "
-            "or have the file and the deal made anew"
+            " of the session file, or of another grid2world than its header has; give "
+            "what was described, or have the file and the deal made anew"
         )
 
 

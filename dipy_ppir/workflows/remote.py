@@ -209,7 +209,8 @@ class Site:
         """
         own = getattr(arguments.get(self.image), "shape", None)
         if own is not None:
-            check_described(self.plan, (self.party.pid,), own)
+            place = arguments.get(f"{self.image}_affine")
+            check_described(self.plan, (self.party.pid,), own, place)
         if checkpoint is None:
             with self.open() as session:
                 met()
@@ -219,11 +220,12 @@ class Site:
                 )
                 write(*result, receipt=receipt)
             return receipt
+        needs = ", with a new deal" if self.plan.helper == "ahead" else ""
         steps, count = ["deformation"], len(self.parameters.level_iters)
         if self.plan.operation == "affine":
             steps = [s for s in self.parameters.pipeline if s != "center_of_mass"]
         with (
-            checkpoint.hint(),
+            checkpoint.hint(needs),
             self.open() as session,
             display(steps, count) as progress,
         ):

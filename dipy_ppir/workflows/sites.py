@@ -351,10 +351,12 @@ def _deal(site, given):
             "by this session file the helper deals before the owners meet; run "
             f"dipy_ppir_helper --deal {given.file}, and send each owner its file"
         )
-    if given.listen or given.resume:
+    receipt = given.receipt != helper_parser().get_default("receipt")
+    if given.listen or given.resume or receipt:
         raise InputError(
-            "--listen and --resume are for a helper that meets the owners; leave them "
-            "out. Who resumes a session needs a new deal: make one as the first time"
+            "--listen, --receipt and --resume are for a helper that meets the owners; "
+            "leave them out. Who resumes a session needs a new deal: make one as the "
+            "first time"
         )
     paths = [deal_path(given.out_dir, given.file, p) for p in OWNERS]
     expected = dealt_bytes(site.parameters, *described_pair(site.plan))
