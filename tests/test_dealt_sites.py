@@ -353,7 +353,7 @@ def test_an_image_that_was_not_described(sites, capsys):
             site.run(None, None, **{name: np.zeros((9, 9, 9))})
         shape, place = (site.plan.deal[owner][x] for x in ("shape", "grid2world"))
         own = {name: np.zeros(shape), f"{name}_affine": np.array(place) + 0.01}
-        with pytest.raises(InputError, match="another grid2world than its header"):
+        with pytest.raises(InputError, match="has another grid2world in its header"):
             site.run(None, None, **own)
 
 

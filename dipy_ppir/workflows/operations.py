@@ -328,11 +328,14 @@ def check_described(plan, owners, shape, grid2world=None):
         if shape == table["shape"] and (same or np.array_equal(grid2world, matrix)):
             return
     if told:
-        shapes = " or ".join(str(table["shape"]) for table in told)
+        shapes = [table["shape"] for table in told]
+        what = f"has the shape {shape}, and the helper was told of "
+        what += " or ".join(map(str, shapes))
+        if shape in shapes:
+            what = "has another grid2world in its header than the helper was told of"
         raise InputError(
-            f"this has the shape {shape}, and the helper was told of {shapes} in [deal]"
-            " of the session file, or of another grid2world than its header has; give "
-            "what was described, or have the file and the deal made anew"
+            f"this {what} in [deal] of the session file; give what was described, or "
+            "have the file and the deal made anew"
         )
 
 
