@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from cohorts import PAIRS, Cohort
-from commands import script, started
+from commands import changed, script, started
 import nibabel as nib
 import numpy as np
 from ports import free_port
@@ -458,8 +458,9 @@ def test_a_table_is_one_whatever_is_in_it():
 
 
 def launch(made, site, *extra):
-    """The command of a site as a process, in a group of its own."""
-    return started([script("dipy_ppir_cohort"), *made.argv(site, *extra)], made.folder)
+    """The command of a site as a process, in a group of its own, which hears SIGINT."""
+    command = changed("dipy_ppir_cohort", "")
+    return started([*command, *made.argv(site, *extra)], made.folder)
 
 
 @pytest.fixture

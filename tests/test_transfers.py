@@ -41,7 +41,8 @@ def test_products_of_random_bits(two):
     (a, u), (b, v) = two(lambda session: session.transfers.products(1000))
     assert ((a & b) == (u ^ v)).all()
     for bits in (a, b, u, v):
-        assert abs(bitslices.spread(bits, 8000).mean() - 0.5) < 0.03
+        # Seven standard deviations.
+        assert abs(bitslices.spread(bits, 8000).mean() - 0.5) < 7 * 0.5 / np.sqrt(8000)
 
 
 def test_batches_that_are_made_ahead(duo, depth, tap):
