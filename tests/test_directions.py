@@ -1,4 +1,4 @@
-"""Which way transforms lead: what doc/usage.md says of DIPY's functions on them."""
+"""Which way transforms lead: what doc/transforms.md says of DIPY on them."""
 
 from dipy.align import read_mapping as dipy_read_mapping
 from dipy.align import write_mapping as dipy_write_mapping
@@ -104,7 +104,7 @@ def test_gradients_turn_with_the_anatomy():
     bvecs = np.array([[0, 0, 0], before])
     gtab = gradient_table(np.array([0, 1000]), bvecs=bvecs)
 
-    # The lines of doc/usage.md.
+    # The lines of doc/transforms.md.
     def axes(grid2world):
         axes = grid2world[:3, :3] / voxel_sizes(grid2world)
         return axes * [-1, 1, 1] if np.linalg.det(axes) > 0 else axes
