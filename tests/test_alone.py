@@ -22,6 +22,7 @@ from dipy_ppir.align.parameters import (
     SynParameters,
 )
 from dipy_ppir.mpc import local
+from dipy_ppir.mpc.receipt import receipt_text
 
 KINDS = {
     "affine": AffineParameters,
@@ -131,6 +132,10 @@ def test_two_owners_find_centres_of_mass_as_three_parties_do(images):
     assert set(receipt["learned"]) == {"moving owner", "static owner"}
     for role, learned in receipt["learned"].items():
         assert learned == other["learned"][role]
+    # What an owner that deviates may learn differs, and is said.
+    follows = "as long as both owners followed the program"
+    assert follows in receipt_text(receipt) and follows not in receipt_text(other)
+    assert "it learns no more of them" not in receipt_text(receipt)
 
 
 TWO_LEVELS = {"level_iters": [6, 4], "factors": [2, 1], "sigmas": [1.0, 0.0]}

@@ -177,8 +177,11 @@ def read_toml(path, what, template, most=MAX_BYTES):
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
+        twice = "overwrite" in str(exc)
+        how = " (it is there twice, or as a value and as a table)" if twice else ""
         raise SessionFileError(
-            f"{path} is not a TOML file: {exc}; {template} writes one to start from"
+            f"{path} is not a TOML file: {exc}{how}; {template} writes one to start "
+            "from"
         ) from None
 
 

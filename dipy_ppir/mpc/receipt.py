@@ -372,6 +372,11 @@ def remark_lines(receipt):
             "No point was shown to anybody but its owner. Who gets the transform knows "
             "where the other's centroid is, which it takes its own to."
         )
+    elif receipt["m"] == 2:
+        lines.append(
+            "No voxel of an image was shown to anybody but the image's owner, as long "
+            "as both owners followed the program."
+        )
     else:
         lines.append(
             "No voxel of an image was shown to anybody but the image's owner. An owner "

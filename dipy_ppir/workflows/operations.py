@@ -634,14 +634,11 @@ def title_of(receipt):
 TEMPLATE = """\
 # Session file of dipy_ppir: the same at {everybody}.
 title = "{title}"
-operation = "{operation}"          # affine, syn, freeform or points
-# What the owners learn beside the result: for affine "transform" (the steps that lead
-# to it), "gradient" or "histogram" (far more), for syn "map" (rounded copies of it), or
-# "update" and "force" (nearly the images), for freeform "steps" (rounded), for points
-# "transform" (two grades of how well they match). See:
-# dipy_ppir_session check FILE
+{operation} # affine, syn, freeform or points
+# What the owners learn beside the result, of which dipy_ppir_session check FILE says
+# more: {reveals}.
 reveal = "{reveal}"
-result_to = "both"            # both, moving, or but for affine static: who gets it
+result_to = "both"            # or {one}: who gets it
 {helper}
 # One table for each party. The fingerprint comes from dipy_ppir_keygen at that site;
 # compare it by telephone. {addresses}
@@ -667,12 +664,27 @@ silence = 300                 # of a party that is waited for
 checkpoint = 30               # between two states kept for --resume
 """
 
+#: What `reveal` may be: the first as in the template, the others with a helper only.
+_REVEALS = {
+    "affine": (
+        '"transform" (the steps that lead to it)',
+        '"gradient" or "histogram" (far more)',
+    ),
+    "syn": (
+        '"map" (rounded copies of it)',
+        '"update" or "force" (nearly the images)',
+    ),
+    "points": ('"transform" (two grades of how well they match)',),
+    "freeform": ('"steps" (rounded)',),
+}
+
 _PARAMETERS = {
     "affine": """\
 pipeline = ["center_of_mass", "translation", "rigid", "affine"]
 level_iters = [1000, 500, 100]
 sigmas = [3.0, 1.0, 0.0]
 factors = [4, 2, 1]
+metric = "MI"                 # or "SSD" for images of one contrast, without nbins
 nbins = 32
 sampling_proportion = 0.1     # leave out to use every voxel
 hide_steps = false            # true: show the moving owner little but the result""",
@@ -757,8 +769,10 @@ def template(operation, helper="online"):
         title="Registration of points, study 1"
         if operation == "points"
         else "Registration of T1 images, study 1",
-        operation=operation,
+        operation=f'operation = "{operation}"'.ljust(29),
+        reveals=", ".join(_REVEALS[operation][: None if helper == "online" else 1]),
         reveal=next(iter(OPERATIONS[operation].opens)),
+        one="moving" if operation == "affine" else "moving, or static",
         parameters=parameter_lines(operation, helper),
     )
 
