@@ -12,12 +12,15 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+from parties import local_pair, run_trio
 import pytest
 from sites import NOISELESS, ROLES, Launcher, Sites
 
+from dipy_ppir.align import RemoteImage, affine_registration
 from dipy_ppir.align.checkpoint import Checkpoint, CheckpointError
 from dipy_ppir.align.resumption import Resumption
-from dipy_ppir.mpc.errors import ProtocolError
+from dipy_ppir.mpc.errors import PeerError, ProtocolError
+from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.record import is_hex
 from dipy_ppir.workflows.receiptfile import load
 from dipy_ppir.workflows.receipts import check
@@ -594,6 +597,51 @@ def test_a_level_is_not_begun_anew_for_ever():
                 resumption.refuse_repeats(place, 3)
         else:
             resumption.refuse_repeats(place, 3)
+
+
+def test_an_image_that_its_header_moves_does_not_resume(images, tmp_path):
+    """The same voxels elsewhere are another image: nothing goes on with both."""
+    static, moving, static_affine, moving_affine = images(2)
+    affines = {"static_affine": static_affine, "moving_affine": moving_affine}
+
+    def stop(facts):
+        raise KeyboardInterrupt
+
+    def party(session, resume, affines):
+        own = static, moving
+        remote = [
+            RemoteImage(image.shape, affine)
+            for image, affine in zip(own, affines.values(), strict=True)
+        ]
+        return affine_registration(
+            moving if session.pid == MOVING else remote[1],
+            static if session.pid == STATIC else remote[0],
+            session=session,
+            metric="SSD",
+            pipeline=["translation"],
+            callback=None if resume or session.pid != MOVING else stop,
+            checkpoint=Checkpoint(tmp_path / str(session.pid), resume=resume),
+            ret_receipt=True,
+            **affines,
+        )
+
+    def run(resume, affines):
+        sessions = local_pair(timeout=60)
+        try:
+            return run_trio(sessions, party, resume, affines)
+        finally:
+            for session in sessions:
+                session.close()
+
+    with pytest.raises((KeyboardInterrupt, PeerError)):
+        run(False, affines)
+    for name in "static", "moving":
+        moved = affines[f"{name}_affine"].copy()
+        moved[0, 2] += 2
+        with pytest.raises(CheckpointError, match=f"{name} image differs"):
+            run(True, {**affines, f"{name}_affine": moved})
+    for *_, receipt in run(True, affines):
+        assert receipt["resumed"] == 1
 
 
 def test_what_the_end_shows_is_not_shown_for_ever():

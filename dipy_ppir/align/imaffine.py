@@ -997,8 +997,12 @@ SecureCrossCorrelationMetric, optional
         }
         facts = {
             **self.config(),
-            "static image": digest(here["static"], here["static_mask"]),
-            "moving image": digest(here["moving"], here["moving_mask"]),
+            **{
+                f"{name} image": digest(
+                    here[name], here[name + "_mask"], grid(images, name)[1]
+                )
+                for name in ("static", "moving")
+            },
             "start": digest(
                 starting_affine if isinstance(starting_affine, np.ndarray) else None
             ),
