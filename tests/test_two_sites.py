@@ -16,6 +16,7 @@ from sites import Launcher, PointSites, Sites
 
 from dipy_ppir.align import affine_registration
 from dipy_ppir.align.checkpoint import Checkpoint
+from dipy_ppir.mpc.bfv import VERSION
 from dipy_ppir.mpc.errors import ParameterMismatchError
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.session import Session
@@ -246,7 +247,7 @@ def test_what_numbers_are_encrypted_by_is_on_the_receipts(owners, capsys):
     sites.run()
     for site in OWNERS:
         fields = receipt_of(sites, site)["fields"]
-        assert fields.endswith("bfv 1 of degree 8192 and 200 bits"), fields
+        assert fields.endswith(f"{VERSION} of degree 8192 and 200 bits"), fields
     files = [str(sites.folder / f"out_{site}" / "receipt.json") for site in OWNERS]
     assert check_receipts(files) == 0
 
