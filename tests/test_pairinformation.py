@@ -129,10 +129,20 @@ def test_the_largest_gradient(two):
     assert np.abs(slope).max() > 1
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["4", "5"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_moments_are_exact(two, masked):
-    """Integers, to the last bit, of tables that wrap around in every way."""
+def test_moments_are_exact(two, masked, wide):
+    """Integers, to the last bit, of tables that wrap around in every way.
+
+    Bands of five have a zero at either end.
+    """
     samples = Samples(3000, masked=masked, seed=6)
+    if wide:
+        late = samples.first % 3 > 0
+        samples.first -= late
+        places = late[:, None] + np.arange(4)
+        weights, samples.weights = samples.weights, np.zeros((samples.n, 5))
+        np.put_along_axis(samples.weights, places, weights, axis=1)
     rng = np.random.default_rng(8)
     shape = samples.bins, samples.categories
     table = rng.integers(-(1 << 15), 1 << 15, shape)
@@ -142,7 +152,8 @@ def test_moments_are_exact(two, masked):
     def party(session):
         information, moving = samples.begin(session)
         band, gradient, _ = moving or (None,) * 3
-        sums = information._moments(words[session.pid], band, gradient)
+        begun = information._begin_lookups(band)
+        sums = information._moments(words[session.pid], begun, band, gradient)
         return session.open(sums, "test-any", (MOVING,), raw=True)
 
     moving, unit = samples.moving(), 1 << ROUNDED_BITS
@@ -206,18 +217,20 @@ def test_rounds_and_bytes_are_as_stated(duo, tap, depth, payload_bytes, dim, mas
             ),
         )
         spent.append((count() - before, payload_bytes(frames)))
-    columns, sums = begun[MOVING][0]._columns, dim * (dim + 1)
+    masks, sums = begun[MOVING][0]._masks, dim * (dim + 1)
     back = rows.responses(samples.bins + masked)
-    back += sum(r.responses(sums, contracted=True) for r in (rows, columns))
-    encrypted = columns.ciphertexts * bfv.CIPHERTEXT + bfv.SEED_BYTES
+    back += sum(r.responses(sums, contracted=True) for r in (rows, masks))
+    encrypted = masks.ciphertexts * bfv.CIPHERTEXT + bfv.SEED_BYTES
+    encrypted += begun[MOVING][0]._lookups.payload_bytes
     encrypted += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
-    for (rounds, size), most in zip(spent, (21, 27), strict=True):
+    for (rounds, size), most in zip(spent, (22, 28), strict=True):
         # One may be under way when the other owner begins.
         assert rounds - most - 3 * masked in (-1, 0)
         assert 800 * numbers < size - encrypted < 1100 * numbers
     stated = " ".join(module.__doc__.split())
     for words in (
-        "Rounds of an evaluation: 21 with counts of 18 to 32 bits, 3 more where",
+        "Rounds of an evaluation: 22 with counts of 18 to 32 bits",
+        "3 more where samples may be left out",
         "and 6 for the slopes",
         "at most 1.1 kB for each number",
     ):
@@ -245,7 +258,10 @@ def test_what_is_made_ahead_is_as_stated(duo):
     few = (1 + samples.p) * sums
     assert information.products(samples.p) == 13 * numbers + 3 * cells + few
     assert sum(taken) == 2 * COLUMNS + information.products(samples.p)
-    assert sum(map(sum, transfers.values())) < 200 * numbers
+    looked_up = information._lookups.transfers
+    # 3 words of a class, so 2 digits.
+    assert looked_up == samples.n * 4 * 2
+    assert sum(map(sum, transfers.values())) - looked_up < 200 * numbers
 
 
 def test_what_a_registration_sends_is_as_stated(duo):
@@ -253,12 +269,13 @@ def test_what_a_registration_sends_is_as_stated(duo):
     information = PairInformation(
         duo[0], 45_000, 28, 32, None, 3, masked=False, digits=DIGITS
     )
-    rows, columns = information._categories, information._columns
-    back = rows.responses(32)
-    back += sum(r.responses(12, contracted=True) for r in (rows, columns))
+    rows, masks = information._categories, information._masks
+    lookups, back = information._lookups, rows.responses(32)
+    back += sum(r.responses(12, contracted=True) for r in (rows, masks))
     cells, others = 32 * 28, 32 + 28
     products = 392 * (16 * cells + 13 * others)
-    each = columns.ciphertexts * bfv.CIPHERTEXT + products + 1100 * (cells + others)
+    each = masks.ciphertexts * bfv.CIPHERTEXT + products + 1100 * (cells + others)
+    each += lookups.payload_bytes + 31 / 8 * lookups.transfers
     each += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
     stated = " ".join(module.__doc__.split())
     once, evaluation, ahead = re.search(

@@ -10,17 +10,20 @@ import numpy as np
 
 from dipy_ppir.align.gaussnewton import step_bits
 from dipy_ppir.align.gradientsampling import sample_count
-from dipy_ppir.mpc import bfv, pairinformation, pairsplines, pairsquares
+from dipy_ppir.mpc import bfv, pairinformation, pairsplines, pairsquares, transfers
 from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.encrypted import COSTS, EncryptedRows
 from dipy_ppir.mpc.encryptedslots import PRIME, SLOTS
 from dipy_ppir.mpc.ledger import STATIC
+from dipy_ppir.mpc.lookups import WINDOW, Lookups
 from dipy_ppir.mpc.splineslots import REACH
 
 #: Seconds to prepare a polynomial, to multiply one, to send one back, and to encrypt.
 _PREPARE, _MULTIPLY, _ANSWER, _ENCRYPT = (0.55e-3 * x for x in COSTS)
 #: Bytes and seconds of a number whose logarithm is taken, with products made ahead.
 _NUMBER = 8_000, 6e-5
+#: Seconds of a word that is looked up, or could have been, and of the transfers.
+_LOOKUP = 3e-7
 #: Rounds of an evaluation of mutual information.
 _INFORMATION_WAITS = 27
 #: Of a step of the optimizer, and for each parameter; of the same where steps are
@@ -38,7 +41,7 @@ def _rows(rows, length, bits, others, **options):
 
 
 def of_information(p, bins, samples):
-    """The static owner's categories, and its columns of an evaluation.
+    """The static owner's categories, and the masks of what is looked up.
 
     Parameters
     ----------
@@ -47,7 +50,7 @@ def of_information(p, bins, samples):
 
     Returns
     -------
-    categories, columns : EncryptedRows
+    categories, masks : EncryptedRows
 
     Raises
     ------
@@ -59,7 +62,7 @@ def of_information(p, bins, samples):
     bits = pairinformation.WORD_BITS
     return (
         _rows(bins - 4, samples, bits, bins + masked, **uses),
-        _rows(bins, samples, bits, 1, uses=1),
+        _rows(WINDOW, samples, bits, 1, uses=1),
     )
 
 
@@ -175,10 +178,14 @@ def information(p, bins, samples, dim):
     """
     moments = dim * (dim + 1)
     masked = p.hide_steps or p.sampling_proportion in (None, 1)
-    hot, columns = of_information(p, bins, samples)
+    hot, masks = of_information(p, bins, samples)
     numbers = bins * hot.rows + bins + hot.rows
     each = _multiplied(hot, bins + masked) + _multiplied(hot, moments, contracted=True)
-    each += _sent(columns) + _multiplied(columns, moments, contracted=True)
+    each += _sent(masks) + _multiplied(masks, moments, contracted=True)
+    bits = pairinformation.WORD_BITS
+    looked_up = Lookups(None, rows=bins, length=masks.length, bits=bits)
+    sent = looked_up.payload_bytes + transfers.BYTES * looked_up.transfers
+    each += [sent, 0, _LOOKUP * masks.length * bins]
     each += [numbers * _NUMBER[0], _INFORMATION_WAITS, numbers * _NUMBER[1]]
     return _sent(hot), each, each
 

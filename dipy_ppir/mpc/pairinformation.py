@@ -20,8 +20,10 @@ with the other's, on encrypted numbers (`encrypted`), modulo 2**48:
    .. math:: S_{de} = \sum_{x,t} \Big( \sum_r G_{de}(x, r) W_0(r, t) \Big) B(x, t)
                       + \sum_{x,r} G_{de}(x, r) W_1(r, t(x)).
 
-   Of the first sum the moving owner knows what multiplies B; for the second the static
-   owner encrypts :math:`W_1(r, t(x))` anew for every evaluation.
+   Of the first sum the moving owner knows what multiplies B. For the second it looks
+   up (`lookups`) the four words of each sample that its weights multiply,
+   :math:`W_1(r, t(x)) - u_c(x)` with c the rest of r modulo 4, less masks u of the
+   static owner's, which this encrypts anew for every evaluation.
 
 No sum wraps: v because the weights of a sample sum to one; S because the moving owner
 scales g by the sum of its magnitudes, as for `information`, and :math:`A g y` is
@@ -29,18 +31,19 @@ rounded to units of 2**15 of that scale. Dropping digits of a number goes wrong 
 probability of less than 2**-59, and an evaluation drops those of some 3,000: less than
 2**-40 in a hundred evaluations.
 
-Rounds of an evaluation: 21 with counts of 18 to 32 bits, 3 more where samples may be
-left out, and 6 for the slopes; besides those of what is made ahead. Bytes: those of
+Rounds of an evaluation: 22 with counts of 18 to 32 bits, the first of which can be
+under way while the moving owner is told where to look, 3 more where samples may be left
+out, and 6 for the slopes; besides those of what is made ahead. Bytes: those of
 encrypted rows (`encrypted`), of `categories` with 1 in each column once for a static
-image; for an evaluation of `bins` rows anew, and of what goes back of ``bins`` rows of
-weights and, twice, of ``dim (dim + 1)`` sums. Besides, at most 1.1 kB for each number
-whose logarithm is taken, and 16 products and 200 transfers that are made ahead. With
-32 bins and 45,000 samples in 3D that is 141 MB once and 64 MB an evaluation, of which
-6 are of products made ahead.
+image; for an evaluation of 4 rows of masks anew, and of what goes back of ``bins`` rows
+of weights and, twice, of ``dim (dim + 1)`` sums; and those of `lookups`. Besides, at
+most 1.1 kB for each number whose logarithm is taken, and 16 products and 200 transfers
+that are made ahead. With 32 bins and 45,000 samples in 3D that is 141 MB once and 39 MB
+an evaluation, of which 6 are of products made ahead.
 
 What each owner sees: ciphertexts of the other's rows; of what comes back numbers hidden
-by a mask (`encrypted`); and uniform numbers and bits (`pairproducts`, `circuits`). A
-simulator makes the former of zeros and draws the rest.
+by a mask (`encrypted`); and uniform numbers and bits (`lookups`, `pairproducts`,
+`circuits`). A simulator makes the former of zeros and draws the rest.
 Nothing is opened.
 """
 
@@ -62,6 +65,7 @@ from dipy_ppir.mpc.information import (
 )
 from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.logarithm import LARGEST, drop
+from dipy_ppir.mpc.lookups import WINDOW, Lookups
 from dipy_ppir.mpc.pairfunctions import (
     FINE_BITS,
     LOGARITHM,
@@ -127,9 +131,10 @@ class PairInformation:
             **options,
             **({"uses": 1} if anew else {}),
         )
-        self._columns = EncryptedRows(
-            session, "columns", STATIC, rows=bins, uses=1, **options
+        self._masks = EncryptedRows(
+            session, "masks", STATIC, rows=WINDOW, uses=1, **options
         )
+        self._lookups = Lookups(session, rows=bins, **options)
         self._index = self._keep = None
 
     @property
@@ -159,12 +164,13 @@ class PairInformation:
         with s.phase("histogram"):
             # All at once, and not whenever some are missing.
             s.multiplications.reserve(self.products(parameters))
+            begun = self._begin_lookups(band)
             table = self._table(band)
             numbers = _Numbers(self, table)
             differences = numbers.differences()
             value = self._mean(numbers.total(), scale)
         with s.phase("gradient"):
-            sums = self._moments(differences, band, gradient)
+            sums = self._moments(differences, begun, band, gradient)
             gradient = self._by_parameters(sums, matrix, scale, parameters)
         if self.masked:
             with s.phase("samples"):
@@ -213,13 +219,29 @@ class PairInformation:
             table = np.concatenate([table, counts[None]])
         return table
 
-    def _moments(self, table, band, gradient):
+    def _begin_lookups(self, band):
+        """Send masks, and hide which words of columns are looked up. Rounds: 2."""
+
+        def first(start, stop):
+            _, first, _ = _window(*band(start, stop, float(1 << self.frac_bits)))
+            return first
+
+        if self.session.pid == MOVING:
+            self._masks.encrypt()
+            return self._lookups.begin(first)
+        masks = self._lookups.draw()
+        self._masks.encrypt(masks.view(np.int64))
+        return self._lookups.begin(masks=masks)
+
+    def _moments(self, table, begun, band, gradient):
         """Parts of the sums S; rounds: 2.
 
         Parameters
         ----------
         table : array of uint64, shape (bins, categories)
             words of W.
+        begun : list
+            what `_begin_lookups` returned.
 
         Returns
         -------
@@ -227,11 +249,12 @@ class PairInformation:
         """
         s, count = self.session, self.dim * (self.dim + 1)
         if s.pid == STATIC:
-            self._columns.encrypt(self._of_samples(table))
+            self._lookups.look_up(begun, lambda *at: self._of_samples(table, *at))
             first = self._categories.contractions(count)
-            second = self._columns.contractions(count)
+            second = self._masks.contractions(count)
         else:
-            self._columns.encrypt()
+            found = self._lookups.look_up(begun)
+            known = np.zeros(count, np.uint64)
 
             def weights(start, stop):
                 return self._products(band, gradient, start, stop)
@@ -245,32 +268,35 @@ class PairInformation:
                 )
 
             def columns(start, stop):
-                return np.stack(
-                    [
-                        _dense(values, first, self.bins)
-                        for values, first in weights(start, stop)
-                    ]
+                rows = np.stack(
+                    [_by_class(*of_one).T for of_one in weights(start, stop)]
                 )
+                sums = (rows.view(np.uint64) * found[start:stop].T).sum(axis=(1, 2))
+                np.add(known, sums, out=known)
+                return rows
 
             first = self._categories.contractions(count, selected)
-            second = self._columns.contractions(count, columns)
+            second = self._masks.contractions(count, columns)
+            second = second + known
         part = lifted(s, first + second, WORD_BITS)
         return SharedArray(R128, part, 2, WORD_BITS - 2, 1 << WORD_BITS - 2)
 
-    def _of_samples(self, table):
-        """The static owner's words of the column of each sample's category."""
-        columns = _centred(table)[:, self._index]
-        return columns if self._keep is None else columns * self._keep
+    def _of_samples(self, table, start, stop):
+        """The static owner's words of the columns of some samples' categories."""
+        columns = table[:, self._index[start:stop]]
+        if self._keep is None:
+            return columns
+        return columns * self._keep[start:stop].astype(np.uint64)
 
     def _products(self, band, gradient, start, stop):
         """Weights times gradient times positions, for d and e in turn.
 
         Yields
         ------
-        values : array of int64, shape (k, w)
+        values : array of int64, shape (k, WINDOW)
         first : array of int32, shape (k,)
         """
-        values, first, _ = band(start, stop, float(1 << self.frac_bits))
+        values, first, _ = _window(*band(start, stop, float(1 << self.frac_bits)))
         values, half = values.astype(np.int64), 1 << ROUNDED_BITS - 1
         y = self.positions(start, stop)
         for g in gradient(start, stop).T:
@@ -461,6 +487,22 @@ class _Numbers:
         bound = array.bound << LOG_BITS
         array = SharedArray(R128, product, 2, 2 * LOG_BITS, bound)
         return drop(s, array, 2 * LOG_BITS - digits, R128)
+
+
+def _window(values, first, keep):
+    """Of bands of 4 or 5 numbers, of which no more are not zero, the `WINDOW` these
+    are among."""
+    if values.shape[1] > WINDOW:
+        late = values[:, 0] == 0
+        places = late[:, None] + np.arange(WINDOW)
+        values, first = np.take_along_axis(values, places, axis=1), first + late
+    return values, first, keep
+
+
+def _by_class(values, first):
+    """Numbers of rows from the first on, in the order of these modulo `WINDOW`."""
+    places = (np.arange(WINDOW) - first[:, None]) % WINDOW
+    return np.ascontiguousarray(np.take_along_axis(values, places, axis=1))
 
 
 def _dense(values, first, bins):

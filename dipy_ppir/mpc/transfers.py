@@ -75,6 +75,8 @@ COLUMNS, DEPTH = 128, 4
 _TREES, _LEAVES = COLUMNS // DEPTH, 1 << DEPTH
 #: Public keys of the trees: left and right.
 _KEYS = (bytes([5]) * 16, bytes([6]) * 16)
+#: Bytes of a transfer that is made ahead.
+BYTES = (_TREES - 1) / 8
 #: Transfers of a batch that are made to be checked by.
 CHECKED = 128
 #: Transfers of a batch, at least and where no more are asked for.
@@ -244,13 +246,13 @@ class _Direction:
             every = np.concatenate([choices[None], columns.reshape(COLUMNS, -1)])
             hashes = _checked(key, sums[1:], every)
             session.network.send(session.other, name, hashes)
-        columns, cipher = columns[..., CHECKED // 8 :], _cipher(key)
+        columns, cipher = columns[..., CHECKED // 8 :], public_cipher(key)
         rows = _rows(columns, size)
         if self._sends:
             other = rows ^ self._secret.view(np.uint64)
-            return [_hashed(cipher, rows), _hashed(cipher, other)]
+            return [hashed(cipher, rows), hashed(cipher, other)]
         choices = bitslices.spread(choices[CHECKED // 8 :], size)
-        return [choices, _hashed(cipher, rows)]
+        return [choices, hashed(cipher, rows)]
 
 
 def _checked(key, sent, columns):
@@ -331,10 +333,11 @@ def _leaves_but(path, keys, below):
 
 def _grown(nodes):
     """Left and right below nodes; shape (trees, n, 2) to (trees, n, 2, 2)."""
-    return np.stack([_hashed(_cipher(key), nodes) for key in _KEYS], axis=2)
+    return np.stack([hashed(public_cipher(key), nodes) for key in _KEYS], axis=2)
 
 
-def _cipher(key):
+def public_cipher(key):
+    """AES under a key that both owners know."""
     return Cipher(algorithms.AES(key), modes.ECB())
 
 
@@ -343,7 +346,7 @@ def _rows(columns, size):
     return bitslices.gathered(columns, size).view(np.uint64)
 
 
-def _hashed(cipher, rows):
+def hashed(cipher, rows):
     """AES of blocks, shape (..., 2), and these added to it."""
     out = np.frombuffer(cipher.encryptor().update(rows.tobytes()), np.uint64)
     return out.reshape(rows.shape) ^ rows
