@@ -95,8 +95,10 @@ def test_bytes_and_rounds_are_those_that_are_said(
 
     rounds = depth(duo)
     outcomes(duo, multiply)
-    back = bfv.response_bytes(bfv.kept_primes(1 << bits))
-    assert payload_bytes(frames) == encrypted.responses(count) * back
+    kept, wanted = bfv.kept_primes(1 << bits), rows * count
+    back = encrypted.responses(count) * bfv.response_bytes(kept, 0)
+    back += wanted * kept * bfv.RESIDUE_BYTES
+    assert payload_bytes(frames) == encrypted.response_bytes(count) == back
     # All are sent before one is waited for; frames are pieces of them.
     assert {f[0] for f in frames} == {MOVING}
     assert rounds() >= 1

@@ -138,7 +138,7 @@ def test_rounds_bytes_and_bits_are_as_stated(duo, depth):
         rows = steps[0]._rows
         sent = {
             "share_static": [0, bfv.SEED_BYTES + rows.ciphertexts * bfv.CIPHERTEXT],
-            "step": [rows.responses(p) * bfv.response_bytes(2), 8 * p],
+            "step": [rows.response_bytes(p), 8 * p],
         }
         for s, start, wanted in zip(duo, before, sent[verb], strict=True):
             assert sum(s.ledger.sent.values()) - start == wanted

@@ -129,8 +129,8 @@ def _multiplied(rows, count, *, contracted=False):
     responses = rows.responses(count, contracted=contracted)
     plain = ciphertexts if contracted else len(p.blocks(rows.length))
     work = -(-count // p.others) * (_PREPARE * plain + _MULTIPLY * ciphertexts)
-    back = bfv.response_bytes(bfv.kept_primes(rows.modulus))
-    return np.array([responses * back, 1, work + _ANSWER * responses])
+    back = rows.response_bytes(count, contracted=contracted)
+    return np.array([back, 1, work + _ANSWER * responses])
 
 
 def squares(p, shape, parameters, count):

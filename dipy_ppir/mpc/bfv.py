@@ -26,7 +26,8 @@ and a polynomial Z that is uniform modulo q,
 with new digits u and an error e''. To the key's owner :math:`c_0` is uniform, and
 :math:`c_1` an instance of ring learning with errors, with a' from a stream: **whatever
 it had sent** in place of its key and of its ciphertexts. Then q is divided by some of
-its primes, which anybody could do.
+its primes, and of :math:`c_0` the coefficients are left out that are not wanted, each
+of which decrypts by itself; which anybody could do.
 
 Of :math:`Z = \tfrac q t r + f` with the nearest r the first part is the mask, of which
 the other owner takes r off again, and the second *floods* the noise. What is decrypted
@@ -91,9 +92,16 @@ def parameters():
     }
 
 
-def response_bytes(kept):
-    """Bytes of a polynomial that goes back with so many primes."""
-    return 2 * kept * DEGREE * RESIDUE_BYTES
+def response_bytes(kept, wanted=DEGREE):
+    """Bytes of a polynomial that goes back with so many primes.
+
+    Parameters
+    ----------
+    kept : int
+    wanted : int, optional
+        how many of its coefficients.
+    """
+    return kept * (DEGREE + wanted) * RESIDUE_BYTES
 
 
 class Weights(NamedTuple):
@@ -552,7 +560,7 @@ class Encryption:
             out[k] = received(room, stream, self.name, self.session.other)[0]
         return out
 
-    def answer(self, name, total, mask, t, weights, key=None):
+    def answer(self, name, total, mask, t, weights, key=None, wanted=slice(None)):
         """Send a sum of products back, masked; the key's owner calls `read`.
 
         Parameters
@@ -566,6 +574,8 @@ class Encryption:
         weights : Weights
         key : PublicKey, optional
             the one that was theirs when they encrypted, by default the one they have.
+        wanted : array of int, optional
+            coefficients that the key's owner wants; all by default.
         """
         self.session.check_process()
         check_budget(t, weights)
@@ -576,10 +586,11 @@ class Encryption:
                 "session: begin a new one"
             )
         key = self.key(self.session.other) if key is None else key
-        response = key.response(total, mask, t, self.stream)
+        first, second = key.response(total, mask, t, self.stream)
+        response = np.concatenate([first[:, wanted], second], axis=1)
         self.session.network.send(self.session.other, name, response)
 
-    def read(self, name, count, t, key=None):
+    def read(self, name, count, t, key=None, wanted=slice(None)):
         """Decrypt what the other owner sent back. Rounds: 1.
 
         Parameters
@@ -589,18 +600,23 @@ class Encryption:
         t : int
         key : SecretKey, optional
             that it was encrypted with, by default the one this owner has.
+        wanted : array of int, optional
+            see `answer`.
 
         Returns
         -------
-        messages : array of uint64, shape (count, n)
+        messages : array of uint64, shape (count, wanted)
         """
-        shape = (2, kept_primes(t), DEGREE, RESIDUE_BYTES)
-        room = np.empty((1, *shape), np.uint8)
-        out = np.empty((count, DEGREE), np.uint64)
+        other, kept = self.session.other, kept_primes(t)
+        size = len(np.arange(DEGREE)[wanted])
+        room = np.empty((kept, size + DEGREE, RESIDUE_BYTES), np.uint8)
+        pair = np.zeros((1, 2, kept, DEGREE, RESIDUE_BYTES), np.uint8)
+        out = np.empty((count, size), np.uint64)
         key = self.key(self.session.pid) if key is None else key
-        for k in range(count):
-            self.session.network.receive(self.session.other, name, room)
-            out[k] = key.decrypt(room, t, self.name, self.session.other)[0]
+        for message in out:
+            self.session.network.receive(other, name, room)
+            pair[0, 0][:, wanted], pair[0, 1] = room[:, :size], room[:, size:]
+            message[...] = key.decrypt(pair, t, self.name, other)[0, wanted]
         return out
 
     def mask(self, t):

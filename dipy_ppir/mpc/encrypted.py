@@ -22,8 +22,9 @@ verb            rounds  bytes
                         a seed, from the holder; before, as much for a new key if
                         `bfv.Encryption.renew` makes one
 `products`      1       `bfv.response_bytes` for each T rows of the holder's and S
-                        of the other owner's, from the other owner
-`contractions`  1       the same for each S rows of the other owner's
+                        of the other owner's, of T S coefficients, from the other
+                        owner
+`contractions`  1       the same for each S rows of the other owner's, of S
 ==============  ======  ============================================================
 
 What each party sees: the other owner ciphertexts, the holder numbers plus a mask that
@@ -160,6 +161,14 @@ class EncryptedRows:
         groups = 1 if contracted else -(-self.rows // self.packing.together)
         return groups * -(-count // self.packing.others)
 
+    def response_bytes(self, count, *, contracted=False):
+        """Bytes of what goes back."""
+        kept = bfv.kept_primes(self.modulus)
+        whole = self.responses(count, contracted=contracted)
+        wanted = count if contracted else count * self.rows
+        each = bfv.response_bytes(kept, 0)
+        return whole * each + wanted * (bfv.response_bytes(kept, 1) - each)
+
     def _weights(self, *, contracted):
         """What is known of what a sum is multiplied by."""
         count = self.length * self.packing.others * (self.rows if contracted else 1)
@@ -227,17 +236,18 @@ class EncryptedRows:
             out[: high - low, p.block - numbers.shape[1] : p.block] = numbers[:, ::-1]
             return out
 
-        def places(group, k):
+        def places(some, group):
             low, high = groups[group]
-            return p.block * (1 + np.arange(high - low) + k * p.together) - 1
+            rows = np.arange(high - low) + np.arange(some)[:, None] * p.together
+            return (p.block * (1 + rows) - 1).reshape(-1)
 
         out = np.empty((count, self.rows), np.uint64)
-        for first, group, message in self._answers(
-            count, x, polynomials, len(groups), contracted=False
+        for first, group, sums in self._answers(
+            count, x, polynomials, places, len(groups), contracted=False
         ):
-            for k in range(min(p.others, count - first)):
-                low, high = groups[group]
-                out[first + k, low:high] = message[places(group, k)]
+            low, high = groups[group]
+            sums = sums.reshape(-1, high - low)
+            out[first : first + len(sums), low:high] = sums
         return out
 
     def contractions(self, count, x=None):
@@ -266,31 +276,35 @@ class EncryptedRows:
             out[: high - low, : numbers.shape[1], : numbers.shape[2]] = numbers
             return out.reshape(p.others, size)[:, ::-1]
 
+        def places(some, _):
+            return (np.arange(some) + 1) * size - 1
+
         out = np.empty(count, np.uint64)
-        for first, _, message in self._answers(
-            count, x, polynomials, 1, contracted=True
+        for first, _, sums in self._answers(
+            count, x, polynomials, places, 1, contracted=True
         ):
-            k = np.arange(min(p.others, count - first))
-            out[first + k] = message[(k + 1) * size - 1]
+            out[first : first + len(sums)] = sums
         return out
 
     def _check_others(self, x, shape):
         if self.session.pid != self.holder:
             _check(x, shape, "rows to be multiplied by")
 
-    def _answers(self, count, x, polynomials, answers, *, contracted):
+    def _answers(self, count, x, polynomials, places, answers, *, contracted):
         """What goes back: first row of the other owner's, group, and this part of it.
 
+        Of the polynomials only the coefficients at ``places(rows, group)`` count.
         The other owner sends them all before it returns one: what it sends is small.
         """
         encryption, p = self.session.encryption, self.packing
         firsts = range(0, count, p.others)
+        name, t, key = self.name + "-back", self.modulus, self._key
         if self.session.pid == self.holder:
             for first in firsts:
                 for group in range(answers):
-                    name = self.name + "-back"
-                    (message,) = encryption.read(name, 1, self.modulus, self._key)
-                    yield first, group, message
+                    wanted = places(min(p.others, count - first), group)
+                    (sums,) = encryption.read(name, 1, t, key, wanted)
+                    yield first, group, sums
             return
         totals = np.zeros((len(firsts), answers, 2, len(PRIMES), DEGREE))
         groups = self._groups()
@@ -310,16 +324,10 @@ class EncryptedRows:
         weights = self._weights(contracted=contracted)
         for total, first in zip(totals, firsts, strict=True):
             for group in range(answers):
-                mask = encryption.mask(self.modulus)
-                encryption.answer(
-                    self.name + "-back",
-                    total[group],
-                    mask,
-                    self.modulus,
-                    weights,
-                    self._key,
-                )
-                yield first, group, -mask.numbers & np.uint64(self.modulus - 1)
+                mask = encryption.mask(t)
+                wanted = places(min(p.others, count - first), group)
+                encryption.answer(name, total[group], mask, t, weights, key, wanted)
+                yield first, group, -mask.numbers[wanted] & np.uint64(t - 1)
 
     def _signed(self, x):
         """Words as integers near zero."""
