@@ -89,7 +89,7 @@ class Samples:
         slopes = ((table + 1 / one) * slope**2).sum(axis=1) / rows
         return value, self.matrix @ sums / v, slopes
 
-    def begin(self, session):
+    def begin(self, session, sent=None):
         """What evaluates at a party, with the categories shared; and what the moving
         owner brings."""
         information = worlds.information(
@@ -101,6 +101,7 @@ class Samples:
             self.dim,
             masked=self.masked,
             digits=DIGITS,
+            sent=sent,
         )
         mine = (self.index, self.keep_static if self.masked else None)
         information.share_categories(*(mine if session.pid == STATIC else ()))

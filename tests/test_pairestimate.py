@@ -104,8 +104,8 @@ def test_mutual_information(two, bodies, hide_steps):
     ahead = estimate(parameters, *shapes, alone=True)
     # Up to a batch of products is left over.
     assert ahead.sent == pytest.approx(receipt["bytes_total"], rel=0.2, abs=4e6)
-    assert ahead.sent > 10 * estimate(parameters, *shapes).sent
+    assert ahead.sent > 5 * estimate(parameters, *shapes).sent
     large = AffineParameters(sampling_proportion=0.05)
     more = estimate(large, (99, 117, 95), (99, 117, 95), alone=True)
-    assert 1.2e9 < more.sent < 1.7e9
-    assert 40 < more.work < 90
+    assert 0.8e9 < more.sent < 1.2e9
+    assert 25 < more.work < 70

@@ -95,6 +95,44 @@ def test_many_evaluations_of_one_image(two):
         assert abs(value[0] / 128 - expected) < 1e-5
 
 
+def test_what_was_sent_is_not_sent_again(duo, tap, monkeypatch):
+    """Another one for the same samples computes with the categories of the first."""
+    samples, others = (Samples(900, masked=True, seed=seed) for seed in (0, 1))
+    sent = [information.sent for information, _ in run_trio(duo, samples.begin)]
+    rows, frames = sent[MOVING].rows, tap(duo)
+    expected, _, _ = samples.clear()
+
+    def begun():
+        return run_trio(duo, lambda s: samples.begin(s, sent[s.pid]))
+
+    def check(both):
+        def party(session):
+            information, moving = both[session.pid]
+            value = information.evaluate(128.0, samples.p, moving).value
+            return session.open(value, "test-any", (MOVING,))
+
+        assert abs(run_trio(duo, party)[MOVING][0] / 128 - expected) < 1e-5
+
+    both = begun()
+    assert not frames
+    check(both)
+    # The static owner sees to it that they are the same.
+    frames.clear()
+    for name in ("index", "keep_static"):
+        changed = Samples(900, masked=True)
+        setattr(changed, name, getattr(others, name))
+        with pytest.raises(ValueError, match="changed during a registration"):
+            changed.begin(duo[STATIC], sent[STATIC])
+    assert not frames
+    # They are sent again when a key is due, after much was opened.
+    for session in duo:
+        monkeypatch.setattr(session.ledger, "shown", lambda _: float(bfv.KEY_BITS))
+    both = begun()
+    again = [f for f in frames if f[3] == operation_code("categories")]
+    assert len(again) == rows.ciphertexts
+    check(both)
+
+
 def test_images_without_structure(two):
     """One category, one bin, no gradient: nothing overflows, and nothing is known."""
     samples = Samples(300, seed=1)
@@ -218,11 +256,11 @@ def test_rounds_and_bytes_are_as_stated(duo, tap, depth, payload_bytes, dim, mas
         )
         spent.append((count() - before, payload_bytes(frames)))
     masks, sums = begun[MOVING][0]._masks, dim * (dim + 1)
-    back = rows.responses(samples.bins + masked)
-    back += sum(r.responses(sums, contracted=True) for r in (rows, masks))
+    back = rows.response_bytes(samples.bins + masked)
+    back += sum(r.response_bytes(sums, contracted=True) for r in (rows, masks))
     encrypted = masks.ciphertexts * bfv.CIPHERTEXT + bfv.SEED_BYTES
     encrypted += begun[MOVING][0]._lookups.payload_bytes
-    encrypted += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
+    encrypted += back
     for (rounds, size), most in zip(spent, (22, 28), strict=True):
         # One may be under way when the other owner begins.
         assert rounds - most - 3 * masked in (-1, 0)
@@ -270,13 +308,13 @@ def test_what_a_registration_sends_is_as_stated(duo):
         duo[0], 45_000, 28, 32, None, 3, masked=False, digits=DIGITS
     )
     rows, masks = information._categories, information._masks
-    lookups, back = information._lookups, rows.responses(32)
-    back += sum(r.responses(12, contracted=True) for r in (rows, masks))
+    lookups, back = information._lookups, rows.response_bytes(32)
+    back += sum(r.response_bytes(12, contracted=True) for r in (rows, masks))
     cells, others = 32 * 28, 32 + 28
     products = 392 * (16 * cells + 13 * others)
     each = masks.ciphertexts * bfv.CIPHERTEXT + products + 1100 * (cells + others)
     each += lookups.payload_bytes + 31 / 8 * lookups.transfers
-    each += back * bfv.response_bytes(bfv.kept_primes(rows.modulus))
+    each += back
     stated = " ".join(module.__doc__.split())
     once, evaluation, ahead = re.search(
         r"(\d+) MB once and (\d+) MB an evaluation, of which (\d+)", stated

@@ -3,13 +3,19 @@
 What is opened is the same, and what is found as good.
 """
 
+from functools import partial
+
 from dipy.align.imaffine import AffineMap
 import noise
 import numpy as np
+from parties import run_trio
 import pytest
 
 from dipy_ppir.align import RemoteImage, affine_registration
+from dipy_ppir.mpc.encrypted import EncryptedRows
+from dipy_ppir.mpc.frame import operation_code
 from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.pairinformation import USES, WORD_BITS
 
 #: One level and few bins, so that a registration takes seconds.
 FEW = {"sigmas": [0.0], "factors": [1], "nbins": 12}
@@ -93,6 +99,28 @@ def test_masks_and_hidden_steps(two, three, bodies):
     found = register(two, pair, **options)
     expected = register(three, pair, **options)
     check_alike(pair, found, expected, within=1.5)
+
+
+def test_what_is_sent_of_a_level_serves_all_steps(duo, tap, bodies):
+    """And the judgement of the match; another registration sends its own."""
+    options = {"pipeline": ["translation", "rigid"], "level_iters": [2], **FEW}
+    frames, pair = tap(duo), bodies(2)
+    rows = EncryptedRows(
+        duo[0],
+        "",
+        STATIC,
+        rows=8,
+        length=pair[0].size,
+        bits=WORD_BITS,
+        others=13,
+        uses=USES,
+    )
+    for image in (pair[0], pair[0][::-1].copy()):
+        frames.clear()
+        register(partial(run_trio, duo), (image, *pair[1:]), **options)
+        sent = [f for f in frames if f[3] == operation_code("categories")]
+        assert len(sent) == rows.ciphertexts
+        assert {f[0] for f in sent} == {STATIC}
 
 
 @pytest.mark.heavy

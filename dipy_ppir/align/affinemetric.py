@@ -184,6 +184,9 @@ class StepsOnShares:
         """Show the moving owner the value that the last level came to."""
         return secret_numbers(self.session).show_value(value, 1 / SCALE)
 
+    def forget(self):
+        """Keep nothing for another step of a registration."""
+
     def least_value(self):
         """What is the least there is of images that match; None where it is not known.
 

@@ -58,10 +58,10 @@ def of_information(p, bins, samples):
         if there are too many samples.
     """
     masked = p.hide_steps or p.sampling_proportion in (None, 1)
-    uses = {"uses": 1} if p.hide_steps else {}
+    uses = 1 if p.hide_steps else pairinformation.USES
     bits = pairinformation.WORD_BITS
     return (
-        _rows(bins - 4, samples, bits, bins + masked, **uses),
+        _rows(bins - 4, samples, bits, bins + masked, uses=uses),
         _rows(WINDOW, samples, bits, 1, uses=1),
     )
 

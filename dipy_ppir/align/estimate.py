@@ -45,7 +45,8 @@ from dipy_ppir.align.parameters import (
     PointParameters,
     SynParameters,
 )
-from dipy_ppir.mpc import leastsquares
+from dipy_ppir.align.quasinewton import opened_bits
+from dipy_ppir.mpc import bfv, leastsquares
 from dipy_ppir.mpc.algebra import RATE_STEPS
 from dipy_ppir.mpc.bsplines import Lattice
 from dipy_ppir.mpc.carried import Operators
@@ -317,6 +318,8 @@ def _affine_alone(p, shape, spacing):
     """The same of two owners alone; see `ciphertexts`."""
     levels = len(p.level_iters)
     shapes = _shapes(shape, spacing, levels, p.factors)
+    # What is sent of a level serves other steps while its key is the last one.
+    serves, shown, sent = p.metric != "SSD" and not p.hide_steps, 0.0, set()
 
     def costs(level, parameters, count):
         if p.metric == "SSD":
@@ -326,16 +329,22 @@ def _affine_alone(p, shape, spacing):
 
     for step, level, count, parameters in _affine_levels(p, len(shape)):
         once, each, _ = costs(level, parameters, count)
-        total, told = once * (count if p.hide_steps else 1) + each * count, count
+        times = count if p.hide_steps else level not in sent
+        total, told = once * times + each * count, count
         if p.metric != "SSD":
             # Each step but the first is the outcome of an evaluation.
             told = count if p.hide_steps else count - 1
             total += told * (ciphertexts.STEP + ciphertexts.STEP_EACH * parameters)
+        if serves:
+            shown += told * opened_bits(parameters)
+            sent.add(level)
+        if shown > bfv.KEY_BITS - bfv.KEY_BITS // 4:
+            shown, sent = 0.0, set()
         yield Stage(step, level, told, *total)
     if PIPELINE_STEPS[p.pipeline[-1]] is not None:
         coarsest = _coarsest(p)
         once, _, value = costs(coarsest, parameters, 0)
-        once = 0 if p.metric == "SSD" else once
+        once = 0 if p.metric == "SSD" or coarsest in sent else once
         total = ciphertexts.BEGIN + once + 2 * value
         yield Stage("result", coarsest, 0, *total)
 

@@ -557,6 +557,7 @@ SecureCrossCorrelationMetric, optional
             concerns.append(plausibility.MISMATCH)
         if judged and self._stuck(found):
             concerns.append(plausibility.STUCK)
+        self.metric.forget()
         affine = self.share_result(found.affine)
         if self.gets_result(images):
             concerns += plausibility.of_transform(affine, *grid(images, "static"))

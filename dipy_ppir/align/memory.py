@@ -27,9 +27,9 @@ _IMAGE = 64
 _SAMPLE, _EVALUATED, _HELD = 64, 192, 96
 #: For each sample and bin, at an owner and at the helper.
 _BIN, _HELD_BIN = 4, 8
-#: The same where two owners are alone, at the moving owner, who holds them encrypted,
-#: and at the static one.
-_ENCRYPTED_BIN, _CLEAR_BIN = 350, 16
+#: The same where two owners are alone, at the moving owner, who holds those of all
+#: levels encrypted, and at the static one.
+_ENCRYPTED_BIN, _CLEAR_BIN = 95, 16
 #: For each cell of the joint histogram, anywhere.
 _CELL = 3000
 #: For each sample of a sum of squared differences at an owner and at the helper, and
@@ -120,8 +120,10 @@ def peaks(parameters, static_shape, moving_shape, alone=False):
         owner = (sample + _BIN * parameters.nbins) * samples
         helper = (_HELD + _HELD_BIN * parameters.nbins) * samples
         if alone:
-            most = _sampled_bins(parameters, static)
-            owner, other = (n * most for n in (_ENCRYPTED_BIN, _CLEAR_BIN))
+            finest, coarse = _sampled_bins(parameters, static)
+            # Of the finest level and two others; of one at a time.
+            owner = _ENCRYPTED_BIN * (finest + 2 * coarse)
+            other = _CLEAR_BIN * max(finest, coarse)
     return {
         MOVING: common + owner + _IMAGE * moving,
         STATIC: common + (owner if other is None else other) + _IMAGE * static,
@@ -130,12 +132,12 @@ def peaks(parameters, static_shape, moving_shape, alone=False):
 
 
 def _sampled_bins(parameters, voxels):
-    """Samples times bins of the level where they are most, on shares."""
+    """Samples times bins of the finest level, and of another at most, on shares."""
     part = parameters.sampling_proportion or 1
     finest = voxels if voxels <= EVERY_VOXEL else part * voxels
     # Every voxel of a level of so few.
     coarse = min(voxels, EVERY_VOXEL) * min(parameters.nbins, COARSE_BINS)
-    return max(finest * parameters.nbins, coarse)
+    return finest * parameters.nbins, coarse
 
 
 def check_memory(limits, parameters, static_shape, moving_shape, alone=False):

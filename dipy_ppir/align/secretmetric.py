@@ -104,6 +104,8 @@ class SecretMutualInformation:
         whether samples may be left out, if not as the metric says.
     anew : bool, optional
         whether the static image is shared for every evaluation.
+    sent : object, optional
+        see the attribute: of another one for the same level of the same images.
 
     Attributes
     ----------
@@ -111,7 +113,7 @@ class SecretMutualInformation:
         the steps, see `orthonormal_steps`; at the moving owner.
     """
 
-    def __init__(self, metric, masked=None, *, anew=False):
+    def __init__(self, metric, masked=None, *, anew=False, sent=None):
         self.metric, self.session = metric, metric.session
         self.transform, histogram = metric.transform, metric.histogram
         self.parameters = self.transform.get_number_of_parameters()
@@ -133,12 +135,18 @@ class SecretMutualInformation:
             digits=quasinewton.DIGITS,
             backend=metric.backend,
             anew=anew,
+            sent=sent,
         )
         self.session.ledger.about(self.positions.count)
         if self.session.pid == MOVING:
             self.start = np.eye(metric.dim + 1)
             if metric.starting_affine is not None:
                 self.start = metric.starting_affine
+
+    @property
+    def sent(self):
+        """What the static owner sent and need not send again, or None."""
+        return self._information.sent
 
     def share_static(self, values=None, mask=None):
         """Share the static image's bins.

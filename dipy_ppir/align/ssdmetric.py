@@ -367,6 +367,9 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
 
     # -- what a registration asks ---------------------------------------------
 
+    def forget(self):
+        """Keep nothing for another step of a registration; see `StepsOnShares`."""
+
     def planned(self, kind, levels, level_iters, *, scale, last, **_):
         """Iterations at each level, coarsest first; see `plan.iterations`."""
         return plan.iterations(kind, levels, level_iters, scale=scale, last=last)

@@ -203,6 +203,16 @@ class EncryptedRows:
         else:
             self._pairs = encryption.receive(self.name, self.ciphertexts)
 
+    def serves(self):
+        """Whether what was encrypted may go on to be used for something else.
+
+        It may if it has the key that others would have now; see
+        `bfv.Encryption.renew`. Rounds: 1 if that is renewed.
+        """
+        encryption = self.session.encryption
+        encryption.renew(self.holder)
+        return self._key is encryption.key(self.holder)
+
     def _messages(self, y):
         p, mask = self.packing, np.int64(self.modulus - 1)
         for start, stop in p.blocks(self.length):

@@ -112,6 +112,9 @@ class Information:
         is for few samples (`literal`).
     """
 
+    #: Shares are shared anew at each level; see `pairinformation.PairInformation`.
+    sent = None
+
     def __init__(
         self,
         session,

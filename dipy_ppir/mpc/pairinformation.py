@@ -10,7 +10,7 @@ owner's categories t(x), of which B are the one-hot rows, and W minus half the
 differences of the logarithms of v. Sums over samples are products of one owner's rows
 with the other's, on encrypted numbers (`encrypted`), modulo 2**48:
 
-1. The static owner sends B encrypted, once for a static image.
+1. The static owner sends B encrypted, once for a static image and a key.
 2. :math:`v = A^T B`.
 3. Logarithms of the cells, the row sums and the counts (`pairfunctions`), and sums of
    products of numbers on shares (`pairproducts`), modulo 2**128.
@@ -38,7 +38,7 @@ encrypted rows (`encrypted`), of `categories` with 1 in each column once for a s
 image; for an evaluation of 4 rows of masks anew, and of what goes back of ``bins`` rows
 of weights and, twice, of ``dim (dim + 1)`` sums; and those of `lookups`. Besides, at
 most 1.1 kB for each number whose logarithm is taken, and 16 products and 200 transfers
-that are made ahead. With 32 bins and 45,000 samples in 3D that is 141 MB once and 39 MB
+that are made ahead. With 32 bins and 45,000 samples in 3D that is 71 MB once and 32 MB
 an evaluation, of which 6 are of products made ahead.
 
 What each owner sees: ciphertexts of the other's rows; of what comes back numbers hidden
@@ -46,6 +46,8 @@ by a mask (`encrypted`); and uniform numbers and bits (`lookups`, `pairproducts`
 `circuits`). A simulator makes the former of zeros and draws the rest.
 Nothing is opened.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,6 +79,9 @@ from dipy_ppir.mpc.pairfunctions import (
 from dipy_ppir.mpc.pairproducts import crossed, multiplied
 from dipy_ppir.mpc.protocols import constant
 
+#: Categories are packed for so many evaluations: a level has up to ten, but a line is
+#: dearer than a processor.
+USES = 5
 #: Sums are modulo 2**WORD_BITS, and below 2**(WORD_BITS - 2) in magnitude.
 WORD_BITS = 48
 #: Binary places of the products of weights, gradient and positions that are dropped.
@@ -91,6 +96,21 @@ PART_DIGITS = 32
 SHARE_DIGITS = 16
 
 
+class Sent(NamedTuple):
+    """Categories of a level, as they were sent.
+
+    Attributes
+    ----------
+    rows : EncryptedRows
+    index, keep : array or None
+        what they were made of, at the static owner.
+    """
+
+    rows: EncryptedRows
+    index: np.ndarray | None
+    keep: np.ndarray | None
+
+
 class PairInformation:
     """Evaluations of the mutual information over the samples of one level.
 
@@ -102,6 +122,14 @@ class PairInformation:
     anew : bool, optional
         whether categories are shared for every evaluation: then they are packed such
         that they cost less to encrypt, and more to multiply.
+    sent : Sent, optional
+        what another one sent of the same static image at the same samples: it is not
+        sent again but with a new key.
+
+    Attributes
+    ----------
+    sent : Sent or None
+        what this one sent, or was given.
     """
 
     def __init__(
@@ -116,20 +144,26 @@ class PairInformation:
         masked,
         digits,
         anew=False,
+        sent=None,
     ):
         self.session, self.dim, self.digits = session, dim, digits
         self.samples, self.categories, self.bins = samples, categories, bins
         self.positions, self.masked = positions, masked
         self.frac_bits = table_frac_bits(samples, R32)
         options = {"length": samples, "bits": WORD_BITS}
-        self._categories = EncryptedRows(
-            session,
-            "categories",
-            STATIC,
-            rows=categories,
-            others=bins + masked,
-            **options,
-            **({"uses": 1} if anew else {}),
+        self.sent, self._again = sent, sent is not None
+        self._categories = (
+            sent.rows
+            if sent
+            else EncryptedRows(
+                session,
+                "categories",
+                STATIC,
+                rows=categories,
+                others=bins + masked,
+                uses=1 if anew else USES,
+                **options,
+            )
         )
         self._masks = EncryptedRows(
             session, "masks", STATIC, rows=WINDOW, uses=1, **options
@@ -145,17 +179,33 @@ class PairInformation:
     def share_categories(self, index=None, keep=None):
         """Send the static owner's one-hot rows, encrypted. Rounds: 1.
 
+        Rounds: 0 if they were sent before and their key is still in use.
+
         Parameters
         ----------
         index, keep
             see `Contingency.share_categories`.
+
+        Raises
+        ------
+        ValueError
+            at the static owner, if what was sent before was made of others.
         """
         self._index, self._keep = index, keep
+        if self._again:
+            if not all(map(_same, (index, keep), self.sent[1:])):
+                raise ValueError(
+                    "the static image or its mask changed during a registration; "
+                    "register each image by a call of its own"
+                )
+            if self._categories.serves():
+                return
         hot = None
         if index is not None:
             hot = np.arange(self.categories)[:, None] == index
             hot = (hot if keep is None else hot & keep).astype(np.int64)
         self._categories.encrypt(hot)
+        self.sent = Sent(self._categories, index, keep)
 
     def evaluate(self, scale, parameters, moving=None, *, slopes=False):
         """Evaluate f times `scale`, and its gradient; see `Information.evaluate`."""
@@ -487,6 +537,13 @@ class _Numbers:
         bound = array.bound << LOG_BITS
         array = SharedArray(R128, product, 2, 2 * LOG_BITS, bound)
         return drop(s, array, 2 * LOG_BITS - digits, R128)
+
+
+def _same(some, others):
+    """Whether two arrays, or Nones, are the same."""
+    if some is None or others is None:
+        return some is others
+    return np.array_equal(some, others)
 
 
 def _window(values, first, keep):

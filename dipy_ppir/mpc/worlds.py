@@ -76,7 +76,7 @@ def splines(session):
     return freeform.SharedSteps(session)
 
 
-def information(session, *args, backend="packed", anew=False, **options):
+def information(session, *args, backend="packed", anew=False, sent=None, **options):
     """Evaluations of the mutual information at a session's parties.
 
     Parameters
@@ -86,6 +86,9 @@ def information(session, *args, backend="packed", anew=False, **options):
         see `information.Information`.
     anew : bool, optional
         whether categories are shared for every evaluation.
+    sent : Sent, optional
+        of two owners alone: the attribute `sent` of another one for the same static
+        image at the same samples.
 
     Returns
     -------
@@ -102,4 +105,4 @@ def information(session, *args, backend="packed", anew=False, **options):
         raise ValueError(
             f'backend={backend!r} needs a helper; two owners alone have "packed"'
         )
-    return PairInformation(session, *args, anew=anew, **options)
+    return PairInformation(session, *args, anew=anew, sent=sent, **options)
