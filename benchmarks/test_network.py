@@ -120,6 +120,8 @@ LINES = [(0, None), (0.02, 1e9), (0.02, 1e8), (0.1, 1e9), (0.1, 1e8)]
 PARAMETERS = {
     "affine": {"sampling_proportion": 0.1},
     "syn": {"level_iters": [10, 10, 5]},
+    # Affine, without a helper.
+    "alone": {"sampling_proportion": 0.05},
 }
 REVEAL = {"affine": "transform", "syn": "map"}
 
@@ -129,26 +131,30 @@ REVEAL = {"affine": "transform", "syn": "map"}
 @pytest.mark.parametrize("operation", PARAMETERS)
 @pytest.mark.parametrize("pair", [2], indirect=True, ids="{}mm".format)
 def test_long_line(benchmark, tmp_path, pair, operation, delay, rate):
-    """A registration between three hosts, and the time that its bytes alone need."""
+    """A registration between hosts, and the time that its bytes alone need."""
     if reason := unavailable():
         pytest.skip(reason)
     static, moving, grid2world = pair
+    parameters, alone = PARAMETERS[operation], operation == "alone"
+    operation = "affine" if alone else operation
+    names = [n for n in ROLES if not alone or n != "helper"]
     figures = {}
 
     def register():
         with Hosts(delay=delay, rate=rate) as hosts:
-            addresses = {n: f"{hosts.address(n)}:{PORT}" for n in ("static", "helper")}
+            addresses = {n: f"{hosts.address(n)}:{PORT}" for n in names[1:]}
             sites = Sites(
                 tmp_path,
                 operation,
                 (static, moving, grid2world, grid2world),
-                parameters=PARAMETERS[operation],
+                parameters=parameters,
                 reveal=REVEAL[operation],
                 addresses=addresses,
                 hosts=hosts,
+                alone=alone,
             )
             processes = []
-            for name in ROLES:
+            for name in names:
                 image = [] if name == "helper" else [str(tmp_path / f"{name}.nii.gz")]
                 argv = [
                     *(sys.executable, str(Path(__file__).with_name("site.py"))),
@@ -158,9 +164,9 @@ def test_long_line(benchmark, tmp_path, pair, operation, delay, rate):
                     hosts.popen(name, argv, stdout=subprocess.PIPE, text=True)
                 )
             said = [process.communicate()[0] for process in processes]
-            assert [process.returncode for process in processes] == [0, 0, 0]
+            assert [process.returncode for process in processes] == [0] * len(names)
             figures.update(json.loads(said[0]))
-            figures["traffic"] = [hosts.traffic(name) for name in ROLES]
+            figures["traffic"] = [hosts.traffic(name) for name in names]
 
     benchmark.pedantic(register, rounds=1, iterations=1)
     most = max(max(pair) for pair in figures["traffic"])
