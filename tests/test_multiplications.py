@@ -124,17 +124,50 @@ def test_numbers_near_where_the_moduli_wrap_around_are_drawn_again(two, monkeypa
         assert max(joined) < whole - (whole >> 41)
 
 
+def test_each_batch_has_a_key_of_its_own(two, monkeypatch):
+    """An answer made of another batch's ciphertexts decrypts to nothing."""
+
+    def run(session):
+        encryption, keys = session.encryption, [session.encryption.key(MOVING)]
+        make = encryption.make_key
+
+        def made(holder):
+            make(holder)
+            keys.append(encryption.key(holder))
+
+        monkeypatch.setattr(encryption, "make_key", made)
+        used = []
+        for verb, place in (("answer", -1), ("read", -1)):
+            inner = getattr(encryption, verb)
+
+            def noted(*args, inner=inner, place=place, **options):
+                key = args[place] if isinstance(args[place], bfv.SecretKey) else None
+                used.append(key or encryption.key(MOVING))
+                return inner(*args, **options)
+
+            monkeypatch.setattr(encryption, verb, noted)
+        factors, parts = session.multiplications.take(3 * BATCH)
+        assert len(set(keys)) == 4
+        primes = len(SMALL_PRIMES)
+        assert used == [key for key in keys[1:] for _ in range(primes)]
+        return factors, parts
+
+    (a, p), (b, q) = two(run)
+    assert (R128.add(p, q) == R128.mul(a, b)).all()
+
+
 def test_bytes_are_those_that_are_said(duo, tap, payload_bytes, outcomes):
     outcomes(duo, lambda session: session.encryption and None)
     frames = tap(duo)
     outcomes(duo, lambda session: session.multiplications.reserve(1))
     each = bfv.CIPHERTEXT + bfv.SEED_BYTES + bfv.response_bytes(2)
-    assert payload_bytes(frames) == len(SMALL_PRIMES) * each
-    assert round(payload_bytes(frames) / BATCH) == 392
+    key = bfv.CIPHERTEXT + bfv.SEED_BYTES
+    assert payload_bytes(frames) == len(SMALL_PRIMES) * each + key
+    assert round(payload_bytes(frames) / BATCH) == 420
     frames.clear()
     outcomes(duo, lambda session: session.multiplications.reserve(BATCH))
     assert not frames
-    for terms, stated in ((2, 294), (8, 221)):
+    for terms, stated in ((2, 308), (8, 224)):
         outcomes(
             duo, lambda session, k=terms: session.multiplications.reserve(BATCH, k)
         )

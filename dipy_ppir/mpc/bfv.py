@@ -464,17 +464,18 @@ class Encryption:
         session.agree("encryption", parameters())
         self.stream = Stream(secrets.token_bytes(32))
         self.responses = 0
-        #: By owner the key, and what was opened to the other one before.
+        #: By owner the key, and by key what was opened to the other one before.
         self._keys, self._before = {}, {}
-        self._make_key(session.pid)
-        self._make_key(session.other)
+        self.make_key(session.pid)
+        self.make_key(session.other)
 
-    def _make_key(self, holder):
+    def make_key(self, holder):
         """Make an owner's key and send its public part, or receive that."""
         session = self.session
-        self._before[holder] = self._shown(holder)
+        shown = self._shown(holder)
         if session.pid == holder:
             self._keys[holder] = key = SecretKey()
+            self._before[key] = session.ledger, shown
             seed, b = key.public()
             self._send_seed("key", seed)
             session.network.send(session.other, "public-key", packed(b))
@@ -483,7 +484,8 @@ class Encryption:
         room = np.empty((len(PRIMES), DEGREE, RESIDUE_BYTES), np.uint8)
         session.network.receive(session.other, "public-key", room)
         b = unpacked(room, self.name, session.other)
-        self._keys[holder] = PublicKey(theirs, b)
+        self._keys[holder] = key = PublicKey(theirs, b)
+        self._before[key] = session.ledger, shown
 
     def _shown(self, holder):
         """Bits opened so far to the owner that is not the holder."""
@@ -506,12 +508,20 @@ class Encryption:
         renewed : bool
             the same at both.
         """
-        shown = self._shown(holder) - self._before[holder]
-        renewed = shown > 0 and shown + bits > KEY_BITS
+        renewed = self.worn(holder, self._keys[holder], bits)
         if renewed:
             self.session.check_process()
-            self._make_key(holder)
+            self.make_key(holder)
         return renewed
+
+    def worn(self, holder, key, bits):
+        """Whether a key of an owner may show too much if `bits` more are opened."""
+        ledger, before = self._before[key]
+        if ledger is not self.session.ledger:
+            # Of another run, of which nothing is counted here.
+            return True
+        shown = self._shown(holder) - before
+        return shown > 0 and shown + bits > KEY_BITS
 
     def key(self, holder):
         """The key of what an owner encrypts now: a `SecretKey` or its `PublicKey`."""

@@ -142,7 +142,7 @@ class EncryptedRows:
         self.session, self.name, self.holder = session, name, holder
         self.rows, self.length, self.bits = rows, length, bits
         self.packing = choose_packing(rows, length, others, uses)
-        self._pairs = self._key = None
+        self._pairs = self._key = self._y = None
         bfv.check_budget(self.modulus, self._weights(contracted=True))
 
     @property
@@ -195,7 +195,7 @@ class EncryptedRows:
         """
         if self.session.pid == self.holder:
             _check(y, (self.rows, self.length), "rows to be encrypted")
-        encryption = self.session.encryption
+        encryption, self._y = self.session.encryption, y
         encryption.renew(self.holder)
         self._key = encryption.key(self.holder)
         if self.session.pid == self.holder:
@@ -203,15 +203,18 @@ class EncryptedRows:
         else:
             self._pairs = encryption.receive(self.name, self.ciphertexts)
 
-    def serves(self):
-        """Whether what was encrypted may go on to be used for something else.
+    def renew(self, bits):
+        """Encrypt again, with a new key, if this one may show too much.
 
-        It may if it has the key that others would have now; see
-        `bfv.Encryption.renew`. Rounds: 1 if that is renewed.
+        Rounds: 2 if it may; see `bfv.Encryption.renew`.
+
+        Parameters
+        ----------
+        bits : float
+            to be opened to the other owner before this is asked again.
         """
-        encryption = self.session.encryption
-        encryption.renew(self.holder)
-        return self._key is encryption.key(self.holder)
+        if self.session.encryption.worn(self.holder, self._key, bits):
+            self.encrypt(self._y)
 
     def _messages(self, y):
         p, mask = self.packing, np.int64(self.modulus - 1)

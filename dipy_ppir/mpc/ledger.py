@@ -142,9 +142,15 @@ class Ledger:
                 entry.bits += bits * values
 
     def shown(self, receiver: int) -> float:
-        """Bits that this run has opened to a receiver since it was last resumed."""
-        entries = self.attempt.items()
-        return sum(entry.bits for (to, _), entry in entries if to == receiver)
+        """Bits opened to a receiver since the run was last resumed.
+
+        As many as there is room for, see `ROOM`, whatever is counted.
+        """
+        return sum(
+            max(entry.bits, entry.values * ROOM.get(label, 0))
+            for (to, label), entry in self.attempt.items()
+            if to == receiver
+        )
 
     def _add_level(self, receiver, samples, numbers, bits):
         before = self.levels.get((receiver, samples), (0, 0.0))
@@ -251,6 +257,11 @@ MAPS = {"map", "level_static", "level_moving"}
 
 #: What shows little because of what it is blurred by, where the program is followed.
 BLURRED = {"moved_frame"}
+
+
+#: Bits of a number that there is room for, whatever is counted where the program is
+#: followed.
+ROOM = {"moved_frame": 18, "step": 5}
 
 
 #: What the moving owner is opened at transforms that it chooses.

@@ -14,11 +14,14 @@ Where what is wanted is a sum of several products, number by number, they are ad
 under encryption, and one sum comes back.
 
 Rounds of a batch: 2. Bytes of a batch of `BATCH` sums of k products: ``7 * (k *
-bfv.CIPHERTEXT + bfv.response_bytes(2))`` and seeds: 392 a product where k is 1, 294
-where it is 2, 221 where it is 8.
+bfv.CIPHERTEXT + bfv.response_bytes(2))``, seeds and a new key: 420 a product where k is
+1, 308 where it is 2, 224 where it is 8.
 
 What each party sees: the static owner ciphertexts; the moving owner sums as above,
 which a simulator draws at random, and encryptions of its own making.
+
+A static owner that answers something else chooses what the moving owner's parts are, as
+a function of what the key has encrypted. So each batch has a key of its own.
 """
 
 import math
@@ -65,7 +68,6 @@ class Multiplications:
         batches = -(-(count - len(parts)) // BATCH)
         if batches <= 0:
             return
-        self.session.encryption.renew(MOVING)
         made = self._batches(batches, terms)
         more, parts_of_more = zip(*made, strict=True)
         self._pools[terms] = (
@@ -125,7 +127,8 @@ class Multiplications:
         out, sent = [], self._sent(terms)
         for k in range(count):
             ahead = self._sent(terms) if k + 1 < count else None
-            out.append((sent, self._read()))
+            factors, key = sent
+            out.append((factors, self._read(key)))
             sent = ahead
         return out
 
@@ -134,24 +137,28 @@ class Multiplications:
         return np.stack([self._stream.words((BATCH, 2)) for _ in range(terms)])
 
     def _sent(self, terms):
-        """The moving owner's factors of a batch, once they are sent encrypted."""
-        factors = self._drawn(terms)
+        """The moving owner's factors of a batch, sent encrypted, and their key."""
+        factors, encryption = self._drawn(terms), self.session.encryption
+        # An answer can be made of all that a key has encrypted. Were that factors of
+        # another batch, they would hide nothing where these products are used.
+        encryption.make_key(MOVING)
         for modulus in _MODULI:
             messages = (
                 _to_slots(modulus, _signed_residues(modulus, x)) for x in factors
             )
-            self.session.encryption.send("factors", messages, modulus.prime)
-        return factors
+            encryption.send("factors", messages, modulus.prime)
+        return factors, encryption.key(MOVING)
 
-    def _read(self):
+    def _read(self, key):
         """The moving owner's parts of a batch."""
         encryption = self.session.encryption
-        read = [encryption.read("products", 1, m.prime)[0] for m in _MODULI]
+        read = [encryption.read("products", 1, m.prime, key)[0] for m in _MODULI]
         return _joined(read)[0]
 
     def _answered(self, terms):
         """The static owner's factors and parts of a batch."""
         encryption = self.session.encryption
+        encryption.make_key(MOVING)
         factors, (masks, numbers) = self._drawn(terms), self._masks()
         for modulus, mask in zip(_MODULI, masks, strict=True):
             pairs = encryption.receive("factors", terms)

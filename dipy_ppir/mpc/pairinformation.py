@@ -47,6 +47,7 @@ by a mask (`encrypted`); and uniform numbers and bits (`lookups`, `pairproducts`
 Nothing is opened.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,8 @@ from dipy_ppir.mpc.pairfunctions import (
 from dipy_ppir.mpc.pairproducts import crossed, multiplied
 from dipy_ppir.mpc.protocols import constant
 
+#: Bits of a component of a step that is opened after an evaluation, and of its size.
+STEP_BITS = 5
 #: Categories are packed for so many evaluations: a level has up to ten, but a line is
 #: dearer than a processor.
 USES = 5
@@ -179,7 +182,7 @@ class PairInformation:
     def share_categories(self, index=None, keep=None):
         """Send the static owner's one-hot rows, encrypted. Rounds: 1.
 
-        Rounds: 0 if they were sent before and their key is still in use.
+        Rounds: 0 if they were sent before. With a new key they go by `evaluate`.
 
         Parameters
         ----------
@@ -198,19 +201,21 @@ class PairInformation:
                     "the static image or its mask changed during a registration; "
                     "register each image by a call of its own"
                 )
-            if self._categories.serves():
-                return
-        hot = None
-        if index is not None:
-            hot = np.arange(self.categories)[:, None] == index
-            hot = (hot if keep is None else hot & keep).astype(np.int64)
+            return
+        hot = None if index is None else partial(self._hot, index, keep)
         self._categories.encrypt(hot)
         self.sent = Sent(self._categories, index, keep)
+
+    def _hot(self, index, keep, start, stop):
+        """One-hot rows of some samples; at the static owner."""
+        hot = np.arange(self.categories)[:, None] == index[start:stop]
+        return (hot if keep is None else hot & keep[start:stop]).astype(np.int64)
 
     def evaluate(self, scale, parameters, moving=None, *, slopes=False):
         """Evaluate f times `scale`, and its gradient; see `Information.evaluate`."""
         s = self.session
         band, gradient, matrix = moving or (None,) * 3
+        self._categories.renew(STEP_BITS * (1 + parameters))
         with s.phase("histogram"):
             # All at once, and not whenever some are missing.
             s.multiplications.reserve(self.products(parameters))

@@ -116,7 +116,7 @@ class PairSteps:
         self.parameters = parameters
         self.whole = samples < voxels <= MOST_WHOLE
         self._uses = STEPS if self.whole or samples == voxels else 1
-        self._rows = self._static = None
+        self._rows = None
 
     def share_static(self, shape, values=None):
         """Send the static image encrypted. Rounds: 1.
@@ -139,9 +139,8 @@ class PairSteps:
             others=self.parameters,
             uses=self._uses,
         )
-        self._static = None if values is None else values[-1:]
         self.session.encryption.renew(STATIC, self._uses * self.bits * self.parameters)
-        self._rows.encrypt(self._static)
+        self._rows.encrypt(None if values is None else values[-1:])
 
     def step(self, count, parameters, own):
         """The next step, opened to the moving owner; see `SecretSteps.step`. Rounds: 2.
@@ -158,8 +157,7 @@ class PairSteps:
             sampled = x(0, len(own.index))
             x = np.zeros((parameters, self._rows.length), np.int64)
             x[:, own.index] = sampled
-        if s.encryption.renew(STATIC, self.bits * parameters):
-            self._rows.encrypt(self._static)
+        self._rows.renew(self.bits * parameters)
         step = self._rows.products(parameters, x)[:, 0]
         if own is not None:
             step = step + np.rint(own.constant * 2.0**digits).astype(np.int64).astype(
