@@ -65,6 +65,23 @@ def test_parts_add_up_to_the_products(two, rng, holder, rows, length, count, bit
     assert bits < 32 or (p != m[:count]).all()
 
 
+def test_rows_take_the_place_of_those_before(two, rng):
+    y, x = words(rng, (2, 3, 5000), 40), words(rng, (1, 5000), 40)
+
+    def run(session):
+        encrypted = EncryptedRows(session, "t", STATIC, rows=3, length=5000, bits=40)
+        parts = []
+        for each in y:
+            encrypted.encrypt(each if session.pid == STATIC else None)
+            parts.append(encrypted.products(1, x if session.pid == MOVING else None))
+        return np.concatenate(parts)
+
+    parts = two(run)
+    last = np.uint64((1 << 40) - 1)
+    wide = (y.astype(object) * x.astype(object)).sum(axis=2)
+    assert (parts[0] + parts[1] & last == remainder(wide, 40)).all()
+
+
 def test_bytes_and_rounds_are_those_that_are_said(
     duo, tap, depth, payload_bytes, outcomes
 ):

@@ -420,7 +420,7 @@ class SecretKey:
         return out
 
 
-def received(ciphertexts, seeded, sender, peer):
+def received(ciphertexts, seeded, sender, peer, out=None):
     """Ciphertexts as they came from the key's owner.
 
     Parameters
@@ -437,7 +437,7 @@ def received(ciphertexts, seeded, sender, peer):
         transformed.
     """
     count, primes, n, _ = ciphertexts.shape
-    pairs = np.empty((count, 2, primes, n))
+    pairs = np.empty((count, 2, primes, n)) if out is None else out
     unpacked(ciphertexts, sender, peer, pairs[:, 0])
     lattice.uniform(seeded, (count, n), out=pairs[:, 1])
     return pairs
@@ -555,19 +555,19 @@ class Encryption:
             ciphertext = key.encrypt(message[None], t, stream)
             self.session.network.send(self.session.other, name, ciphertext)
 
-    def receive(self, name, count):
-        """Receive ciphertexts.
+    def receive(self, name, count, out=None):
+        """Receive ciphertexts, in the place of others that are done with if given.
 
         Returns
         -------
         pairs : array, shape (count, 2, primes, n)
         """
         stream = Stream(self._receive_seed(name))
-        out = np.empty((count, 2, len(PRIMES), DEGREE))
+        out = np.empty((count, 2, len(PRIMES), DEGREE)) if out is None else out
         room = np.empty((1, len(PRIMES), DEGREE, RESIDUE_BYTES), np.uint8)
         for k in range(count):
             self.session.network.receive(self.session.other, name, room)
-            out[k] = received(room, stream, self.name, self.session.other)[0]
+            received(room, stream, self.name, self.session.other, out[k : k + 1])
         return out
 
     def answer(self, name, total, mask, t, weights, key=None, wanted=slice(None)):

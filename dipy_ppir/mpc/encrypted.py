@@ -201,7 +201,7 @@ class EncryptedRows:
         if self.session.pid == self.holder:
             encryption.send(self.name, self._messages(y), self.modulus)
         else:
-            self._pairs = encryption.receive(self.name, self.ciphertexts)
+            self._pairs = encryption.receive(self.name, self.ciphertexts, self._pairs)
 
     def renew(self, bits):
         """Encrypt again, with a new key, if this one may show too much.
