@@ -4,8 +4,11 @@ from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 import os
 from pathlib import Path
+import subprocess
+import sys
 import time
 
+from copies import Copies
 from hypothesis import HealthCheck, settings
 import noise
 import numpy as np
@@ -55,10 +58,18 @@ def descendants():
 
 @pytest.fixture(scope="session", autouse=True)
 def no_child_left_behind():
-    """Fail the run if a process that it started outlives it."""
-    before = set(_descendants(os.getpid()))
+    """Fail the run if a process that it started outlives it.
+
+    Parties are copies of one of them, where there is a system whose libraries can be
+    copied along; how they are started else is tested by commands, and in test_local.
+    """
+    before, copies = set(_descendants(os.getpid())), Copies()
+    if sys.platform == "linux":
+        local.subprocess = copies
     yield
     local.close_local_parties()
+    local.subprocess = subprocess
+    copies.close()
     deadline = time.monotonic() + 120
     while left := set(_descendants(os.getpid())) - before:
         assert time.monotonic() < deadline, f"processes left behind: {left}"

@@ -1,5 +1,7 @@
 """The other parties' processes, kept from one call to the next."""
 
+import subprocess
+
 import pytest
 
 from dipy_ppir.mpc import local
@@ -23,6 +25,16 @@ def wait(session):
 def ask(parties=None):
     none = dict.fromkeys(("moving", "static", "helper"), {})
     return local.run_locally(silence, TASK, parties=parties, **none)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_copies():
+    """Parties are started as users start them; see `copies`."""
+    local.close_local_parties()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "subprocess", subprocess)
+        yield
+        local.close_local_parties()
 
 
 @pytest.fixture
