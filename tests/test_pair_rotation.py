@@ -50,7 +50,8 @@ def test_of_two_owners_as_in_the_clear(two, case, dim, sized):
         if wanted.numbers is None:
             assert result.numbers is None
             continue
-        assert np.abs(result.numbers - turn).max() < 1.05 * PRECISION
+        # Up or down to a whole unit, and what the computation is off by.
+        assert np.abs(result.numbers - turn).max() < 1.1 * PRECISION
         assert np.array_equal(result.numbers, found[MOVING].numbers)
 
 
