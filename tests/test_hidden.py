@@ -15,9 +15,11 @@ from parties import local_trio, run_trio
 import pytest
 from test_on_shares import (
     LEVELS,
+    WHICH,
     ball,
     clear,
     distance,
+    heavy_unless,
     labels,
     mutual_information,
     register,
@@ -66,7 +68,11 @@ def same_randomness(monkeypatch):
 # -- what is found -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ttype", KINDS, ids=lambda t: f"{t[0]}{t[1]}")
+@pytest.mark.parametrize(
+    "ttype",
+    heavy_unless([k for k in KINDS if k[1] == 2 or k[0] in ("RIGID", "AFFINE")], KINDS),
+    ids=lambda t: f"{t[0]}{t[1]}",
+)
 def test_every_group_is_found_as_well_as_by_dipy(bodies, ttype):
     pair = bodies(ttype[1])
     found, _ = register(pair, ttype, metric=HIDDEN, settings={"level_iters": [30, 30]})
@@ -191,7 +197,8 @@ def test_as_its_clear_twin(bodies, ttype, monkeypatch):
     assert distance(found.affine, start @ change, pair[0], pair[2]) < 0.1 * moved
 
 
-@pytest.mark.parametrize("which", ["static", "moving", "both"])
+# With a static mask alone: also the next test.
+@pytest.mark.parametrize("which", heavy_unless(["moving", "both"], WHICH))
 def test_masks(bodies, which):
     pair = bodies(3)
     masks = {}
@@ -305,7 +312,7 @@ def test_all_parties_get_the_result(bodies, trio):
     assert learned[0] == learned[1] == learned[2]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("scale", heavy_unless([1.0, 1e-6], [1.0, 1e-3, 1e-6]))
 def test_what_is_shown_moves_at_random(bodies, monkeypatch, scale):
     """Frames of two runs that take the same steps are apart as jitter is.
 

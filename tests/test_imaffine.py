@@ -1864,7 +1864,8 @@ def _alive(pid):
     ("how", "idle"),
     [
         (signal.SIGKILL, False),
-        (signal.SIGTERM, True),
+        # That idle parties end with their parent is in the next test as well.
+        pytest.param(signal.SIGTERM, True, marks=HEAVY),
         pytest.param(signal.SIGKILL, True, marks=HEAVY),
         pytest.param(signal.SIGTERM, False, marks=HEAVY),
     ],

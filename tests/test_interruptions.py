@@ -428,7 +428,9 @@ def run_on_shares(tmp_path_factory, bodies):
     return sites, result(sites)
 
 
-@pytest.mark.parametrize("victim", ["moving", "static", "helper"])
+@pytest.mark.parametrize(
+    "victim", ["moving", pytest.param("static", marks=pytest.mark.heavy), "helper"]
+)
 def test_a_run_on_shares_goes_on_at_the_level_that_was_cut_off(
     run_on_shares, bodies, victim
 ):
@@ -494,7 +496,13 @@ def run_to_the_end(tmp_path_factory, bodies):
 
 
 @pytest.mark.parametrize(
-    ("victim", "at"), [("moving", 3), ("static", 2), ("helper", 3), ("moving", 1)]
+    ("victim", "at"),
+    [
+        pytest.param("moving", 3, marks=pytest.mark.heavy),
+        ("static", 2),
+        ("helper", 3),
+        ("moving", 1),
+    ],
 )
 def test_a_run_that_opens_the_map_goes_on_after_the_last_level(run_of_map, victim, at):
     """What a level opens is opened again only if its end had been reached."""
@@ -517,7 +525,9 @@ def test_a_run_that_opens_the_map_goes_on_after_the_last_level(run_of_map, victi
     assert not any("checkpoint" in f for s in ROLES for f in sites.outputs(s))
 
 
-@pytest.mark.parametrize("victim", ["moving", "static"])
+@pytest.mark.parametrize(
+    "victim", ["moving", pytest.param("static", marks=pytest.mark.heavy)]
+)
 def test_a_run_that_opens_nothing_before_the_end_goes_on(run_to_the_end, victim):
     """From shares at the end of a level, of which nothing had been opened.
 

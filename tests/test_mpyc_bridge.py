@@ -353,7 +353,9 @@ def test_a_party_that_comes_late_to_every_run(trio, slow):
     assert run_trio(trio, party) == [expected] * 3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param("direct", marks=pytest.mark.heavy), "relayed"]
+)
 def test_a_hundred_runs_over_tls_with_a_slow_party(way):
     plan = pins.plan(WAYS[way])
 

@@ -26,6 +26,8 @@ from dipy_ppir.mpc.ledger import DECLARATIONS, MOVING, STATIC
 from dipy_ppir.workflows.operations import OPERATIONS
 
 LEVELS = {"sigmas": [1.0, 0.0], "factors": [2, 1]}
+WHICH = ["static", "moving", "both"]
+STARTS = ["mass", "voxel-origin", "centers", None, "matrix"]
 
 
 def distance(first, second, image, grid2world):
@@ -127,7 +129,18 @@ def clear(pair, ttype, *, start="mass", sampling=None, method="L-BFGS-B", **opti
 # -- what is found -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ttype", sorted(regtransforms), ids=lambda t: f"{t[0]}{t[1]}")
+def heavy_unless(usual, values):
+    """Parameters of tests, of which those that are not usual are marked heavy."""
+    marks = {True: (), False: pytest.mark.heavy}
+    return [pytest.param(v, marks=marks[v in usual]) for v in values]
+
+
+USUAL = [t for t in sorted(regtransforms) if t[1] == 2 or t[0] in ("RIGID", "AFFINE")]
+
+
+@pytest.mark.parametrize(
+    "ttype", heavy_unless(USUAL, sorted(regtransforms)), ids=lambda t: f"{t[0]}{t[1]}"
+)
 def test_every_transform_is_found_as_well_as_by_dipy(bodies, ttype):
     pair = bodies(ttype[1])
     found, _ = register(pair, ttype)
@@ -146,10 +159,17 @@ def test_as_its_clear_twin(bodies, dim):
     assert distance(found.affine, twin.affine, pair[0], pair[2]) < 0.02
 
 
-@pytest.mark.parametrize("start", ["mass", "voxel-origin", "centers", None, "matrix"])
-@pytest.mark.parametrize("sampling", [None, 0.4], ids=["dense", "sparse"])
-def test_wherever_it_starts(bodies, monkeypatch, start, sampling):
+@pytest.mark.parametrize(
+    "case",
+    heavy_unless(
+        [*product([None], STARTS), (0.4, "mass"), (0.4, None)],
+        product([None, 0.4], STARTS),
+    ),
+    ids=str,
+)
+def test_wherever_it_starts(bodies, monkeypatch, case):
     """By samples too, which small levels are not registered by otherwise."""
+    sampling, start = case
     monkeypatch.setattr("dipy_ppir.align.plan.EVERY_VOXEL", 0)
     pair = bodies(3)
     if start == "matrix":
@@ -215,7 +235,8 @@ def ball(image, part):
     return ((grid - centre) ** 2).sum(axis=0) < size**2
 
 
-@pytest.mark.parametrize("which", ["static", "moving", "both"])
+# With a static mask alone: also the next test.
+@pytest.mark.parametrize("which", heavy_unless(["moving", "both"], WHICH))
 def test_masks(bodies, which):
     """Against DIPY with the same masks; their type and values do not matter."""
     pair = bodies(3)
@@ -265,14 +286,14 @@ def test_where_the_origin_lies_does_not_matter(bodies):
     assert distance(back, near.affine, static, grids[0]) < 0.15
 
 
-@pytest.mark.parametrize("zoom", [1e-5, 1e4])
-def test_the_size_of_voxels_does_not_matter(bodies, zoom):
+def test_the_size_of_voxels_does_not_matter(bodies):
     static, moving, *grids = bodies(3)
-    scale = np.diag([zoom] * 3 + [1])
     found, _ = register((static, moving, *grids), ("RIGID", 3))
-    other, _ = register((static, moving, *(scale @ g for g in grids)), ("RIGID", 3))
-    back = np.linalg.inv(scale) @ other.affine @ scale
-    assert distance(back, found.affine, static, grids[0]) < 0.05
+    for zoom in (1e-5, 1e4):
+        scale = np.diag([zoom] * 3 + [1])
+        other, _ = register((static, moving, *(scale @ g for g in grids)), ("RIGID", 3))
+        back = np.linalg.inv(scale) @ other.affine @ scale
+        assert distance(back, found.affine, static, grids[0]) < 0.05, zoom
 
 
 @pytest.mark.parametrize("slices", [1, 2])

@@ -92,7 +92,14 @@ def clear_affine(bodies):
     return clear
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    # Who listens at a meeting is test_meeting.py's.
+    [
+        pytest.param(x, marks=[pytest.mark.heavy] * (x == "other owner listens"))
+        for x in LAYOUTS
+    ],
+)
 def test_affine(affine_sites, bodies, clear_affine, layout):
     """All sites write what is theirs, and the transform is DIPY's.
 

@@ -499,7 +499,8 @@ HALTING = HALT.format(
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [
-        (signal.SIGINT, 130, "interrupted"),
+        # test_syn_workflow.py interrupts a command in every run.
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.heavy),
         (signal.SIGTERM, 143, "ended from outside (SIGTERM)"),
         # test_imaffine.py kills callers of the function in every run.
         pytest.param(signal.SIGKILL, -9, None, marks=pytest.mark.heavy),
