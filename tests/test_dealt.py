@@ -112,8 +112,8 @@ def shown(parts):
         (SecureCCMetric, {"level_iters": [4, 3], "opens": "end"}),
         (SecureCCMetric, {"level_iters": [4, 0]}),
         # The owners end levels before the iterations that the helper dealt for.
-        (SecureCCMetric, {"level_iters": [30, 30], "opt_tol": 0.02}),
-        (SecureSSDMetric, {"level_iters": [30, 30], "opt_tol": 0.02}),
+        (SecureCCMetric, {"level_iters": [18, 18], "opt_tol": 0.02}),
+        (SecureSSDMetric, {"level_iters": [18, 18], "opt_tol": 0.02}),
     ],
 )
 def test_syn_is_what_it_is_with_the_helper_there(
@@ -140,7 +140,7 @@ def test_syn_is_what_it_is_with_the_helper_there(
         assert receipt["learned"] == learned
     stops = [e for e in learned[ROLES[MOVING]] if e["label"] == "stop"]
     if "opt_tol" in options:
-        assert 2 <= stops[0]["values"] < 2 * 18
+        assert 2 <= stops[0]["values"] < 2 * 6
 
 
 def test_an_owner_goes_on_with_another_deal(deals, tmp_path):

@@ -106,10 +106,10 @@ def pair(dim):
 #: The same of two owners alone.
 ALONE = {
     "affine SSD": CASES["affine SSD"],
-    "affine GMS": CASES["affine GMS"],
     "free-form GMS": CASES["free-form GMS"],
 }
 HEAVY = {
+    "affine GMS": CASES["affine GMS"],
     "affine MI": ("affine", 2, {**TWO, "pipeline": (CENTER, "rigid"), "nbins": 12}),
     "free-form": CASES["free-form"],
     "affine MI in space": CASES["sampled"],

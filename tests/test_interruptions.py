@@ -545,7 +545,9 @@ def test_a_run_that_opens_nothing_before_the_end_goes_on(run_to_the_end, victim)
     assert np.sqrt((apart**2).mean()) < 0.6
 
 
-@pytest.mark.parametrize("metric", ["ssd", "mind"])
+@pytest.mark.parametrize(
+    "metric", ["ssd", pytest.param("mind", marks=pytest.mark.heavy)]
+)
 def test_runs_with_other_metrics_go_on(tmp_path, bodies, metric):
     """The session file names the metric; a state holds halves only, of any metric."""
     sites = map_sites(tmp_path, bodies, metric=metric, radius=None)

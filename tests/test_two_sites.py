@@ -367,7 +367,8 @@ RUNS = {
 
 
 @pytest.mark.parametrize(
-    "run", ["SSD", "splines", pytest.param("MI", marks=pytest.mark.heavy)]
+    "run",
+    [pytest.param(r, marks=[pytest.mark.heavy] * (r != "splines")) for r in RUNS],
 )
 def test_owners_go_on_where_they_were_interrupted(tmp_path, run):
     operation, reveal, parameters, result = RUNS[run]
