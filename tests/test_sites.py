@@ -397,6 +397,7 @@ def test_session_files_that_differ(affine_sites, change, named):
     for site in statuses:
         line = sites.last_line(site)
         assert "do not agree on" in line and named in line, line
+        assert line.endswith("; give every party the same session file"), line
         assert "Traceback" not in sites.log(site)
         assert sites.outputs(site) == []
 

@@ -600,9 +600,10 @@ class Session:
                     f"{v!r:.200} (hash {_hash(v)}) at {self.name_of(p)}"
                     for p, v in seen.items()
                 )
+                of = "" if _of_software(key) else f" of the {name}"
                 raise ParameterMismatchError(
-                    f"the parties do not agree on {key!r} of the {name}: {detail}; "
-                    + _remedy(key),
+                    f"the parties do not agree on {key!r}{of}: {detail}; "
+                    + _remedy(key, name),
                     key,
                 )
         if self.ledger.run is None:
@@ -736,7 +737,11 @@ def _own_version():
     return version("dipy-ppir")
 
 
-def _remedy(key):
+def _of_software(key):
+    return key == SOURCE or key.endswith(" version")
+
+
+def _remedy(key, name):
     if key == SOURCE:
         return (
             "install dipy_ppir from the same files everywhere: the versions are the "
@@ -753,7 +758,8 @@ def _remedy(key):
             "commands keep one: from Python pass checkpoint=Checkpoint(name of a "
             "folder), or leave it out at all parties"
         )
-    return "give every party the same parameters"
+    what = name if name in ("session file", "plan") else "parameters"
+    return f"give every party the same {what}"
 
 
 def _hash(value):
