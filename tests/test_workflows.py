@@ -693,6 +693,21 @@ def test_what_is_not_plausible_is_in_the_log_and_the_receipt(command, odd):
         assert out.count(words) == 2
 
 
+@pytest.mark.parametrize(
+    "unit, said", [("meter", "in metres"), ("micron", "in micrometres"), ("mm", None)]
+)
+def test_other_units_of_length_are_told(tmp_path, unit, said):
+    image = nib.Nifti1Image(blobs(), np.eye(4))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "image.nii")
+    concerns = inputs.of_header(tmp_path / "image.nii", "static")
+    assert len(concerns) == (said is not None)
+    assert (
+        said is None
+        or f"static image image.nii says that positions are {said}" in (concerns[0])
+    )
+
+
 def test_strict_writes_nothing_that_is_not_plausible(command, odd):
     options = [*SHORT, *NO_PICTURES, "--out_dir", "res", "--strict"]
     status, _, err = command(*odd, *options)

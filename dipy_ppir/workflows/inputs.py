@@ -83,6 +83,10 @@ def load_volume(path, name, vol_idx=None, *, function="affine_registration"):
     return data, grid2world
 
 
+#: Units of length that NIfTI has besides mm, by their codes.
+_OTHER_UNITS = {1: "metres", 3: "micrometres"}
+
+
 def of_header(path, name):
     """Concerns about where the header of a readable NIfTI file places its image.
 
@@ -97,14 +101,21 @@ def of_header(path, name):
     concerns : list of str
         see `dipy_ppir.align.plausibility`.
     """
-    header = nib.load(path).header
-    if int(header["qform_code"]) or int(header["sform_code"]):
-        return []
-    return [
-        f"the header of the {name} image {Path(path).name} does not say its "
-        "orientation (qform and sform codes are 0), left and right are guesses: "
-        "convert it again from its source, or set its sform"
-    ]
+    header, file = nib.load(path).header, Path(path).name
+    concerns = []
+    if not int(header["qform_code"]) and not int(header["sform_code"]):
+        concerns.append(
+            f"the header of the {name} image {file} does not say its orientation "
+            "(qform and sform codes are 0), left and right are guesses: convert it "
+            "again from its source, or set its sform"
+        )
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) % 8)
+    if unit:
+        concerns.append(
+            f"the header of the {name} image {file} says that positions are in {unit}, "
+            "they are taken as mm: convert its affine and voxel sizes to mm"
+        )
+    return concerns
 
 
 def check_center(data, name):
