@@ -190,6 +190,8 @@ def test_both_sign_receipts_that_say_the_same(owners, capsys):
     for site in OWNERS:
         page = (sites.folder / f"out_{site}" / "report.html").read_text()
         assert "no third party takes part" in page
+        assert "What is made from an image is encrypted, or masked" in page
+        assert "as long as both owners followed the program" in page
         assert "compares the receipts of both" in page
         assert "helper, no image" not in page
     log = sites.log("static")
