@@ -43,7 +43,7 @@ def points(n, dim):
     besides, rounds, work = _ROTATION[dim]
     batch = multiplications.BATCH
     batches = math.ceil(({2: 3, 3: 9}[dim] * n + besides) / batch)
-    sent = 424 * batch * batches + _KEYS + _POINTS_END
+    sent = 452 * batch * batches + _KEYS + _POINTS_END
     return Cost(sent, rounds, work + _KEYS_WORK + 2 * _SECONDS * batch * batches)
 
 

@@ -27,20 +27,23 @@ with new digits u and an error e''. To the key's owner :math:`c_0` is uniform, a
 :math:`c_1` an instance of ring learning with errors, with a' from a stream: **whatever
 it had sent** in place of its key and of its ciphertexts. Then q is divided by some of
 its primes, and of :math:`c_0` the coefficients are left out that are not wanted, each
-of which decrypts by itself; which anybody could do.
+of which decrypts by itself: anybody could do that.
 
 Of :math:`Z = \tfrac q t r + f` with the nearest r the first part is the mask, of which
 the other owner takes r off again, and the second *floods* the noise. What is decrypted
 is the sum plus r exactly, unless f and the noise together exceed :math:`q / 2 t`. So f
-is not drawn from the last `margin` of that; it is uniform but for that part.
+keeps off from that, by `margin`; it is uniform but for that part, of which whoever
+sends what is no ciphertext may see something once in 2**29 answers.
 
 **Security.** 128 bits for n = 8192 and q of 200 bits, by the homomorphic encryption
 standard (Albrecht et al. 2018), where q may have 218; errors are differences of coins,
 not Gaussian, and a is drawn by AES under a key that both know, which is taken for an
-ideal cipher. Decrypted numbers are not looked at, so that no error tells of a key. But
-an owner that answers with what is no answer gets a function of the other's key
-decrypted; if results are opened to it, some ten thousand bits of them are the key, and
-with it all that was encrypted.
+ideal cipher. It is for owners that keep to the protocol. Decrypted numbers are not
+looked at, so that no error tells of a key. But an owner that answers with what is no
+answer gets a function of the other's key, and of what it encrypted, decrypted; if
+results are opened to it, some ten thousand bits of them are the key. Therefore keys are
+renewed (`Encryption.renew`). What they encrypt may then depend on what the other owner
+made of them, for which there is no proof.
 
 Bytes: `CIPHERTEXT` from the key's owner, `response_bytes` back.
 """
@@ -77,7 +80,7 @@ DEVIATIONS = 10
 #: an owner that answers with what is no answer: if they are digits of it, with the rest
 #: ring learning with errors is as hard as the standard asks.
 KEY_BITS = 1024
-#: Of the room for f and noise f leaves this part free at most: see `margin`.
+#: What f leaves to noise, in units of q / t, at most: see `margin`.
 MOST_MARGIN = 2.0**-40
 #: Errors of fractions that are computed in doubles.
 _ROUNDED = 2.0**-49
@@ -133,7 +136,7 @@ class Weights(NamedTuple):
 
 
 def margin(t, kept):
-    """Part of its room that f leaves to noise, where numbers are modulo t.
+    """What f leaves to noise, in units of q / t, where numbers are modulo t.
 
     What dropping primes rounds is all of it but next to nothing, see `check_budget`.
     """

@@ -44,8 +44,7 @@ The owners keep to the protocol. One that changes what it sends here can change 
 before it is opened, by a multiple of what the other has, and so choose what the bits
 are about; but numbers are opened so far up in their ring that there is no room above
 them: of a bit one bit is sent, of an exponent 4, of a component 5, of a value 14. One
-that deviates where products and transfers are made can learn more, see `bfv` and
-`transfers`.
+that deviates where products are made can make these bits digits of a key, see `bfv`.
 
 Magnitudes are promised, not checked, as in `numbers`. Digits of a number x are dropped
 wrongly with probability ``|x| / 2**128``, x counted in units of its last place.

@@ -24,8 +24,7 @@ step            rounds  bytes per product, both ways   products made ahead
 What each owner sees: numbers less uniform ones that only the other owner knows and that
 serve once. A simulator draws them. An owner that sends others than it should makes
 results wrong, by a multiple of a number of the other owner's, and learns nothing by
-that before something is opened; what it can learn where the products are made, says
-`bfv`.
+that before something is opened; where the products are made see `multiplications`.
 """
 
 import numpy as np
