@@ -114,9 +114,9 @@ ALONE = (
     "hard, with parameters of 128 bits by the homomorphic encryption standard, and AES "
     "works as a hash; by chance something shows less than once in 2^40 registrations.",
     "Both owners follow the program (semi-honest): one that does not can spoil the "
-    "result, chooses what the numbers that are opened to it are about, and where so many "
-    "are opened as by SyN and free-form registration may read the other's whole image, "
-    "which with a helper it cannot. The code is not audited.",
+    "result, chooses what the numbers that are opened to it are about, and where so "
+    "many are opened as by SyN and free-form registration may read the other's whole "
+    "image, which with a helper it cannot. The code is not audited.",
 )
 #: What it rests on besides where the helper dealt ahead.
 DEALT = (
