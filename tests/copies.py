@@ -83,17 +83,23 @@ class Copies:
             self._control.send(json.dumps(order).encode())
 
     def _hear(self, timeout):
-        while select.select([self._control], [], [], timeout)[0]:
+        poller = select.poll()  # descriptors may have numbers too large for others
+        poller.register(self._control, select.POLLIN)
+        while poller.poll(timeout and 1000 * timeout):
             data = self._control.recv(_LARGEST)
             if not data:
                 raise RuntimeError("the process that is copied has ended")
             key, value = json.loads(data)
+            if key == "started":
+                self._ends.pop(value, None)  # of another one of that number
             self._ends[key] = value
             timeout = 0
 
     def close(self):
         """End the process that is copied, and all that are left of its copies."""
         if self._process is not None and os.getpid() == self._owner:
+            # Whoever was forked meanwhile may hold it as well.
+            self._control.shutdown(socket.SHUT_RDWR)
             self._control.close()
             self._process.wait()
             self._process = None
