@@ -82,7 +82,7 @@ def test_nothing_serves_twice(two, duo, tap):
     sums = [np.unpackbits(np.frombuffer(a, np.uint8)) for a in asked]
     assert len(sums) == 2
     for bits in (*sums, sums[0] ^ sums[1]):
-        assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)
+        assert abs(bits.mean() - 0.5) < 7 * 0.5 / np.sqrt(bits.size)
 
 
 def test_other_words_stay_hidden(duo, tap):
@@ -97,12 +97,12 @@ def test_other_words_stay_hidden(duo, tap):
         bits = np.unpackbits(np.ascontiguousarray(some).view(np.uint8))
         if some is masks[0]:
             bits = bits.reshape(-1, 64)[:, :48]
-        assert abs(bits.mean() - 0.5) < 6 * 0.5 / np.sqrt(bits.size)
+        assert abs(bits.mean() - 0.5) < 7 * 0.5 / np.sqrt(bits.size)
     # Pads of one column are independent.
     for i in range(4):
         for j in range(i):
             bits = np.unpackbits(words[i] ^ words[j])
-            assert abs(bits.mean() - 0.5) < 6 * 0.5 / np.sqrt(bits.size)
+            assert abs(bits.mean() - 0.5) < 7 * 0.5 / np.sqrt(bits.size)
 
 
 def test_the_moving_owner_makes_one_pad(two):
