@@ -108,7 +108,7 @@ class FixedPointOverflowError(MPCError, OverflowError):
 
 
 class NoiseBudgetError(MPCError, ArithmeticError):
-    """The noise of an encrypted number leaves no room for it, or could leave none."""
+    """Encrypted numbers would leave no room for the noise that hides them."""
 
 
 class RoundingError(MPCError, ArithmeticError):
