@@ -38,10 +38,11 @@ def save_and_die(self, *args):
     os.kill(os.getpid(), signal.SIGKILL)
 Checkpoint.save = save_and_die
 """
-#: Ends a helper that has begun its files.
+#: Ends a helper that has begun its files; it hears SIGINT wherever tests run.
 ENDS = """
 import os, signal
 from dipy_ppir.mpc.dealfile import DealWriter
+signal.signal(signal.SIGINT, signal.default_int_handler)
 DealWriter.begin = lambda *_: os.kill(os.getpid(), {number})
 """
 
