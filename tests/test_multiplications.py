@@ -156,6 +156,14 @@ def test_each_batch_has_a_key_of_its_own(two, monkeypatch):
     assert (R128.add(p, q) == R128.mul(a, b)).all()
 
 
+def test_keys_of_batches_are_forgotten(two):
+    def run(session):
+        session.multiplications.reserve(2 * BATCH)
+        return len(session.encryption._before)
+
+    assert two(run) == [2, 2]
+
+
 def test_bytes_are_those_that_are_said(duo, tap, payload_bytes, outcomes):
     outcomes(duo, lambda session: session.encryption and None)
     frames = tap(duo)

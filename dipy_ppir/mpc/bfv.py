@@ -52,6 +52,7 @@ from itertools import product
 import math
 import secrets
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -467,8 +468,9 @@ class Encryption:
         session.agree("encryption", parameters())
         self.stream = Stream(secrets.token_bytes(32))
         self.responses = 0
-        #: By owner the key, and by key what was opened to the other one before.
-        self._keys, self._before = {}, {}
+        #: By owner the key, and by key, as long as it is used, what was opened to the
+        #: other one before.
+        self._keys, self._before = {}, WeakKeyDictionary()
         self.make_key(session.pid)
         self.make_key(session.other)
 
