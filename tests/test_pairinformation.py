@@ -132,6 +132,41 @@ def test_what_was_sent_is_not_sent_again(duo, tap, monkeypatch):
     assert len(again) == rows.ciphertexts
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_made_of_masks_is_no_table(two, monkeypatch, again):
+    """Masks of an evaluation have a key that nothing read before they are used has.
+
+    Else the moving owner could choose the static owner's part of the table to be a
+    function of the masks, and with it words that these do not hide.
+    """
+    samples, keys = Samples(300), []
+
+    def party(session):
+        information, moving = samples.begin(session)
+        encryption, inner = session.encryption, session.encryption.read
+
+        def read(name, count, t, key, wanted):
+            keys[-1][name].add(key)
+            return inner(name, count, t, key, wanted)
+
+        monkeypatch.setattr(encryption, "read", read)
+        for _ in range(3):
+            if session.pid == STATIC:
+                keys.append({"categories-back": set(), "masks-back": set()})
+            if again:
+                mine = (samples.index, None) if session.pid == STATIC else ()
+                information.share_categories(*mine)
+            information.evaluate(1.0, samples.p, moving)
+
+    two(party)
+    before = set()
+    for of_categories, of_masks in map(dict.values, keys):
+        before |= of_categories
+        assert len(of_masks) == 1 and not of_masks & before
+        before |= of_masks
+    assert len(before) == 4
+
+
 def test_images_without_structure(two):
     """One category, one bin, no gradient: nothing overflows, and nothing is known."""
     samples = Samples(300, seed=1)
@@ -257,7 +292,8 @@ def test_rounds_and_bytes_are_as_stated(duo, tap, depth, payload_bytes, dim, mas
     masks, sums = begun[MOVING][0]._masks, dim * (dim + 1)
     back = rows.response_bytes(samples.bins + masked)
     back += sum(r.response_bytes(sums, contracted=True) for r in (rows, masks))
-    encrypted = masks.ciphertexts * bfv.CIPHERTEXT + bfv.SEED_BYTES
+    # With a key.
+    encrypted = (masks.ciphertexts + 1) * bfv.CIPHERTEXT + 2 * bfv.SEED_BYTES
     encrypted += begun[MOVING][0]._lookups.payload_bytes
     encrypted += back
     for (rounds, size), most in zip(spent, (22, 28), strict=True):
@@ -311,7 +347,8 @@ def test_what_a_registration_sends_is_as_stated(duo):
     back += sum(r.response_bytes(12, contracted=True) for r in (rows, masks))
     cells, others = 32 * 28, 32 + 28
     products = 420 * (16 * cells + 13 * others)
-    each = masks.ciphertexts * bfv.CIPHERTEXT + products + 1100 * (cells + others)
+    each = (masks.ciphertexts + 1) * bfv.CIPHERTEXT + products
+    each += 1100 * (cells + others)
     each += lookups.payload_bytes + 31 / 8 * lookups.transfers
     each += back
     stated = " ".join(module.__doc__.split())

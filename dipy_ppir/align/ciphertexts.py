@@ -181,7 +181,9 @@ def information(p, bins, samples, dim):
     hot, masks = of_information(p, bins, samples)
     numbers = bins * hot.rows + bins + hot.rows
     each = _multiplied(hot, bins + masked) + _multiplied(hot, moments, contracted=True)
-    each += _sent(masks) + _multiplied(masks, moments, contracted=True)
+    # With a key, which goes the same way.
+    each += _sent(masks) + KEY * [1, 0, 1]
+    each += _multiplied(masks, moments, contracted=True)
     bits = pairinformation.WORD_BITS
     looked_up = Lookups(None, rows=bins, length=masks.length, bits=bits)
     sent = looked_up.payload_bytes + transfers.BYTES * looked_up.transfers

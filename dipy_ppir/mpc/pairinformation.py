@@ -35,11 +35,11 @@ Rounds of an evaluation: 22 with counts of 18 to 32 bits, the first of which can
 under way while the moving owner is told where to look, 3 more where samples may be left
 out, and 6 for the slopes; besides those of what is made ahead. Bytes: those of
 encrypted rows (`encrypted`), of `categories` with 1 in each column once for a static
-image; for an evaluation of 4 rows of masks anew, and of what goes back of ``bins`` rows
-of weights and, twice, of ``dim (dim + 1)`` sums; and those of `lookups`. Besides, at
-most 1.1 kB for each number whose logarithm is taken, and 16 products and 200 transfers
-that are made ahead. With 32 bins and 45,000 samples in 3D that is 71 MB once and 32 MB
-an evaluation, of which 6 are of products made ahead.
+image; for an evaluation of 4 rows of masks anew, with a key of their own, and of what
+goes back of ``bins`` rows of weights and, twice, of ``dim (dim + 1)`` sums; and those
+of `lookups`. Besides, at most 1.1 kB for each number whose logarithm is taken, and 16
+products and 200 transfers that are made ahead. With 32 bins and 45,000 samples in 3D
+that is 71 MB once and 32 MB an evaluation, of which 6 are of products made ahead.
 
 What each owner sees: ciphertexts of the other's rows; of what comes back numbers hidden
 by a mask (`encrypted`); and uniform numbers and bits (`lookups`, `pairproducts`,
@@ -275,7 +275,13 @@ class PairInformation:
         return table
 
     def _begin_lookups(self, band):
-        """Send masks, and hide which words of columns are looked up. Rounds: 2."""
+        """Send masks, and hide which words of columns are looked up. Rounds: 2.
+
+        The masks have a key of their own. An answer can be made of all that a key has
+        encrypted: were that the masks, the static owner's part of the table could be
+        made of them, and so the words that they are to hide.
+        """
+        self.session.encryption.make_key(STATIC)
 
         def first(start, stop):
             _, first, _ = _window(*band(start, stop, float(1 << self.frac_bits)))
