@@ -19,9 +19,9 @@ from dipy_ppir.mpc.lookups import WINDOW, Lookups
 from dipy_ppir.mpc.splineslots import REACH
 
 #: Seconds to prepare a polynomial, to multiply one, to send one back, and to encrypt.
-_PREPARE, _MULTIPLY, _ANSWER, _ENCRYPT = (0.55e-3 * x for x in COSTS)
+_PREPARE, _MULTIPLY, _ANSWER, _ENCRYPT = (0.33e-3 * x for x in COSTS)
 #: Bytes and seconds of a number whose logarithm is taken, with products made ahead.
-_NUMBER = 8_000, 6e-5
+_NUMBER = 8_000, 4e-5
 #: Seconds of a word that is looked up, or could have been, and of the transfers.
 _LOOKUP = 3e-7
 #: Rounds of an evaluation of mutual information.

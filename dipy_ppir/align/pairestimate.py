@@ -12,7 +12,7 @@ from dipy_ppir.mpc import bfv, multiplications
 
 #: Bytes of a product, made ahead as the sums of most are, and used; seconds, of both
 #: owners at the same time; what is left over of the last batches, in products.
-_BYTES, _SECONDS, _SPARE = 325, 4e-6, 15 * multiplications.BATCH
+_BYTES, _SECONDS, _SPARE = 325, 1.6e-6, 15 * multiplications.BATCH
 #: Keys and transfers, of either owner, and the seconds that they take.
 _KEYS, _KEYS_WORK = 2 * bfv.CIPHERTEXT + 60_000, 0.02
 #: Rounds in which a step's factors are found by its highest bits; rounds that making
