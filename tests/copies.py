@@ -5,11 +5,11 @@ starts. Run as a program, this file is the process that is copied.
 """
 
 import fcntl
-import gc
 import json
 import os
+from pathlib import Path
+import runpy
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -146,52 +146,26 @@ def _serve(control):
     """Obey `Copies`; returns in the new processes only, each with its order."""
     import dipy_ppir.align  # noqa: F401
 
-    gc.collect()
-    gc.freeze()
-    bell, rope = os.pipe()
-    os.set_blocking(rope, False)
-    signal.set_wakeup_fd(rope)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    children = set()
+    # What a party imports does not come from this folder.
+    forking = runpy.run_path(str(Path(__file__).with_name("forking.py")))
+
+    def receive():
+        data, descriptors, *_ = socket.recv_fds(control, _LARGEST, 8)
+        return [json.loads(data) | {"descriptors": descriptors}] if data else None
 
     def say(key, value):
         control.send(json.dumps([key, value]).encode())
 
-    while True:
-        ready = select.select([control, bell], [], [])[0]
-        if bell in ready:
-            os.read(bell, 1 << 12)
-            while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                children.remove(ended[0])
-                say(ended[0], os.waitstatus_to_exitcode(ended[1]))
-        if control not in ready:
-            continue
-        data, descriptors, *_ = socket.recv_fds(control, _LARGEST, 8)
-        if not data:
-            for child in children:
-                os.kill(child, signal.SIGKILL)
-            for child in children:
-                os.waitpid(child, 0)
-            os._exit(0)
-        order = json.loads(data)
-        if "kill" in order:
-            if order["kill"] in children:
-                os.kill(order["kill"], order["signal"])
-            continue
-        child = os.fork()
-        if not child:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return order, descriptors
-        for descriptor in descriptors:
+    def forked(order):
+        for descriptor in order["descriptors"]:
             os.close(descriptor)
-        children.add(child)
-        say("started", child)
+
+    return forking["fork_on_orders"](control.fileno(), receive, say, forked)
 
 
-def _become(order, descriptors):
+def _become(order):
     """Be a process of ``python -m dipy_ppir.mpc.party``."""
-    numbers = order["numbers"]
+    numbers, descriptors = order["numbers"], order["descriptors"]
     beyond = max(*numbers, *descriptors) + 1
     kept = [fcntl.fcntl(d, fcntl.F_DUPFD, beyond) for d in descriptors]
     os.closerange(3, beyond)
@@ -211,7 +185,7 @@ if __name__ == "__main__":
     _order = _serve(_control)
     _control.detach()  # closed with all others
     try:
-        _become(*_order)
+        _become(_order)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

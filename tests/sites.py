@@ -4,11 +4,11 @@ Run as a program, this file is what a `Launcher` starts.
 """
 
 import ctypes
-import gc
 import importlib
 import json
 import os
 from pathlib import Path
+import runpy
 import select
 import signal
 import subprocess
@@ -380,48 +380,24 @@ def _launch():
     os.dup2(2, 1)
     for module in Launcher._modules:
         importlib.import_module(module)
-    gc.collect()
-    gc.freeze()
-    bell, rope = os.pipe()
-    os.set_blocking(rope, False)
-    signal.set_wakeup_fd(rope)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    children, heard = set(), b""
+    heard = b""
+
+    def receive():
+        nonlocal heard
+        data = os.read(0, 1 << 16)
+        if not data:
+            return None
+        *lines, heard = (heard + data).split(b"\n")
+        return map(json.loads, lines)
 
     def say(key, value):
         os.write(replies, json.dumps([key, value]).encode() + b"\n")
 
-    while True:
-        ready = select.select([0, bell], [], [])[0]
-        if bell in ready:
-            os.read(bell, 1 << 12)
-            while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                children.remove(ended[0])
-                say(ended[0], os.waitstatus_to_exitcode(ended[1]))
-        if 0 not in ready:
-            continue
-        data = os.read(0, 1 << 16)
-        if not data:
-            for child in children:
-                os.kill(child, signal.SIGKILL)
-            for child in children:
-                os.waitpid(child, 0)
-            os._exit(0)
-        *lines, heard = (heard + data).split(b"\n")
-        for order in map(json.loads, lines):
-            if "kill" in order:
-                if order["kill"] in children:
-                    os.kill(order["kill"], order["signal"])
-                continue
-            child = os.fork()
-            if not child:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for end in replies, bell, rope:
-                    os.close(end)
-                return order
-            children.add(child)
-            say("started", child)
+    # This folder is not where this process looks for modules.
+    forking = runpy.run_path(str(Path(__file__).with_name("forking.py")))
+    order = forking["fork_on_orders"](0, receive, say)
+    os.close(replies)
+    return order
 
 
 def _become(code, arguments, log, namespace):

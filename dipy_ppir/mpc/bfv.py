@@ -476,8 +476,8 @@ class Encryption:
 
     def make_key(self, holder):
         """Make an owner's key and send its public part, or receive that."""
-        session = self.session
-        shown = self._shown(holder)
+        session, shown = self.session, self._shown(holder)
+        session.check_process()
         if session.pid == holder:
             self._keys[holder] = key = SecretKey()
             self._before[key] = session.ledger, shown
@@ -515,7 +515,6 @@ class Encryption:
         """
         renewed = self.worn(holder, self._keys[holder], bits)
         if renewed:
-            self.session.check_process()
             self.make_key(holder)
         return renewed
 
