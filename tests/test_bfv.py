@@ -13,6 +13,7 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
 )
 from dipy_ppir.mpc.lattice import DEGREE, PRIMES, SMALL_PRIMES
+from dipy_ppir.mpc.ledger import MOVING, STATIC
 from dipy_ppir.mpc.prg import Stream
 
 T = 1 << 40
@@ -387,6 +388,33 @@ def test_owners_of_different_schemes_are_named(two, monkeypatch):
 
     two(run)
     assert names == ["scheme of encryption"] * 2
+
+
+def test_a_key_is_worn_by_what_there_was_room_for(two):
+    """Whatever was counted; and by a run of which nothing is counted any more."""
+
+    def run(session):
+        encryption, ledger = session.encryption, session.ledger
+        key = encryption.key(STATIC)
+        assert not encryption.worn(STATIC, key, 2.0**20)
+        ledger.record_opening("step", (MOVING,), 10, 4.0)
+        ledger.record_opening("moved_frame", (MOVING,), 10, 0.1)
+        ledger.record_opening("better", (MOVING,), 1, 1.0)
+        assert ledger.shown(MOVING) == 10 * 5 + 10 * 18 + 1
+        assert ledger.shown(STATIC) == 0
+        left = bfv.KEY_BITS - ledger.shown(MOVING)
+        assert not encryption.worn(STATIC, key, left)
+        assert encryption.worn(STATIC, key, left + 1)
+        assert not encryption.worn(MOVING, encryption.key(MOVING), left + 1)
+        assert encryption.renew(STATIC, left + 1)
+        assert not encryption.worn(STATIC, encryption.key(STATIC), left + 1)
+        # The key before may still be in use.
+        assert encryption.worn(STATIC, key, left + 1)
+        session.new_run()
+        assert encryption.worn(STATIC, encryption.key(STATIC), 0)
+        return True
+
+    assert all(two(run))
 
 
 def test_sizes_of_what_owners_tell_each_other(duo, tap, payload_bytes, outcomes):
