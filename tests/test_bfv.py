@@ -293,6 +293,32 @@ def test_noise_of_an_encryption_of_zero_alone_tells_of_the_weights(monkeypatch):
     assert abs(ratio - 1) < 0.05
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_digits_of_an_encryption_of_zero_are_hidden_by_an_error(monkeypatch, exact):
+    """Whoever has sent a zero would else divide the second half by a'."""
+    monkeypatch.setattr(bfv, "kept_primes", lambda t: len(PRIMES))
+    if exact:
+        monkeypatch.setattr(
+            lattice, "errors", lambda stream, shape: np.zeros(shape, np.int64)
+        )
+    public, stream = (
+        PublicKey(bytes(32), np.zeros((len(PRIMES), DEGREE))),
+        Stream(bytes(32)),
+    )
+    total = np.zeros((2, len(PRIMES), DEGREE))
+    response = public.response(total, bfv.draw_mask(stream, T), T, stream)
+    half = bfv._transformed(bfv.unpacked(response, "the other", 1))[1, 0].copy()
+    modulus = lattice.moduli()[0]
+    numbers = (modulus.integers(np.ascontiguousarray(x)) for x in (half, public.a[0]))
+    quotient = [
+        int(x) * pow(int(y), -1, modulus.prime) % modulus.prime
+        for x, y in zip(*numbers, strict=True)
+    ]
+    digits = modulus.residues(np.array(quotient, np.uint64))
+    modulus.untransform(digits)
+    assert (np.abs(digits).max() <= 1) == exact
+
+
 @pytest.mark.parametrize(("narrow", "seen"), [(True, True), (False, False)])
 def test_what_only_looks_like_a_ciphertext_reads_nothing(rng, narrow, seen):
     """A key's owner sends a large number as a ciphertext, and a key of zeros.
