@@ -13,13 +13,15 @@ import time
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from cohorts import PAIRS, Cohort
+from cohorts import PAIRS, QUICK, Cohort
 from commands import changed, script, started
 import nibabel as nib
 import numpy as np
 from ports import free_port
 import pytest
 
+from dipy_ppir.align._public import planned_bits
+from dipy_ppir.align.parameters import AffineParameters
 from dipy_ppir.mpc.errors import MPCError
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.sessionfile import SessionFile
@@ -573,4 +575,7 @@ def test_three_sites_and_a_helper(sites):
     for name in NAMES[1:3]:
         path = sites.folder / "out_C" / name / "receipt.json"
         bits["C"] += json.loads(path.read_text())["bits"]["moving owner"]
-    assert list(counts.values()) == [pytest.approx(bits["C"], abs=0.2)]
+    # An attempt that failed when both had met may have opened what was planned.
+    planned = planned_bits(AffineParameters(**QUICK), 3)
+    (count,) = counts.values()
+    assert count in [pytest.approx(bits["C"] + k * planned, abs=0.3) for k in range(3)]
