@@ -130,6 +130,7 @@ def test_rounds_bytes_and_bits_are_as_stated(duo, depth):
     stated = dict(
         re.findall(r"^`(\w+)` +(\d)  ", pairsquares.__doc__, flags=re.MULTILINE)
     )
+    again = re.search(r"with a new key +(\d)  ", pairsquares.__doc__)[1]
     for verb, function in (("share_static", share), ("step", step)):
         before = [sum(s.ledger.sent.values()) for s in duo]
         rounds = depth(duo)
@@ -147,6 +148,14 @@ def test_rounds_bytes_and_bits_are_as_stated(duo, depth):
     assert (entry.openings, entry.values) == (1, p)
     assert entry.bits == pytest.approx(p * BITS)
     assert duo[STATIC].ledger.opened == duo[MOVING].ledger.opened
+    # As many bits as there are steps for one key.
+    for s in duo:
+        s.ledger.shown = lambda _: bfv.KEY_BITS
+    before, rounds = sum(duo[STATIC].ledger.sent.values()), depth(duo)
+    run_trio(duo, step)
+    assert rounds() == int(again)
+    wanted = 2 * bfv.SEED_BYTES + (1 + rows.ciphertexts) * bfv.CIPHERTEXT + 8 * p
+    assert sum(duo[STATIC].ledger.sent.values()) - before == wanted
 
 
 def test_what_the_static_owner_sends_in_a_step_is_uniform(duo, tap):

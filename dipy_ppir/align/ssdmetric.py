@@ -424,10 +424,8 @@ class SecureSquaredDifferencesMetric(SquaredDifferencesMetric):
         bit : SharedArray, shape (1,)
         """
         if self.session.ahead:
-            limits, own = (
-                (MOST_DIFFERENCE, MOST_GROWTH),
-                self._numbers_at(before, after),
-            )
+            limits = MOST_DIFFERENCE, MOST_GROWTH
+            own = self._numbers_at(before, after)
             return mismatch(self.session, self.positions.count, limits, *own)
         numbers, products = secret_numbers(self.session), self._shared_products()
         limits = None

@@ -206,7 +206,7 @@ class EncryptedRows:
     def renew(self, bits):
         """Encrypt again, with a new key, if this one may show too much.
 
-        Rounds: 2 if it may; see `bfv.Encryption.renew`.
+        Rounds: 1 if it may, for both; see `bfv.Encryption.renew`.
 
         Parameters
         ----------

@@ -66,7 +66,7 @@ from dipy_ppir.mpc.information import (
     WEIGHT_BITS,
     Evaluation,
 )
-from dipy_ppir.mpc.ledger import MOVING, STATIC
+from dipy_ppir.mpc.ledger import MOVING, ROOM, STATIC
 from dipy_ppir.mpc.logarithm import LARGEST, drop
 from dipy_ppir.mpc.lookups import WINDOW, Lookups
 from dipy_ppir.mpc.pairfunctions import (
@@ -80,8 +80,6 @@ from dipy_ppir.mpc.pairfunctions import (
 from dipy_ppir.mpc.pairproducts import crossed, multiplied
 from dipy_ppir.mpc.protocols import constant
 
-#: Bits of a component of a step that is opened after an evaluation, and of its size.
-STEP_BITS = 5
 #: Categories are packed for so many evaluations: a level has up to ten, but a line is
 #: dearer than a processor.
 USES = 5
@@ -215,7 +213,8 @@ class PairInformation:
         """Evaluate f times `scale`, and its gradient; see `Information.evaluate`."""
         s = self.session
         band, gradient, matrix = moving or (None,) * 3
-        self._categories.renew(STEP_BITS * (1 + parameters))
+        # After an evaluation a step is opened, and its size in as many bits.
+        self._categories.renew(ROOM["step"] * (1 + parameters))
         with s.phase("histogram"):
             # All at once, and not whenever some are missing.
             s.multiplications.reserve(self.products(parameters))
