@@ -391,6 +391,8 @@ def test_the_documentation_lists_what_may_be_opened_and_its_bits():
         assert listed[label] == pytest.approx(bits, abs=0.2), label
 
 
+# Where images of noise end is by chance.
+@pytest.mark.filterwarnings("ignore:the image was moved")
 @pytest.mark.parametrize("hide_steps", [False, True])
 def test_what_is_sent_does_not_depend_on_the_images(bodies, trio, tap, hide_steps):
     """Shapes of messages and numbers of rounds: the same for any images."""
