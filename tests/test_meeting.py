@@ -276,11 +276,10 @@ def test_what_dialled_for_another_session_is_said_in_the_end(clock, caplog):
     here, fourth = begin(plan, HELPER), create_identity("Fourth Site")
 
     def visit():
-        until(lambda: reachable(plan))
         party = plan.parties[HELPER]
         with pytest.raises(OutOfStepError):
             tls.handshake(
-                socket.create_connection(party.address, LONG),
+                knock(party),
                 fourth,
                 {party.fingerprint: party},
                 purposes=(tls.LINK,),
@@ -288,6 +287,11 @@ def test_what_dialled_for_another_session_is_said_in_the_end(clock, caplog):
                 place=other.place,
             )
         until(lambda: "another session" in here._refused.get(None, ""))
+        with knock(party) as scanner:  # has nothing to say
+            scanner.shutdown(socket.SHUT_WR)
+            while scanner.recv(9):
+                pass
+        until(lambda: not here._greetings)
         clock.ahead = 2 * LONG
 
     with caplog.at_level(logging.WARNING, "dipy_ppir"):
@@ -450,7 +454,6 @@ def test_who_came_but_reached_nobody_else_is_not_called_absent(clock):
 
     def halves():
         """Connect to the helper, say nothing and stay."""
-        until(lambda: reachable(plan))
         with closing(dial(plan, MOVING)), closing(dial(plan, STATIC)):
             until(lambda: len(here.links) == 2)
             clock.ahead = 2 * LONG
@@ -469,11 +472,23 @@ def test_who_came_but_reached_nobody_else_is_not_called_absent(clock):
     assert "came, but did not reach the other parties within 300 s" in str(error)
 
 
+def knock(party):
+    """A connection to a party as soon as it listens, before which it sees nothing."""
+    connected = []
+
+    def connect():
+        with suppress(ConnectionRefusedError):
+            connected.append(socket.create_connection(party.address, LONG))
+        return connected
+
+    until(connect)
+    return connected[0]
+
+
 def dial(plan, pid, *, identity=None, purpose=tls.LINK, to=HELPER):
-    """Connect as one party to another."""
-    party = plan.parties[to]
-    sock = socket.create_connection(party.address, LONG)
-    return pins.connect(sock, identity or pins.identity(pid), party, purpose=purpose)
+    """Connect as one party to another, as soon as that one listens."""
+    party, identity = plan.parties[to], identity or pins.identity(pid)
+    return pins.connect(knock(party), identity, party, purpose=purpose)
 
 
 def test_who_came_and_went_is_not_called_absent(clock):
@@ -481,7 +496,6 @@ def test_who_came_and_went_is_not_called_absent(clock):
     here = begin(plan, HELPER)
 
     def visit():
-        until(lambda: reachable(plan))
         for pid in (MOVING, STATIC):
             dial(plan, pid).close()
         until(lambda: here._seen == {MOVING, STATIC} and not here.links)
@@ -562,7 +576,6 @@ def test_an_older_connection_does_not_replace_a_newer(monkeypatch):
     monkeypatch.setattr(here, "_take_event", taking)
 
     def owner():
-        until(lambda: reachable(plan))
         dial(plan, MOVING).close()
         until(lambda: arrivals)
 
@@ -634,7 +647,6 @@ def test_a_dead_end_of_the_relay_is_cut_when_its_owner_comes_again():
     frozen = []
 
     def moving():
-        until(lambda: reachable(plan))
         outer = dial(plan, MOVING, purpose=tls.RELAY)
         inner, pump = relay.tunnel(outer)
         frozen.append(
@@ -653,13 +665,6 @@ def test_a_dead_end_of_the_relay_is_cut_when_its_owner_comes_again():
     frozen[0].close()
 
 
-def reachable(plan, to=HELPER):
-    with suppress(OSError):
-        socket.create_connection(plan.parties[to].address, LONG).close()
-        return True
-    return False
-
-
 # -- strangers at the door ---------------------------------------------------
 
 
@@ -668,7 +673,6 @@ def in_time(plan, *visits):
     over = threading.Event()
 
     def visit():
-        until(lambda: reachable(plan))
         try:
             for function in visits:
                 function()
@@ -699,7 +703,7 @@ def test_strangers_are_turned_away(caplog):
 
     def scanner():
         for raw in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(3000), b"\x16\x03\x01"):
-            with socket.create_connection(plan.parties[HELPER].address) as sock:
+            with knock(plan.parties[HELPER]) as sock:
                 sock.sendall(raw)
 
     in_time(
@@ -716,7 +720,6 @@ def test_a_party_dialling_the_wrong_one_is_turned_away(caplog):
     plan = pins.plan((HELPER, STATIC))
 
     def visit():
-        until(lambda: reachable(plan, STATIC))
         dial(plan, HELPER, to=STATIC).close()
         try:
             until(lambda: "swapped" in caplog.text)
@@ -896,7 +899,6 @@ def test_only_what_befell_the_missing_is_told(clock):
     here = begin(plan, HELPER)
 
     def visits():
-        until(lambda: reachable(plan))
         imitation = create_identity(pins.NAMES[MOVING])
         dial(plan, MOVING, identity=imitation).close()
         until(lambda: MOVING in here._refused)
@@ -965,7 +967,6 @@ def test_a_pinned_party_that_does_not_begin_as_it_should(raw):
             over.set()
 
     def rude():
-        until(lambda: reachable(plan))
         with closing(dial(plan, MOVING)) as connection:
             connection.sendmsg([raw])
             assert over.wait(LONG)

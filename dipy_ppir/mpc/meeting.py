@@ -101,8 +101,9 @@ class Meeting:
         self._told, self._heard, self._seen = set(), set(), set()
         self._waiting = {}
         #: Why nothing came of the last connection, by party; None where it is unknown
-        #: who tried, and the host that it came from then.
-        self._refused, self._stranger = {}, None
+        #: who tried, the host that it came from then, and whether it showed a
+        #: certificate.
+        self._refused, self._stranger, self._stranger_told = {}, None, False
         self._warned = None
         self._listener = self._porter = None
 
@@ -582,6 +583,7 @@ class Meeting:
             connection.accepted = number
             if host == self._stranger:  # at last it was let in
                 self._refused.pop(None, None)
+                self._stranger_told = False
             self._put(connection)
         except _Stopped:
             pass
@@ -603,10 +605,19 @@ class Meeting:
                 self._greetings.pop(sock, None)
 
     def _note_refused(self, who, host, exc):
-        """Remember why a connection that was accepted came to nothing."""
-        self._refused[who] = reason = f"{host}: {exc}"
-        if who is None:
-            self._stranger = host
+        """Remember why a connection that was accepted came to nothing.
+
+        Of strangers, those that have shown a certificate are remembered before those
+        that only went away again, as scanners do.
+        """
+        reason = f"{host}: {exc}"
+        with self._lock:
+            told = isinstance(exc, (CertificateError, OutOfStepError))
+            if who is None and not told and self._stranger_told:
+                return reason
+            self._refused[who] = reason
+            if who is None:
+                self._stranger, self._stranger_told = host, told
         return reason
 
 
