@@ -307,7 +307,7 @@ def check_words(files, session, data="image", **others):
     if session and len(words) != 1:
         raise InputError(
             f"with --session one file is this site's {data} and the other is "
-            f'"{WORD}"; dipy_ppir_helper is the command for the helper'
+            f'"{WORD}"; a helper, where there is one, runs dipy_ppir_helper'
         )
 
 
