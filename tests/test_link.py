@@ -19,6 +19,7 @@ from dipy_ppir.mpc import link
 from dipy_ppir.mpc.errors import (
     MPCError,
     PeerAbortedError,
+    PeerError,
     PeerLostError,
     ProtocolError,
 )
@@ -162,6 +163,30 @@ def test_bad_frames(wire, clock, name, early):
     assert caught.value.culprit == culprit
     assert isinstance(caught.value, (MPCError, ConnectionError))
     assert "static owner" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "last, culprit, text",
+    [
+        (b"\x01\xff", HELPER, r"\(helper\) ended the computation: it stopped"),
+        (b"\x04\x01", STATIC, r"\(static owner\) ended the computation, says"),
+        (b"\x02\x01", STATIC, "closed the connection or died; see"),
+        (None, STATIC, "closed the connection or died; see"),
+    ],
+    ids=["for a reason", "because of that one", "having lost that one", "not at all"],
+)
+def test_who_is_lost_after_another_ended_is_not_to_blame(wire, last, culprit, text):
+    """What the one said at last got lost; what the other said explains it."""
+    ours, helper = socket.socketpair()
+    with helper:
+        wire.network.links[HELPER] = Link(ours, HELPER)
+        if last is not None:
+            helper.sendall(frame(last, name="", kind=ABORT))
+            helper.shutdown(socket.SHUT_WR)
+        wire.peer.shutdown(socket.SHUT_WR)
+        with pytest.raises(PeerError, match=text) as caught:
+            wire.receive()
+        assert caught.value.culprit == culprit
 
 
 @pytest.mark.parametrize("sequences", [(0, 0), (0, 2), (0, 1, 1), (0, 1, 0)])

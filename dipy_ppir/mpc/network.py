@@ -421,12 +421,17 @@ class Network:
         for frame in link.inbox:
             if frame.kind == ABORT:
                 self._aborted(link, frame)
-        # Who dies takes the others along; which was first cannot be told from here.
-        also = "".join(
-            f", and so did {other.name}"
-            for other in self.links.values()
-            if other is not link and other.carrier is not link and self._gone(other)
-        )
+        # Who dies takes the others along; which was first cannot be told from here,
+        # unless one of them said why it ended, and had reason to.
+        also, for_this = "", bytes([LOST, link.peer])
+        for other in self.links.values():
+            if other is link or other.carrier is link:
+                continue
+            gone = self._gone(other)
+            for frame in other.inbox:
+                if frame.kind == ABORT and bytes(frame.body) != for_this:
+                    self._aborted(other, frame)
+            also += f", and so did {other.name}" if gone else ""
         raise PeerLostError(
             f"{link.name} closed the connection or died{also}; see its own log, start "
             f"it again and {self.again}",
