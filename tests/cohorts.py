@@ -1,8 +1,6 @@
 """A cohort of three sites and a helper: keys, plan and images in one folder."""
 
-from contextlib import suppress
 import csv
-import socket
 
 import nibabel as nib
 import numpy as np
@@ -40,7 +38,7 @@ class Cohort:
             for site, key in self.keys.items()
         }
         for site in "BH":
-            tables[site]["address"] = f"127.0.0.1:{two_ports()}"
+            tables[site]["address"] = f"127.0.0.1:{free_port(2)}"
         self.contents = {
             "title": "a test",
             "operation": "affine",
@@ -98,12 +96,3 @@ class Cohort:
     def statuses(self, site):
         """What became of each pair."""
         return [row["status"] for row in self.table(site).values()]
-
-
-def two_ports():
-    """The first of two ports that are next to each other and free."""
-    while True:
-        first = free_port()
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", first + 1))
-            return first

@@ -1,4 +1,4 @@
-"""Ports of the loopback interface for programs that bind them themselves."""
+"""Ports of this machine for programs that bind them themselves."""
 
 import atexit
 from collections import deque
@@ -15,21 +15,58 @@ def _let_go():
         _held.pop().close()
 
 
-def free_port():
-    """A port of 127.0.0.1 that nobody uses, and that nobody is given by chance.
+def free_port(count=1):
+    """A port that nobody uses, and that nobody is given by chance.
 
     It stays bound here without being listened on: the system hands it to nobody who
     asks for any port (as every connection does that is dialled), and a server that
-    names it may bind it as well. Where only Linux allows the latter, it is let go.
+    names it may bind it as well, at any address. Where only Linux allows the latter,
+    it is let go.
+
+    Parameters
+    ----------
+    count : int, optional
+        how many of them, one after the other.
+
+    Returns
+    -------
+    port : int
+        the first.
     """
+    while True:
+        socks = []
+        try:
+            socks.append(_bound(0))
+            port = socks[0].getsockname()[1]
+            for n in range(1, count):
+                socks.append(_bound(port + n))
+        except (OSError, OverflowError):
+            if not socks:
+                raise
+            for sock in socks:  # somebody has the next one
+                sock.close()
+            continue
+        for sock in socks:
+            _hold(sock)
+        return port
+
+
+def _bound(port):
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", 0))
-    port = sock.getsockname()[1]
-    if sys.platform == "linux":
-        if len(_held) == _held.maxlen:
-            _held.popleft().close()
-        _held.append(sock)
-    else:
+    try:
+        # Before it may be shared: others hold ports as well.
+        sock.bind(("", port))
+    except BaseException:
         sock.close()
-    return port
+        raise
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock
+
+
+def _hold(sock):
+    if sys.platform != "linux":
+        sock.close()
+        return
+    if len(_held) == _held.maxlen:
+        _held.popleft().close()
+    _held.append(sock)
