@@ -81,11 +81,16 @@ def count_and_send(self, peer, kind, op, payload):
     send(self, peer, kind, op, payload)
 Network._send_frame = count_and_send
 """
-#: When it is about to make its checkpoint.
+#: When it is about to make its checkpoint, and all others have made theirs: those that
+#: have not heard from all yet would make none.
 DIES_AT_FIRST = """
-import os, signal
+import os, signal, time
 from dipy_ppir.align.checkpoint import Checkpoint
-Checkpoint.begin = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+def wait_and_die(self, *_, **__):
+    while not all(map(os.path.exists, {others})):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.begin = wait_and_die
 """
 #: As on a full disk: the receipt, the last file, gets no content.
 CANNOT_WRITE = """
@@ -126,10 +131,13 @@ def sites_for(folder, operation, bodies, **options):
     )
 
 
+def checkpoint_of(sites, site):
+    return sites.folder / f"out_{site}" / f"session.{ROLES[site]}.checkpoint"
+
+
 def progress(sites, site):
     """How many steps a site has written down."""
-    path = sites.folder / f"out_{site}" / f"session.{ROLES[site]}.checkpoint"
-    lines = (path / "journal.jsonl").read_bytes().splitlines()
+    lines = (checkpoint_of(sites, site) / "journal.jsonl").read_bytes().splitlines()
     return sum(b'"level"' in line or b'"place"' in line for line in lines)
 
 
@@ -334,7 +342,11 @@ def test_resuming_what_had_not_begun(tmp_path, bodies, begun):
     """Not started at all, or the others had an empty checkpoint already."""
     sites = sites_for(tmp_path / "sites", "syn", bodies)
     if begun:
-        assert kill(sites, "moving", DIES_AT_FIRST)
+        others = [
+            str(checkpoint_of(sites, site) / "registration.json")
+            for site in ("static", "helper")
+        ]
+        assert kill(sites, "moving", DIES_AT_FIRST.format(others=others))
         assert progress(sites, "static") == progress(sites, "helper") == 0
     sites.run("--resume")
     receipt = json.loads((sites.folder / "out_static" / "receipt.json").read_text())
@@ -638,7 +650,7 @@ def test_an_image_that_its_header_moves_does_not_resume(images, tmp_path):
         )
 
     def run(resume, affines):
-        sessions = local_pair(timeout=60)
+        sessions = local_pair()
         try:
             return run_trio(sessions, party, resume, affines)
         finally:
