@@ -339,6 +339,8 @@ class Launcher:
         *lines, self._heard = (self._heard + data).split(b"\n")
         for line in lines:
             key, value = json.loads(line)
+            if key == "started":
+                self._ends.pop(value, None)  # of another one of that number
             self._ends[key] = value
 
 
