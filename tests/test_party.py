@@ -113,6 +113,20 @@ def test_nobody_listens(pid):
     assert "party 0 (moving owner)" in str(error)
 
 
+def test_somebody_listens_no_more(monkeypatch):
+    """It had not taken the connection yet."""
+    listener, dial = socket.create_server(("127.0.0.1", 0)), socket.create_connection
+
+    def late(*arguments):
+        sock = dial(*arguments)
+        listener.close()
+        return sock
+
+    monkeypatch.setattr(socket, "create_connection", late)
+    with pytest.raises(PeerLostError, match="party 0 .* cannot be reached"):
+        meet(HELPER, b"t" * 32, {MOVING: listener.getsockname()}, None, 300)
+
+
 @pytest.mark.parametrize(
     ("program", "seconds", "error", "text"),
     [

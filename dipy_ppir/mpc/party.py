@@ -44,7 +44,7 @@ def meet(pid, token, addresses, listener, timeout, check=None, parties=3):
     Raises
     ------
     PeerLostError
-        if nobody listens where a party should.
+        if nobody listens where a party should, or not any more.
     PeerTimeoutError
         naming who did not come.
     """
@@ -64,14 +64,14 @@ def meet(pid, token, addresses, listener, timeout, check=None, parties=3):
         for peer in sorted(p for p in kind.roles if p < pid):
             try:
                 sock = socket.create_connection(addresses[peer], timeout)
+                links[peer] = Link(sock, peer)
+                sock.sendall(bytes([pid]))
             except ConnectionError as exc:
                 raise PeerLostError(
                     f"party {peer} ({ROLES[peer]}) cannot be reached: {exc.strerror}; "
                     "start it first",
                     peer,
                 ) from None
-            sock.sendall(bytes([pid]))
-            links[peer] = Link(sock, peer)
             seeds[peer] = authenticate(links[peer], pid, token, timeout=timeout)
         waiting = {p for p in kind.roles if p > pid}
         deadline = time.monotonic() + timeout
