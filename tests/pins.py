@@ -3,6 +3,7 @@
 from functools import cache
 import queue
 import threading
+import time
 from types import SimpleNamespace
 
 from ports import free_port
@@ -81,6 +82,15 @@ class _QuickQueue(queue.Queue):
 
     def get(self, block=True, timeout=None):
         return super().get(block, timeout and min(timeout, 0.005))
+
+
+def clock_of_meetings(monkeypatch):
+    """The time by which parties at a meeting wait: the real one, until a test adds to
+    its ``ahead``."""
+    clock = SimpleNamespace(ahead=0.0)
+    clock.monotonic = lambda: time.monotonic() + clock.ahead
+    monkeypatch.setattr(meeting, "time", clock)
+    return clock
 
 
 def meet_promptly(monkeypatch, seconds=300.0):

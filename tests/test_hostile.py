@@ -563,6 +563,7 @@ def check_certificate(edits):
     assert (problem is not None) and problem.isprintable()
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number which wasn't positive")
 @examples(200, 500)
 def test_any_certificate_is_refused_in_words(examples):
     """What is still a certificate for the library is a stranger's for us."""

@@ -63,11 +63,7 @@ def prompt(monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time by which parties at a meeting wait: the real one, until it is moved."""
-    clock = SimpleNamespace(ahead=0.0)
-    clock.monotonic = lambda: time.monotonic() + clock.ahead
-    monkeypatch.setattr(meeting, "time", clock)
-    return clock
+    return pins.clock_of_meetings(monkeypatch)
 
 
 def running(*names):
@@ -176,6 +172,8 @@ def test_who_is_early_waits_for_those_at_an_earlier_session(way, caplog):
     fourth = create_identity("Fourth Site")
     early = without_moving(early, fourth)
     waits = begin(late, MOVING)
+    # Whoever is done with a session has heard from all that they have met.
+    met = threading.Barrier(3)
 
     def held_here():
         waits.hold()
@@ -186,14 +184,20 @@ def test_who_is_early_waits_for_those_at_an_earlier_session(way, caplog):
         here = Meeting(early, fourth)
         _begun.append(here)
         here.hold()
+        met.wait(LONG)
         return here
+
+    def both(pid):
+        before = hold(early, pid)
+        met.wait(LONG)
+        return before, hold(late, pid)
 
     with caplog.at_level(logging.DEBUG, "dipy_ppir"):
         moving, before, static, helper = together(
             held_here,
             only_before,
-            lambda: [hold(plan, STATIC) for plan in (early, late)],
-            lambda: [hold(plan, HELPER) for plan in (early, late)],
+            lambda: both(STATIC),
+            lambda: both(HELPER),
         )
     linked([before, static[0], helper[0]])
     linked([moving, static[1], helper[1]])
@@ -240,6 +244,8 @@ def test_patience_begins_anew_while_the_other_is_busy(clock):
     stopped.set()
     threads[0].join(LONG)
     assert str(ended[helper]) == "stopped"
+    # What was answered before would let patience begin anew after it has ended.
+    until(lambda: "could not be reached" in owner._refused[HELPER])
     clock.ahead = 2 * LONG
     threads[1].join(LONG)
     assert type(ended[owner]) is PeerTimeoutError
@@ -428,8 +434,8 @@ def test_who_did_not_come_is_named(way, present, clock):
 
     def settled(here):
         """Whether a party has reached whom it can, and tried to reach the helper."""
-        tried = here.party.pid == HELPER or HELPER in present or here._refused
-        return tried and (apart or len(here.links) == len(present) - 1)
+        tried = {here.party.pid, *present, *here._refused}
+        return HELPER in tried and (apart or len(here.links) == len(present) - 1)
 
     def waiting(*_):
         if all(settled(here) for here in meetings):
@@ -1114,7 +1120,7 @@ def test_an_address_where_something_else_answers(monkeypatch):
 def test_an_address_that_does_not_answer_leaves_time_for_the_next(
     monkeypatch, closed_after
 ):
-    monkeypatch.setattr(meeting, "DIAL_TIMEOUT", 0.2)
+    monkeypatch.setattr(meeting, "DIAL_TIMEOUT", 1.0)
     monkeypatch.setattr(meeting, "ADDRESS_TIMEOUT", 0.05)
     here = begin(at_a_name()[0], MOVING)
     full = socket.create_server(("127.0.0.1", 0), backlog=0)

@@ -756,9 +756,12 @@ def against_static(trio, outcomes):
     return run
 
 
-def test_silence_times_out(against_static):
-    """Whoever times out first tells the other, if that has not timed out as well."""
-    results = against_static(lambda session, array: None, seconds=0.2)
+def test_silence_times_out(against_static, clock):
+    """Whoever times out first tells the other, if that has not timed out as well.
+
+    The clock stands still until both have said what they have to.
+    """
+    results = against_static(lambda *_: clock.pass_by(40, parties=2), seconds=40)
     for error in results:
         assert isinstance(error, PeerError), error
         assert error.culprit == STATIC

@@ -603,7 +603,7 @@ def test_what_is_sent_for_an_unseen_truncation_is_uniform(trio, tap, field):
 
 
 def test_the_measure_of_uniformity_notices_bare_values(tap):
-    sessions = local_trio(timeout=30, threshold=0, insecure=True)
+    sessions = local_trio(threshold=0, insecure=True)
     frames = tap(sessions)
     run_trio(sessions, secret_steps, 1.0, 6000, P61)
     for session in sessions:
@@ -640,7 +640,7 @@ def test_the_helper_sees_no_difference_between_secrets(tap):
     single view fits every secret; two views together do not."""
     views = []
     for value in (0.0, 1.0):
-        sessions = local_trio(timeout=30)
+        sessions = local_trio()
         frames = tap(sessions)
         run_trio(
             sessions, lambda s, v=value: share(s, MOVING, np.full(6000, v), (6000,))
