@@ -87,10 +87,14 @@ def test_points_and_transforms(command, pair, tmp_path):
     assert list((tmp_path / "t").iterdir())
 
 
-def test_a_first_picture(pair, tmp_path):
-    """Where matplotlib has not looked for fonts yet, of which it tells."""
+@pytest.mark.parametrize("slow", [False, True], ids=["fast", "slow"])
+def test_a_first_picture(pair, tmp_path, slow):
+    """Where matplotlib has not looked for fonts yet, of which it tells; and warns where
+    that takes seconds, as here at once."""
     program = (
-        "import sys; from dipy_ppir.workflows import cli; sys.exit(cli.align_affine())"
+        "import sys, threading; from dipy_ppir.workflows import cli\n"
+        f"if {slow}: threading.Timer.start = lambda timer: timer.function()\n"
+        "sys.exit(cli.align_affine())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *pair, "--transform", "com", "--quiet"],

@@ -138,6 +138,10 @@ def _run(command):
     from dipy_ppir.workflows.inputs import InputError
 
     warnings.showwarning = _warn
+    # Of its fonts, which it looks for when it is used for the first time; that it takes
+    # long it says as a warning.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     text = f"dipy_ppir {version('dipy-ppir')}, DIPY {version('dipy')}"
     if command != "dipy_ppir" and sys.argv[1:] == ["--version"]:
         print(text)
@@ -163,8 +167,6 @@ def _run(command):
         # A log file is written as always: nothing of it is on the screen.
         level = level if given.log_file else max(level, logging.WARNING)
     logging.getLogger("dipy_ppir").setLevel(level)
-    # Of its fonts, which it looks for when it is used for the first time.
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     quiet = {"action": Heeded, "nargs": 0, "help": QUIET}
     extra = {"version": {"action": "version", "version": text}, "quiet": quiet}
     run_flow(flow, extra_args=extra)
