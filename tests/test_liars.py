@@ -74,6 +74,8 @@ class Liar:
         self._link, self._how, self._left = link, how, at
         self._honest, self._send = link.begin_frame, link.send_some
         self._before, self.told = b"", False
+        #: How many frames it has sent, with what it says of its waiting.
+        self.sent = link._sent
         link.begin_frame = self.begin_frame
         link.send_some = lambda: self._send() if link.unsent else 0
 
@@ -85,6 +87,7 @@ class Liar:
             self._left -= 1
         if self._left > 0:
             self._before = b"".join(unsent[start:])
+            self.sent = self._link._sent
             return
         frame = b"".join(unsent[start:])
         del unsent[start:]
@@ -149,7 +152,7 @@ class Clock:
     test moves it."""
 
     def __init__(self):
-        self.ahead = 0.0
+        self.ahead, self.waits, self.lock = 0.0, set(), threading.Lock()
 
     def monotonic(self):
         return time.monotonic() + self.ahead
@@ -168,38 +171,55 @@ class _Poll:
     def __getattr__(self, name):
         return getattr(self._poll, name)
 
+    def events(self):
+        return self._poll.poll(0)
+
     def poll(self, milliseconds):
         end = self._clock.monotonic() + milliseconds / 1000
         while True:
-            left = 1000 * (end - self._clock.monotonic())
-            events = self._poll.poll(max(0, min(left, 5)))
-            if events or left <= 0:
-                return events
+            with self._clock.lock:
+                events = self.events()
+                if events or self._clock.monotonic() >= end:
+                    self._clock.waits.discard(self)
+                    return events
+                self._clock.waits.add(self)
+            time.sleep(0.002)
 
 
-def waits_for(session, liar, sessions):
-    """Whether a party waits for the liar, or for another that is known to do so."""
+def waits_for(session, liar, sessions, lies):
+    """Whether a party has read all of the liar, or of another that waits for the liar,
+    as this party knows, and waits for more."""
     network = session.network
     awaited = {link.peer for link in network._waiting_for}
-    for peer in awaited - {liar}:
-        between = {link.peer for link in sessions[peer].network._waiting_for}
-        if between != {liar} or network.links[peer].waits_for != {liar}:
+    for peer in awaited:
+        sent = lies[session.pid].sent
+        if peer != liar:
+            other = sessions[peer].network
+            sent = other.links[session.pid]._sent
+            between = {link.peer for link in other._waiting_for}
+            if between != {liar} or network.links[peer].waits_for != {liar}:
+                return False
+        if network.links[peer]._received != sent:
             return False
     return bool(awaited)
 
 
-def run_out_of_patience(clock, liar, sessions):
+def run_out_of_patience(clock, liar, sessions, lies):
     """Move the clock until nobody can go on, and then beyond the time-out.
 
     In small steps first, after which parties tell the others for whom they wait.
     """
     end = time.monotonic() + LONG
     honest = [session for pid, session in sessions.items() if pid != liar]
-    while not all(waits_for(session, liar, sessions) for session in honest):
+    while True:
+        with clock.lock:
+            idle = len(clock.waits) == 2 and not any(p.events() for p in clock.waits)
+            if idle and all(waits_for(s, liar, sessions, lies) for s in honest):
+                clock.ahead += SILENCE
+                return
+            clock.ahead += network.PATIENCE
         assert time.monotonic() < end, "somebody does not wait for the liar"
-        clock.ahead += network.PATIENCE
         time.sleep(0.01)
-    clock.ahead += SILENCE
 
 
 LIES = [n for n, f in vars(Liar).items() if getattr(f, "lie", False)]
@@ -226,7 +246,7 @@ def test_a_liar_is_named(way, liar, how, monkeypatch):
     rng = np.random.default_rng(1)
     image = np.add.outer(np.arange(20.0), np.arange(20.0)) + rng.uniform(0, 1, (20, 20))
     at = random.Random(f"{way} {liar} {how}").randint(3, 40)
-    clock, sessions, lies = Clock(), {}, []
+    clock, sessions, lies = Clock(), {}, {}
     if how == "silent":
         set_clock(monkeypatch, clock)
     failed = {pid: threading.Event() for pid in ALL}
@@ -248,16 +268,12 @@ def test_a_liar_is_named(way, liar, how, monkeypatch):
                 finally:
                     failed[pid].set()
         links = session.network.links.values()
-        lies.extend(Liar(link, how, at) for link in links)
+        lies.update({link.peer: Liar(link, how, at) for link in links})
         try:
             affine_registration(session=session, **arguments, **PARAMETERS)
         except Stalled:
-            run_out_of_patience(clock, liar, sessions)
-            end = time.monotonic() + LONG
-            while not all(failed[other].wait(20) for other in set(ALL) - {liar}):
-                assert time.monotonic() < end
-                # A word that was under way made somebody wait from then on.
-                clock.ahead += SILENCE
+            run_out_of_patience(clock, liar, sessions, lies)
+            assert all(failed[other].wait(LONG) for other in set(ALL) - {liar})
         finally:
             for link in links:  # without a word, which would be another lie
                 link.sock.close()
@@ -267,7 +283,7 @@ def test_a_liar_is_named(way, liar, how, monkeypatch):
                 pump.join(LONG)
 
     outcomes = pins.together(*(lambda p=p: party(p) for p in ALL), seconds=2 * LONG)
-    assert any(lie.told for lie in lies), "it never came to the lie"
+    assert any(lie.told for lie in lies.values()), "it never came to the lie"
     for pid in set(ALL) - {liar}:
         error = outcomes[pid]
         assert isinstance(error, PeerError), error
