@@ -186,7 +186,7 @@ def test_soft_tissue_of_a_ct_is_registered():
 
 
 def affine_at(session, static, moving, **options):
-    """One party's registration, and what is opened to it of the match."""
+    """What a party's registration says of its result."""
     metric = SecureMutualInformationMetric(
         **{k: options.pop(k) for k in ("reveal", "hide_steps") if k in options}
     )
@@ -201,14 +201,12 @@ def affine_at(session, static, moving, **options):
             ("moving", moving, MOVING),
         )
     }
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        registration.optimize(
-            images["static"], images["moving"], RigidTransform2D(), None
-        )
-    return registration.receipt["warnings"], said
+    registration.optimize(images["static"], images["moving"], RigidTransform2D(), None)
+    return registration.receipt["warnings"]
 
 
+# Where images of noise end is by chance.
+@pytest.mark.filterwarnings("ignore:the image was moved")
 @pytest.mark.parametrize(
     "options",
     [{}, {"hide_steps": True}, {"reveal": "gradient"}],
@@ -217,11 +215,11 @@ def affine_at(session, static, moving, **options):
 def test_a_registration_to_noise_is_told_to_both_owners(three, options):
     static = body((32, 36))
     good = three(lambda s: affine_at(s, static, np.roll(static, 2, 0), **options))
-    assert [warned for warned, _ in good] == [[], [], []]
+    assert good == [[], [], []]
     bad = three(lambda s: affine_at(s, static, noise((32, 36)), **options))
     for pid in (MOVING, STATIC):
-        assert plausibility.MISMATCH in bad[pid][0]
-    assert plausibility.MISMATCH not in bad[HELPER][0]
+        assert plausibility.MISMATCH in bad[pid]
+    assert plausibility.MISMATCH not in bad[HELPER]
 
 
 def syn_at(session, static, moving, **options):

@@ -1,7 +1,5 @@
 """SyN by squared differences and by self-similarity: against clear twins and DIPY."""
 
-import warnings
-
 from deformed import deformed
 from dipy.align.imwarp import SymmetricDiffeomorphicRegistration
 from dipy.align.metrics import SSDMetric
@@ -34,12 +32,10 @@ def register(session, pair, kind, metric=None, **options):
         KINDS[kind](dim, session=session, **(metric or {})), session=session, **options
     )
     static, moving = pair
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", plausibility.ImplausibleWarning)
-        mapping = registration.optimize(
-            static if session.pid == STATIC else RemoteImage(static.shape),
-            moving if session.pid == MOVING else RemoteImage(moving.shape),
-        )
+    mapping = registration.optimize(
+        static if session.pid == STATIC else RemoteImage(static.shape),
+        moving if session.pid == MOVING else RemoteImage(moving.shape),
+    )
     return registration, mapping
 
 
