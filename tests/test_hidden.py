@@ -380,7 +380,7 @@ def test_a_result_that_was_shown_before_an_interruption_counts(
         )
 
     def run(resume):
-        sessions = local_trio(timeout=60)
+        sessions = local_trio(timeout=300)
         try:
             return run_trio(sessions, lambda s: party(s, resume))
         finally:

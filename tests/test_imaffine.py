@@ -1609,7 +1609,9 @@ def test_a_killed_party_is_named_and_the_next_call_works(images, descendants, pi
 
     def kill():
         children.update(local._kept[3]._children)
+        # Ended before the registration is.
         children[pid].kill()
+        children[pid].wait()
 
     # Its time to answer is 300 s; it is missed at once.
     with pytest.raises(PeerError) as caught:

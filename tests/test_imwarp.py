@@ -626,7 +626,7 @@ def test_a_result_of_nonsense_is_refused(trio, outcomes, monkeypatch, what, metr
             if self.session.pid == STATIC:
                 judged.set()
             elif self.session.pid == MOVING:
-                judged.wait(60)
+                judged.wait(300)
 
     monkeypatch.setattr(SecureSymmetricDiffeomorphicRegistration, name, lie)
     result = outcomes(
