@@ -92,6 +92,8 @@ def test_points(duo, dim):
     assert more.sent > 3 * found.sent and more.work > 2 * found.work
 
 
+# How far a few steps lead is by chance.
+@pytest.mark.filterwarnings("ignore:the image was moved")
 @pytest.mark.parametrize("hide_steps", [False, True], ids=["shown", "hidden"])
 def test_mutual_information(two, bodies, hide_steps):
     """Bytes of a registration, all included; and that more samples take more."""
