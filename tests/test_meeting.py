@@ -476,6 +476,7 @@ def test_who_came_but_reached_nobody_else_is_not_called_absent(clock):
     assert visited is None, visited
     assert type(error) is PeerTimeoutError
     assert "came, but did not reach the other parties within 300 s" in str(error)
+    assert "that they have the same session file" in str(error)
 
 
 def knock(party):

@@ -214,10 +214,11 @@ class Meeting:
         if missing[0].pid in self.links:
             what = f"{names} came, but did not reach the other parties {within}; see"
             what += (
-                " their own logs, and check their firewalls"
+                " their own logs, and check their firewalls and that they have"
                 if len(missing) > 1
-                else " its own log, and check its firewall"
+                else " its own log, and check its firewall and that it has"
             )
+            what += f" the same {self.plan.kind}"
         elif missing[0].pid in self._seen:
             what = f"{names} came and went away again, and did not come back {within};"
             what += " see the log there"
