@@ -407,8 +407,10 @@ def test_back_and_forth(runs):
     apart = np.linalg.norm(back - points, axis=-1)[4:-4, 4:-4, 4:-4]
     moved = np.linalg.norm(there - points, axis=-1)[4:-4, 4:-4, 4:-4]
     assert np.median(moved) > 0.5
-    # Interpolated between voxels of 2 mm, and inverted to inv_tol.
-    assert apart.mean() < 0.08 and apart.max() < 0.6
+    # Interpolated between voxels of 2 mm, and inverted to inv_tol; in 60 runs 0.050,
+    # 0.187 and 0.27, with deviations of 0.003, 0.021 and 0.03.
+    assert apart.mean() < 0.08 and np.quantile(apart, 0.99) < 0.4
+    assert apart.max() < 1
 
 
 @pytest.fixture
@@ -636,7 +638,9 @@ def test_folds_are_counted(command, tmp_path):
     for name in "sm":
         noise = ndimage.gaussian_filter(rng.standard_normal((22, 20, 18)), 2.5)
         save(tmp_path / f"{name}.nii", noise.astype(np.float32))
+    # Rounded to whole voxels by chance, the map folds at 130 of 7,920, give or take 20.
     rough = "--step_length 0.5 --mopt_radius 2 --inv_iter 1".split()
+    rough += "--map_spacing 2 --map_precision 1".split()
     levels = ["--level_iters", "6", "6"]
     status, out, _ = command(ALIGN, "s.nii", "m.nii", *levels, *rough, *NO_PICTURES)
     assert status == 0
