@@ -36,12 +36,13 @@ from dipy_ppir.mpc import tls
 from dipy_ppir.mpc.errors import (
     CertificateError,
     OutOfStepError,
+    PeerAbortedError,
     PeerError,
     PeerLostError,
     PeerTimeoutError,
     ProtocolError,
 )
-from dipy_ppir.mpc.frame import DATA, operation_code
+from dipy_ppir.mpc.frame import ABORT, DATA, ERROR, operation_code
 from dipy_ppir.mpc.identity import Identity, create_identity, fingerprint
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
 from dipy_ppir.mpc.link import Link
@@ -321,6 +322,26 @@ def test_many_small_frames_and_what_tls_has_read_ahead(met):
         other.receive(MOVING, "step", out)
         assert out == bytes([i]) * 8
     other.close()
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_a_last_word_is_heard_by_who_still_sends(times, unread):
+    """Once TLS could not write, it would not read what had arrived before."""
+    ends = handshakes(pins.identity(MOVING), pins.identity(HELPER), family="loopback")
+    ending = Link(ends[0], HELPER)
+    network = Network({MOVING: Link(ends[1], MOVING)}, 300, Ledger)
+    words = np.zeros(1000)
+    for _ in range(unread):
+        network.send(MOVING, "step", words)
+    ending.say_last(ABORT, bytes([ERROR, 255]))
+    assert ending.flush()
+    ending.sock.close()  # as if this end had not been heard of for too long
+    with pytest.raises(PeerAbortedError, match="stopped because of an error"):
+        for _ in range(times):
+            network.send(MOVING, "step", words)
+        network.receive(MOVING, "step", words)
+    network.close()
 
 
 def test_a_session_is_never_resumed():

@@ -112,7 +112,11 @@ class Link:
         ------
         BlockingIOError
             if that is nothing.
+        ConnectionResetError
+            without trying, if the other end of TLS sends nothing more.
         """
+        if self._tls_ended:
+            raise ConnectionResetError
         parts = self.unsent
         self._torn = True
         try:
@@ -274,18 +278,26 @@ class Link:
             return False
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLIN | RDHUP)
-        deadline = time.monotonic() + patience
-        while True:
+        deadline, late = time.monotonic() + patience, 0
+        while late < MAX_NOTICES:
             try:
                 while self.pump() is not None:
                     if self.inbox and self.inbox[-1].kind == ABORT:
                         return True
             except (EOFError, PeerError):
                 return True
-            left = deadline - time.monotonic()
-            if left <= 0:
+            left = max(deadline - time.monotonic(), 0)
+            if not poller.poll(left * 1000):
                 return False
-            poller.poll(left * 1000)
+            # TLS has records without content, behind which there is more.
+            late += left == 0
+        return False
+
+    @property
+    def _tls_ended(self):
+        """Whether what arrives over TLS has come to its end, read or unread."""
+        ended = getattr(self.sock, "ended", None)
+        return ended is not None and ended()
 
     @property
     def ready(self):

@@ -17,7 +17,6 @@ import socket
 import time
 
 from dipy_ppir.mpc.errors import (
-    CertificateError,
     PeerAbortedError,
     PeerError,
     PeerLostError,
@@ -412,12 +411,7 @@ class Network:
         """Raise the best explanation of why `link` is closed."""
         if link.carrier is not None and link.carrier.ended():
             link = link.carrier
-        try:
-            while link.pump() is not None:
-                if link.inbox and link.inbox[-1].kind == ABORT:
-                    self._aborted(link, link.inbox[-1])
-        except (EOFError, ProtocolError, CertificateError):
-            pass
+        link.ended()
         for frame in link.inbox:
             if frame.kind == ABORT:
                 self._aborted(link, frame)

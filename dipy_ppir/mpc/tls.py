@@ -40,6 +40,7 @@ _LINGER = 1.0
 #: Seconds of silence, between questions, and how many may stay unanswered.
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 _SEED_LABEL = b"EXPORTER-dipy_ppir-pairwise-seed"
+_RDHUP = getattr(select, "POLLRDHUP", 0)
 _AGAIN = (SSL.WantReadError, SSL.WantWriteError)
 #: Alerts by which the other end says that it does not accept this certificate.
 _REFUSALS = ("certificate", "unknown ca")
@@ -87,6 +88,18 @@ class TLSSocket:
     def pending(self):
         """Bytes that are decrypted already, which waiting would not show."""
         return self._connection.pending()
+
+    def ended(self):
+        """Whether the other end has closed the connection, or died.
+
+        Nothing should be written then: where that fails, TLS does not read what has
+        arrived before, either, and that may be the other end's last word.
+        """
+        if self._sock.fileno() < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._sock.fileno(), _RDHUP)
+        return bool(poller.poll(0))
 
     def recv_into(self, view):
         """Read what is there; 0 at the end.
