@@ -829,6 +829,33 @@ def test_the_crowd_of_one_address_gives_way_first(closed_after):
     assert "10.0.0.1" not in here._greetings.values()
 
 
+def test_who_was_let_in_gives_way_to_nobody(monkeypatch):
+    """A connection that is in use is not cut for one more stranger."""
+    plan = pins.plan((HELPER,))
+    here, crowds = begin(plan, HELPER), []
+    put = here._put
+
+    def look(event):
+        crowds.append(list(here._greetings))
+        put(event)
+
+    monkeypatch.setattr(here, "_put", look)
+
+    def owner():
+        with closing(dial(plan, MOVING)):
+            until(lambda: MOVING in here.links)
+            over.set()
+
+    def helper():
+        here.on_wait = lambda *_: over.is_set() and 1 / 0
+        here.hold()
+
+    over = threading.Event()
+    error, dialled = together(helper, owner)
+    assert type(error) is ZeroDivisionError and dialled is None, (error, dialled)
+    assert crowds == [[]]
+
+
 # -- somebody else where a party should be -----------------------------------
 
 

@@ -582,9 +582,12 @@ class Meeting:
                 place=self.plan.place,
             )
             connection.accepted = number
-            if host == self._stranger:  # at last it was let in
-                self._refused.pop(None, None)
-                self._stranger_told = False
+            with self._lock:
+                # From here on it is none of those that give way to others.
+                self._greetings.pop(sock, None)
+                if host == self._stranger:  # at last it was let in
+                    self._refused.pop(None, None)
+                    self._stranger_told = False
             self._put(connection)
         except _Stopped:
             pass
