@@ -927,6 +927,28 @@ def test_a_party_that_the_helper_does_not_pin(clock, caplog):
     assert "Last refused: 127.0.0.1: somebody calls itself" in str(waiting)
 
 
+def test_who_went_away_again_does_not_hide_who_was_refused(clock):
+    """Also where one party alone dials, and anybody who does could be that one."""
+    plan = pins.plan((STATIC,), helper="none")
+    here = begin(plan, STATIC)
+
+    def visits():
+        imitation = create_identity(pins.NAMES[MOVING])
+        dial(plan, MOVING, identity=imitation, to=STATIC).close()
+        until(lambda: MOVING in here._refused)
+        with knock(plan.parties[STATIC]) as scanner:
+            scanner.shutdown(socket.SHUT_WR)
+            while scanner.recv(9):
+                pass
+        until(lambda: not here._greetings)
+        clock.ahead = 2 * LONG
+
+    error, visited = together(here.hold, visits)
+    assert visited is None, visited
+    assert type(error) is PeerTimeoutError
+    assert "Last refused: 127.0.0.1: somebody calls itself" in str(error)
+
+
 def test_only_what_befell_the_missing_is_told(clock):
     """Who was refused, and came at last, is not the one to look for."""
     plan = pins.plan((HELPER, STATIC))

@@ -101,9 +101,9 @@ class Meeting:
         self._told, self._heard, self._seen = set(), set(), set()
         self._waiting = {}
         #: Why nothing came of the last connection, by party; None where it is unknown
-        #: who tried, the host that it came from then, and whether it showed a
-        #: certificate.
-        self._refused, self._stranger, self._stranger_told = {}, None, False
+        #: who tried, and the host that it came from then. Of whom a certificate was
+        #: shown.
+        self._refused, self._stranger, self._shown = {}, None, set()
         self._warned = None
         self._listener = self._porter = None
 
@@ -265,7 +265,7 @@ class Meeting:
                 link.flush()
             self._drop(pid, lost=False)
         logger.info("Connected to %s", connection.party.title)
-        self._refused.pop(pid, None)
+        self._forget_refused(pid)
         self.links[pid] = Link(connection, pid, connection.party.title)
         self._seen.add(pid)
 
@@ -585,9 +585,8 @@ class Meeting:
             with self._lock:
                 # From here on it is none of those that give way to others.
                 self._greetings.pop(sock, None)
-                if host == self._stranger:  # at last it was let in
-                    self._refused.pop(None, None)
-                    self._stranger_told = False
+            if host == self._stranger:  # at last it was let in
+                self._forget_refused(None)
             self._put(connection)
         except _Stopped:
             pass
@@ -611,18 +610,24 @@ class Meeting:
     def _note_refused(self, who, host, exc):
         """Remember why a connection that was accepted came to nothing.
 
-        Of strangers, those that have shown a certificate are remembered before those
-        that only went away again, as scanners do.
+        Those that have shown a certificate are remembered before those that only went
+        away again, as scanners do: where one party alone dials, they pass for it.
         """
         reason = f"{host}: {exc}"
         with self._lock:
-            told = isinstance(exc, (CertificateError, OutOfStepError))
-            if who is None and not told and self._stranger_told:
+            if isinstance(exc, (CertificateError, OutOfStepError)):
+                self._shown.add(who)
+            elif who in self._shown:
                 return reason
             self._refused[who] = reason
             if who is None:
-                self._stranger, self._stranger_told = host, told
+                self._stranger = host
         return reason
+
+    def _forget_refused(self, who):
+        with self._lock:
+            self._refused.pop(who, None)
+            self._shown.discard(who)
 
 
 def _host(address):
