@@ -39,13 +39,17 @@ declare("test-moving", (0,), "any", "what a test opens to the moving owner", 128
 
 def _descendants(pid):
     """Numbers of all living processes below `pid`."""
-    found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+    found, folder = [], f"/proc/{pid}/task"
+    try:
+        tasks = os.listdir(folder)
+    except OSError:  # it has ended
+        return found
+    for task in tasks:
         try:
-            direct = [int(p) for p in children.read_text().split()]
+            direct = Path(folder, task, "children").read_text().split()
         except OSError:
             continue
-        for child in direct:
+        for child in map(int, direct):
             found += [child, *_descendants(child)]
     return found
 
