@@ -216,7 +216,7 @@ def test_large_arrays_do_not_keep_parties_waiting_for_each_other(three, monkeypa
             x, y = world.fresh((x * y, KEPT), (y * y, KEPT))
         return True
 
-    assert all(three(run, timeout=30))
+    assert all(three(run))
 
 
 def received(trio, tap, numbers):
@@ -533,9 +533,12 @@ def test_a_coefficient_that_would_be_lost_is_refused():
         x.weighted(2.0**-8, UNIT / 4)
 
 
-@pytest.mark.parametrize("bits", [None, 60, 100, 119])
+@pytest.mark.parametrize("bits", [None, 60, 100, 117])
 def test_a_rounding_that_went_wrong_is_noticed(three, bits):
-    """A part that is off by a power of two, as after a wrap; the weight may be 0."""
+    """A part that is off by a power of two, as after a wrap.
+
+    Eight weights are less than 2**11 together: 2**117 times that is not zero.
+    """
 
     def run(session):
         world = Shares(session)
@@ -551,14 +554,10 @@ def test_a_rounding_that_went_wrong_is_noticed(three, bits):
 
     found = three(run)
     assert len(set(found)) == 1
-    # From 2**104 on it is a multiple of the modulus only with weights that are even.
-    assert (
-        found[0] is None
-        if bits is None
-        else "left its range" in (found[0] or "left its range")
-    )
-    if bits in (70, 100):
-        assert found[0] is not None
+    if bits is None:
+        assert found[0] is None
+    else:
+        assert "left its range" in found[0]
 
 
 def test_rates(trio):

@@ -349,8 +349,10 @@ def test_the_sign_of_sums(two, numbers):
     assert two(run) == [(min(numbers) < 0, [("test-bit", 1, 1.0)])] * 2
 
 
-@pytest.mark.parametrize("bits", [None, 60, 100, 119])
+@pytest.mark.parametrize("bits", [None, 60, 100, 117])
 def test_a_rounding_that_went_wrong_is_noticed(two, bits):
+    """Eight weights are less than 2**11 together: 2**117 times that is not zero."""
+
     def run(session):
         world = PairShares(session)
         x = shared(world, owned(9, (30,)))
