@@ -511,9 +511,12 @@ def test_a_matrix_that_moves(computed, dim):
     clear = ClearNumbers()
     motion = clear.fix(rng.uniform(-0.1, 0.1, (dim, dim + 1)))
     matrix = clear.fix(rng.uniform(-3, 3, (dim, dim + 1)))
-    moved, mean = computed(
-        lambda n, m, x: (n.moved(x, m), n.mean([x, n.moved(x, m)])), motion, matrix
-    )
+
+    def move(n, motion, matrix):
+        moved = n.moved(matrix, motion)
+        return moved, n.mean([matrix, moved])
+
+    moved, mean = computed(move, motion, matrix)
     assert np.abs(moved - clear.moved(matrix, motion)).max() <= 4 * UNIT
     assert np.abs(mean - clear.mean([matrix, moved])).max() <= UNIT
     square = np.zeros((dim + 1, dim + 1))
