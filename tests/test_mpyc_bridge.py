@@ -371,7 +371,7 @@ def test_a_hundred_runs_over_tls_with_a_slow_party(way):
 
             return many_runs(session, 100, pause)
 
-    results = pins.together(*(lambda p=p: party(p) for p in ALL), seconds=300)
+    results = pins.together(*(lambda p=p: party(p) for p in ALL), seconds=1200)
     assert results == [(np.arange(4) + sum(range(100))).tolist()] * 3
 
 
