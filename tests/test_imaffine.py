@@ -1712,7 +1712,8 @@ def bounded(function, seconds=200):
 
 
 class Impatience:
-    """A clock that runs out as soon as all but one party have answered.
+    """A clock that runs out as soon as all but one party have answered, or say that
+    they wait for that one.
 
     Whoever is slow beside it must not be taken for the one that stands still, and a
     short time-out would also hit those.
@@ -1722,7 +1723,7 @@ class Impatience:
         self.ahead, inner = 0.0, network._Wait.poll
 
         def poll(wait, poller):
-            if {link.peer for link in wait.links} == {pid}:
+            if all(link.peer == pid or pid in link.waits_for for link in wait.links):
                 self.ahead += 2 * wait._network.timeout
             return inner(wait, poller)
 
