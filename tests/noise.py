@@ -19,6 +19,7 @@ import secrets
 import numpy as np
 from scipy import special, stats
 
+from dipy_ppir.align import frames
 from dipy_ppir.align.parzenhist import gradient_blur
 from dipy_ppir.mpc.logarithm import VALUE_DIGITS, WEIGHT_BITS
 
@@ -81,6 +82,16 @@ def fix_randomness(monkeypatch, seed=1):
     monkeypatch.setattr(secrets, "token_bytes", lambda n=32: keys.randbytes(n))
     monkeypatch.setattr(secrets, "randbelow", below.randrange)
     fix_checks(monkeypatch, seed)
+
+
+def fix_frames(monkeypatch):
+    """Let frames, in which steps are hidden, always move the same way."""
+    drawn = iter(range(10**6))
+
+    def words(size):
+        return np.random.default_rng(next(drawn)).bytes(size)
+
+    monkeypatch.setattr(frames.os, "urandom", words)
 
 
 #: Of 1.4e4 tests in a run one fails by chance in 7e8 runs.

@@ -57,12 +57,7 @@ ONE_LEVEL = {"level_iters": [16], "sigmas": [0.0], "factors": [1], "options": No
 def same_randomness(monkeypatch):
     """Rounding is by chance in part, and frames move at random."""
     noise.fix_randomness(monkeypatch)
-    drawn = iter(range(10**6))
-
-    def words(size):
-        return np.random.default_rng(next(drawn)).bytes(size)
-
-    monkeypatch.setattr("dipy_ppir.align.frames.os.urandom", words)
+    noise.fix_frames(monkeypatch)
 
 
 # -- what is found -----------------------------------------------------------------
