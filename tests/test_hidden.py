@@ -343,10 +343,11 @@ def test_what_is_shown_moves_at_random(bodies, monkeypatch, scale):
     assert len({s.tobytes() for s in shown}) == 64
 
 
-def test_where_steps_may_have_ended_on_their_way(bodies):
+def test_where_steps_may_have_ended_on_their_way(bodies, trio):
     """Few of them, without the centres of mass: a warning says so."""
+    pair, few = bodies(2), {"pipeline": ["rigid"], "level_iters": [3, 3]}
     with pytest.warns(UserWarning, match="moved by .* mm, and hidden steps add up to"):
-        whole(bodies(2), pipeline=["rigid"], level_iters=[2, 2, 2])
+        run_trio(trio, lambda s: with_own_images(s, pair, hide_steps=True, **few))
 
 
 @pytest.mark.filterwarnings("ignore:the image was moved")
