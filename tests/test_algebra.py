@@ -251,7 +251,8 @@ def test_what_is_received_is_uniform(trio, tap, kind):
                 for both in (words[a] - words[b], words[a] + words[b]):
                     bits = np.unpackbits(both.view(np.uint8)).reshape(-1, 64)
                     share = bits.mean(axis=0)
-                    assert np.abs(share - 0.5).max() < 7 / np.sqrt(4 * len(bits))
+                    # Of 4e4 such shares one is that far off in 2e10 runs.
+                    assert np.abs(share - 0.5).max() < 8 / np.sqrt(4 * len(bits))
 
 
 @pytest.mark.parametrize("broken", ["no mask", "one mask twice", "no part taken off"])
