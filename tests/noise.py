@@ -17,10 +17,12 @@ import random
 import secrets
 
 import numpy as np
+from parties import here
 from scipy import special, stats
 
 from dipy_ppir.align import frames
 from dipy_ppir.align.parzenhist import gradient_blur
+from dipy_ppir.mpc.ledger import ROLES
 from dipy_ppir.mpc.logarithm import VALUE_DIGITS, WEIGHT_BITS
 
 
@@ -73,14 +75,19 @@ def fix_checks(monkeypatch, seed=1):
 
 
 def fix_randomness(monkeypatch, seed=1):
-    """Make what `local_trio` and its parties draw a function of `seed`.
+    """Make what sessions in this process and their parties draw a function of `seed`.
 
-    Each source is used by one party only, so that it does not matter how their threads
-    take turns.
+    Each party that `run_trio` runs draws from sources of its own, so that it does not
+    matter how their threads take turns.
     """
-    keys, below = random.Random(seed), random.Random(seed + 1)
-    monkeypatch.setattr(secrets, "token_bytes", lambda n=32: keys.randbytes(n))
-    monkeypatch.setattr(secrets, "randbelow", below.randrange)
+    sources = {pid: random.Random(f"{seed} {pid}") for pid in ROLES}
+    others = random.Random(seed)
+
+    def source():
+        return sources.get(getattr(here, "pid", None), others)
+
+    monkeypatch.setattr(secrets, "token_bytes", lambda n=32: source().randbytes(n))
+    monkeypatch.setattr(secrets, "randbelow", lambda n: source().randrange(n))
     fix_checks(monkeypatch, seed)
 
 

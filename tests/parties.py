@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 import secrets
 import socket
+import threading
 
 from dipy_ppir.mpc.errors import PeerError
 from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC
@@ -15,6 +16,9 @@ from dipy_ppir.mpc.session import (
     Session,
     check_setup,
 )
+
+#: Its `pid` is the number of the party that a thread is run for, see `run_trio`.
+here = threading.local()
 
 
 def local_trio(*, timeout=DEFAULT_TIMEOUT, threshold=THRESHOLD, insecure=False):
@@ -78,6 +82,7 @@ def run_trio(sessions, function, *args):
     """
 
     def one(session):
+        here.pid = session.pid
         try:
             return function(session, *args)
         except BaseException as exc:
