@@ -22,8 +22,8 @@ from scipy import special, stats
 
 from dipy_ppir.align import frames
 from dipy_ppir.align.parzenhist import gradient_blur
-from dipy_ppir.mpc.ledger import ROLES
 from dipy_ppir.mpc.logarithm import VALUE_DIGITS, WEIGHT_BITS
+from dipy_ppir.mpc.pair import OWNERS
 
 
 def blur_of(histogram):
@@ -77,17 +77,18 @@ def fix_checks(monkeypatch, seed=1):
 def fix_randomness(monkeypatch, seed=1):
     """Make what sessions in this process and their parties draw a function of `seed`.
 
-    Each party that `run_trio` runs draws from sources of its own, so that it does not
-    matter how their threads take turns.
+    Of three parties only one draws from each source, but for shares of MPyC's, on which
+    no rounding depends; each of two owners alone has a source of its own. So it does
+    not matter how their threads take turns.
     """
-    sources = {pid: random.Random(f"{seed} {pid}") for pid in ROLES}
-    others = random.Random(seed)
+    keys, below = random.Random(seed), random.Random(seed + 1)
+    sources = {owner: random.Random(f"{seed} {owner}") for owner in OWNERS}
 
-    def source():
-        return sources.get(getattr(here, "pid", None), others)
+    def token_bytes(n=32):
+        return sources.get(getattr(here, "owner", None), keys).randbytes(n)
 
-    monkeypatch.setattr(secrets, "token_bytes", lambda n=32: source().randbytes(n))
-    monkeypatch.setattr(secrets, "randbelow", lambda n: source().randrange(n))
+    monkeypatch.setattr(secrets, "token_bytes", token_bytes)
+    monkeypatch.setattr(secrets, "randbelow", below.randrange)
     fix_checks(monkeypatch, seed)
 
 

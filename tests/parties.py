@@ -17,7 +17,7 @@ from dipy_ppir.mpc.session import (
     check_setup,
 )
 
-#: Its `pid` is the number of the party that a thread is run for, see `run_trio`.
+#: Its `owner` is the number of one of two owners alone, in the thread of that one.
 here = threading.local()
 
 
@@ -82,7 +82,7 @@ def run_trio(sessions, function, *args):
     """
 
     def one(session):
-        here.pid = session.pid
+        here.owner = session.pid if len(sessions) == len(OWNERS) else None
         try:
             return function(session, *args)
         except BaseException as exc:
