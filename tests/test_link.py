@@ -25,7 +25,7 @@ from dipy_ppir.mpc.errors import (
 )
 from dipy_ppir.mpc.fields import P61, P127
 from dipy_ppir.mpc.frame import ABORT, DATA, JSON, MAX_PAYLOAD, MPYC
-from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC, Ledger
+from dipy_ppir.mpc.ledger import HELPER, MOVING, ROLES, STATIC, Ledger
 from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.network import Network
 from dipy_ppir.mpc.protocols import share
@@ -165,28 +165,50 @@ def test_bad_frames(wire, clock, name, early):
     assert "static owner" in str(caught.value)
 
 
+@contextlib.contextmanager
+def playing(peers, roles=ROLES):
+    """A network with peers that the test plays, and their ends of the connections."""
+    with contextlib.ExitStack() as stack:
+        links, ends = {}, {}
+        for peer in peers:
+            ours, ends[peer] = map(stack.enter_context, socket.socketpair())
+            links[peer] = Link(ours, peer, f"party {peer} ({roles[peer]})")
+        yield Network(links, 300.0, Ledger, roles), ends
+
+
 @pytest.mark.parametrize(
     "last, culprit, text",
     [
         (b"\x01\xff", HELPER, r"\(helper\) ended the computation: it stopped"),
         (b"\x04\x01", STATIC, r"\(static owner\) ended the computation, says"),
         (b"\x02\x01", STATIC, "closed the connection or died; see"),
+        (b"\x02\x00", STATIC, "closed the connection or died; see"),
         (None, STATIC, "closed the connection or died; see"),
     ],
-    ids=["for a reason", "because of that one", "having lost that one", "not at all"],
+    ids=["for a reason", "because of that", "having lost that", "this one", "none"],
 )
-def test_who_is_lost_after_another_ended_is_not_to_blame(wire, last, culprit, text):
+def test_who_is_lost_after_another_ended_is_not_to_blame(last, culprit, text):
     """What the one said at last got lost; what the other said explains it."""
-    ours, helper = socket.socketpair()
-    with helper:
-        wire.network.links[HELPER] = Link(ours, HELPER)
+    with playing((STATIC, HELPER)) as (network, ends):
         if last is not None:
-            helper.sendall(frame(last, name="", kind=ABORT))
-            helper.shutdown(socket.SHUT_WR)
-        wire.peer.shutdown(socket.SHUT_WR)
+            ends[HELPER].sendall(frame(last, name="", kind=ABORT))
+            ends[HELPER].shutdown(socket.SHUT_WR)
+        ends[STATIC].shutdown(socket.SHUT_WR)
         with pytest.raises(PeerError, match=text) as caught:
-            wire.receive()
+            network.receive(STATIC, "step", np.zeros(2))
         assert caught.value.culprit == culprit
+
+
+def test_who_was_lost_first_is_to_blame():
+    """Of four parties one dies, another misses it, and the third misses that one."""
+    with playing((1, 2, 3), dict.fromkeys(range(4), "site")) as (network, ends):
+        for peer, lost in ((2, 1), (3, 2)):
+            ends[peer].sendall(frame(bytes([2, lost]), name="", kind=ABORT))
+        for end in ends.values():
+            end.shutdown(socket.SHUT_WR)
+        with pytest.raises(PeerLostError, match="party 1") as caught:
+            network.receive(1, "step", np.zeros(2))
+        assert caught.value.culprit == 1
 
 
 @pytest.mark.parametrize("sequences", [(0, 0), (0, 2), (0, 1, 1), (0, 1, 0)])

@@ -32,9 +32,10 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
     SessionFileError,
 )
-from dipy_ppir.mpc.frame import DATA, operation_code
+from dipy_ppir.mpc.frame import ABORT, DATA, REPLACED, operation_code
 from dipy_ppir.mpc.identity import create_identity
 from dipy_ppir.mpc.ledger import HELPER, MOVING, STATIC
+from dipy_ppir.mpc.link import Link
 from dipy_ppir.mpc.meeting import Meeting
 from dipy_ppir.mpc.pair import PairSession
 from dipy_ppir.mpc.record import common_digest
@@ -647,6 +648,36 @@ def test_who_runs_twice_is_told(caplog):
     assert type(two) is Gone, two
 
 
+def test_who_is_replaced_hears_of_it_when_it_says_that_it_is_ready(monkeypatch):
+    """Before it has looked at what came."""
+    plan = pins.plan((STATIC,), helper="none")
+    here = begin(plan, MOVING)
+    say = here._say_ready
+
+    def late(pid):
+        until(here.links[pid].sock.ended)
+        say(pid)
+
+    monkeypatch.setattr(here, "_look_at", lambda pid: None)
+    monkeypatch.setattr(here, "_say_ready", late)
+
+    def replaces():
+        with socket.create_server(plan.parties[STATIC].address) as server:
+            sock, _ = server.accept()
+        party = plan.parties[MOVING]
+        link = Link(
+            pins.connect(sock, pins.identity(STATIC), party, server=True), MOVING
+        )
+        link.say_last(ABORT, bytes([REPLACED, 255]))
+        assert link.flush()
+        return link.sock
+
+    error, connection = together(here.hold, replaces)
+    connection.close()
+    assert type(error) is ProtocolError, error
+    assert "took its place" in str(error)
+
+
 def test_a_dead_end_of_the_relay_is_cut_when_its_owner_comes_again():
     """A machine that lost its power says no farewell: the helper cannot see that the
     path is dead, and the other owner waits at its end."""
@@ -947,6 +978,25 @@ def test_who_went_away_again_does_not_hide_who_was_refused(clock):
     assert visited is None, visited
     assert type(error) is PeerTimeoutError
     assert "Last refused: 127.0.0.1: somebody calls itself" in str(error)
+
+
+def test_the_party_itself_replaces_who_called_itself_so(clock):
+    """It was refused as well, for another reason."""
+    plan = pins.plan((STATIC,), helper="none")
+    here = begin(plan, STATIC)
+
+    def visits():
+        party, other = plan.parties[STATIC], b"dipy-ppir/another"
+        dial(plan, MOVING, identity=create_identity("Mallory"), to=STATIC).close()
+        until(lambda: "Mallory" in here._refused.get(MOVING, ""))
+        with pytest.raises(ProtocolError):
+            pins.connect(knock(party), pins.identity(MOVING), party, purpose=other)
+        until(lambda: "same version" in here._refused[MOVING])
+        clock.ahead = 2 * LONG
+
+    error, visited = together(here.hold, visits)
+    assert visited is None, visited
+    assert "Mallory" not in str(error) and "same version" in str(error)
 
 
 def test_only_what_befell_the_missing_is_told(clock):

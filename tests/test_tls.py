@@ -344,6 +344,21 @@ def test_a_last_word_is_heard_by_who_still_sends(times, unread):
     network.close()
 
 
+@pytest.mark.parametrize("raw", [b"x" * 24, b"PP\x01\x09" + bytes(20)])
+def test_what_is_not_allowed_is_told_by_who_still_sends(raw):
+    """Also where the other end has closed after it."""
+    ends = handshakes(pins.identity(MOVING), pins.identity(HELPER), family="loopback")
+    network = Network({MOVING: Link(ends[1], MOVING)}, 300, Ledger)
+    ends[0].sendmsg([raw])
+    ends[0].shutdown(socket.SHUT_WR)
+    ends[0].close()
+    with pytest.raises(ProtocolError, match="not speak|unknown kind") as caught:
+        for _ in range(3):
+            network.send(MOVING, "step", np.zeros(1000))
+    assert caught.value.culprit == MOVING
+    network.close()
+
+
 def test_a_session_is_never_resumed():
     """Every connection shows its certificate anew, whatever the client remembers."""
     context = context_of(

@@ -113,7 +113,8 @@ class Link:
         BlockingIOError
             if that is nothing.
         ConnectionResetError
-            without trying, if the other end of TLS sends nothing more.
+            without trying, if the other end of TLS sends nothing more, or this one is
+            closed.
         """
         if self._tls_ended:
             raise ConnectionResetError
@@ -269,10 +270,15 @@ class Link:
         except OSError as exc:
             raise EOFError from exc
 
-    def ended(self, patience=1.0):
-        """Whether the other end closes the link within so many seconds.
+    def read_to_end(self, patience=1.0):
+        """Whether the other end closes the link, or says why, within so many seconds.
 
         What it sent before is kept in the inbox: unread it would hide the end.
+
+        Raises
+        ------
+        PeerError
+            if what it sent is not allowed.
         """
         if self.sock.fileno() < 0:
             return False
@@ -284,7 +290,7 @@ class Link:
                 while self.pump() is not None:
                     if self.inbox and self.inbox[-1].kind == ABORT:
                         return True
-            except (EOFError, PeerError):
+            except EOFError:
                 return True
             left = max(deadline - time.monotonic(), 0)
             if not poller.poll(left * 1000):
@@ -292,6 +298,13 @@ class Link:
             # TLS has records without content, behind which there is more.
             late += left == 0
         return False
+
+    def ended(self, patience=1.0):
+        """The same, whatever it sent; what is not allowed is an end as well."""
+        try:
+            return self.read_to_end(patience)
+        except PeerError:
+            return True
 
     @property
     def _tls_ended(self):

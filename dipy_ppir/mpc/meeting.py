@@ -32,6 +32,7 @@ from dipy_ppir.mpc.errors import (
     CertificateError,
     OutOfStepError,
     PeerError,
+    PeerLostError,
     PeerTimeoutError,
     ProtocolError,
     SessionFileError,
@@ -101,9 +102,8 @@ class Meeting:
         self._told, self._heard, self._seen = set(), set(), set()
         self._waiting = {}
         #: Why nothing came of the last connection, by party; None where it is unknown
-        #: who tried, and the host that it came from then. Of whom a certificate was
-        #: shown.
-        self._refused, self._stranger, self._shown = {}, None, set()
+        #: who tried, and the host that it came from then. Who did not only go away.
+        self._refused, self._stranger, self._spoke = {}, None, set()
         self._warned = None
         self._listener = self._porter = None
 
@@ -313,6 +313,8 @@ class Meeting:
         except CertificateError:
             raise
         except PeerError:
+            for frame in link.inbox:
+                self._check_replaced(frame)
             self._drop(pid)
 
     def _look_at(self, pid):
@@ -322,8 +324,8 @@ class Meeting:
                 frame = link.pump()
                 if frame is None:
                     return
+                self._check_replaced(frame)
                 if frame.kind == ABORT:
-                    self._check_replaced(frame)
                     raise EOFError
                 if frame.kind != JSON or frame.op != operation_code("ready"):
                     raise ProtocolError(
@@ -338,14 +340,14 @@ class Meeting:
                 poller.register(link.sock.fileno(), _RDHUP)
                 if poller.poll(0):
                     frame = link.pump()
-                    if frame is not None and frame.kind == ABORT:
+                    if frame is not None:
                         self._check_replaced(frame)
                     raise EOFError
         except EOFError:
             self._drop(pid)
 
     def _check_replaced(self, frame):
-        if bytes(frame.body[:1]) == bytes([REPLACED]):
+        if frame.kind == ABORT and bytes(frame.body[:1]) == bytes([REPLACED]):
             raise ProtocolError(
                 "another program with this party's key took its place; end one of "
                 "the two, and start all parties again"
@@ -610,14 +612,14 @@ class Meeting:
     def _note_refused(self, who, host, exc):
         """Remember why a connection that was accepted came to nothing.
 
-        Those that have shown a certificate are remembered before those that only went
-        away again, as scanners do: where one party alone dials, they pass for it.
+        Those that only went away again, as scanners do, do not replace others: where
+        one party alone dials, they pass for it.
         """
         reason = f"{host}: {exc}"
         with self._lock:
-            if isinstance(exc, (CertificateError, OutOfStepError)):
-                self._shown.add(who)
-            elif who in self._shown:
+            if not isinstance(exc, (PeerLostError, PeerTimeoutError)):
+                self._spoke.add(who)
+            elif who in self._spoke:
                 return reason
             self._refused[who] = reason
             if who is None:
@@ -627,7 +629,7 @@ class Meeting:
     def _forget_refused(self, who):
         with self._lock:
             self._refused.pop(who, None)
-            self._shown.discard(who)
+            self._spoke.discard(who)
 
 
 def _host(address):

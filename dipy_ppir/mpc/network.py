@@ -55,6 +55,18 @@ LEAST_PROGRESS = 1 << 18
 _HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
+def _said(link, kind):
+    """The first frame of a kind in a link's inbox, or None."""
+    return next((frame for frame in link.inbox if frame.kind == kind), None)
+
+
+def _reason(frame):
+    """Reason of an `ABORT`, and the number of who is to blame, or of nobody."""
+    if len(frame.body) == 2:
+        return frame.body[0], frame.body[1]
+    return ERROR, None
+
+
 class _Wait:
     """A wait for peers: it has an end, and the others get to know of it."""
 
@@ -366,9 +378,7 @@ class Network:
     # -- failing ---------------------------------------------------------
 
     def _aborted(self, link, frame):
-        reason, culprit = ERROR, None
-        if len(frame.body) == 2:
-            reason, culprit = frame.body[0], frame.body[1]
+        reason, culprit = _reason(frame)
         words = REASONS.get(reason, REASONS[ERROR])
         if reason == LOST and culprit in self._own:
             awaited = [other for other in self._waiting_for if other is not link]
@@ -409,23 +419,31 @@ class Network:
 
     def _lost(self, link):
         """Raise the best explanation of why `link` is closed."""
-        if link.carrier is not None and link.carrier.ended():
-            link = link.carrier
-        link.ended()
-        for frame in link.inbox:
-            if frame.kind == ABORT:
-                self._aborted(link, frame)
+        carrier = link.carrier
+        if carrier is not None and carrier.ended() and not _said(carrier, BYE):
+            link = carrier
+        violation = None
+        try:
+            link.read_to_end()
+        except PeerError as exc:
+            violation = exc
+        if frame := _said(link, ABORT):
+            self._aborted(link, frame)
+        if violation is not None:
+            raise violation
         # Who dies takes the others along; which was first cannot be told from here,
-        # unless one of them said why it ended, and had reason to.
-        also, for_this = "", bytes([LOST, link.peer])
-        for other in self.links.values():
-            if other is link or other.carrier is link:
-                continue
-            gone = self._gone(other)
-            for frame in other.inbox:
-                if frame.kind == ABORT and bytes(frame.body) != for_this:
-                    self._aborted(other, frame)
-            also += f", and so did {other.name}" if gone else ""
+        # unless one of them said that it ended for a reason of its own.
+        others = [other for other in self.links.values() if other is not link]
+        gone = [other for other in others if self._gone(other)]
+        said = {other: frame for other in others if (frame := _said(other, ABORT))}
+        explained = {link.peer, *self._own, *(other.peer for other in said)}
+        for other, frame in said.items():
+            reason, culprit = _reason(frame)
+            if reason != LOST or culprit not in explained:
+                self._aborted(other, frame)
+        also = "".join(
+            f", and so did {other.name}" for other in gone if other.carrier is not link
+        )
         raise PeerLostError(
             f"{link.name} closed the connection or died{also}; see its own log, start "
             f"it again and {self.again}",
@@ -434,12 +452,12 @@ class Network:
 
     def _gone(self, link):
         """Whether a party has ended as well, and without a word."""
-        if link.finished or not link.ended(0):
-            return False
-        with contextlib.suppress(EOFError, PeerError):
-            while link.pump() is not None:
-                pass
-        return all(frame.kind not in (ABORT, BYE) for frame in link.inbox)
+        return (
+            not link.finished
+            and link.ended(0)
+            and not _said(link, ABORT)
+            and not _said(link, BYE)
+        )
 
     def _timed_out(self, links, until=None):
         until = until or f"for {self.timeout:g} s"
