@@ -376,7 +376,7 @@ def test_a_result_that_was_shown_before_an_interruption_counts(
         )
 
     def run(resume):
-        sessions = local_trio(timeout=300)
+        sessions = local_trio()
         try:
             return run_trio(sessions, lambda s: party(s, resume))
         finally:

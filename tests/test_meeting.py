@@ -294,11 +294,7 @@ def test_what_dialled_for_another_session_is_said_in_the_end(clock, caplog):
                 place=other.place,
             )
         until(lambda: "another session" in here._refused.get(None, ""))
-        with knock(party) as scanner:  # has nothing to say
-            scanner.shutdown(socket.SHUT_WR)
-            while scanner.recv(9):
-                pass
-        until(lambda: not here._greetings)
+        come_and_go(here)
         clock.ahead = 2 * LONG
 
     with caplog.at_level(logging.WARNING, "dipy_ppir"):
@@ -491,6 +487,15 @@ def knock(party):
 
     until(connect)
     return connected[0]
+
+
+def come_and_go(here):
+    """Be a scanner, who has nothing to say, until a meeting has done with it."""
+    with knock(here.party) as scanner:
+        scanner.shutdown(socket.SHUT_WR)
+        while scanner.recv(9):
+            pass
+    until(lambda: not here._greetings)
 
 
 def dial(plan, pid, *, identity=None, purpose=tls.LINK, to=HELPER):
@@ -967,11 +972,7 @@ def test_who_went_away_again_does_not_hide_who_was_refused(clock):
         imitation = create_identity(pins.NAMES[MOVING])
         dial(plan, MOVING, identity=imitation, to=STATIC).close()
         until(lambda: MOVING in here._refused)
-        with knock(plan.parties[STATIC]) as scanner:
-            scanner.shutdown(socket.SHUT_WR)
-            while scanner.recv(9):
-                pass
-        until(lambda: not here._greetings)
+        come_and_go(here)
         clock.ahead = 2 * LONG
 
     error, visited = together(here.hold, visits)

@@ -22,7 +22,6 @@ import itertools
 import logging
 import os
 import queue
-import select
 import socket
 import threading
 import time
@@ -53,7 +52,6 @@ REDIAL, DIAL_TIMEOUT, ADDRESS_TIMEOUT = 0.5, 5.0, 1.0
 #: Seconds that any one session of a row is allowed, and for how many of them at most a
 #: party is waited for that says it is at an earlier one.
 DAY, MOST_DAYS = 24 * 3600.0, 7
-_RDHUP = getattr(select, "POLLRDHUP", 0)
 
 
 class _Stopped(Exception):
@@ -336,9 +334,7 @@ class Meeting:
                 link.pop()
                 self._heard.add(pid)
             else:
-                poller = select.poll()
-                poller.register(link.sock.fileno(), _RDHUP)
-                if poller.poll(0):
+                if link.sock.ended():
                     frame = link.pump()
                     if frame is not None:
                         self._check_replaced(frame)

@@ -422,15 +422,10 @@ class Network:
         carrier = link.carrier
         if carrier is not None and carrier.ended() and not _said(carrier, BYE):
             link = carrier
-        violation = None
-        try:
+        if not _said(link, ABORT):
             link.read_to_end()
-        except PeerError as exc:
-            violation = exc
         if frame := _said(link, ABORT):
             self._aborted(link, frame)
-        if violation is not None:
-            raise violation
         # Who dies takes the others along; which was first cannot be told from here,
         # unless one of them said that it ended for a reason of its own.
         others = [other for other in self.links.values() if other is not link]

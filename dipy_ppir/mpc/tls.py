@@ -22,6 +22,7 @@ from dipy_ppir.mpc.errors import (
     ProtocolError,
 )
 from dipy_ppir.mpc.identity import certificate_name, fingerprint, validity_problem
+from dipy_ppir.mpc.link import RDHUP
 
 #: What a connection is for, as TLS negotiates it (ALPN); the number is the version.
 LINK, RELAY = b"dipy-ppir/1", b"dipy-ppir-relay/1"
@@ -40,7 +41,6 @@ _LINGER = 1.0
 #: Seconds of silence, between questions, and how many may stay unanswered.
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 _SEED_LABEL = b"EXPORTER-dipy_ppir-pairwise-seed"
-_RDHUP = getattr(select, "POLLRDHUP", 0)
 _AGAIN = (SSL.WantReadError, SSL.WantWriteError)
 #: Alerts by which the other end says that it does not accept this certificate.
 _REFUSALS = ("certificate", "unknown ca")
@@ -98,7 +98,7 @@ class TLSSocket:
         if self._sock.fileno() < 0:
             return True
         poller = select.poll()
-        poller.register(self._sock.fileno(), _RDHUP)
+        poller.register(self._sock.fileno(), RDHUP)
         return bool(poller.poll(0))
 
     def recv_into(self, view):
